@@ -1,0 +1,65 @@
+# Everything a person types. `make` alone lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "  ARGS='key=value …' is handed to the command, e.g. make pretrain ARGS='trainer.max_epochs=5'"
+
+.PHONY: setup
+setup: $(STAMP)  ## Make .venv with the locked dependencies and the package
+
+$(STAMP): requirements.lock setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.10 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+.PHONY: pretrain
+pretrain: $(STAMP)  ## Pre-train: your data/vggsound, or without it a demo that makes its own data
+	$(BIN)/python src/train.py experiment=pretrain_vggsound $(ARGS)
+
+.PHONY: tensorboard
+tensorboard: $(STAMP)  ## Watch every run at http://localhost:6006
+	$(BIN)/tensorboard --logdir logs --host localhost $(ARGS)
+
+.PHONY: test
+test: $(STAMP)  ## Quick tests, minutes on two cores
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+.PHONY: test-full
+test-full: $(STAMP)  ## Every test, the long ones too
+	$(BIN)/python -m pytest -m "full or not full" $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP)  ## Style, types, and who imports whom
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+
+.PHONY: format
+format: $(STAMP)  ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+.PHONY: lock
+lock: $(STAMP)  ## Resolve setup.cfg anew into requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-header --upgrade \
+	  --output-file requirements.lock setup.cfg
+
+.PHONY: clean
+clean:  ## Remove .venv, caches and the demo data; runs under logs stay
+	rm -rf $(VENV) data/demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

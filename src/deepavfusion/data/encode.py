@@ -1,0 +1,155 @@
+"""Writes media: mp4 (H.264 + AAC) and 16-bit WAV. No other file encodes.
+
+The demo data and the tests write through here. The bytes depend on the input and the library versions only:
+one encoder thread, no creation time, no encoder name.
+"""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+AAC_FRAME = 1024  # samples in one AAC packet
+VIDEO_TICKS = 90_000  # ticks per second of the video track
+
+
+def write_mp4(
+    path: str | Path,
+    frames: NDArray[np.uint8] | Iterable[NDArray[np.uint8]],
+    fps: float,
+    waveform: ArrayLike | None = None,
+    sample_rate: int = 16_000,
+    *,
+    keyframe_interval: int = 16,
+    crf: int = 23,
+    preset: str = "veryfast",
+    frame_times: Sequence[float] | None = None,
+    audio_start: float = 0.0,
+    audio_bit_rate: int = 64_000,
+) -> None:
+    """Write an mp4 file; what is there is overwritten.
+
+    Args:
+        path: where to; the folder must exist.
+        frames: uint8 [N, H, W, 3], RGB, or an iterable of [H, W, 3]; H and W even.
+        fps: frames per second. With `frame_times` it only gives the last frame its duration.
+        waveform: [T] or [C, T] with C ≤ 2, in [−1, 1] (clipped outside); None writes no audio stream.
+        sample_rate: of the waveform, Hz; one that AAC knows (8 000 … 96 000).
+        keyframe_interval: most frames from one key frame to the next.
+        crf: x264's constant rate factor, 0 (lossless) … 51.
+        preset: x264's preset, "ultrafast" … "placebo".
+        frame_times: seconds, rising, one for each frame, for a variable frame rate.
+        audio_start: when the sound begins, seconds ≥ 0.
+        audio_bit_rate: bits per second.
+
+    Raises:
+        ValueError: odd picture size, no frames, frames of different sizes, or frame times that do not rise.
+    """
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{path}: no frames to write")
+    height, width = first.shape[:2]
+    if height % 2 or width % 2:
+        raise ValueError(f"{path}: H.264 with 4:2:0 colour needs even sizes, got {height} × {width}")
+    if audio_start < 0:
+        raise ValueError(f"{path}: audio_start is {audio_start} s, expected at least 0")
+
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        video.time_base = video.codec_context.time_base = Fraction(1, VIDEO_TICKS)
+        video.gop_size = keyframe_interval
+        video.thread_count = 1
+        video.options = {"crf": str(crf), "preset": preset, "flags": "+bitexact"}
+        sound = None
+        if waveform is not None:
+            sound = _Sound(
+                container, np.asarray(waveform, np.float32), sample_rate, audio_start, audio_bit_rate
+            )
+
+        durations: dict[int, int] = {}  # pts -> duration, both in ticks; x264 does not pass durations on
+
+        def mux_video(frame: av.VideoFrame | None) -> None:
+            for packet in video.encode(frame):
+                packet.duration = durations.pop(packet.pts)
+                container.mux(packet)
+
+        last_ticks = -1
+        for index, pixels in enumerate(chain([first], frames)):
+            if pixels.shape != (height, width, 3):
+                raise ValueError(f"{path}: frame {index} is {pixels.shape}, expected {(height, width, 3)}")
+            start, end = _span(index, fps, frame_times)
+            if start <= last_ticks:
+                raise ValueError(f"{path}: frame {index} does not come after the frame before it")
+            last_ticks = start
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = start, Fraction(1, VIDEO_TICKS)
+            durations[start] = end - start
+            mux_video(frame)
+            if sound is not None:
+                sound.write_until(end / VIDEO_TICKS)
+        mux_video(None)
+        if sound is not None:
+            sound.write_until(None)
+
+
+def write_wav(path: str | Path, waveform: ArrayLike, sample_rate: int) -> None:
+    """Write a 16-bit PCM WAV file; `waveform` [T] or [C, T] in [−1, 1], clipped outside."""
+    samples = np.atleast_2d(np.asarray(waveform, np.float32))
+    pcm = np.round(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(pcm.shape[0])
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(np.ascontiguousarray(pcm.T).tobytes())
+
+
+class _Sound:
+    """The audio track of a file being written; it is fed step by step, so sound and picture interleave."""
+
+    def __init__(
+        self, container: Any, waveform: NDArray[np.float32], rate: int, start: float, bit_rate: int
+    ) -> None:
+        self.samples = np.clip(np.atleast_2d(waveform), -1.0, 1.0)
+        assert self.samples.shape[0] <= 2, f"one or two channels, got {self.samples.shape}"
+        self.container, self.rate = container, rate
+        self.layout = "mono" if self.samples.shape[0] == 1 else "stereo"
+        self.offset = round(start * rate)  # pts of the first sample
+        self.position = 0
+        self.stream = container.add_stream("aac", rate=rate, layout=self.layout)
+        self.stream.bit_rate = bit_rate
+        self.stream.thread_count = 1
+        self.stream.options = {"flags": "+bitexact"}
+
+    def write_until(self, time: float | None) -> None:
+        """Encode up to `time`, seconds; None means all that is left, and closes the track."""
+        total = self.samples.shape[1]
+        stop = total if time is None else min(total, round(time * self.rate) - self.offset)
+        while self.position < stop:
+            chunk = np.ascontiguousarray(self.samples[:, self.position : self.position + AAC_FRAME])
+            frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=self.layout)
+            frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
+            frame.pts = self.offset + self.position
+            self.position += chunk.shape[1]
+            self.container.mux(self.stream.encode(frame))
+        if time is None:
+            self.container.mux(self.stream.encode(None))
+
+
+def _span(index: int, fps: float, times: Sequence[float] | None) -> tuple[int, int]:
+    """Start and end of a frame in ticks."""
+    if times is None:
+        start, end = index / fps, (index + 1) / fps
+    else:
+        start = times[index]
+        end = times[index + 1] if index + 1 < len(times) else start + 1 / fps
+    return round(start * VIDEO_TICKS), round(end * VIDEO_TICKS)

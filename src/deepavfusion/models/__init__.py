@@ -1,0 +1,1 @@
+"""Plain networks: they need torch and timm's layers, nothing of Lightning, Hydra or a decoder."""

@@ -1,0 +1,184 @@
+"""Fusion blocks: how the fusion tokens of one layer read the image and audio tokens of the layer before.
+
+Three kinds (REFERENCE: Mo & Morgado, CVPR 2024, section 3): `factorized` is the paper's, `dense` attends to all
+pairs of raw tokens, `token` to the tokens themselves. To add one, write an attention with the signature below and
+enter it in `FUSION_ATTENTION`.
+
+Attention over all pairs (i, j) of an image token v_i and an audio token a_j never has to form a pair. Key and value
+of a pair are linear in concat(v_i, a_j), hence sums K_v·v_i + K_a·a_j and V_v·v_i + V_a·a_j + b. The exponential of a
+sum is a product, so the softmax over pairs is the product of a softmax over i and one over j, and each value
+term is averaged by its own factor alone: two ordinary attentions, exactly (key biases cancel).
+
+Shape suffixes: B clips · N tokens · H heads · D embedding dimension · K width of one head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepavfusion.models.layers import DropPath, Mlp, init_linear, merge_heads, split_heads
+
+
+def attend(query_BND: Tensor, key_BND: Tensor, value_BND: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Multi-head attention on projected tokens; key and value may differ in width -> [B, N, width of value]"""
+    q, k, v = (split_heads(t, num_heads) for t in (query_BND, key_BND, value_BND))
+    return merge_heads(F.scaled_dot_product_attention(q, k, v, scale=scale))
+
+
+class CrossAttention(nn.Module):
+    """Queries from one set of tokens, keys and values from another; full width."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.scale = num_heads, (dim / num_heads) ** -0.5
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)  # packed [k; v]
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        """x [B, N, D], source [B, M, D] -> [B, N, D]"""
+        key, value = self.kv(source).chunk(2, dim=-1)
+        return self.proj(attend(self.q(x), key, value, self.num_heads, self.scale))
+
+
+class FactorizedAttention(nn.Module):
+    """The paper's fusion: aggregate each modality into a few tokens, then attend to all pairs of aggregates.
+
+    Args:
+        dim: embedding dimension.
+        num_heads: attention heads.
+        attn_ratio: width of the pair attention's queries and keys, relative to dim.
+        num_tokens: sizes of the three groups of fusion tokens, in their order (fusion, image, audio).
+    """
+
+    def __init__(self, dim: int, num_heads: int, attn_ratio: float, num_tokens: tuple[int, int, int]) -> None:
+        super().__init__()
+        width = int(dim * attn_ratio)
+        self.num_heads, self.num_tokens = num_heads, num_tokens
+        self.scale = (dim / num_heads) ** -0.5  # parity: of the full width, though q and k are narrower
+        self.attn_v = CrossAttention(dim, num_heads)
+        self.attn_a = CrossAttention(dim, num_heads)
+        self.q = nn.Linear(dim, width)
+        self.k = nn.Linear(2 * dim, width)
+        self.v = nn.Linear(2 * dim, dim)
+        self.proj = nn.Linear(dim, dim)  # parity: acts on the first group only
+        # The key bias shifts every logit of a query alike and cancels in the softmax: kept for published weights,
+        # not trained, so that distributed training has no parameter without a gradient.
+        self.k.bias.requires_grad_(False)
+
+    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+        """fusion [B, n_fusion + n_image + n_audio, D], image [B, N, D], audio [B, M, D] -> like fusion"""
+        mixed, image_group, audio_group = fusion.split(self.num_tokens, dim=1)
+        image_group = self.attn_v(image_group, image)
+        audio_group = self.attn_a(audio_group, audio)
+        query = self.q(mixed)
+        key_image, key_audio = self.k.weight.chunk(2, dim=1)
+        value_image, value_audio = self.v.weight.chunk(2, dim=1)
+        from_image = attend(
+            query, F.linear(image_group, key_image), F.linear(image_group, value_image), self.num_heads, self.scale
+        )
+        from_audio = attend(
+            query,
+            F.linear(audio_group, key_audio),
+            F.linear(audio_group, value_audio, self.v.bias),
+            self.num_heads,
+            self.scale,
+        )
+        return torch.cat([self.proj(from_image + from_audio), image_group, audio_group], dim=1)
+
+
+class DenseAttention(nn.Module):
+    """Every fusion token attends to all pairs of image and audio tokens.
+
+    Args: as for `FactorizedAttention`; the groups do not matter here.
+    """
+
+    def __init__(self, dim: int, num_heads: int, attn_ratio: float, num_tokens: tuple[int, int, int]) -> None:
+        super().__init__()
+        width = int(dim * attn_ratio)
+        self.num_heads = num_heads
+        self.scale = (dim / num_heads) ** -0.5  # parity: of the full width, though q and k are narrower
+        self.q = nn.Linear(dim, width)
+        self.kv = nn.Linear(2 * dim, 2 * width)  # packed [k; v]; parity: reads concat(audio token, image token)
+        self.proj = nn.Linear(width, dim)
+
+    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+        """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]"""
+        query = self.q(fusion)
+        weight_audio, weight_image = self.kv.weight.chunk(2, dim=1)
+        key_image, value_image = F.linear(image, weight_image).chunk(2, dim=-1)
+        key_audio, value_audio = F.linear(audio, weight_audio, self.kv.bias).chunk(2, dim=-1)
+        from_image = attend(query, key_image, value_image, self.num_heads, self.scale)
+        from_audio = attend(query, key_audio, value_audio, self.num_heads, self.scale)
+        return self.proj(from_image + from_audio)
+
+
+class TokenAttention(nn.Module):
+    """Every fusion token attends to all image and audio tokens, side by side.
+
+    Args: as for `FactorizedAttention`; the groups do not matter here.
+    """
+
+    def __init__(self, dim: int, num_heads: int, attn_ratio: float, num_tokens: tuple[int, int, int]) -> None:
+        super().__init__()
+        width = int(dim * attn_ratio)
+        self.num_heads, self.scale = num_heads, (width / num_heads) ** -0.5
+        self.q = nn.Linear(dim, width)
+        self.kv = nn.Linear(dim, 2 * width)  # packed [k; v]
+        self.proj = nn.Linear(width, dim)
+
+    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+        """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]"""
+        key, value = self.kv(torch.cat([audio, image], dim=1)).chunk(2, dim=-1)
+        return self.proj(attend(self.q(fusion), key, value, self.num_heads, self.scale))
+
+
+FUSION_ATTENTION: dict[str, type[nn.Module]] = {
+    "factorized": FactorizedAttention,
+    "dense": DenseAttention,
+    "token": TokenAttention,
+}
+
+
+class FusionBlock(nn.Module):
+    """One layer of fusion: norms, an attention of `FUSION_ATTENTION`, an MLP.
+
+    Args:
+        kind: a key of `FUSION_ATTENTION`.
+        dim, num_heads, attn_ratio, num_tokens: see `FactorizedAttention`.
+        mlp_ratio: hidden width of the MLP, relative to dim.
+        drop_path: rate of dropped residual branches.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        dim: int,
+        num_heads: int,
+        attn_ratio: float,
+        mlp_ratio: float,
+        num_tokens: tuple[int, int, int],
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1_mm = nn.LayerNorm(dim)
+        self.norm1_img = nn.LayerNorm(dim)
+        self.norm1_aud = nn.LayerNorm(dim)
+        self.attn = FUSION_ATTENTION[kind](dim, num_heads, attn_ratio, num_tokens)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        # parity: token fusion was trained with the two modalities' norms exchanged
+        self.exchange_norms = kind == "token"
+        self.apply(init_linear)
+
+    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+        """fusion [B, F, D], image [B, N, D], audio [B, M, D], the *inputs* of the layer -> fusion [B, F, D]"""
+        norm_image, norm_audio = self.norm1_img, self.norm1_aud
+        if self.exchange_norms:
+            norm_image, norm_audio = norm_audio, norm_image
+        fusion = self.norm1_mm(fusion)  # parity: the residual starts from the normalised tokens
+        fusion = fusion + self.drop_path(self.attn(fusion, norm_image(image), norm_audio(audio)))
+        return fusion + self.drop_path(self.mlp(self.norm2(fusion)))

@@ -1,0 +1,147 @@
+"""The masked autoencoder: an encoder that sees a quarter of each clip, two decoders that draw the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.layers import Block, init_linear, patchify, sincos_pos_embed, take_tokens
+from deepavfusion.models.vit import ViT
+from deepavfusion.types import MAEOutput, PatchMask
+
+
+def random_patch_mask(
+    batch_size: int,
+    num_patches: int,
+    ratio: float,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+) -> PatchMask:
+    """A random mask for every clip: int(num_patches · (1 − ratio)) patches are kept."""
+    order = torch.rand(batch_size, num_patches, device=device, generator=generator).argsort(dim=1)
+    num_kept = int(num_patches * (1 - ratio))
+    return PatchMask(keep=order[:, :num_kept], masked=order[:, num_kept:])
+
+
+def patch_targets(x: Tensor, patch_size: int, normalise: bool = True) -> Tensor:
+    """What a decoder has to predict: the pixels of each patch in the order row, column, channel.
+
+    Args:
+        x: [B, C, rows · p, columns · p].
+        normalise: zero mean and unit (unbiased) variance within each patch, as in MAE.
+
+    Returns:
+        [B, N, p · p · C]
+    """
+    patches = patchify(x, patch_size).permute(0, 1, 3, 4, 2).flatten(2)
+    if normalise:
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        patches = (patches - mean) / (variance + 1e-6).sqrt()
+    return patches
+
+
+class MAEDecoder(nn.Module):
+    """Draws the patches of one modality from what the encoder made of the kept ones and of the fusion tokens.
+
+    Plain ViT blocks over concat(fusion tokens, all patches); the position embedding is trainable and lies on the
+    patches only. The last block computes only the patches that are asked for.
+
+    Args:
+        vit: the modality's encoder; gives grid, patch size and channels.
+        embed_dim, depth, num_heads: size of the decoder.
+    """
+
+    def __init__(self, vit: ViT, embed_dim: int = 512, depth: int = 8, num_heads: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Linear(vit.embed_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
+        self.pos_embed = nn.Parameter(sincos_pos_embed(embed_dim, vit.grid).unsqueeze(0))  # parity: trainable
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, norm_eps=1e-5) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim)
+        self.pred = nn.Linear(embed_dim, vit.patch_size**2 * vit.in_chans)
+        self.apply(init_linear)
+
+    def forward(self, tokens: Tensor, fusion: Tensor, mask: PatchMask, all_patches: bool = False) -> Tensor:
+        """Predict the masked patches, or all of them.
+
+        Args:
+            tokens: [B, K, D], encoded kept patches in the order of `mask.keep`.
+            fusion: [B, F, D], encoded fusion tokens.
+            mask: which patches were kept.
+            all_patches: predict the kept patches too.
+
+        Returns:
+            [B, P, pixels] in the order of `mask.masked`, or [B, N, pixels] in the order of the grid.
+        """
+        kept = self.embed(tokens) + take_tokens(self.pos_embed, mask.keep)
+        masked = self.mask_token + take_tokens(self.pos_embed, mask.masked)
+        # Attention does not mind the order, so nothing is shuffled back: context first, what is asked for last.
+        x = torch.cat([self.embed(fusion), kept, masked], dim=1)
+        num_context = fusion.shape[1] + (0 if all_patches else kept.shape[1])
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        context, x = x.split([num_context, x.shape[1] - num_context], dim=1)
+        prediction = self.pred(self.norm(last(x, context=context)))
+        if all_patches:
+            prediction = take_tokens(prediction, torch.cat([mask.keep, mask.masked], dim=1).argsort(dim=1))
+        return prediction
+
+
+class MaskedAutoencoder(nn.Module):
+    """Masked reconstruction of picture and sound (Mo & Morgado, CVPR 2024, section 3.3).
+
+    Args:
+        encoder: the backbone.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: size of both decoders.
+        normalise_targets: predict patches of zero mean and unit variance.
+    """
+
+    def __init__(
+        self,
+        encoder: DeepAVFusion,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        normalise_targets: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.normalise_targets = normalise_targets
+        size = (decoder_embed_dim, decoder_depth, decoder_num_heads)
+        self.image_decoder = MAEDecoder(encoder.image, *size)
+        self.audio_decoder = MAEDecoder(encoder.audio, *size)
+
+    def forward(self, image: Tensor, audio: Tensor, image_mask: PatchMask, audio_mask: PatchMask) -> MAEOutput:
+        """Encode the kept patches, draw the masked ones, compare.
+
+        Args:
+            image: [B, 3, H, W], ImageNet-normalised.
+            audio: [B, 1, M, F], log10 power mel spectrogram.
+            image_mask, audio_mask: from `random_patch_mask`.
+
+        Returns:
+            `MAEOutput`; `loss` is the sum of the two mean squared errors over masked patches. An empty batch has
+            loss 0 and zero gradients.
+        """
+        encoded = self.encoder(image, audio, image_keep=image_mask.keep, audio_keep=audio_mask.keep)
+        image_prediction = self.image_decoder(encoded.image, encoded.fusion, image_mask)
+        audio_prediction = self.audio_decoder(encoded.audio, encoded.fusion, audio_mask)
+        image_loss = self._loss(image_prediction, image, self.encoder.image.patch_size, image_mask)
+        audio_loss = self._loss(audio_prediction, audio, self.encoder.audio.patch_size, audio_mask)
+        return MAEOutput(
+            loss=image_loss + audio_loss,
+            image_loss=image_loss,
+            audio_loss=audio_loss,
+            image_prediction=image_prediction,
+            audio_prediction=audio_prediction,
+            image_mask=image_mask,
+            audio_mask=audio_mask,
+            encoded=encoded,
+        )
+
+    def _loss(self, prediction: Tensor, x: Tensor, patch_size: int, mask: PatchMask) -> Tensor:
+        target = take_tokens(patch_targets(x, patch_size, self.normalise_targets), mask.masked)
+        return F.mse_loss(prediction, target, reduction="sum") / max(prediction.numel(), 1)

@@ -1,0 +1,1 @@
+"""Pixels and sound to what the model sees."""

@@ -1,0 +1,140 @@
+"""What travels between the rooms: samples, batches and model outputs, with their shapes.
+
+Letters: B clips in a batch · T samples of the waveform · H×W pixels · M mel bands · F spectrogram frames ·
+N tokens of a stream · D embedding dimension · L layers · P masked or kept patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One line of a dataset's list, with the file that holds it.
+
+    Args:
+        id: unique within the dataset, e.g. `"<youtube id>_<start:06d>"`.
+        path: the media file; it need not decode.
+        label: class index; -1 when the dataset has none.
+    """
+
+    id: str
+    path: str
+    label: int = -1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something to tell about a clip. `used` is False when the clip had to be left out of its batch."""
+
+    id: str
+    path: str
+    reason: str
+    detail: str
+    used: bool
+
+
+@dataclass
+class Sample:
+    """One decoded clip as a worker hands it over.
+
+    Shapes: image uint8 [3, H, W], 0…255, cropped to the model's size; waveform float32 [T], mono, in [−1, 1].
+    `frame_time` and `window_start` are seconds from the start of the file.
+    """
+
+    image: Tensor
+    waveform: Tensor
+    label: int
+    id: str
+    frame_time: float
+    window_start: float
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class Batch:
+    """A batch of clips.
+
+    From collate: `image` uint8 [B, 3, H, W], `waveform` float32 [B, T], `label` int64 [B].
+    After the DataModule's device transforms: `image` float [B, 3, H, W], ImageNet-normalised, and
+    `spectrogram` float [B, 1, M, F], log10 power mel.
+    B may be smaller than asked for, even 0: clips that do not decode are in `problems`, not in the tensors.
+    """
+
+    image: Tensor
+    waveform: Tensor
+    label: Tensor
+    id: list[str]
+    frame_time: Tensor
+    window_start: Tensor
+    problems: list[Problem] = field(default_factory=list)
+    spectrogram: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def _map(self, function: Any) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """Every tensor moved; the rest shared. Lightning calls it with the device."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self) -> Batch:
+        """Every tensor in page-locked memory; the DataLoader calls it."""
+        return self._map(torch.Tensor.pin_memory)
+
+
+@dataclass
+class EncoderOutput:
+    """The three streams after their final LayerNorm, and on request every layer before it.
+
+    Shapes: image [B, N_image, D], audio [B, N_audio, D], fusion [B, N_fusion, D], where N counts the patches kept
+    when a mask was given. `*_layers`: L tensors of the stream's shape, the output of each layer, not normalised.
+    """
+
+    image: Tensor
+    audio: Tensor
+    fusion: Tensor
+    image_layers: list[Tensor] = field(default_factory=list)
+    audio_layers: list[Tensor] = field(default_factory=list)
+    fusion_layers: list[Tensor] = field(default_factory=list)
+
+    def pooled(self) -> dict[str, Tensor]:
+        """The mean over the tokens of each stream: {"image", "audio", "fusion"} -> [B, D]."""
+        return {name: getattr(self, name).mean(dim=1) for name in ("image", "audio", "fusion")}
+
+
+@dataclass
+class PatchMask:
+    """Which patches of each clip the encoder sees; indices, so that no one has to ask which way a mask points.
+
+    Shapes: keep int64 [B, K] and masked int64 [B, N − K], together a permutation of 0…N−1 in every row.
+    """
+
+    keep: Tensor
+    masked: Tensor
+
+
+@dataclass
+class MAEOutput:
+    """What the masked autoencoder says about one batch.
+
+    Shapes: losses are scalars; predictions [B, P, patch pixels] for the P masked patches, in the order of
+    `mask.masked`, in units of the per-patch normalised target; masks index the patches of each modality.
+    """
+
+    loss: Tensor
+    image_loss: Tensor
+    audio_loss: Tensor
+    image_prediction: Tensor
+    audio_prediction: Tensor
+    image_mask: PatchMask
+    audio_mask: PatchMask
+    encoded: EncoderOutput

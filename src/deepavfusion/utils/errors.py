@@ -1,0 +1,38 @@
+"""The errors a user can mend.
+
+A `UserError` carries one sentence: what is wrong, where, what was expected, and the command or key that mends
+it. The entry points print that sentence and exit with status 2; every other exception is a bug and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A bad file, config value, checkpoint or dataset, told in one sentence.
+
+    Takes exactly one string, so that it survives the trip out of a DataLoader worker.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class DecodeError(Exception):
+    """A clip that cannot give what was asked of it; datasets count and report these, they do not stop a run.
+
+    Args:
+        path: the media file.
+        reason: one of `DecodeError.REASONS`, the word that reports and tables use.
+        detail: one clause for a person to read.
+    """
+
+    REASONS = ("missing", "no_video", "no_audio", "too_short", "truncated", "undecodable")
+
+    def __init__(self, path: str, reason: str, detail: str) -> None:
+        assert reason in self.REASONS, reason
+        super().__init__(path, reason, detail)
+        self.path, self.reason, self.detail = path, reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason.replace('_', ' ')}: {self.detail}"

@@ -1,0 +1,144 @@
+"""The backbone gives the outputs and gradients of the authors' code."""
+
+from __future__ import annotations
+
+import golden_cases as cases
+import pytest
+import torch
+
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.layers import patchify, sincos_pos_embed, unpatchify
+from deepavfusion.models.vit import ViT
+from deepavfusion.utils.errors import UserError
+
+ENCODERS = {
+    "factorized": ("factorized", "all", False),
+    "factorized_masked": ("factorized", "all", True),
+    "factorized_layers_0_2": ("factorized", [0, 2], False),
+    "dense": ("dense", "all", False),
+    "dense_masked": ("dense", "all", True),
+    "token": ("token", "all", False),
+    "none": ("factorized", "none", False),
+}
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_encoder_matches_golden_in_float64(case):
+    fusion, layers, masked = ENCODERS[case]
+    golden = cases.load(f"encoder_{case}.npz")
+    with cases.float64():
+        model = cases.tiny_encoder(fusion, layers)
+        cases.fill_parameters(model)
+        image, audio = cases.clip_inputs()
+        keep = {"image_keep": cases.IMAGE_KEEP, "audio_keep": cases.AUDIO_KEEP} if masked else {}
+        out = model(image, audio, **keep)
+        loss = sum(
+            (getattr(out, stream) * cases.wave(getattr(out, stream).shape, a, b)).sum()
+            for stream, a, b in (("image", 0.31, 0.01), ("audio", 0.23, 0.02), ("fusion", 0.19, 0.03))
+        )
+        loss.backward()
+    for stream in ("image", "audio", "fusion"):
+        torch.testing.assert_close(
+            getattr(out, stream).detach(), torch.from_numpy(golden[stream]), atol=1e-10, rtol=0
+        )
+    assert abs(loss.item() - golden["loss"]) <= 1e-10 * max(1, abs(golden["loss"]))
+    cases.assert_gradients_match(model, golden)
+
+
+@pytest.mark.parametrize("fusion", ["factorized", "dense", "token"])
+def test_encoder_matches_golden_in_float32(fusion):
+    golden = cases.load(f"encoder_{fusion}.npz")
+    model = cases.tiny_encoder(fusion)
+    cases.fill_parameters(model)
+    out = model(*cases.clip_inputs())
+    for stream in ("image", "audio", "fusion"):
+        expected = torch.from_numpy(golden[stream]).float()
+        atol = 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(getattr(out, stream), expected, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(("grid", "name"), [((14, 14), "grid_14x14_dim48"), ((8, 12), "grid_8x12_dim48")])
+def test_position_embedding_matches_golden(grid, name):
+    expected = torch.from_numpy(cases.load("sincos_pos_embed.npz")[name])
+    torch.testing.assert_close(sincos_pos_embed(48, grid), expected, atol=1e-6, rtol=0)
+
+
+def test_parameter_names_are_the_published_ones():
+    names = {name: list(p.shape) for name, p in cases.tiny_encoder().named_parameters()}
+    assert names == cases.load_json("encoder_tiny_names.json")
+
+
+def test_layers_on_request_end_in_the_normed_outputs():
+    model = cases.tiny_encoder(fusion_layers=[1])
+    out = model(*cases.clip_inputs(), return_layers=True)
+    assert [len(x) for x in (out.image_layers, out.audio_layers, out.fusion_layers)] == [4, 4, 4]
+    torch.testing.assert_close(model.image.norm(out.image_layers[-1]), out.image)
+    torch.testing.assert_close(model.audio.norm(out.audio_layers[-1]), out.audio)
+    torch.testing.assert_close(model.fusion_norm(out.fusion_layers[-1]), out.fusion)
+    # only layer 1 writes the fusion tokens
+    assert torch.equal(out.fusion_layers[0], model.fusion_tokens.expand(2, -1, -1))
+    assert torch.equal(out.fusion_layers[1], out.fusion_layers[3])
+
+
+def test_kept_patches_keep_their_order_and_do_not_see_the_rest():
+    model = cases.tiny_encoder().eval()
+    image, audio = cases.clip_inputs()
+    all_kept = torch.arange(16).flip(0).expand(2, -1)
+    flipped = model(image, audio, image_keep=all_kept)
+    plain = model(image, audio)
+    torch.testing.assert_close(flipped.image.flip(1), plain.image, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(flipped.fusion, plain.fusion, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["factorized", "dense", "token"])
+def test_removed_patches_get_exactly_zero_gradient(kind):
+    model = cases.tiny_encoder(kind)
+    image, audio = (x.requires_grad_() for x in cases.clip_inputs())
+    out = model(image, audio, image_keep=cases.IMAGE_KEEP, audio_keep=cases.AUDIO_KEEP)
+    (out.image.square().sum() + out.audio.square().sum() + out.fusion.square().sum()).backward()
+    for x, keep in ((image, cases.IMAGE_KEEP), (audio, cases.AUDIO_KEEP)):
+        gradient = patchify(x.grad, 16).flatten(2).abs().sum(-1)
+        kept = torch.zeros_like(gradient, dtype=torch.bool).scatter(1, keep, True)
+        assert (gradient[kept] > 0).all()
+        assert (gradient[~kept] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["factorized", "dense", "token"])
+def test_every_trainable_parameter_gets_a_gradient(kind):
+    model = cases.tiny_encoder(kind)
+    out = model(*cases.clip_inputs())
+    (out.image.square().sum() + out.audio.square().sum() + out.fusion.square().sum()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+def test_unpatchify_reverses_patchify():
+    x = cases.wave((2, 3, 32, 48), 0.1, 0.2)
+    assert torch.equal(unpatchify(patchify(x, 16), (2, 3)), x)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fusion": "concat"}, ["model.net.fusion", "concat", "factorized, dense, token"]),
+        ({"fusion_layers": [0, 4]}, ["model.net.fusion_layers", "0 to 3"]),
+        ({"fusion_layers": "some"}, ["model.net.fusion_layers", "all, none"]),
+    ],
+)
+def test_bad_fusion_is_named(change, words):
+    with pytest.raises(UserError) as error:
+        cases.tiny_encoder(**change)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_input_size_must_be_divisible_by_the_patch():
+    with pytest.raises(UserError, match=r"100×100 is not divisible by the patch size 16.*data\.image_size"):
+        ViT(input_size=(100, 100))
+
+
+def test_encoders_must_match():
+    with pytest.raises(UserError, match="embed_dim 48 and depth 1"):
+        DeepAVFusion(
+            image=ViT((32, 32), embed_dim=48, depth=1, num_heads=4),
+            audio=ViT((32, 32), in_chans=1, embed_dim=48, depth=2, num_heads=4),
+        )

@@ -1,0 +1,100 @@
+"""The masked autoencoder gives the losses, predictions and gradients of the authors' code."""
+
+from __future__ import annotations
+
+import golden_cases as cases
+import pytest
+import torch
+
+from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
+from deepavfusion.models.weights import original_name
+from deepavfusion.types import PatchMask
+
+
+def tiny_mae(fusion: str = "factorized", fusion_layers: str | list[int] = "all") -> MaskedAutoencoder:
+    encoder = cases.tiny_encoder(fusion, fusion_layers)
+    return MaskedAutoencoder(encoder, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4)
+
+
+def the_rest(keep: torch.Tensor, n: int) -> PatchMask:
+    masked = [[i for i in range(n) if i not in row] for row in keep.tolist()]
+    return PatchMask(keep, torch.tensor(masked))
+
+
+def golden_masks() -> dict[str, PatchMask]:
+    return {"image_mask": the_rest(cases.IMAGE_KEEP, 16), "audio_mask": the_rest(cases.AUDIO_KEEP, 6)}
+
+
+def test_mae_matches_golden_in_float64():
+    golden = cases.load("mae_plain.npz")
+    with cases.float64():
+        model = tiny_mae()
+        names = {name: original_name(name) for name, _ in model.named_parameters()}
+        assert {names[n]: list(p.shape) for n, p in model.named_parameters()} == cases.load_json("mae_tiny_names.json")
+        cases.fill_parameters(model, names)
+        masks = golden_masks()
+        out = model(*cases.clip_inputs(), **masks)
+        out.loss.backward()
+        with torch.no_grad():
+            predictions = {
+                "image": model.image_decoder(out.encoded.image, out.encoded.fusion, masks["image_mask"], True),
+                "audio": model.audio_decoder(out.encoded.audio, out.encoded.fusion, masks["audio_mask"], True),
+            }
+    assert abs(out.image_loss.item() - golden["loss_image"]) <= 1e-10
+    assert abs(out.audio_loss.item() - golden["loss_audio"]) <= 1e-10
+    for stream, prediction in predictions.items():
+        expected = torch.from_numpy(golden[f"pred_{stream}"])
+        torch.testing.assert_close(prediction, expected, atol=1e-10, rtol=0)
+        # what training computes, the masked patches alone, is the same thing
+        rows = masks[f"{stream}_mask"].masked.unsqueeze(-1).expand(-1, -1, expected.shape[-1])
+        torch.testing.assert_close(
+            getattr(out, f"{stream}_prediction").detach(), expected.gather(1, rows), atol=1e-10, rtol=0
+        )
+    cases.assert_gradients_match(model, golden, names)
+
+
+def test_mae_matches_golden_in_float32():
+    golden = cases.load("mae_plain.npz")
+    model = tiny_mae()
+    cases.fill_parameters(model, {name: original_name(name) for name, _ in model.named_parameters()})
+    out = model(*cases.clip_inputs(), **golden_masks())
+    assert abs(out.image_loss.item() - golden["loss_image"]) <= 1e-4 * golden["loss_image"]
+    assert abs(out.audio_loss.item() - golden["loss_audio"]) <= 1e-4 * golden["loss_audio"]
+
+
+def test_masks_keep_the_published_numbers_and_partition_the_patches():
+    generator = torch.Generator().manual_seed(0)
+    for n, ratio, kept in ((196, 0.75, 49), (96, 0.8, 19), (49, 0.75, 12)):
+        mask = random_patch_mask(3, n, ratio, generator=generator)
+        assert mask.keep.shape == (3, kept)
+        everything = torch.cat([mask.keep, mask.masked], dim=1).sort(dim=1).values
+        assert torch.equal(everything, torch.arange(n).expand(3, -1))
+        assert not torch.equal(mask.keep[0], mask.keep[1])
+
+
+def test_targets_are_normalised_per_patch_in_row_column_channel_order():
+    x = cases.wave((1, 3, 32, 32), 0.3, 0.01)
+    raw = patch_targets(x, 16, normalise=False)
+    assert torch.equal(raw[0, 1].view(16, 16, 3)[2, 5], x[0, :, 2, 16 + 5])
+    target = patch_targets(x, 16)
+    torch.testing.assert_close(target.mean(-1), torch.zeros(1, 4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(target.std(-1), torch.ones(1, 4), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("layers", "reaches"), [("all", True), ([0], True), ("none", False)])
+def test_sound_reaches_the_picture_through_fusion_only(layers, reaches):
+    model = tiny_mae(fusion_layers=layers)
+    image, audio = cases.clip_inputs()
+    audio.requires_grad_()
+    model(image, audio, **golden_masks()).image_loss.backward()
+    assert (audio.grad is not None and audio.grad.abs().sum().item() > 0) == reaches
+
+
+def test_an_empty_batch_has_no_loss_and_zero_gradients():
+    model = tiny_mae()
+    masks = {"image_mask": random_patch_mask(0, 16, 0.75), "audio_mask": random_patch_mask(0, 6, 0.8)}
+    out = model(torch.zeros(0, 3, 64, 64), torch.zeros(0, 1, 32, 48), **masks)
+    out.loss.backward()
+    assert out.loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+
