@@ -78,6 +78,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.id)
 
+    def first(self, n: int) -> Batch:
+        """The first n clips."""
+        return replace(self._map(lambda tensor: tensor[:n]), id=self.id[:n])
+
     def _map(self, function: Any) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})

@@ -1,7 +1,7 @@
 """Drawn instruments for the demo data: eight shapes in random colours, sizes, places and angles.
 
-Colour, size, place, angle, background, brightness and contrast are drawn from the same distributions for every class,
-so that raw pixels do not tell the instrument; its shape and parts do. Whoever sounds jumps when a note starts.
+Colour, size, place, angle, background, brightness and contrast have the same distributions for every class,
+so raw pixels do not tell the instrument; its shape and parts do. Whoever sounds jumps when a note starts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 # How hard it is to see the class: wider ranges hide it better. Change VERSION in demo.py with them.
 SHORT_SIDES = (216, 224, 232, 240, 248)  # pixels
 ASPECTS = (1.0, 1.2, 4 / 3, 1.5)  # long side / short side
-SIZE = {1: (0.42, 0.66), 2: (0.36, 0.56), 3: (0.34, 0.44)}  # of the short side, by the number of instruments
+SIZE = {1: (0.44, 0.68), 2: (0.38, 0.58), 3: (0.34, 0.44)}  # of the short side, by the number of instruments
 STRETCH = 1.4  # long thin instruments are this much longer
 ANGLE = 40.0  # ± degrees
 BRIGHTNESS = 25.0  # ± of 255
@@ -203,7 +203,10 @@ def _accordion(pen: Pen, rng: Generator) -> None:
         x0, x1 = 0.27 + 0.46 * fold / folds, 0.27 + 0.46 * (fold + 1) / folds
         fill = pen.second if fold % 2 else pen.ink
         middle = (x0 + x1) / 2
-        pen.shape([(x0, top), (middle, top - 0.05), (x1, top), (x1, bottom), (middle, bottom + 0.05), (x0, bottom)], fill)
+        pen.shape(
+            [(x0, top), (middle, top - 0.05), (x1, top), (x1, bottom), (middle, bottom + 0.05), (x0, bottom)],
+            fill,
+        )
     pen.box(0.0, 0.1, 0.28, 0.9, pen.body, 0.04)
     pen.box(0.72, 0.1, 1.0, 0.9, pen.body, 0.04)
     pen.box(0.05, 0.16, 0.16, 0.84, pen.shine)
@@ -232,21 +235,21 @@ DRAWINGS: dict[str, Callable[[Pen, Generator], None]] = {
 
 @dataclass
 class Sprite:
-    """One instrument in its place. `x`, `y`: pixels of its centre at rest; `poses` keeps what was drawn."""
+    """One instrument in its place. `x`, `y`: its centre at rest in pixels; `turned`: the image by swing."""
 
     image: Image.Image
     x: float
     y: float
     angle: float
-    poses: dict[Pose, tuple[Image.Image, tuple[int, int]]] = field(default_factory=dict)
+    turned: dict[int, Image.Image] = field(default_factory=dict)
 
     def posed(self, pose: Pose) -> tuple[Image.Image, tuple[int, int]]:
         """The turned picture and its top left corner."""
-        if pose not in self.poses:
-            image = self.image.rotate(self.angle + pose[1], Image.Resampling.BICUBIC, expand=True)
-            corner = round(self.x - image.width / 2), round(self.y - image.height / 2) - pose[0]
-            self.poses[pose] = image, corner
-        return self.poses[pose]
+        jump, swing = pose
+        if swing not in self.turned:
+            self.turned[swing] = self.image.rotate(self.angle + swing, Image.Resampling.BICUBIC, expand=True)
+        image = self.turned[swing]
+        return image, (round(self.x - image.width / 2), round(self.y - image.height / 2) - jump)
 
     def alpha(self, pose: Pose, width: int, height: int) -> Image.Image:
         """How much of each pixel it covers, 0…255."""
@@ -276,22 +279,28 @@ class Scene:
         ]
         _place(self.sprites, self.width, self.height, rng)
         self.jump, self.swing = rng.uniform(*JUMP) * short, rng.choice([-1, 1]) * SWING
-        self.gain, self.offset = rng.uniform(*CONTRAST), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-        grain = rng.standard_normal((self.height, self.width, 1), np.float32)
-        self.grain = grain * np.float32(rng.uniform(0, GRAIN))
-        self.backdrop = _backdrop(rng, self.width, self.height)
+        gain, offset = rng.uniform(*CONTRAST), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+        levels = [round((value - 128) * gain + 128 + offset) for value in range(256)] * 3
+        for sprite in self.sprites:
+            sprite.image = sprite.image.point([*levels, *range(256)])
+            sprite.turned.clear()
+        self.backdrop = _backdrop(rng, self.width, self.height).point(levels)
         for sprite in self.sprites[len(onsets) :]:
             image, corner = sprite.posed((0, 0))
             self.backdrop.paste(image, corner, image)
+        deviation = rng.uniform(0, GRAIN)
+        grain = rng.standard_normal((self.height, self.width), np.float32) * np.float32(deviation)
+        self.grain_mean = round(2.5 * deviation)  # pixels of an image are not negative
+        self.grain = Image.fromarray(np.maximum(grain + self.grain_mean, 0).astype(np.uint8)).convert("RGB")
         self._last: tuple[tuple[Pose, ...], NDArray[np.uint8]] | None = None
 
     def poses(self, time: float) -> tuple[Pose, ...]:
-        """Where the sounding instruments are at `time`, seconds: up and turned after a note's start, then at rest."""
+        """Where the sounding instruments are at `time`, seconds: thrown up by a note, then at rest."""
         out = []
         for onsets in self.onsets:
             since = min((time - onset for onset in onsets if onset <= time), default=np.inf)
             calm = np.exp(-since / CALM)
-            out.append((round(self.jump * calm), round(self.swing * calm)))
+            out.append((round(self.jump * calm), 3 * round(self.swing * calm / 3)))
         return tuple(out)
 
     def frame(self, time: float) -> NDArray[np.uint8]:
@@ -302,8 +311,8 @@ class Scene:
             for sprite, pose in zip(self.sprites, poses, strict=False):
                 turned, corner = sprite.posed(pose)
                 image.paste(turned, corner, turned)
-            pixels = (np.asarray(image, np.float32) - 128) * self.gain + 128 + self.offset + self.grain
-            self._last = poses, np.clip(pixels, 0, 255).astype(np.uint8)
+            image = ImageChops.add(image, self.grain, 1.0, -self.grain_mean)
+            self._last = poses, np.array(image)
         return self._last[1]
 
     def masks(self, time: float) -> list[NDArray[np.bool_]]:
@@ -332,15 +341,14 @@ def _sprite(name: str, size: float, angle: float, rng: Generator) -> Sprite:
 
 def _place(sprites: list[Sprite], width: int, height: int, rng: Generator) -> None:
     """Random places inside the picture: of 30 tries the first without overlap, else the one with least."""
-    best, places = np.inf, [(0.0, 0.0)] * len(sprites)
+    best, places = width * height, [(0.0, 0.0)] * len(sprites)
     small = width // 4, height // 4
-    stamps = []
+    stamps = []  # size, and what it covers at a quarter of the size
     for sprite in sprites:
         image = sprite.posed((0, 0))[0]
-        sprite.poses.clear()
         stamps.append((image.size, image.getchannel("A").reduce(4)))
     for _ in range(30):
-        cover, overlap, tried = np.zeros(small[::-1], np.int64), 0, []
+        cover, tried = np.zeros(small[::-1], np.int64), []
         for (w, h), stamp in stamps:
             x = rng.uniform(min(w, width) / 2, width - min(w, width) / 2)
             y = rng.uniform(min(h, height) / 2, height - min(h, height) / 2)
@@ -353,8 +361,8 @@ def _place(sprites: list[Sprite], width: int, height: int, rng: Generator) -> No
             best, places = overlap, tried
         if not overlap:
             break
-    for sprite, (sprite.x, sprite.y) in zip(sprites, places, strict=True):
-        pass
+    for sprite, place in zip(sprites, places, strict=True):
+        sprite.x, sprite.y = place
 
 
 def _backdrop(rng: Generator, width: int, height: int) -> Image.Image:

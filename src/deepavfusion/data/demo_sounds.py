@@ -1,7 +1,7 @@
 """Synthesised instruments for the demo data: eight timbres that differ in the local texture of their notes.
 
-Melody, register, tempo, loudness, tone colour of the room and background noise are drawn from the same distributions
-for every class, so that a clip's overall spectrum does not tell the instrument; attack, decay, vibrato, beating,
+Melody, register, tempo, loudness, the room's tone colour and background noise have the same distributions for
+every class, so a clip's overall spectrum does not tell the instrument; attack, decay, vibrato, beating,
 inharmonic partials and noise bursts do.
 """
 
@@ -73,7 +73,7 @@ def mix(parts: list[Signal], rng: Generator) -> Signal:
     dry = np.sum([level * part for level, part in zip(levels, parts, strict=True)], axis=0).astype(np.float32)
     length = round(rng.uniform(0.05, 0.3) * SAMPLE_RATE)
     echo = rng.standard_normal(2 * length) * np.exp(-np.arange(2 * length) * 3.0 / length)
-    size = len(dry) + len(echo)
+    size = 1 << (len(dry) + len(echo)).bit_length()
     wet = np.fft.irfft(np.fft.rfft(dry, size) * np.fft.rfft(echo, size), size)[: len(dry)]
     share = rng.uniform(*REVERB)
     music = (1 - share) * dry + share * wet * (_rms(dry) / _rms(wet))
@@ -112,7 +112,7 @@ def _partials(frequency: float, most: int = 40) -> NDArray:
 
 
 def _harmonics(phase: NDArray, amplitudes: NDArray, shrink: NDArray | float = 1.0) -> Signal:
-    """Σ_k amplitude_k · shrink^(k−1) · sin(k · phase); `shrink` over time makes the high partials fade or grow."""
+    """Σ_k amplitude_k · shrink^(k−1) · sin(k · phase); `shrink` in time makes high partials fade or grow."""
     step = (shrink * np.exp(1j * phase)).astype(np.complex64)
     power = np.exp(1j * phase).astype(np.complex64)
     out = amplitudes[0] * power.imag

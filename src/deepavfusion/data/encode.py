@@ -69,12 +69,12 @@ def write_mp4(
         video.time_base = video.codec_context.time_base = Fraction(1, VIDEO_TICKS)
         video.gop_size = keyframe_interval
         video.thread_count = 1
-        video.options = {"crf": str(crf), "preset": preset, "flags": "+bitexact"}
+        # x264's macroblock tree reads memory it has not set, so with it the bytes differ from run to run
+        options = {"crf": str(crf), "preset": preset, "flags": "+bitexact", "x264-params": "mbtree=0"}
+        video.options = options
         sound = None
         if waveform is not None:
-            sound = _Sound(
-                container, np.asarray(waveform, np.float32), sample_rate, audio_start, audio_bit_rate
-            )
+            sound = _Sound(container, np.asarray(waveform, np.float32), sample_rate, audio_start, audio_bit_rate)
 
         durations: dict[int, int] = {}  # pts -> duration, both in ticks; x264 does not pass durations on
 
@@ -116,9 +116,7 @@ def write_wav(path: str | Path, waveform: ArrayLike, sample_rate: int) -> None:
 class _Sound:
     """The audio track of a file being written; it is fed step by step, so sound and picture interleave."""
 
-    def __init__(
-        self, container: Any, waveform: NDArray[np.float32], rate: int, start: float, bit_rate: int
-    ) -> None:
+    def __init__(self, container: Any, waveform: NDArray[np.float32], rate: int, start: float, bit_rate: int) -> None:
         self.samples = np.clip(np.atleast_2d(waveform), -1.0, 1.0)
         assert self.samples.shape[0] <= 2, f"one or two channels, got {self.samples.shape}"
         self.container, self.rate = container, rate
@@ -128,7 +126,7 @@ class _Sound:
         self.stream = container.add_stream("aac", rate=rate, layout=self.layout)
         self.stream.bit_rate = bit_rate
         self.stream.thread_count = 1
-        self.stream.options = {"flags": "+bitexact"}
+        self.stream.options = {"flags": "+bitexact", "aac_coder": "fast"}
 
     def write_until(self, time: float | None) -> None:
         """Encode up to `time`, seconds; None means all that is left, and closes the track."""

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.models.layers import Block, init_linear, patchify, sincos_pos_embed, take_tokens
+from deepavfusion.models.layers import (
+    Block,
+    init_linear,
+    patchify,
+    sincos_pos_embed,
+    take_tokens,
+    unpatchify,
+)
 from deepavfusion.models.vit import ViT
 from deepavfusion.types import MAEOutput, PatchMask
 
@@ -141,6 +148,37 @@ class MaskedAutoencoder(nn.Module):
             audio_mask=audio_mask,
             encoded=encoded,
         )
+
+    def draw(self, out: MAEOutput, image: Tensor, audio: Tensor) -> dict[str, dict[str, Tensor]]:
+        """What the encoder saw and what the decoders drew, in the units of the input.
+
+        Args:
+            out: of `forward` on the same input.
+            image, audio: the input.
+
+        Returns:
+            {"image", "audio"} -> {"masked": the input with masked patches at its mean, "reconstructed": the same with
+            the drawn patches in their place}, shaped like the input. Normalised patches get back the mean and
+            variance of the true ones, as usual for MAE pictures.
+        """
+        return {
+            "image": self._draw(out.image_prediction, image, self.encoder.image, out.image_mask),
+            "audio": self._draw(out.audio_prediction, audio, self.encoder.audio, out.audio_mask),
+        }
+
+    def _draw(self, prediction: Tensor, x: Tensor, vit: ViT, mask: PatchMask) -> dict[str, Tensor]:
+        patches = patch_targets(x, vit.patch_size, normalise=False)
+        drawn = prediction.to(patches.dtype)
+        if self.normalise_targets:
+            variance, mean = torch.var_mean(take_tokens(patches, mask.masked), dim=-1, keepdim=True)
+            drawn = drawn * (variance + 1e-6).sqrt() + mean
+        index = mask.masked.unsqueeze(-1).expand_as(drawn)
+        average = patches.mean(dim=(1, 2), keepdim=True).expand_as(drawn)
+        shape = (vit.patch_size, vit.patch_size, vit.in_chans)
+        return {
+            name: unpatchify(patches.scatter(1, index, fill).unflatten(2, shape).permute(0, 1, 4, 2, 3), vit.grid)
+            for name, fill in (("masked", average), ("reconstructed", drawn))
+        }
 
     def _loss(self, prediction: Tensor, x: Tensor, patch_size: int, mask: PatchMask) -> Tensor:
         target = take_tokens(patch_targets(x, patch_size, self.normalise_targets), mask.masked)

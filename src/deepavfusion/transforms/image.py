@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
@@ -33,13 +33,21 @@ def centre_crop(image: Tensor, size: int) -> Tensor:
     return F.center_crop(image, [size, size])
 
 
-def normalise(image: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] -> float [B, 3, H, W] with ImageNet's mean and standard deviation."""
-    mean, std = (torch.tensor(v, device=image.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (image.float() / 255 - mean) / std
+class Normalise(nn.Module):
+    """ImageNet's mean and standard deviation off the frames, and back on."""
 
+    mean: Tensor
+    std: Tensor
 
-def denormalise(image: Tensor) -> Tensor:
-    """The reverse of `normalise`: float [B, 3, H, W] -> float [B, 3, H, W] in 0…1."""
-    mean, std = (torch.tensor(v, device=image.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (image * std + mean).clamp(0, 1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> float [B, 3, H, W]"""
+        return (image.float() / 255 - self.mean) / self.std
+
+    def reverse(self, image: Tensor) -> Tensor:
+        """float [B, 3, H, W] -> float [B, 3, H, W] in 0…1"""
+        return (image * self.std + self.mean).clamp(0, 1)

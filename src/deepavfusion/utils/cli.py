@@ -23,9 +23,7 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            Console(stderr=True, soft_wrap=True).print(
-                str(error), style="bold red", markup=False, highlight=False
-            )
+            Console(stderr=True, soft_wrap=True).print(str(error), style="bold red", markup=False, highlight=False)
             sys.exit(2)
 
     return wrapped

@@ -1,0 +1,79 @@
+"""The end of a run: `metrics.json`, a table, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich import get_console
+from rich.panel import Panel
+from rich.table import Table
+
+
+class RunSummary(Callback):
+    """Keeps the first and last epoch's losses and the values before training, and writes the final metrics.
+
+    `metrics.json` maps flat names to numbers: every metric's last value; `<metric>_before` of a validation before
+    training, for the names in `keep_before`; `train/loss_first` and `train/loss_last`, means over the first and last epoch; clips a
+    dataset lists and has on disk (`data/<split>_listed`, `data/<split>_present`).
+
+    Args:
+        run_dir: where `metrics.json` goes; its presence marks a run as finished.
+        keep_before: prefixes of metrics whose value before training is kept.
+        next_commands: shown at the end.
+    """
+
+    def __init__(
+        self, run_dir: str, keep_before: tuple[str, ...] = ("knn/",), next_commands: tuple[str, ...] = ()
+    ) -> None:
+        self.run_dir, self.keep_before, self.next_commands = Path(run_dir), tuple(keep_before), tuple(next_commands)
+        self.kept: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.kept)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.kept = dict(state_dict)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            for name, value in trainer.callback_metrics.items():
+                if name.startswith(self.keep_before):
+                    self.kept[f"{name}_before"] = float(value)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if "train/loss" in trainer.callback_metrics:
+            loss = float(trainer.callback_metrics["train/loss"])
+            self.kept.setdefault("train/loss_first", loss)
+            self.kept["train/loss_last"] = loss
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics.update(self.kept)
+        for split, clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).items():
+            metrics[f"data/{split}_listed"] = clips.listed
+            metrics[f"data/{split}_present"] = len(clips.clips)
+        write_metrics(self.run_dir / "metrics.json", metrics)
+        self._show(metrics)
+
+    def _show(self, metrics: dict[str, float]) -> None:
+        table = Table(title="Final metrics", show_header=False, title_justify="left")
+        for name, value in sorted(metrics.items()):
+            table.add_row(name, f"{value:,.4g}")
+        lines = [f"Run directory  {self.run_dir}", *(f"Next           {command}" for command in self.next_commands)]
+        console = get_console()
+        console.print(table)
+        console.print(Panel("\n".join(lines), expand=False), soft_wrap=True)
+
+
+def write_metrics(path: Path, metrics: dict[str, float]) -> None:
+    """Flat name → number, whole or not at all; what is not a finite number is left out."""
+    finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(finite, indent=2) + "\n")
+    partial.replace(path)

@@ -1,0 +1,37 @@
+"""How fast clips go through training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from deepavfusion.types import Batch
+
+
+class Throughput(Callback):
+    """Logs `clips_per_second` of the training loop, all processes together.
+
+    Waiting for data counts, validation does not, nor does the first step (workers start, kernels are chosen).
+    """
+
+    def __init__(self) -> None:
+        self.clips, self.seconds = 0, 0.0
+        self.since: float | None = None  # end of the step before, if training followed it directly
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if self.since is not None:
+            self.clips += len(batch) * trainer.world_size
+            self.seconds += now - self.since
+            pl_module.log("clips_per_second", self.clips / self.seconds, batch_size=1, rank_zero_only=True)
+        self.since = now

@@ -1,0 +1,355 @@
+"""The generated demo data: three small data sets in the official layouts of VGGSound, MUSIC and AVSBench.
+
+Drawn instruments play random tunes (demo_pictures.py, demo_sounds.py), so any experiment runs offline. Who sounds
+moves at its note starts; in about half of the clips a silent instrument of another class is in the picture too, so
+neither picture nor sound tells everything. The files follow from the seed alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from deepavfusion.data.demo_pictures import Scene
+from deepavfusion.data.demo_sounds import SAMPLE_RATE, melody, mix, perform
+from deepavfusion.data.encode import write_mp4, write_wav
+from deepavfusion.utils.errors import UserError
+
+VERSION = 1  # raise it whenever the same seed gives other files
+SILENT_SHARE = 0.5  # of the clips with one sounding instrument also show a silent one
+FPS = 10.0
+SECONDS = {"vggsound": 4.0, "music": 6.0, "avsbench": 5.0}
+ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+# our name -> VGGSound's label, MUSIC's instrument
+CLASSES = {
+    "accordion": ("playing accordion", "accordion"),
+    "banjo": ("playing banjo", "banjo"),
+    "drum": ("playing drum kit", "drum"),
+    "flute": ("playing flute", "flute"),
+    "guitar": ("playing acoustic guitar", "acoustic_guitar"),
+    "piano": ("playing piano", "piano"),
+    "trumpet": ("playing trumpet", "trumpet"),
+    "violin": ("playing violin, fiddle", "violin"),
+}
+NAMES = list(CLASSES)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many clips: of each class for VGGSound and the solos, altogether for the rest."""
+
+    vggsound_train: int = 48
+    vggsound_test: int = 32
+    solos: int = 16
+    duets: int = 24
+    s4_train: int = 96
+    s4_val: int = 32
+    s4_test: int = 64
+    ms3_train: int = 64
+    ms3_val: int = 16
+    ms3_test: int = 32
+
+
+FULL = Counts()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to render.
+
+    Args:
+        kind: "mp4" writes `path`; "avs" writes a folder of five pictures, masks and a WAV file.
+        path: relative to the set's folder.
+        key: with the seed, decides everything about the clip.
+        sounding, silent: names of the instruments.
+        seconds: length.
+        masks: how many of the five pictures get a mask.
+    """
+
+    kind: str
+    path: str
+    key: str
+    sounding: tuple[str, ...]
+    silent: tuple[str, ...]
+    seconds: float
+    masks: int = 0
+
+
+Texts = dict[str, str]  # file name -> content: the lists and annotations of a set
+Plan = Callable[[int, Counts], tuple[list[Job], Texts]]
+
+
+# ---- for the callers
+
+
+def ensure(
+    root: str | Path,
+    sets: Sequence[str] = ("vggsound", "music", "avsbench"),
+    seed: int = 0,
+    workers: int | None = None,
+    force: bool = False,
+    counts: Counts = FULL,
+) -> list[Path]:
+    """Generate the sets that are missing, incomplete or of another version or seed; returns their folders.
+
+    Only one process works at a time; others wait and then find the work done.
+
+    Raises:
+        UserError: an unknown set, or a folder of that name that this function has not written.
+    """
+    console = Console(stderr=True)
+    with _lock(_checked(root, sets)):
+        stale = [name for name in sets if force or not is_complete(root, name, seed, counts)]
+        if stale:
+            console.print(f"Generating demo data in {root}: {', '.join(stale)}", soft_wrap=True, highlight=False)
+            _generate(Path(root), stale, seed, workers, counts)
+    return [Path(root) / name for name in sets]
+
+
+def generate(
+    root: str | Path,
+    sets: Sequence[str] = ("vggsound", "music", "avsbench"),
+    seed: int = 0,
+    workers: int | None = None,
+    counts: Counts = FULL,
+) -> list[Path]:
+    """Like `ensure`, but writes every set anew."""
+    return ensure(root, sets, seed, workers, True, counts)
+
+
+def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FULL) -> bool:
+    """Whether a set is there, of this version, seed and size, with no file lost."""
+    manifest = Path(root) / name / "manifest.json"
+    if not manifest.is_file():
+        return False
+    found = json.loads(manifest.read_text())
+    files = found.pop("files", None)
+    return found == _manifest(seed, counts) and files == _count_files(manifest.parent)
+
+
+# ---- how a set comes to be
+
+
+def _checked(root: str | Path, sets: Iterable[str]) -> Path:
+    for name in sets:
+        if name not in PLANS:
+            raise UserError(f"There is no demo set {name!r}; sets may name {', '.join(PLANS)}.")
+        folder = Path(root) / name
+        if folder.exists() and not (folder / "manifest.json").is_file():
+            raise UserError(
+                f"{folder} exists but holds no generated demo data (no manifest.json) and is left as it is; "
+                "move it away or choose another root."
+            )
+    return Path(root)
+
+
+def _manifest(seed: int, counts: Counts) -> dict[str, object]:
+    return {"version": VERSION, "seed": seed, "counts": asdict(counts)}
+
+
+def _count_files(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """Held by one process at a time; the kernel releases it when that process ends, however it ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _generate(root: Path, sets: Sequence[str], seed: int, workers: int | None, counts: Counts) -> None:
+    workers = workers or os.cpu_count() or 1
+    with _mapper(workers) as run:
+        for name in sets:
+            unfinished, old = root / f".{name}.partial", root / f".{name}.old"
+            for leftover in (unfinished, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            jobs, texts = PLANS[name](seed, counts)
+            for path in {(unfinished / job.path).parent for job in jobs} | {
+                (unfinished / file).parent for file in texts
+            }:
+                path.mkdir(parents=True, exist_ok=True)
+            for file, content in texts.items():
+                (unfinished / file).write_text(content)
+            done = run(jobs, unfinished, seed)
+            for _ in track(done, description=f"{name:9}", total=len(jobs), console=Console(stderr=True)):
+                pass
+            manifest = {**_manifest(seed, counts), "files": _count_files(unfinished) + 1}
+            (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            if (root / name).exists():
+                os.rename(root / name, old)
+            os.rename(unfinished, root / name)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[[list[Job], Path, int], Iterable[object]]]:
+    """A map over jobs; with several workers in processes that share nothing with this one, nor its lock."""
+    if workers == 1:
+        yield lambda jobs, folder, seed: map(partial(render, folder=folder, seed=seed), jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
+        yield lambda jobs, folder, seed: pool.map(partial(render, folder=folder, seed=seed), jobs, chunksize=4)
+
+
+def _die_with_parent() -> None:
+    """End this worker when the main process is killed: it would wait for work for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def render(job: Job, folder: Path, seed: int) -> None:
+    """Write the files of one clip below `folder`."""
+    rng = _rng(seed, job.key)
+    tunes = [melody(rng, job.seconds) for _ in job.sounding]
+    parts = [perform(name, tune, rng, job.seconds) for name, tune in zip(job.sounding, tunes, strict=True)]
+    waveform = mix(parts, rng)
+    onsets = [[note.start for note in tune] for tune in tunes]
+    scene = Scene(rng, [*job.sounding, *job.silent], onsets)
+    target = folder / job.path
+    if job.kind == "mp4":
+        frames = (scene.frame(n / FPS) for n in range(round(job.seconds * FPS)))
+        write_mp4(target, frames, FPS, waveform, SAMPLE_RATE)
+        return
+    for part in ("frames", "labels_semantic"):
+        (target / part).mkdir(parents=True)
+    write_wav(target / "audio.wav", waveform, SAMPLE_RATE)
+    for n in range(round(job.seconds)):
+        Image.fromarray(scene.frame(n + 0.5)).save(target / "frames" / f"{n}.jpg", quality=90)
+        if n < job.masks:
+            labels = np.zeros((scene.height, scene.width), np.uint8)
+            for name, mask in zip(job.sounding, scene.masks(n + 0.5), strict=True):
+                labels[mask] = NAMES.index(name) + 1
+            Image.fromarray(labels).save(target / "labels_semantic" / f"{n}.png")
+
+
+def _rng(seed: int, key: str) -> Generator:
+    return np.random.default_rng([seed, zlib.crc32(key.encode())])
+
+
+# ---- the layouts
+
+
+def _plan_vggsound(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """annotations/vggsound.csv; clips/<label>/<id>_<start>_<end>.mp4."""
+    jobs, rows = [], []
+    for split, count in (("train", counts.vggsound_train), ("test", counts.vggsound_test)):
+        for name, (label, _) in CLASSES.items():
+            for n in range(count):
+                key = f"vggsound/{split}/{name}/{n}"
+                rng = _rng(seed, f"{key}/plan")
+                clip, start = _youtube_id(rng, dash=n % 16 == 0), int(rng.integers(290))
+                folder = label.translate(str.maketrans(" (),", "____"))
+                path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
+                jobs.append(Job("mp4", path, key, (name,), _silent(rng, [name]), SECONDS["vggsound"]))
+                rows.append((clip, start, label, split))
+    return jobs, {"annotations/vggsound.csv": _csv(sorted(rows))}
+
+
+def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """Three JSON lists; clips/<instrument>/<id>.mp4, where a duet's instrument is "a b"."""
+    jobs: list[Job] = []
+    solos: dict[str, list[str]] = {}
+    duets: dict[str, list[str]] = {}
+
+    def add(videos: dict[str, list[str]], names: tuple[str, ...], key: str, silent: bool) -> None:
+        rng = _rng(seed, f"{key}/plan")
+        clip, folder = _youtube_id(rng), " ".join(CLASSES[name][1] for name in names)
+        others = _silent(rng, names) if silent else ()
+        jobs.append(Job("mp4", f"clips/{folder}/{clip}.mp4", key, names, others, SECONDS["music"]))
+        videos.setdefault(folder, []).append(clip)
+
+    for name in NAMES:
+        for n in range(counts.solos):
+            add(solos, (name,), f"music/solo/{name}/{n}", silent=True)
+    for n in range(counts.duets):
+        first, second = sorted(_choose(_rng(seed, f"music/duet/{n}/pair"), 2))
+        add(duets, (first, second), f"music/duet/{n}", silent=False)
+    lists = {"MUSIC_solo_videos": solos, "MUSIC_duet_videos": duets, "MUSIC21_solo_videos": solos}
+    return jobs, {f"{name}.json": json.dumps({"videos": videos}) + "\n" for name, videos in lists.items()}
+
+
+def _plan_avsbench(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """metadata.csv, label2idx.json; <v1s: S4, v1m: MS3>/<uid>/{audio.wav, frames, labels_semantic}."""
+    jobs, rows = [], [("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")]
+    sizes = {
+        "v1s": {"train": counts.s4_train, "val": counts.s4_val, "test": counts.s4_test},
+        "v1m": {"train": counts.ms3_train, "val": counts.ms3_val, "test": counts.ms3_test},
+    }
+    for label, splits in sizes.items():
+        for split, count in splits.items():
+            for n in range(count):
+                key = f"avsbench/{label}/{split}/{n}"
+                rng = _rng(seed, f"{key}/plan")
+                video, start = _youtube_id(rng), int(rng.integers(290))
+                uid = f"{video}_{start * 1000}_{start * 1000 + 5000}"
+                if label == "v1s":
+                    sounding: tuple[str, ...] = (NAMES[n % len(NAMES)],)
+                    silent = _silent(rng, sounding)
+                else:
+                    drawn = _choose(rng, int(rng.integers(2, 4)))
+                    heard = int(rng.integers(1, 3))
+                    sounding, silent = drawn[:heard], drawn[heard:]
+                masks = 1 if (label, split) == ("v1s", "train") else 5
+                path = f"{label}/{uid}"
+                jobs.append(Job("avs", path, key, sounding, silent, SECONDS["avsbench"], masks))
+                minute, second = str(start // 60), str(start % 60)
+                rows.append((video, uid, minute, second, "_".join(sounding), split, label))
+    index = {"background": 0, **{name: n + 1 for n, name in enumerate(NAMES)}}
+    return jobs, {"metadata.csv": _csv(rows), "label2idx.json": json.dumps(index, indent=1) + "\n"}
+
+
+PLANS: dict[str, Plan] = {"vggsound": _plan_vggsound, "music": _plan_music, "avsbench": _plan_avsbench}
+
+
+def _choose(rng: Generator, count: int) -> tuple[str, ...]:
+    return tuple(NAMES[n] for n in rng.choice(len(NAMES), count, replace=False))
+
+
+def _silent(rng: Generator, sounding: Sequence[str]) -> tuple[str, ...]:
+    """In `SILENT_SHARE` of the calls one instrument that does not sound."""
+    if rng.random() >= SILENT_SHARE:
+        return ()
+    return (str(rng.choice([name for name in NAMES if name not in sounding])),)
+
+
+def _youtube_id(rng: Generator, dash: bool = False) -> str:
+    """Eleven characters; `dash` puts a "-" first, which takes care of naive command lines and parsers."""
+    letters = [ID_LETTERS[n] for n in rng.integers(len(ID_LETTERS), size=11)]
+    return "".join(["-", *letters[1:]] if dash else letters)
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,155 @@
+"""What every dataset's list reader shares: its result, the scan of the folders, and the words for people."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from deepavfusion.types import Clip
+from deepavfusion.utils.errors import UserError
+
+DEMO = "python src/prepare.py command=demo"
+
+
+@dataclass(frozen=True)
+class ClipList:
+    """One split of a dataset: what its list expects, and what of it is on disk.
+
+    Args:
+        split: the split's name, e.g. "test".
+        clips: those listed and on disk, sorted by id. They need not decode.
+        classes: label names; `Clip.label` is a position in them.
+        listed: how many clips the list expects in this split.
+        missing: ids that are listed but not on disk, sorted.
+        notes: one sentence each for a person to read.
+    """
+
+    split: str
+    clips: list[Clip]
+    classes: list[str]
+    listed: int
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def coverage(self) -> str:
+        """One sentence that stands next to every metric."""
+        return f"{len(self.clips)} of {self.listed} clips of the {self.split} split are on disk"
+
+
+class Folders:
+    """Which files exist, one `scandir` a folder and not one `stat` a clip."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._files: dict[str, frozenset[str]] = {}
+
+    def files(self, folder: str) -> frozenset[str]:
+        """Names of the files in `root/folder`; empty when there is no such folder."""
+        if folder not in self._files:
+            self._files[folder] = frozenset(entry.name for entry in _entries(self.root / folder) if entry.is_file())
+        return self._files[folder]
+
+    def folders(self, folder: str) -> list[str]:
+        """Sorted names of the folders in `root/folder`, hidden ones left out."""
+        entries = _entries(self.root / folder)
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+    def has(self, path: str) -> bool:
+        """Whether the file `path`, relative to the root and with "/" between its parts, exists."""
+        folder, _, name = path.rpartition("/")
+        return name in self.files(folder)
+
+    def nearest(self, path: str) -> str:
+        """What stands in the place of the missing `path`: a clause such as "clips/ holds train, test"."""
+        folder = path.rpartition("/")[0]
+        while folder and not (self.root / folder).is_dir():
+            folder = folder.rpartition("/")[0]
+        names = sorted(entry.name for entry in _entries(self.root / folder) if not entry.name.startswith("."))
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"{folder or self.root}/ holds {shown or 'nothing'}"
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def check_root(root: str | Path) -> Path:
+    """The root as a Path; it must be a folder."""
+    path = Path(root)
+    if not path.is_dir():
+        state = "is a file" if path.exists() else "does not exist"
+        raise UserError(
+            f"The data folder {path} {state}; expected the folder that holds the clips and annotations: "
+            f"set data.root to it, or make demo data with `{DEMO}`."
+        )
+    return path
+
+
+def read_rows(root: Path, annotations: str, columns: str) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a CSV file, with their numbers from 1, blank ones left out. UTF-8, a byte-order mark allowed.
+
+    Args:
+        columns: what a line holds, for the error message.
+    """
+    path = root / annotations
+    if not path.is_file():
+        raise UserError(
+            f"The list {path} does not exist; expected a CSV file with lines `{columns}`: put it there, or "
+            f"set data.index.annotations to its place under {root}."
+        )
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, skipinitialspace=True, strict=True)
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    yield reader.line_num, [cell.strip() for cell in row]
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {reader.line_num}, cannot be read as CSV ({error}); expected `{columns}`: mend the line."
+            ) from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} is not UTF-8 text ({error}); expected lines `{columns}`: save it as UTF-8."
+            ) from None
+
+
+def check_name(value: str, what: str, where: str) -> str:
+    """An id or label that goes into a path; it must not lead out of its folder."""
+    if not value or "/" in value or "\\" in value or "\0" in value or ".." in value:
+        raise UserError(
+            f"{where}: the {what} {value!r} cannot be part of a file name; expected one without '/', '\\' and "
+            "'..': mend the line."
+        )
+    return value
+
+
+def nothing_on_disk(root: Path, split: str, listed: int, expected: str, folders: Folders) -> UserError:
+    """The error for a split of which no clip exists. `expected`: the first path, relative to the root."""
+    return UserError(
+        f"None of the {listed} clips of the {split} split is on disk: expected for example {root / expected}, "
+        f"but {folders.nearest(expected)}; set data.root or data.index.clip_pattern to where the clips are, or "
+        f"make demo data with `{DEMO}`."
+    )
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?", or nothing when no known name is near."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 clip", "2 clips"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,1 @@
+"""LightningModules, one a task: losses, optimizers and what is logged."""

@@ -1,0 +1,147 @@
+"""Masked pre-training: reconstruct picture and sound from the quarter of each that is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
+from deepavfusion.models.weights import load_mae, load_vit
+from deepavfusion.optim.param_groups import param_groups
+from deepavfusion.optim.schedules import half_cosine_rise, warmup_cosine
+from deepavfusion.types import Batch, MAEOutput
+from deepavfusion.utils.errors import UserError
+
+
+class Pretrain(LightningModule):
+    """Masked reconstruction of video frames and log-mel spectrograms (Mo & Morgado, CVPR 2024, section 3.3).
+
+    Args:
+        net: the backbone.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: size of both decoders.
+        image_mask_ratio, audio_mask_ratio: part of the patches that is hidden.
+        batch_size: clips a step and process, for the learning rate.
+        blr: learning rate for 256 clips; the run's is blr · effective batch / 256, where the effective batch counts
+            all processes and accumulated steps.
+        weight_decay, betas: of AdamW; parameters of one dimension do not decay.
+        warmup_epochs: linear warm-up, then a cosine to 0 at the end of the run; both by the step.
+        pretrained: a checkpoint of this project or a published one, for the whole network.
+        image_weights, audio_weights: MAE and AudioMAE checkpoints for the two encoders.
+        branch_rise: encoders that start from such a file have their learning rate multiplied by half a cosine from 0
+            to 1 over this part of the run.
+
+    Raises:
+        UserError: a checkpoint that cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        net: DeepAVFusion,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        image_mask_ratio: float = 0.75,
+        audio_mask_ratio: float = 0.8,
+        batch_size: int = 64,
+        blr: float = 1.5e-4,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.95),
+        warmup_epochs: float = 40,
+        pretrained: str | None = None,
+        image_weights: str | None = None,
+        audio_weights: str | None = None,
+        branch_rise: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["net"])
+        self.net = MaskedAutoencoder(net, decoder_embed_dim, decoder_depth, decoder_num_heads)
+        self.risen: list[str] = []  # encoders whose learning rate rises slowly
+        if pretrained:
+            rank_zero_info(str(load_mae(self.net, pretrained)))
+        for branch, path in (("image", image_weights), ("audio", audio_weights)):
+            if path:
+                rank_zero_info(str(load_vit(getattr(net, branch), path)))
+                self.risen.append(branch)
+
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> MAEOutput:
+        """Mask at random and reconstruct; the batch comes from the device transform."""
+        assert batch.spectrogram is not None
+        encoder, clips, device = self.net.encoder, len(batch), batch.image.device
+        self._check_shapes(batch)
+        return self.net(
+            batch.image,
+            batch.spectrogram,
+            random_patch_mask(clips, encoder.image.num_patches, self.hparams["image_mask_ratio"], device, generator),
+            random_patch_mask(clips, encoder.audio.num_patches, self.hparams["audio_mask_ratio"], device, generator),
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        out = self(batch)
+        losses = {"loss": out.loss, "loss_image": out.image_loss, "loss_audio": out.audio_loss}
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
+        return out.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Reconstruction losses of the test clips (loader 0), and the unmasked embeddings of both loaders."""
+        if dataloader_idx == 0 and len(batch):
+            generator = torch.Generator(device=batch.image.device).manual_seed(batch_idx)
+            out = self(batch, generator)
+            losses = {"loss": out.loss, "loss_image": out.image_loss, "loss_audio": out.audio_loss}
+            self.log_dict(
+                {f"val/{name}": value for name, value in losses.items()},
+                batch_size=len(batch),
+                add_dataloader_idx=False,
+                sync_dist=True,
+            )
+        encoded = self.net.encoder(batch.image, batch.spectrogram)
+        return {"embeddings": encoded.pooled()}
+
+    def draw(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Pictures of the reconstruction with masks that are the same each time; see `MaskedAutoencoder.draw`."""
+        generator = torch.Generator(device=batch.image.device).manual_seed(0)
+        return self.net.draw(self(batch, generator), batch.image, batch.spectrogram)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with the learning rate for the effective batch, scheduled by the step."""
+        effective = self.hparams["batch_size"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        lr = self.hparams["blr"] * effective / 256
+        encoder = self.net.encoder
+        groups = param_groups(
+            self.net, self.hparams["weight_decay"], {"image_encoder": encoder.image, "audio_encoder": encoder.audio}
+        )
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(self.hparams["betas"]))
+
+        epochs = self.trainer.max_epochs
+        assert epochs and epochs > 0, "the schedule needs trainer.max_epochs"
+        steps_per_epoch = self.trainer.estimated_stepping_batches / epochs
+        warmup, rise = self.hparams["warmup_epochs"], self.hparams["branch_rise"] * epochs
+
+        def factor(group: dict[str, Any]) -> Any:
+            rises = group["branch"].removesuffix("_encoder") in self.risen
+
+            def at(step: int) -> float:
+                epoch = step / steps_per_epoch
+                return warmup_cosine(epoch, epochs, warmup) * (half_cosine_rise(epoch, rise) if rises else 1.0)
+
+            return at
+
+        schedule = LambdaLR(optimizer, [factor(group) for group in optimizer.param_groups])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def _check_shapes(self, batch: Batch) -> None:
+        encoder = self.net.encoder
+        expected = (encoder.image.patch_embed.input_size, encoder.audio.patch_embed.input_size)
+        assert batch.spectrogram is not None
+        found = (tuple(batch.image.shape[2:]), tuple(batch.spectrogram.shape[2:]))
+        if found != expected:
+            raise UserError(
+                f"the data gives frames of {found[0]} pixels and spectrograms of {found[1]}, the model expects "
+                f"{expected[0]} and {expected[1]}: set data.image_size and data.audio_seconds, from which "
+                f"model.net takes its sizes."
+            )

@@ -1,0 +1,75 @@
+"""Config to objects, and the few decisions a config file cannot take itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from deepavfusion.utils.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+FRAMES_PER_SECOND = 64  # of the spectrogram; transforms/audio.py derives it
+
+
+def register_resolvers() -> None:
+    """The `${name:…}` of the config files."""
+    OmegaConf.register_new_resolver("project_root", lambda: str(REPOSITORY), replace=True)
+    OmegaConf.register_new_resolver("auto_precision", auto_precision, replace=True)
+    OmegaConf.register_new_resolver("spectrogram_frames", spectrogram_frames, replace=True)
+
+
+def auto_precision() -> str:
+    """bf16-mixed where there is an accelerator that can, 32-true elsewhere."""
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def spectrogram_frames(seconds: float) -> int:
+    """Frames of a window of sound."""
+    return round(seconds * FRAMES_PER_SECOND)
+
+
+def instantiate(config: Any, **kwargs: Any) -> Any:
+    """Hydra's instantiate with plain lists and dicts as arguments, and a `UserError` kept as it is."""
+    try:
+        return hydra.utils.instantiate(config, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def resolve_scale(cfg: DictConfig, config_name: str, overrides: list[str]) -> tuple[DictConfig, str | None]:
+    """Turn scale=auto into paper or demo.
+
+    Args:
+        cfg: composed with the overrides.
+        config_name, overrides: to compose it again; call this inside `hydra.main`.
+
+    Returns:
+        The config to run, and the reason if the demo was chosen.
+
+    Raises:
+        UserError: a data root was given and does not exist.
+    """
+    root = Path(cfg.data.root)
+    given = any(o.lstrip("+").split("=")[0] in ("data.root", "paths.data_dir") for o in overrides)
+    scale = hydra.core.hydra_config.HydraConfig.get().runtime.choices.scale
+    if given and not root.is_dir() and "data.root" in " ".join(overrides):
+        raise UserError(
+            f"data.root={root} is not a folder: expected a dataset in the {cfg.data.name} layout; give its folder, or "
+            f"leave data.root out to run on generated demo data."
+        )
+    if scale != "auto" or given or root.is_dir():
+        return cfg, None
+    return (
+        hydra.compose(config_name, overrides=[*overrides, "scale=demo"]),
+        f"no data.root was given and {root} does not exist",
+    )

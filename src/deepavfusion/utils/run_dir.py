@@ -1,0 +1,92 @@
+"""One directory a run: logs/<task>/runs/<name>, and logs/<task>/latest pointing to the newest."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from deepavfusion.utils.errors import UserError
+
+RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # tells the other processes of this machine which directory it is
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+OVERRIDES = "overrides.yaml"
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+
+
+def choose_run_dir(log_dir: str | Path, task: str, name: str | None = None, resume: str | None = None) -> Path:
+    """The directory of this run, made if it is new.
+
+    Args:
+        log_dir: the folder of all logs.
+        task: its subfolder.
+        name: of the run; None: the time. An unfinished run of that name is gone on with.
+        resume: directory of an unfinished run to go on with.
+
+    Raises:
+        UserError: a finished run of that name, or nothing to resume.
+    """
+    if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
+        return Path(os.environ[RUN_DIR_VARIABLE])
+    if resume:
+        run_dir = Path(resume).resolve()
+        if not (run_dir / CHECKPOINTS / LAST).is_file():
+            raise UserError(
+                f"resume={resume} has no {CHECKPOINTS}/{LAST}: expected the directory of an unfinished run, such as "
+                f"{Path(log_dir) / task}/runs/<name>."
+            )
+    else:
+        run_dir = _named(Path(log_dir) / task / "runs", name)
+    if (run_dir / METRICS).exists():
+        raise UserError(
+            f"run {run_dir} is finished ({METRICS} is there): choose another run.name, or go on from its weights with "
+            f"model.pretrained={run_dir / CHECKPOINTS / LAST}."
+        )
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    return run_dir
+
+
+def _named(runs: Path, name: str | None) -> Path:
+    if name is not None:
+        if Path(name).name != name or name in (".", ".."):
+            raise UserError(f"run.name={name} is not a name: expected one without slashes.")
+        (runs / name).mkdir(parents=True, exist_ok=True)
+        return runs / name
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
+        try:
+            (runs / (time + suffix)).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return runs / (time + suffix)
+    raise UserError(f"{runs} has a thousand runs of {time}: set run.name.")
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint to go on from, if there is one."""
+    last = run_dir / CHECKPOINTS / LAST
+    return last if last.is_file() else None
+
+
+def write_record(run_dir: Path, config: str, overrides: list[str]) -> None:
+    """Leave the composed config and the overrides it came from in the run directory."""
+    (run_dir / CONFIG).write_text(config)
+    (run_dir / OVERRIDES).write_text(yaml.safe_dump(overrides))
+
+
+def read_overrides(run_dir: str | Path) -> list[str]:
+    """The overrides a run was started with; none if it left no record."""
+    path = Path(run_dir) / OVERRIDES
+    return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []
+
+
+def link_latest(run_dir: Path) -> None:
+    """Point logs/<task>/latest to this run."""
+    latest = run_dir.parent.parent / "latest"
+    new = latest.with_name(f"latest.{os.getpid()}")
+    new.symlink_to(os.path.relpath(run_dir, latest.parent))
+    new.replace(latest)

@@ -1,0 +1,198 @@
+"""Clips become samples and batches: right window, right frame, every clip once, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from deepavfusion.data.clips import ClipDataset, ClipSampler, Collate, on_grid
+from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.data.encode import write_mp4
+from deepavfusion.data.vggsound import vggsound
+from deepavfusion.types import Clip, Problem
+from deepavfusion.utils.errors import UserError
+
+FPS = 10
+SIZE = 32
+
+
+def level_of(second: float) -> int:
+    return 40 + 30 * int(second)
+
+
+def write_clip(path, seconds: float = 6.0, sound_seconds: float | None = None, sound: bool = True) -> None:
+    """The picture's grey level rises by 30 every second; a 1 kHz tone from second 3 on."""
+    frames = np.stack([np.full((48, 64, 3), level_of(i / FPS), np.uint8) for i in range(int(seconds * FPS))])
+    time = np.arange(int((sound_seconds or seconds) * 16000)) / 16000
+    tone = (0.5 * np.sin(2 * np.pi * 1000 * time) * (time >= 3)).astype(np.float32)
+    write_mp4(path, frames, FPS, tone if sound else None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clips")
+    write_clip(root / "good.mp4")
+    write_clip(root / "short.mp4", seconds=1.0)
+    write_clip(root / "mute.mp4", sound=False)
+    (root / "cut.mp4").write_bytes((root / "good.mp4").read_bytes()[:4000])
+    return root
+
+
+def dataset(folder, *names: str, train: bool = False) -> ClipDataset:
+    return ClipDataset([Clip(n, str(folder / f"{n}.mp4"), i) for i, n in enumerate(names)], SIZE, 3.0, train)
+
+
+def test_evaluation_takes_the_centre(folder):
+    sample = dataset(folder, "good")[0, 0]
+    assert sample.window_start == pytest.approx(1.5, abs=0.05)
+    assert sample.frame_time == 3.0
+    assert sample.image.shape == (3, SIZE, SIZE)
+    assert sample.image.dtype == torch.uint8
+    assert sample.image.float().mean() == pytest.approx(level_of(3.0), abs=4)
+    assert sample.waveform.shape == (48000,)
+    onset = (sample.waveform.abs() > 0.1).nonzero()[0].item() / 16000 + sample.window_start
+    assert onset == pytest.approx(3.0, abs=0.02)
+    assert (sample.id, sample.label, sample.problems) == ("good", 0, [])
+
+
+def test_training_draws_windows_and_frames_from_the_seed(folder):
+    clips = dataset(folder, "good", train=True)
+    samples = [clips[0, seed] for seed in range(12)]
+    again = clips[0, 3]
+    assert torch.equal(again.waveform, samples[3].waveform)
+    assert torch.equal(again.image, samples[3].image)
+    starts = [s.window_start for s in samples]
+    assert len(set(starts)) == 12
+    assert 0 <= min(starts) < 1
+    assert 2 < max(starts) <= 3.1
+    for s in samples:
+        assert s.window_start <= s.frame_time <= s.window_start + 3
+        assert s.frame_time % 0.5 == 0
+        assert s.image.float().mean() == pytest.approx(level_of(s.frame_time), abs=4)
+
+
+def test_drawing_leaves_the_global_generator_alone(folder):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    dataset(folder, "good", train=True)[0, 1]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_short_sound_is_extended_and_reported(folder):
+    sample = dataset(folder, "short")[0, 0]
+    assert sample.waveform.shape == (48000,)
+    assert torch.equal(sample.waveform[:16000], sample.waveform[16000:32000].flip(0))
+    (problem,) = sample.problems
+    assert problem.used
+    assert problem.reason == "too_short"
+    assert "1.00 s of sound where 3 s were wanted" in problem.detail
+
+
+def test_what_does_not_decode_is_a_problem_and_no_other_clip(folder):
+    clips = dataset(folder, "good", "mute", "cut", "gone")
+    items = [clips[i, 0] for i in range(4)]
+    assert [type(item) is Problem for item in items] == [False, True, True, True]
+    assert [item.reason for item in items[1:]] == ["no_audio", "truncated", "missing"]
+    batch = Collate(SIZE)(items)
+    assert batch.id == ["good"]
+    assert batch.image.shape == (1, 3, SIZE, SIZE)
+    assert [(p.id, p.used) for p in batch.problems] == [("mute", False), ("cut", False), ("gone", False)]
+
+
+def test_a_batch_of_problems_is_empty_but_whole(folder):
+    batch = Collate(SIZE)([dataset(folder, "mute")[0, 0]])
+    assert len(batch) == 0
+    assert batch.image.shape == (0, 3, SIZE, SIZE)
+    assert batch.waveform.shape == (0, 48000)
+    assert [p.id for p in batch.problems] == ["mute"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "earliest", "latest", "expected"),
+    [(1.2, 0.0, 3.0, 1.0), (1.3, 0.0, 3.0, 1.5), (0.1, 0.2, 3.2, 0.5), (3.1, 0.2, 3.2, 3.0), (2.0, 0.0, 0.04, 0.0)],
+)
+def test_frames_lie_on_the_grid_inside_the_window(moment, earliest, latest, expected):
+    assert on_grid(moment, earliest, latest) == expected
+
+
+def draws(**kwargs) -> list[list[tuple[int, int]]]:
+    """Two epochs of a sampler."""
+    sampler = ClipSampler(**kwargs)
+    epochs = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert len(epochs[-1]) == len(sampler)
+    return epochs
+
+
+def test_training_order_is_new_each_epoch_and_complete():
+    first, second = draws(num_clips=10, shuffle=True, seed=3)
+    assert sorted(i for i, _ in first) == sorted(i for i, _ in second) == list(range(10))
+    assert [i for i, _ in first] != [i for i, _ in second]
+    assert draws(num_clips=10, shuffle=True, seed=3) == [first, second]
+    assert draws(num_clips=10, shuffle=True, seed=4) != [first, second]
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_ranks_share_an_epoch_without_overlap_and_with_the_same_crops(epoch):
+    alone = dict(draws(num_clips=12, shuffle=True)[epoch])
+    shares = [dict(draws(num_clips=12, shuffle=True, rank=r, world_size=3, even=True)[epoch]) for r in range(3)]
+    assert [len(s) for s in shares] == [4, 4, 4]
+    assert {k: v for share in shares for k, v in share.items()} == alone
+
+
+def test_evaluation_shares_are_never_padded():
+    shares = [draws(num_clips=11, shuffle=False, rank=r, world_size=3)[0] for r in range(3)]
+    assert sorted(i for share in shares for i, _ in share) == list(range(11))
+    even = [draws(num_clips=11, shuffle=True, rank=r, world_size=3, even=True)[0] for r in range(3)]
+    assert [len(share) for share in even] == [3, 3, 3]
+    assert len({i for share in even for i, _ in share}) == 9
+
+
+@pytest.fixture(scope="module")
+def vggsound_root(tmp_path_factory):
+    """Five train and three test clips; one train clip has no sound."""
+    root = tmp_path_factory.mktemp("vggsound")
+    (root / "annotations").mkdir()
+    (root / "clips" / "playing_flute").mkdir(parents=True)
+    with (root / "annotations" / "vggsound.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        for i in range(8):
+            rows.writerow([f"clip{i}", 30, "playing flute", "train" if i < 5 else "test"])
+            write_clip(root / f"clips/playing_flute/clip{i}_000030_000040.mp4", seconds=3.2, sound=i != 2)
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_datamodule_gives_every_clip_once(vggsound_root, workers):
+    data = ClipDataModule(vggsound, str(vggsound_root), "vggsound", batch_size=2, image_size=SIZE, num_workers=workers)
+    data.setup()
+    loader = data.train_dataloader()
+    batches = list(loader)
+    # five clips in batches of two: the last, smaller one is dropped
+    assert [len(b) + sum(not p.used for p in b.problems) for b in batches] == [2, 2]
+    tests, gallery = ([i for b in l for i in b.id] for l in data.val_dataloader())
+    assert tests == ["clip5_000030", "clip6_000030", "clip7_000030"]
+    assert gallery == [f"clip{i}_000030" for i in (0, 1, 3, 4)]
+    everything = ClipDataModule(vggsound, str(vggsound_root), "vggsound", batch_size=8, image_size=SIZE, num_workers=0)
+    everything.setup()
+    (batch,) = list(everything.train_dataloader())
+    assert sorted(batch.id) == [f"clip{i}_000030" for i in (0, 1, 3, 4)]
+    assert [p.id for p in batch.problems] == ["clip2_000030"]
+
+
+def test_gallery_is_spread_over_the_list(vggsound_root):
+    data = ClipDataModule(vggsound, str(vggsound_root), "vggsound", image_size=SIZE, num_workers=0, gallery_clips=2)
+    data.setup()
+    assert [c.id for c in data.val_dataloader()[1].dataset.clips] == ["clip0_000030", "clip3_000030"]
+
+
+def test_missing_root_is_named(tmp_path):
+    data = ClipDataModule(vggsound, str(tmp_path / "nowhere"), "vggsound", image_size=SIZE)
+    with pytest.raises(UserError, match=r"nowhere.*data\.root"):
+        data.setup()

@@ -1,0 +1,247 @@
+"""The generated demo data: layout, truth of the masks, determinism, and what `ensure` does to what it finds."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepavfusion.data import demo
+from deepavfusion.data.demo_pictures import DRAWINGS, Scene
+from deepavfusion.data.demo_sounds import SAMPLE_RATE, VOICES, melody, mix, perform
+from deepavfusion.utils.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY = demo.Counts(
+    vggsound_train=1, vggsound_test=1, solos=1, duets=1,
+    s4_train=3, s4_val=1, s4_test=1, ms3_train=2, ms3_val=1, ms3_test=1,
+)  # fmt: skip
+ONE_SET = demo.Counts(vggsound_train=1, vggsound_test=0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    demo.generate(folder, workers=1, counts=TINY)
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_vggsound_layout(root: Path) -> None:
+    lines = rows(root / "vggsound/annotations/vggsound.csv")
+    assert len({line[0] for line in lines}) == 8 * 2
+    assert all(len(line[0]) == 11 for line in lines)
+    assert any(line[0].startswith("-") for line in lines)
+    assert {line[3] for line in lines} == {"train", "test"}
+    listed = set()
+    for clip, start, label, split in lines:
+        folder = {"playing violin, fiddle": "playing_violin__fiddle"}.get(label, label.replace(" ", "_"))
+        listed.add(f"clips/{folder}/{clip}_{int(start):06d}_{int(start) + 10:06d}.mp4")
+        of_class = [line for line in lines if line[2:] == [label, split]]
+        assert len(of_class) == 1
+    on_disk = {str(p.relative_to(root / "vggsound")) for p in (root / "vggsound/clips").rglob("*.mp4")}
+    assert on_disk == listed
+
+
+def test_every_clip_decodes_with_sound(root: Path) -> None:
+    clips = [(path, 4.0) for path in sorted((root / "vggsound").rglob("*.mp4"))[::5]]
+    clips += [(path, 6.0) for path in sorted((root / "music").rglob("*.mp4"))[::5]]
+    assert len(clips) == 4 + 2
+    for path, seconds in clips:
+        with av.open(str(path)) as container:
+            frames = [frame.time for frame in container.decode(video=0)]
+        with av.open(str(path)) as container:
+            sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+        assert len(frames) == round(seconds * demo.FPS)
+        assert len(sound) / SAMPLE_RATE == pytest.approx(seconds, abs=0.1)
+        assert np.sqrt(np.mean(sound**2)) > 0.01
+
+
+def test_music_lists_name_the_clips(root: Path) -> None:
+    folder = root / "music"
+    solos = json.loads((folder / "MUSIC_solo_videos.json").read_text())["videos"]
+    duets = json.loads((folder / "MUSIC_duet_videos.json").read_text())["videos"]
+    assert (folder / "MUSIC21_solo_videos.json").read_text() == (folder / "MUSIC_solo_videos.json").read_text()
+    assert "acoustic_guitar" in solos
+    assert len(solos) == 8
+    assert sum(map(len, duets.values())) == 1
+    for pair in duets:
+        first, second = pair.split(" ")
+        assert first != second
+        assert {first, second} <= set(solos)
+    videos = [*solos.items(), *duets.items()]
+    listed = {f"{instrument}/{clip}.mp4" for instrument, clips in videos for clip in clips}
+    assert {str(path.relative_to(folder / "clips")) for path in folder.rglob("*.mp4")} == listed
+
+
+def test_avsbench_layout(root: Path) -> None:
+    folder = root / "avsbench"
+    header, *lines = rows(folder / "metadata.csv")
+    assert header == ["vid", "uid", "s_min", "s_sec", "a_obj", "split", "label"]
+    assert len(lines) == 9
+    index = json.loads((folder / "label2idx.json").read_text())
+    assert sorted(index.values()) == list(range(9))
+    assert index["background"] == 0
+    for _, uid, _, _, a_obj, split, label in lines:
+        clip = folder / label / uid
+        with wave.open(str(clip / "audio.wav")) as file:
+            assert file.getnframes() / file.getframerate() == 5.0
+        assert sorted(path.name for path in (clip / "frames").iterdir()) == [f"{n}.jpg" for n in range(5)]
+        masks = sorted((clip / "labels_semantic").iterdir())
+        expected = 1 if (label, split) == ("v1s", "train") else 5
+        assert [path.name for path in masks] == [f"{n}.png" for n in range(expected)]
+        sounding = {index[name] for name in a_obj.split("_")}
+        for path in masks:
+            mask = np.asarray(Image.open(path))
+            assert mask.shape == np.asarray(Image.open(clip / f"frames/{path.stem}.jpg")).shape[:2]
+            assert set(np.unique(mask)) == {0, *sounding}
+
+
+def test_masks_cover_the_sounding_instrument_and_no_other() -> None:
+    """The sounding one moves, and all that changes in the picture lies in the masks of before and after."""
+    for seed in range(8):
+        scene = Scene(np.random.default_rng(seed), ["piano", "drum"], [[1.0]])
+        before, after = scene.frame(0.9).astype(int), scene.frame(1.0).astype(int)
+        changed = np.abs(before - after).max(axis=-1) > 0
+        masks = [scene.masks(time)[0] for time in (0.9, 1.0)]
+        touched = np.stack([np.asarray(scene.sprites[0].alpha(scene.poses(t)[0], *changed.shape[::-1])) > 0
+                            for t in (0.9, 1.0)]).any(axis=0)  # fmt: skip
+        assert changed.sum() > 500
+        assert not (changed & ~touched).any()
+        assert (touched & ~(masks[0] | masks[1])).mean() < 0.1  # only the soft edge
+        silent = np.asarray(scene.sprites[1].alpha((0, 0), *changed.shape[::-1])) > 127
+        assert (masks[0] & silent).sum() < 0.5 * silent.sum()
+
+
+def test_overlapping_masks_are_disjoint() -> None:
+    for seed in range(6):
+        first, second = Scene(np.random.default_rng(seed), ["violin", "accordion", "flute"], [[1.0], [1.1]]).masks(1.1)
+        assert first.any()
+        assert second.any()
+        assert not (first & second).any()
+
+
+def test_files_follow_from_the_seed_and_not_from_the_workers(root: Path, tmp_path: Path) -> None:
+    for name, seed, workers in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
+        demo.generate(tmp_path / name, ["vggsound"], seed, workers, ONE_SET)
+    one, two, other = (hashes(tmp_path / name / "vggsound") for name in ("one", "two", "other"))
+    assert one == two
+    assert not set(one.values()) & set(other.values())
+    clips = {name: value for name, value in one.items() if name.endswith(".mp4")}
+    assert clips.items() <= hashes(root / "vggsound").items()  # fewer clips: the same ones
+
+
+def test_no_two_clips_are_the_same(root: Path) -> None:
+    clips = [value for name, value in hashes(root).items() if name.endswith((".mp4", ".wav", ".jpg"))]
+    same = len(clips) - len(set(clips))
+    assert same <= 5 * 9 / 4  # pictures of one AVSBench clip may agree when nothing moves; sounds and clips never
+    sounds = [value for name, value in hashes(root).items() if name.endswith((".mp4", ".wav"))]
+    assert len(sounds) == len(set(sounds)) == 16 + 9 + 9
+
+
+def test_ensure_leaves_a_complete_set_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    assert "Generating demo data" in capfd.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
+    assert len(before) == 8
+    assert demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET) == [tmp_path / "vggsound"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")} == before
+    assert capfd.readouterr().err == ""
+
+
+def test_ensure_mends_what_a_killed_run_left(tmp_path: Path) -> None:
+    unfinished = tmp_path / ".vggsound.partial" / "clips"
+    unfinished.mkdir(parents=True)
+    (unfinished / "half.mp4").write_bytes(b"half")
+    demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    assert not unfinished.exists()
+    complete = hashes(tmp_path / "vggsound")
+    next((tmp_path / "vggsound").rglob("*.mp4")).unlink()
+    assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
+    demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    assert hashes(tmp_path / "vggsound") == complete
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "vggsound"]
+
+
+def test_another_seed_or_version_is_not_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    assert not demo.is_complete(tmp_path, "vggsound", seed=1, counts=ONE_SET)
+    monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
+    assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
+
+
+def test_foreign_folders_are_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "vggsound").mkdir()
+    (tmp_path / "vggsound/mine.mp4").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        demo.generate(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    assert (tmp_path / "vggsound/mine.mp4").read_bytes() == b"precious"
+
+
+def test_two_processes_at_once_do_the_work_once(tmp_path: Path) -> None:
+    arguments = f"{str(tmp_path)!r}, ['vggsound'], workers=1, counts=demo.Counts(vggsound_train=1, vggsound_test=0)"
+    code = f"from deepavfusion.data import demo; demo.ensure({arguments})"
+    runs = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    messages = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sum("Generating" in message for message in messages) == 1
+    assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
+
+
+def test_every_instrument_has_a_look_and_a_voice() -> None:
+    assert set(DRAWINGS) == set(VOICES) == set(demo.CLASSES)
+
+
+def test_overall_spectrum_does_not_tell_the_class() -> None:
+    """The nearest neighbour in mean log spectrum is mostly of another class (chance 0.125)."""
+    spectra, labels = [], []
+    for n in range(96):
+        name = demo.NAMES[n % 8]
+        rng = np.random.default_rng([7, n])
+        waveform = mix([perform(name, melody(rng, 2.0), rng, 2.0)], rng)
+        power = np.abs(np.fft.rfft(waveform.reshape(-1, 640))) ** 2
+        bands = np.add.reduceat(power, np.unique(np.geomspace(1, 300, 40).astype(int)), axis=1)
+        spectra.append(np.log10(bands + 1e-7).mean(axis=0))
+        labels.append(name)
+    features = np.array(spectra)
+    features = (features - features.mean(0)) / features.std(0)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = features @ features.T - 2 * np.eye(len(features))
+    nearest = similarity.argmax(axis=1)
+    hits = np.mean([labels[n] == labels[m] for n, m in enumerate(nearest)])
+    assert hits < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "no command was given"),
+        (["command=demo", "sets=[vgg]"], "There is no demo set 'vgg'"),
+    ],
+)
+def test_prepare_answers_a_mistake_in_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    script = [sys.executable, str(REPOSITORY / "src/prepare.py"), *arguments]
+    run = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert sentence in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert run.stdout == ""
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,129 @@
+"""What `data/encode.py` writes, read back with PyAV and the standard library."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from deepavfusion.data.encode import write_mp4, write_wav
+
+RATE = 16_000
+
+
+def picture(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """[count, H, W, 3]; the brightness rises from frame to frame."""
+    return np.stack([np.full((height, width, 3), 20 + 8 * n, np.uint8) for n in range(count)])
+
+
+def click(at: float, seconds: float = 3.0, rate: int = RATE) -> np.ndarray:
+    waveform = np.zeros(round(seconds * rate), np.float32)
+    waveform[round(at * rate)] = 0.9
+    return waveform
+
+
+def read_sound(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Time of each sample in seconds [T], and the samples [C, T]."""
+    times, samples = [], []
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            data = frame.to_ndarray()
+            samples.append(data)
+            times.append(frame.time + np.arange(data.shape[1]) / frame.sample_rate)
+    return np.concatenate(times), np.concatenate(samples, axis=1)
+
+
+def frame_times(path: Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return [frame.time for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("start", [0.0, 0.4])
+def test_a_click_is_heard_when_it_was_written(tmp_path: Path, rate: int, start: float) -> None:
+    write_mp4(tmp_path / "a.mp4", picture(30), 10, click(1.0, rate=rate), rate, audio_start=start)
+    times, samples = read_sound(tmp_path / "a.mp4")
+    assert times[np.abs(samples[0]).argmax()] == pytest.approx(1.0 + start, abs=0.005)
+
+
+def test_pictures_come_back_in_order_and_in_time(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", picture(20), 10)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert not container.streams.audio
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert float(stream.duration * stream.time_base) == pytest.approx(2.0)
+        levels = [frame.to_ndarray(format="rgb24").mean() for frame in container.decode(video=0)]
+    np.testing.assert_allclose(levels, 20 + 8 * np.arange(20), atol=3)
+    np.testing.assert_allclose(frame_times(tmp_path / "a.mp4"), np.arange(20) / 10, atol=1e-4)
+
+
+def test_frame_times_give_a_variable_rate(tmp_path: Path) -> None:
+    times = [0.0, 0.1, 0.75, 0.8, 2.0]
+    write_mp4(tmp_path / "a.mp4", iter(picture(5)), 10, frame_times=times)
+    np.testing.assert_allclose(frame_times(tmp_path / "a.mp4"), times, atol=1e-4)
+
+
+def test_key_frames_are_no_farther_apart_than_asked(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", picture(20), 10, keyframe_interval=5)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        keys = [n for n, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    assert keys[0] == 0
+    assert max(np.diff([*keys, 20])) <= 5
+
+
+def test_stereo_keeps_its_channels(tmp_path: Path) -> None:
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
+    write_mp4(tmp_path / "a.mp4", picture(10), 10, np.stack([tone, 0 * tone]), RATE)
+    _, samples = read_sound(tmp_path / "a.mp4")
+    assert samples.shape[0] == 2
+    assert np.abs(samples[0]).max() > 0.4
+    assert np.abs(samples[1]).max() < 0.02
+
+
+def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        write_mp4(tmp_path / name, picture(20), 10, click(0.5))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_bytes_do_not_depend_on_what_was_in_memory(tmp_path: Path) -> None:
+    """glibc fills what it hands out with another byte in each run; x264's macroblock tree fails this."""
+    code = (
+        "import sys, numpy as np; from deepavfusion.data.encode import write_mp4;"
+        "image = np.random.default_rng(0).integers(0, 255, (208, 208, 3), dtype=np.uint8);"
+        "write_mp4(sys.argv[1], [np.roll(image, 3 * (n // 4), 1) for n in range(20)], 10)"
+    )
+    for byte in ("0", "1", "85"):
+        environment = {**os.environ, "MALLOC_PERTURB_": byte}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / byte)], env=environment, check=True)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("frames", "options", "message"),
+    [
+        (picture(2, height=47), {}, "even sizes"),
+        ([], {}, "no frames"),
+        ([picture(1)[0], picture(1, width=66)[0]], {}, "frame 1 is"),
+        (picture(2), {"frame_times": [0.5, 0.5]}, "frame 1 does not come after"),
+        (picture(2), {"audio_start": -1.0}, "at least 0"),
+    ],
+)
+def test_wrong_input_is_named(tmp_path: Path, frames: list, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_mp4(tmp_path / "a.mp4", frames, 10, **options)
+
+
+def test_wav_is_16_bit_pcm_and_clips(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", np.array([[0.0, 0.5, 1.0, 2.0], [0.0, -0.5, -1.0, -2.0]]), 8_000)
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, 8_000)
+        samples = np.frombuffer(file.readframes(4), "<i2").reshape(4, 2).T
+    np.testing.assert_array_equal(samples, [[0, 16384, 32767, 32767], [0, -16384, -32767, -32767]])
