@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from deepavfusion.data import demo
-from deepavfusion.utils.cli import run_and_report
+from deepavfusion.utils.cli import run, run_and_report
+from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY
 from deepavfusion.utils.errors import UserError
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def make_demo(cfg: DictConfig) -> None:
@@ -28,7 +26,7 @@ def make_demo(cfg: DictConfig) -> None:
 COMMANDS = {"demo": make_demo}
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="prepare")
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
 @run_and_report
 def main(cfg: DictConfig) -> None:
     if cfg.command not in COMMANDS:
@@ -38,4 +36,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

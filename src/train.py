@@ -2,67 +2,110 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 from rich.panel import Panel
 
 from deepavfusion.data import demo
-from deepavfusion.utils.cli import run_and_report
-from deepavfusion.utils.configs import instantiate, register_resolvers, resolve_scale
-from deepavfusion.utils.run_dir import choose_run_dir, last_checkpoint, link_latest, read_overrides, write_record
+from deepavfusion.models.weights import read_weights
+from deepavfusion.utils.cli import run, run_and_report
+from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers, resolve_scale
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.run_dir import (
+    checkpoint_to_go_on_from,
+    choose_run_dir,
+    link_latest,
+    read_overrides,
+    remove_if_empty,
+    write_record,
+)
 
 register_resolvers()
 
 
-def compose() -> DictConfig:
-    """The config of this run: the command's, an unfinished run's with the command's on top, or the demo's."""
+def compose() -> tuple[DictConfig, list[str]]:
+    """The config of this run and its overrides: the command's, or an unfinished run's with the command's on top."""
     overrides = list(HydraConfig.get().overrides.task)
     cfg = hydra.compose("train", overrides=overrides)
     if cfg.resume:
         overrides = read_overrides(cfg.resume) + overrides
         cfg = hydra.compose("train", overrides=overrides)
-    cfg, reason = resolve_scale(cfg, "train", overrides)
-    run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
-    cfg.paths.run_dir = str(run_dir)
-    if rank_zero_only.rank == 0:
-        write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), [o for o in overrides if not o.startswith("resume=")])
-        if reason:
-            text = f"[bold]Demo scale[/]: {reason}.\nA tiny network learns on generated clips; give data.root=… for a real run."
-            get_console().print(Panel(text, style="yellow", expand=False))
-    return cfg
+    cfg, demo_reason = resolve_scale(cfg, "train", overrides)
+    if demo_reason and rank_zero_only.rank == 0:
+        text = f"[bold]Demo scale[/]: {demo_reason}.\nA tiny network learns on generated clips; "
+        get_console().print(Panel(text + "for a real run give data.root=<folder>.", style="yellow", expand=False))
+    return cfg, [override for override in overrides if not override.startswith("resume=")]
 
 
-def train(cfg: DictConfig) -> Trainer:
-    """Build what the config names and fit it."""
+def make_demo_data(root: Path, name: str) -> None:
+    """Generate a demo set that is missing, in a process of its own: its workers import nothing of ours but the demo."""
+    if not demo.is_complete(root, name):
+        command = [
+            sys.executable,
+            REPOSITORY / "src" / "prepare.py",
+            "command=demo",
+            f"root='{root}'",
+            f"sets=[{name}]",
+        ]
+        if subprocess.run(command).returncode:
+            raise UserError(f"the demo data under {root} could not be made, for the reason above; then run again.")
+
+
+def build(cfg: DictConfig) -> tuple[Trainer, LightningModule, LightningDataModule]:
+    """Instantiate what the config names; makes the demo data if that is what it names."""
     seed_everything(cfg.seed, workers=True, verbose=False)
-    run_dir = Path(cfg.paths.run_dir)
     if Path(cfg.data.root).parent == Path(cfg.paths.data_dir) / "demo":
-        demo.ensure(Path(cfg.data.root).parent, [cfg.data.name])
+        make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
     datamodule: LightningDataModule = instantiate(cfg.data)
     datamodule.setup("fit")
     model: LightningModule = instantiate(cfg.model)
-    callbacks: list[Callback] = [instantiate(c) for c in cfg.callbacks.values()]
-    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=[instantiate(c) for c in cfg.logger.values()])
-    if cfg.run.latest and trainer.is_global_zero:
-        link_latest(run_dir)
-    ckpt_path = str(last_checkpoint(run_dir) or "") or cfg.ckpt_path
+    callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
+    loggers = [instantiate(logger) for logger in cfg.logger.values()]
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        # Threads that wait for a core which a decoding worker holds cost several times what they bring.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - (datamodule.num_workers + 1) // 2))
+    return trainer, model, datamodule
+
+
+def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
+    """Fit in a run directory; go on from its last checkpoint if there is one."""
+    run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
+    cfg.paths.run_dir = str(run_dir)
+    try:
+        trainer, model, datamodule = build(cfg)
+        ckpt_path = checkpoint_to_go_on_from(run_dir, cfg.ckpt_path)
+        if ckpt_path:
+            read_weights(ckpt_path)  # a damaged file gets a sentence, not Lightning's traceback
+    except UserError:
+        remove_if_empty(run_dir)
+        raise
+    if trainer.is_global_zero:
+        write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
+        if cfg.run.latest:
+            link_latest(run_dir)
     if ckpt_path is None and cfg.validate_before:
         trainer.validate(model, datamodule, verbose=False)
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 @run_and_report
 def main(_: DictConfig) -> None:
-    train(compose())
+    train(*compose())
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import golden_cases as cases
 import pytest
 import torch
 
+import golden_cases as cases
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.layers import patchify, sincos_pos_embed, unpatchify
 from deepavfusion.models.vit import ViT
@@ -38,9 +38,7 @@ def test_encoder_matches_golden_in_float64(case):
         )
         loss.backward()
     for stream in ("image", "audio", "fusion"):
-        torch.testing.assert_close(
-            getattr(out, stream).detach(), torch.from_numpy(golden[stream]), atol=1e-10, rtol=0
-        )
+        torch.testing.assert_close(getattr(out, stream).detach(), torch.from_numpy(golden[stream]), atol=1e-10, rtol=0)
     assert abs(loss.item() - golden["loss"]) <= 1e-10 * max(1, abs(golden["loss"]))
     cases.assert_gradients_match(model, golden)
 

@@ -176,7 +176,7 @@ def test_datamodule_gives_every_clip_once(vggsound_root, workers):
     batches = list(loader)
     # five clips in batches of two: the last, smaller one is dropped
     assert [len(b) + sum(not p.used for p in b.problems) for b in batches] == [2, 2]
-    tests, gallery = ([i for b in l for i in b.id] for l in data.val_dataloader())
+    tests, gallery = ([i for b in loader for i in b.id] for loader in data.val_dataloader())
     assert tests == ["clip5_000030", "clip6_000030", "clip7_000030"]
     assert gallery == [f"clip{i}_000030" for i in (0, 1, 3, 4)]
     everything = ClipDataModule(vggsound, str(vggsound_root), "vggsound", batch_size=8, image_size=SIZE, num_workers=0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import golden_cases as cases
 import pytest
 import torch
 
+import golden_cases as cases
 from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
 from deepavfusion.models.weights import original_name
 from deepavfusion.types import PatchMask
@@ -97,4 +97,3 @@ def test_an_empty_batch_has_no_loss_and_zero_gradients():
     out.loss.backward()
     assert out.loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
-

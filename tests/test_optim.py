@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import golden_cases as cases
 import pytest
 import torch
 from torch import nn
 
+import golden_cases as cases
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.optim.schedules import half_cosine_rise, warmup_cosine
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import golden_cases as cases
 import pytest
 import torch
 
+import golden_cases as cases
 from deepavfusion.transforms.audio import LogMel, extend_by_mirror, random_gain
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.transforms.image import Normalise, centre_crop, random_crop

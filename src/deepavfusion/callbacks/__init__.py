@@ -1,1 +1,1 @@
-"""What a run shows of itself: nearest neighbours, pictures and sounds for TensorBoard, speed, data problems, the end."""
+"""What a run shows of itself: nearest neighbours, pictures and sounds, speed, data problems, the end."""

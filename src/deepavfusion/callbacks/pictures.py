@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import torch
@@ -73,7 +73,7 @@ class ReconstructionPictures(Callback):
             return
         if trainer.current_epoch % self.every_n_epochs and trainer.current_epoch + 1 != trainer.max_epochs:
             return
-        drawn = pl_module.draw(self.clips)
+        drawn = cast(Any, pl_module).draw(self.clips)
         assert self.clips.spectrogram is not None
         unnormalise = self.normalise.to(self.clips.image.device).reverse
         columns = {

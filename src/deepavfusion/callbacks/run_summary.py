@@ -16,9 +16,10 @@ from rich.table import Table
 class RunSummary(Callback):
     """Keeps the first and last epoch's losses and the values before training, and writes the final metrics.
 
-    `metrics.json` maps flat names to numbers: every metric's last value; `<metric>_before` of a validation before
-    training, for the names in `keep_before`; `train/loss_first` and `train/loss_last`, means over the first and last epoch; clips a
-    dataset lists and has on disk (`data/<split>_listed`, `data/<split>_present`).
+    `metrics.json` maps flat names to numbers: every metric's last value (an epoch's, not a step's);
+    `<metric>_before` of a validation before training, for the names in `keep_before`; `train/loss_first` and
+    `train/loss_last`, means over the first and last epoch; the clips that each split lists and has on disk
+    (`data/<split>_listed`, `data/<split>_present`).
 
     Args:
         run_dir: where `metrics.json` goes; its presence marks a run as finished.
@@ -31,6 +32,7 @@ class RunSummary(Callback):
     ) -> None:
         self.run_dir, self.keep_before, self.next_commands = Path(run_dir), tuple(keep_before), tuple(next_commands)
         self.kept: dict[str, float] = {}
+        self.final: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.kept)
@@ -45,21 +47,27 @@ class RunSummary(Callback):
                     self.kept[f"{name}_before"] = float(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if "train/loss" in trainer.callback_metrics:
-            loss = float(trainer.callback_metrics["train/loss"])
+        if "train/loss_epoch" in trainer.callback_metrics:
+            loss = float(trainer.callback_metrics["train/loss_epoch"])
             self.kept.setdefault("train/loss_first", loss)
             self.kept["train/loss_last"] = loss
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        last = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
+        metrics = last | {name.removesuffix("_epoch"): value for name, value in last.items() if name.endswith("_epoch")}
+        metrics = {name: value for name, value in metrics.items() if not name.endswith("_epoch")}
         metrics.update(self.kept)
         for split, clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).items():
             metrics[f"data/{split}_listed"] = clips.listed
             metrics[f"data/{split}_present"] = len(clips.clips)
         write_metrics(self.run_dir / "metrics.json", metrics)
-        self._show(metrics)
+        self.final = metrics
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self.final:  # only now is the progress bar out of the way
+            self._show(self.final)
 
     def _show(self, metrics: dict[str, float]) -> None:
         table = Table(title="Final metrics", show_header=False, title_justify="left")

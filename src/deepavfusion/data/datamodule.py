@@ -85,9 +85,7 @@ class ClipDataModule(LightningDataModule):
             train = self.lists["train"].clips
             sets.append(train[:: max(1, -(-len(train) // self.gallery_clips))])
         rank, world_size = self._rank_and_world()
-        return [
-            self._loader(clips, ClipSampler(len(clips), False, self.seed, rank, world_size)) for clips in sets
-        ]
+        return [self._loader(clips, ClipSampler(len(clips), False, self.seed, rank, world_size)) for clips in sets]
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

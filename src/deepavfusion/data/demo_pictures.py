@@ -18,12 +18,14 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 # How hard it is to see the class: wider ranges hide it better. Change VERSION in demo.py with them.
 SHORT_SIDES = (216, 224, 232, 240, 248)  # pixels
 ASPECTS = (1.0, 1.2, 4 / 3, 1.5)  # long side / short side
-SIZE = {1: (0.44, 0.68), 2: (0.38, 0.58), 3: (0.34, 0.44)}  # of the short side, by the number of instruments
+SIZE = {1: (0.66, 0.90), 2: (0.54, 0.68), 3: (0.38, 0.48)}  # of the short side, by the number of instruments
 STRETCH = 1.4  # long thin instruments are this much longer
-ANGLE = 40.0  # ± degrees
-BRIGHTNESS = 25.0  # ± of 255
-CONTRAST = (0.65, 1.1)
-GRAIN = 8.0  # at most this standard deviation of pixel noise, of 255
+ANGLE = 15.0  # ± degrees
+BRIGHTNESS = 15.0  # ± of 255
+CONTRAST = (0.85, 1.1)
+BACKDROP_SATURATION = (0.05, 0.45)
+TEXTURE = (0.1, 0.5)  # how far the backdrop's second colour is from its first
+GRAIN = 3.0  # at most this standard deviation of pixel noise, of 255
 JUMP = (0.06, 0.12)  # height of the jump at a note's start, of the short side
 SWING = 12.0  # ± degrees of the swing at a note's start
 CALM = 0.16  # seconds after which both have fallen to 1/e
@@ -271,6 +273,8 @@ class Scene:
     def __init__(self, rng: Generator, instruments: list[str], onsets: list[list[float]]) -> None:
         short = int(rng.choice(SHORT_SIDES))
         long = 2 * round(short * rng.choice(ASPECTS) / 2)
+        self.width: int
+        self.height: int
         self.width, self.height = (long, short) if rng.random() < 0.8 else (short, long)
         self.onsets = onsets
         low, high = SIZE[len(instruments)]
@@ -372,6 +376,7 @@ def _backdrop(rng: Generator, width: int, height: int) -> Image.Image:
     turn = rng.uniform(0, 2 * np.pi)
     along = x * np.cos(turn) + y * np.sin(turn)
     rough = _smooth_noise(rng, width, height, int(rng.integers(4, 24)))
+    field_: NDArray[np.floating]
     if kind == "noise":
         field_ = rough
     elif kind == "gradient":
@@ -386,11 +391,11 @@ def _backdrop(rng: Generator, width: int, height: int) -> Image.Image:
             cx, cy, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(6, 50)
             draw.ellipse([cx - r, cy - r * rng.uniform(0.4, 1), cx + r, cy + r], int(rng.integers(60, 256)))
         field_ = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 5))), np.float32) / 255
-    first, second = (np.array(_colour(rng, (0.1, 0.95), (0.05, 0.8)), np.float32) for _ in range(2))
-    mixed = first + np.clip(field_, 0, 1)[..., None] * (second - first)
+    first, second = (np.array(_colour(rng, (0.1, 0.95), BACKDROP_SATURATION), np.float32) for _ in range(2))
+    mixed = first + rng.uniform(*TEXTURE) * np.clip(field_, 0, 1)[..., None] * (second - first)
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
 def _smooth_noise(rng: Generator, width: int, height: int, cells: int) -> NDArray[np.float32]:
     coarse = Image.fromarray((rng.random((cells, cells)) * 255).astype(np.uint8))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / np.float32(255)

@@ -22,10 +22,10 @@ SAMPLE_RATE = 16_000  # Hz
 REGISTER = (50.0, 74.0)  # lowest note of a melody, MIDI numbers; the same for every class
 TEMPO = (70.0, 170.0)  # beats per minute
 REST = 0.12  # probability that a beat is silent
-TILT_DB = 7.0  # spectral tilt of a clip, ± dB per octave around 1 kHz
-ROOM_DB = 9.0  # ± dB of the clip's random tone filter
-REVERB = (0.0, 0.5)  # share of reverberation
-NOISE_DB = (-30.0, -12.0)  # background noise relative to the music
+TILT_DB = 4.0  # spectral tilt of a clip, ± dB per octave around 1 kHz
+ROOM_DB = 6.0  # ± dB of the clip's random tone filter
+REVERB = (0.0, 0.3)  # share of reverberation
+NOISE_DB = (-58.0, -38.0)  # background noise relative to the music
 LOUDNESS_DB = 9.0  # ± dB around MEAN_LOUDNESS
 MEAN_LOUDNESS = -24.0  # dB relative to full scale, root mean square
 BALANCE_DB = 3.0  # ± dB between instruments that sound together
@@ -44,7 +44,8 @@ class Note:
 def melody(rng: Generator, seconds: float) -> list[Note]:
     """A random tune; which instrument plays it has no influence."""
     lowest, beat = rng.uniform(*REGISTER), 60.0 / rng.uniform(*TEMPO)
-    notes, time = [], rng.uniform(0.0, 0.3)
+    notes: list[Note] = []
+    time = rng.uniform(0.0, 0.3)
     while time < seconds - 0.1:
         length = beat * rng.choice([0.5, 1.0, 1.0, 2.0])
         if rng.random() > REST or not notes:

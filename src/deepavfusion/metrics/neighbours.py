@@ -27,6 +27,7 @@ class NeighbourAccuracy(Metric):
     """
 
     full_state_update = False
+    query_label: list[Tensor] | Tensor  # one tensor once processes are synchronised
 
     def __init__(self, streams: tuple[str, ...], k: int = 1, leave_one_out: bool = True) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
@@ -88,12 +88,32 @@ def read_weights(path: str | Path) -> Weights:
         return Weights(str(path), "original", {our_name(name): t for name, t in tensors.items()})
     if "encoder.fusion_tokens" in tensors:
         return Weights(str(path), "ours", tensors)
-    if "cls_token" in tensors and "patch_embed.proj.weight" in tensors:
+    if "patch_embed.proj.weight" in tensors:
         # The class token and its row of the (fixed) position embedding have no place here, nor has the decoder.
         keep = ("patch_embed.", "blocks.", "norm.")
         return Weights(str(path), "vit", {name: t for name, t in tensors.items() if name.startswith(keep)})
     shown = ", ".join(list(tensors)[:3]) or "no tensor"
     raise UserError(f"{path} holds {shown} …, which is none of ours: expected {EXPECTED}.")
+
+
+def write_weights(weights: Weights, path: Path) -> Path:
+    """Write the tensors alone, as safetensors; `read_weights` reads the file again.
+
+    Raises:
+        UserError: the name does not end in .safetensors, or the file cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(f"output {path}: expected a name that ends in .safetensors.")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in weights.tensors.items()}, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"output {path} cannot be written: {error.strerror or error}; choose another output."
+        ) from error
+    return path
 
 
 def _read(path: Path) -> object:
@@ -125,7 +145,7 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
             if isinstance(content.get(key), dict):
                 content = content[key]
                 break
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}  # type: ignore
         if tensors:
             return tensors
     raise UserError(f"{path} holds no tensors under state_dict or model: expected {EXPECTED}.")
@@ -173,8 +193,7 @@ def load_vit(vit: ViT, path: str | Path) -> LoadReport:
             f"{path} is a DeepAVFusion checkpoint: give it as model.pretrained; an MAE or AudioMAE ViT checkpoint was "
             f"expected here."
         )
-    found = describe({f"encoder.image.{name}": tensor for name, tensor in weights.tensors.items()})
-    return _load(vit, weights, {name.replace("image.", ""): value for name, value in found.items()})
+    return _load(vit, weights, describe(weights.tensors))
 
 
 def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> LoadReport:
@@ -211,8 +230,14 @@ def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> Lo
 
 
 def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
-    """The config values of `model.net` that fit these tensors, as far as shapes tell them (heads do not show)."""
+    """The config values of `model.net` that fit these tensors, as far as shapes tell them (heads do not show).
+
+    A single ViT is described as the encoder it has the channels for.
+    """
     found: dict[str, object] = {}
+    if "patch_embed.proj.weight" in tensors:
+        stream = "audio" if tensors["patch_embed.proj.weight"].shape[1] == 1 else "image"
+        tensors = {f"encoder.{stream}.{name}": tensor for name, tensor in tensors.items()}
     for stream in ("image", "audio"):
         prefix = f"encoder.{stream}."
         blocks = [int(m[1]) for n in tensors if (m := re.match(re.escape(prefix) + r"blocks\.(\d+)\.", n))]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -84,7 +85,12 @@ class Pretrain(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self(batch)
         losses = {"loss": out.loss, "loss_image": out.image_loss, "loss_audio": out.audio_loss}
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in losses.items()},
+            on_step=True,
+            on_epoch=True,
+            batch_size=len(batch),
+        )
         return out.loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -104,10 +110,11 @@ class Pretrain(LightningModule):
 
     def draw(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Pictures of the reconstruction with masks that are the same each time; see `MaskedAutoencoder.draw`."""
+        assert batch.spectrogram is not None
         generator = torch.Generator(device=batch.image.device).manual_seed(0)
         return self.net.draw(self(batch, generator), batch.image, batch.spectrogram)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with the learning rate for the effective batch, scheduled by the step."""
         effective = self.hparams["batch_size"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
         lr = self.hparams["blr"] * effective / 256
@@ -118,7 +125,8 @@ class Pretrain(LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(self.hparams["betas"]))
 
         epochs = self.trainer.max_epochs
-        assert epochs and epochs > 0, "the schedule needs trainer.max_epochs"
+        if not epochs or epochs < 0:
+            raise UserError(f"trainer.max_epochs is {epochs}: the learning-rate schedule needs the number of epochs.")
         steps_per_epoch = self.trainer.estimated_stepping_batches / epochs
         warmup, rise = self.hparams["warmup_epochs"], self.hparams["branch_rise"] * epochs
 

@@ -41,4 +41,6 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """waveform [B, T] at 16 kHz in [−1, 1] -> [B, 1, M, T // 250]; the last, half-empty frame is dropped."""
+        if not len(waveform):  # the STFT refuses an empty batch
+            return waveform.new_zeros(0, 1, N_MELS, waveform.shape[-1] // HOP_LENGTH)
         return (self.mel(waveform)[..., :-1] + LOG_OFFSET).log10().unsqueeze(1)

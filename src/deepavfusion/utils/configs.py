@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+CONFIG_DIR = str(REPOSITORY / "configs")
 FRAMES_PER_SECOND = 64  # of the spectrogram; transforms/audio.py derives it
 
 
@@ -25,6 +26,8 @@ def register_resolvers() -> None:
 
 def auto_precision() -> str:
     """bf16-mixed where there is an accelerator that can, 32-true elsewhere."""
+    import torch  # here, because prepare.py does without
+
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
 
 
@@ -61,7 +64,7 @@ def resolve_scale(cfg: DictConfig, config_name: str, overrides: list[str]) -> tu
     """
     root = Path(cfg.data.root)
     given = any(o.lstrip("+").split("=")[0] in ("data.root", "paths.data_dir") for o in overrides)
-    scale = hydra.core.hydra_config.HydraConfig.get().runtime.choices.scale
+    scale = HydraConfig.get().runtime.choices["scale"]
     if given and not root.is_dir() and "data.root" in " ".join(overrides):
         raise UserError(
             f"data.root={root} is not a folder: expected a dataset in the {cfg.data.name} layout; give its folder, or "

@@ -66,10 +66,32 @@ def _named(runs: Path, name: str | None) -> Path:
     raise UserError(f"{runs} has a thousand runs of {time}: set run.name.")
 
 
-def last_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint to go on from, if there is one."""
+def checkpoint_to_go_on_from(run_dir: Path, asked: str | None = None) -> str | None:
+    """The run's own last checkpoint if it was interrupted, else the one that is asked for; None: begin anew.
+
+    Args:
+        run_dir: of this run.
+        asked: a file, or "last", which means the run's own.
+
+    Raises:
+        UserError: the checkpoint that is asked for does not exist.
+    """
     last = run_dir / CHECKPOINTS / LAST
-    return last if last.is_file() else None
+    if last.is_file():
+        return str(last)
+    if asked is None:
+        return None
+    if asked == "last":
+        raise UserError(f"ckpt_path=last, but {last} does not exist: name the run with run.name=…, or give a file.")
+    if not Path(asked).is_file():
+        raise UserError(f"ckpt_path={asked} does not exist: expected a .ckpt file that a run of this task wrote.")
+    return asked
+
+
+def remove_if_empty(run_dir: Path) -> None:
+    """Leave nothing behind of a run that never began."""
+    if run_dir.is_dir() and not any(run_dir.iterdir()):
+        run_dir.rmdir()
 
 
 def write_record(run_dir: Path, config: str, overrides: list[str]) -> None:

@@ -1,0 +1,35 @@
+"""Checkpoints in, weights out: `python src/convert.py input=<checkpoint> output=<file.safetensors>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from rich import print
+
+from deepavfusion.models.weights import describe, read_weights, write_weights
+from deepavfusion.utils.cli import run, run_and_report
+from deepavfusion.utils.configs import CONFIG_DIR
+from deepavfusion.utils.errors import UserError
+
+KINDS = {"ours": "this project's", "original": "a published DeepAVFusion", "vit": "an MAE or AudioMAE ViT"}
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="convert")
+@run_and_report
+def main(cfg: DictConfig) -> None:
+    for key in ("input", "output"):
+        if not cfg[key]:
+            raise UserError(f"convert.py: no {key} was given; add {key}=<file>, see configs/convert.yaml.")
+    weights = read_weights(cfg.input)
+    path = write_weights(weights, Path(cfg.output))
+    count = sum(tensor.numel() for tensor in weights.tensors.values())
+    print(f"{cfg.input}: {KINDS[weights.kind]} checkpoint, {len(weights.tensors)} tensors, {count / 1e6:.1f} M values")
+    for name, value in describe(weights.tensors).items():
+        print(f"  model.net.{name} = {value}")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run(main)

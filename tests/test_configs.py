@@ -1,0 +1,86 @@
+"""Every experiment composes and builds, at every scale; the demo is chosen when and only when there is no data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
+
+from deepavfusion.utils.configs import REPOSITORY, instantiate, register_resolvers
+
+CONFIGS = REPOSITORY / "configs"
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+NETS = sorted(path.stem for path in (CONFIGS / "model" / "net").glob("[a-z]*.yaml"))
+TRAINERS = sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml"))
+
+
+def compose(*overrides: str):
+    register_resolvers()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+def test_there_are_experiments():
+    assert "pretrain_vggsound" in EXPERIMENTS
+    assert {"tiny", "small", "base", "large"} == set(NETS)
+    assert {"auto", "cpu", "gpu", "ddp"} <= set(TRAINERS)
+
+
+@pytest.mark.parametrize("scale", ["paper", "demo"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_build(experiment, scale, tmp_path):
+    cfg = compose(f"experiment={experiment}", f"scale={scale}", "trainer=cpu")
+    cfg.paths.run_dir = str(tmp_path)
+    OmegaConf.resolve(cfg)
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    assert isinstance(model, LightningModule)
+    assert isinstance(instantiate(cfg.data), LightningDataModule)
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    assert all(isinstance(callback, Callback) for callback in callbacks)
+    loggers = [instantiate(logger) for logger in cfg.logger.values()]
+    assert all(isinstance(logger, TensorBoardLogger) for logger in loggers)
+    assert isinstance(instantiate(cfg.trainer, callbacks=callbacks, logger=loggers), Trainer)
+    header = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
+    assert all(word in header for word in ("# command", "# hardware", "# published", "# ours"))
+
+
+def test_the_published_model_has_the_published_size():
+    with torch.device("meta"):
+        model = instantiate(compose("experiment=pretrain_vggsound", "scale=paper").model)
+    assert sum(p.numel() for p in model.net.parameters()) / 1e6 == pytest.approx(320.6, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("net", "dim", "depth"), [("tiny", 128, 4), ("small", 384, 12), ("base", 768, 12), ("large", 1024, 24)]
+)
+def test_network_sizes(net, dim, depth):
+    with torch.device("meta"):
+        model = instantiate(compose(f"model/net={net}", "scale=paper", "data.image_size=112").model)
+    encoder = model.net.encoder
+    assert (encoder.embed_dim, encoder.depth, len(encoder.fusion_blocks)) == (dim, depth, depth)
+    assert encoder.image.grid == (7, 7)
+    assert encoder.audio.grid == (8, 12)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_trainers_compose(trainer):
+    cfg = compose(f"trainer={trainer}")
+    assert cfg.trainer.use_distributed_sampler is False
+    assert OmegaConf.to_container(cfg.trainer, resolve=True)["precision"] in ("32-true", "bf16-mixed")
+
+
+def test_audio_length_reaches_the_model():
+    cfg = compose("data.audio_seconds=2.0", "scale=paper")
+    assert list(cfg.model.net.audio.input_size) == [128, 128]
+
+
+def test_the_command_line_wins_over_the_demo():
+    cfg = compose("scale=demo", "model/net=small", "trainer.max_epochs=3", "data.root=/somewhere")
+    assert (cfg.model.net.image.embed_dim, cfg.trainer.max_epochs, cfg.data.root) == (384, 3, "/somewhere")
+    assert Path(compose("scale=demo").data.root).parts[-2:] == ("demo", "vggsound")

@@ -1,0 +1,306 @@
+"""`src/train.py` from the command line down: what it writes, how it goes on, what it says when it cannot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from deepavfusion.data import demo
+from deepavfusion.models.weights import load_mae
+from deepavfusion.utils import cli
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+import train as entry_point
+
+TINY = [
+    "scale=demo",
+    "trainer=cpu",
+    "trainer.max_epochs=3",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    "model.warmup_epochs=1",
+    "model.net.image.embed_dim=32",
+    "model.net.image.depth=2",
+    "model.net.image.num_heads=2",
+    "model.decoder_embed_dim=32",
+    "model.decoder_depth=1",
+    "model.decoder_num_heads=2",
+    "data.batch_size=6",
+    "data.num_workers=0",
+    "data.image_size=64",
+]
+
+
+class Recorder(Callback):
+    """Notes the clips of every step; may fall over once at the start of an epoch, as a killed run does."""
+
+    def __init__(self, path: str, dies_in_epoch: int = -1) -> None:
+        self.path, self.dies_in_epoch = Path(path), dies_in_epoch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.dies_in_epoch and not self.path.with_suffix(".died").exists():
+            self.path.with_suffix(".died").touch()
+            raise KilledError
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with self.path.open("a") as file:
+            starts = [round(start, 6) for start in batch.window_start.tolist()]
+            print(json.dumps([trainer.current_epoch, batch_idx, batch.id, starts]), file=file)
+
+
+class KilledError(Exception):
+    pass
+
+
+def recorder(path: Path, dies_in_epoch: int = -1) -> list[str]:
+    return [
+        "+callbacks.recorder._target_=test_train.Recorder",
+        f"+callbacks.recorder.path={path}",
+        f"+callbacks.recorder.dies_in_epoch={dies_in_epoch}",
+    ]
+
+
+def train(monkeypatch, *overrides: object) -> None:
+    """What a shell would call, in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, overrides)])
+    monkeypatch.delenv("DEEPAVFUSION_RUN_DIR", raising=False)
+    threads = torch.get_num_threads()
+    cli.run(entry_point.main)
+    torch.set_num_threads(threads)
+
+
+def sentence(monkeypatch, capsys, *overrides: object) -> str:
+    """The one sentence of a run that ends with status 2."""
+    with pytest.raises(SystemExit) as end:
+        train(monkeypatch, *overrides)
+    assert end.value.code == 2
+    text = capsys.readouterr().err.strip()
+    assert "Traceback" not in text
+    return text.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
+    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(data_root, tmp_path_factory):
+    """A whole run, and the order of its clips."""
+    logs = tmp_path_factory.mktemp("logs")
+    with pytest.MonkeyPatch.context() as patch:
+        order = logs / "order.jsonl"
+        train(patch, *TINY, *recorder(order), f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
+    return logs / "pretrain" / "runs" / "whole", order
+
+
+def test_a_run_leaves_metrics_config_and_checkpoints(finished):
+    run_dir, _ = finished
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    expected = {"train/loss_first", "train/loss_last", "clips_per_second", "val/loss"}
+    expected |= {f"knn/{s}" for s in ("image", "audio", "fusion", "combined", "fusion_before", "image_before")}
+    expected |= {f"knn_train/{s}" for s in ("image", "audio", "fusion", "combined")}
+    assert expected <= set(metrics)
+    assert all(isinstance(value, (int, float)) for value in metrics.values())
+    assert metrics["train/loss_last"] < metrics["train/loss_first"]
+    assert (metrics["data/train_listed"], metrics["data/test_present"], metrics["data/failed"]) == (16, 8, 0)
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"epoch_0002.ckpt", "last.ckpt"}
+    assert "embed_dim: 32" in (run_dir / "config.yaml").read_text()
+    assert "run.name=whole" in (run_dir / "overrides.yaml").read_text()
+    assert (run_dir.parents[1] / "latest").resolve() == run_dir.resolve()
+    assert [p.name for p in run_dir.parent.iterdir()] == ["whole"]
+
+
+def test_first_and_last_loss_are_epoch_means(finished):
+    run_dir, _ = finished
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    steps = [event.value for event in events.Scalars("train/loss_step")]
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert len(steps) == 6  # 16 clips in batches of 6: two whole batches an epoch
+    assert metrics["train/loss_first"] == pytest.approx(sum(steps[:2]) / 2, rel=1e-5)
+    assert metrics["train/loss_last"] == pytest.approx(sum(steps[-2:]) / 2, rel=1e-5)
+
+
+def test_tensorboard_shows_curves_pictures_sounds_and_the_embedding(finished):
+    run_dir, _ = finished
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    tags = events.Tags()
+    scalars = {"train/loss_step", "train/loss_image_epoch", "val/loss_audio", "knn/fusion", "clips_per_second"}
+    assert scalars <= set(tags["scalars"])
+    assert {t.split("/")[1] for t in tags["scalars"] if t.startswith("lr")} >= {
+        "main",
+        "image_encoder",
+        "main_no_decay",
+    }
+    assert set(tags["images"]) == {"reconstruction/image", "reconstruction/audio"}
+    assert len([t for t in tags["audio"] if t.startswith("sound/")]) == 6
+    # before training and after each of three epochs
+    assert len(events.Images("reconstruction/image")) == 4
+    assert [event.step for event in events.Scalars("knn/fusion")] == [0, 1, 3, 5]
+    labels = next((run_dir / "tensorboard").rglob("metadata.tsv")).read_text().splitlines()
+    assert sorted(labels)[0] == "playing accordion"
+    assert len(labels) == 8
+
+
+def test_learning_rate_follows_batch_and_schedule(finished):
+    run_dir, _ = finished
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = checkpoint["optimizer_states"]
+    assert {g["initial_lr"] for g in state["param_groups"]} == {checkpoint["hyper_parameters"]["blr"] * 6 / 256}
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    peak = checkpoint["hyper_parameters"]["blr"] * 6 / 256
+    # six steps, two of them warm-up, then a cosine over four
+    expected = [0, 0.5, 1, 0.853553, 0.5, 0.146447]
+    found = [event.value / peak for event in events.Scalars("lr/main")]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_killed_run_goes_on_with_the_same_command(finished, data_root, tmp_path, monkeypatch):
+    whole, whole_order = finished
+    order = tmp_path / "order.jsonl"
+    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.name=killed", "run.latest=false"]
+    command += recorder(order, dies_in_epoch=2)
+    with pytest.raises(KilledError):
+        train(monkeypatch, *command)
+    run_dir = tmp_path / "pretrain" / "runs" / "killed"
+    assert (run_dir / "checkpoints" / "last.ckpt").exists()
+    assert not (run_dir / "metrics.json").exists()
+    train(monkeypatch, *command)
+    assert order.read_text() == whole_order.read_text()  # the same clips and windows in the same order, each once
+    assert not (tmp_path / "pretrain" / "latest").exists()
+    metrics, undisturbed = (json.loads((d / "metrics.json").read_text()) for d in (run_dir, whole))
+    for name in ("train/loss_first", "knn/fusion_before", "knn/image_before"):
+        assert metrics[name] == pytest.approx(undisturbed[name], rel=1e-6)
+
+
+def test_resume_takes_the_overrides_of_the_run(data_root, tmp_path, monkeypatch):
+    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
+    with pytest.raises(KilledError):
+        train(monkeypatch, *command, *recorder(tmp_path / "a", dies_in_epoch=1))
+    (run_dir,) = (tmp_path / "pretrain" / "runs").iterdir()
+    train(monkeypatch, f"resume={run_dir}", f"paths.log_dir={tmp_path}")
+    epochs = [json.loads(line)[0] for line in (tmp_path / "a").read_text().splitlines()]
+    assert epochs == [0, 0, 1, 1, 2, 2]
+    assert (run_dir / "metrics.json").exists()
+
+
+def test_a_finished_run_is_not_run_again(finished, data_root, monkeypatch, capsys):
+    run_dir, _ = finished
+    logs = run_dir.parents[2]
+    text = sentence(monkeypatch, capsys, *TINY, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
+    assert "is finished" in text
+    assert "run.name" in text
+
+
+def test_weights_of_a_run_load_into_another(finished, data_root, tmp_path, monkeypatch):
+    run_dir, _ = finished
+    last = run_dir / "checkpoints" / "last.ckpt"
+    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false", "run.name=x"]
+    train(monkeypatch, *command, f"model.pretrained={last}", "trainer.max_epochs=1", "model.blr=0")
+    model = entry_point_model(command, monkeypatch)
+    load_mae(model, last)
+    trained = torch.load(tmp_path / "pretrain/runs/x/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(trained[f"net.{name}"], tensor) for name, tensor in model.state_dict().items())
+
+
+def entry_point_model(overrides, monkeypatch):
+    from deepavfusion.utils.configs import instantiate
+    from test_configs import compose
+
+    return instantiate(compose(*overrides).model).net
+
+
+def test_a_run_goes_on_past_bad_clips_and_names_them(data_root, real_clips, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "mine"
+    (root / "annotations").mkdir(parents=True)
+    (root / "clips" / "films").mkdir(parents=True)
+    rows = []
+    for name in ("bigbuckbunny", "bikes", "music_duet_1", "music_duet_2"):
+        rows.append([name, 0, "films", "train"])
+        (root / f"clips/films/{name}_000000_000010.mp4").symlink_to((real_clips / f"{name}.mp4").resolve())
+    with (root / "annotations" / "vggsound.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([*rows, ["vanished", 0, "films", "train"]])
+    train(monkeypatch, *TINY, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.name=mine", "run.latest=false")
+    run_dir = tmp_path / "pretrain" / "runs" / "mine"
+    with (run_dir / "data_problems.csv").open() as file:
+        problems = {row["id"]: (row["reason"], row["used"]) for row in csv.DictReader(file)}
+    assert problems == {"bikes_000000": ("no_audio", "False")}
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    counts = {name: metrics[f"data/{name}"] for name in ("failed", "train_listed", "train_present", "test_listed")}
+    assert counts == {"failed": 1, "train_listed": 5, "train_present": 4, "test_listed": 0}
+    assert "knn/fusion" not in metrics
+    assert metrics["train/loss_last"] > 0
+    out = capsys.readouterr().out
+    assert "bikes_000000" in out
+    assert "4 of 5 clips of the train split are on disk" in out
+
+
+def test_a_run_with_nothing_to_hear_stops(tmp_path, real_clips, monkeypatch, capsys):
+    root = tmp_path / "mute"
+    (root / "annotations").mkdir(parents=True)
+    (root / "clips" / "street").mkdir(parents=True)
+    (root / "clips/street/bikes_000000_000010.mp4").symlink_to((real_clips / "bikes.mp4").resolve())
+    (root / "annotations" / "vggsound.csv").write_text("bikes,0,street,train\n")
+    text = sentence(monkeypatch, capsys, *TINY, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.latest=false")
+    assert "not one of the training clips could be used" in text
+    assert "no audio stream" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["experiment=nope"], ["experiment/nope", "pretrain_vggsound"]),
+        (["data.rooot=x"], ["data.rooot"]),
+        (["data.root=/nowhere"], ["data.root=/nowhere", "not a folder", "leave data.root out"]),
+        (["data.image_size=100"], ["100×100", "patch size 16", "data.image_size"]),
+        (["model.pretrained=/nowhere.pth"], ["/nowhere.pth", "does not exist", "expected"]),
+        (["ckpt_path=/nowhere.ckpt"], ["ckpt_path=/nowhere.ckpt", "does not exist"]),
+        (["ckpt_path=last"], ["ckpt_path=last", "run.name"]),
+        (["run.name=a/b"], ["run.name=a/b", "slashes"]),
+        (["resume=/nowhere"], ["resume=/nowhere", "last.ckpt"]),
+        (["model.net.fusion=sum"], ["model.net.fusion", "factorized, dense, token"]),
+        (["trainer.max_epochs=-1"], ["trainer.max_epochs"]),
+    ],
+)
+def test_mistakes_get_one_sentence(overrides, words, data_root, tmp_path, monkeypatch, capsys):
+    given = [] if any(o.startswith("data.root") for o in overrides) else [f"data.root={data_root}"]
+    text = sentence(monkeypatch, capsys, *TINY, *given, f"paths.log_dir={tmp_path}", "run.latest=false", *overrides)
+    assert all(word in text for word in words), text
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_left_behind(data_root, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(b"PK\x03\x04 not a checkpoint")
+    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
+    text = sentence(monkeypatch, capsys, *command, f"model.pretrained={path}")
+    assert str(path) in text
+    assert "cannot be read" in text
+    assert list((tmp_path / "pretrain" / "runs").iterdir()) == []
+    text = sentence(monkeypatch, capsys, *command, f"ckpt_path={path}")
+    assert str(path) in text
+    assert "cannot be read" in text
+
+
+def test_no_data_means_demo_and_says_so(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
+    monkeypatch.setattr(entry_point, "make_demo_data", lambda root, name: demo.generate(root, [name], 0, 1, counts))
+    monkeypatch.setattr("deepavfusion.utils.configs.REPOSITORY", tmp_path)
+    train(
+        monkeypatch, *[o for o in TINY if o != "scale=demo"], "model/net=tiny", "run.name=auto", "trainer.max_epochs=1"
+    )
+    out = capsys.readouterr().out
+    assert "Demo scale" in out
+    assert "no data.root was given" in out
+    config = (tmp_path / "logs/pretrain/runs/auto/config.yaml").read_text()
+    assert f"root: {data}/demo/vggsound" in config

@@ -1,0 +1,176 @@
+"""Published and own checkpoints load through one door, and what is no checkpoint is named."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import golden_cases as cases
+from deepavfusion.models.mae import MaskedAutoencoder
+from deepavfusion.models.vit import ViT
+from deepavfusion.models.weights import load_encoder, load_mae, load_vit, our_name, read_weights
+from deepavfusion.utils.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def tiny_mae(seed: int) -> MaskedAutoencoder:
+    torch.manual_seed(seed)
+    return MaskedAutoencoder(cases.tiny_encoder(), decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4)
+
+
+def published(seed: int = 0) -> dict[str, torch.Tensor]:
+    """A checkpoint as the original code writes it, with the golden names and shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(s, generator=generator) for n, s in cases.load_json("mae_tiny_names.json").items()}
+
+
+def mae_vit(in_chans: int = 3) -> dict[str, torch.Tensor]:
+    """An MAE checkpoint: class token, learned-position row for it, decoder."""
+    names = cases.load_json("encoder_tiny_names.json")
+    stream = "image." if in_chans == 3 else "audio."
+    tensors = {n.removeprefix(stream): torch.randn(s) for n, s in names.items() if n.startswith(stream)}
+    tensors["pos_embed"] = torch.randn(1, 197, 48)
+    return tensors | {"cls_token": torch.zeros(1, 1, 48), "decoder_embed.weight": torch.zeros(32, 48)}
+
+
+@pytest.fixture
+def original(tmp_path):
+    path = tmp_path / "published.pth"
+    torch.save({"state_dict": published(), "epoch": 199, "args": {"blr": 1.5e-4}}, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_checkpoint_fills_the_whole_network(tmp_path, prefix):
+    path, tensors = tmp_path / "published.pth", published()
+    torch.save({"state_dict": {prefix + n: t for n, t in tensors.items()}, "epoch": 1}, path)
+    model = tiny_mae(1)
+    report = load_mae(model, path)
+    assert report.new == report.left_out == []
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if not name.endswith(("image.pos_embed", "audio.pos_embed")):
+            assert torch.equal(parameters[our_name(name)], tensor), name
+    # the encoders' embedding is fixed, whatever the file says
+    assert torch.equal(parameters["encoder.image.pos_embed"], tiny_mae(2).encoder.image.pos_embed)
+
+
+def test_published_checkpoint_fills_an_encoder_and_leaves_the_decoders_out(original):
+    encoder = cases.tiny_encoder()
+    report = load_encoder(encoder, original)
+    assert torch.equal(encoder.fusion_tokens, published()["encoder.fusion_tokens"])
+    assert report.new == []
+    assert {name.split(".")[0] for name in report.left_out} == {"image_decoder", "audio_decoder"}
+
+
+@pytest.mark.parametrize(("in_chans", "stream"), [(3, "image"), (1, "audio")])
+def test_mae_vits_load_without_class_token_and_decoder(tmp_path, in_chans, stream):
+    path, tensors = tmp_path / "mae.pth", mae_vit(in_chans)
+    torch.save({"model": tensors}, path)
+    vit = getattr(cases.tiny_encoder(), stream)
+    report = load_vit(vit, path)
+    assert report.new == []
+    assert torch.equal(vit.blocks[3].mlp.fc2.weight, tensors["blocks.3.mlp.fc2.weight"])
+    assert torch.equal(vit.norm.bias, tensors["norm.bias"])
+    with pytest.raises(UserError, match=r"single ViT.*model\.image_weights"):
+        load_mae(tiny_mae(0), path)
+
+
+def test_a_lightning_checkpoint_is_ours(tmp_path):
+    path, source, target = tmp_path / "last.ckpt", tiny_mae(3), tiny_mae(4)
+    torch.save({"state_dict": {f"net.{n}": t for n, t in source.state_dict().items()}, "epoch": 3}, path)
+    assert read_weights(path).kind == "ours"
+    load_mae(target, path)
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("content", ["original", "vit"])
+def test_convert_writes_what_loads_again(tmp_path, original, content):
+    source = original
+    if content == "vit":
+        source = tmp_path / "mae.pth"
+        torch.save({"model": mae_vit()}, source)
+    output = tmp_path / "out" / "weights.safetensors"
+    command = [sys.executable, "src/convert.py", f"input={source}", f"output={output}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "embed_dim = 48" in done.stdout
+    assert set(load_file(output)) == set(read_weights(source).tensors)
+    if content == "vit":
+        assert load_vit(cases.tiny_encoder().image, output).new == []
+    else:
+        a, b = tiny_mae(5), tiny_mae(6)
+        load_mae(a, source), load_mae(b, output)
+        assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_wrong_sizes_name_a_tensor_and_the_config_that_would_fit(original):
+    model = MaskedAutoencoder(cases.tiny_encoder("dense"), 32, 2, 4)
+    with pytest.raises(UserError) as error:
+        load_mae(model, original)
+    text = str(error.value)
+    assert "does not fit the model" in text
+    assert "fusion=factorized" in text
+    assert "fusion_attn_ratio=0.5" in text
+    assert "image.embed_dim=48" in text
+    with pytest.raises(UserError, match=r"patch_embed.*depth=4"):
+        load_vit(ViT((64, 64), embed_dim=96, depth=2, num_heads=4), save_vit(original.parent))
+
+
+def save_vit(folder: Path) -> Path:
+    torch.save({"model": mae_vit()}, folder / "mae.pth")
+    return folder / "mae.pth"
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def broken_files(folder: Path) -> dict[str, Path]:
+    whole = folder / "whole.pth"
+    torch.save({"state_dict": published()}, whole)
+    files = {name: folder / f"{name}.pth" for name in ("truncated", "empty", "text", "foreign", "tensorless", "bomb")}
+    files["truncated"].write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    files["empty"].write_bytes(b"")
+    files["text"].write_text("this is no checkpoint")
+    torch.save({"state_dict": {"resnet.conv1.weight": torch.zeros(3)}}, files["foreign"])
+    torch.save({"epoch": 3}, files["tensorless"])
+    files["bomb"].write_bytes(pickle.dumps({"state_dict": Bomb()}))
+    files["missing"] = folder / "missing.pth"
+    files["safetensors"] = folder / "cut.safetensors"
+    files["safetensors"].write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    return files
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "does not exist"),
+        ("truncated", "cannot be read"),
+        ("empty", "cannot be read"),
+        ("text", "cannot be read"),
+        ("foreign", "resnet.conv1.weight"),
+        ("tensorless", "no tensors"),
+        ("bomb", "was not loaded"),
+        ("safetensors", "cannot be read"),
+    ],
+)
+def test_what_is_no_checkpoint_gets_one_sentence(tmp_path, monkeypatch, kind, words):
+    monkeypatch.chdir(tmp_path)
+    path = broken_files(tmp_path)[kind]
+    with pytest.raises(UserError) as error:
+        load_mae(tiny_mae(0), path)
+    text = str(error.value)
+    assert words in text
+    assert str(path) in text
+    assert "expected" in text
+    assert not (tmp_path / "exploded").exists()
