@@ -18,7 +18,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 # How hard it is to see the class: wider ranges hide it better. Change VERSION in demo.py with them.
 SHORT_SIDES = (216, 224, 232, 240, 248)  # pixels
 ASPECTS = (1.0, 1.2, 4 / 3, 1.5)  # long side / short side
-SIZE = {1: (0.66, 0.90), 2: (0.54, 0.68), 3: (0.38, 0.48)}  # of the short side, by the number of instruments
+SIZE = {1: (0.70, 0.90), 2: (0.56, 0.68), 3: (0.38, 0.48)}  # of the short side, by the number of instruments
 STRETCH = 1.4  # long thin instruments are this much longer
 ANGLE = 12.0  # ± degrees
 BRIGHTNESS = 15.0  # ± of 255

@@ -22,11 +22,11 @@ SAMPLE_RATE = 16_000  # Hz
 REGISTER = (53.0, 69.0)  # lowest note of a melody, MIDI numbers; the same for every class
 TEMPO = (70.0, 170.0)  # beats per minute
 REST = 0.12  # probability that a beat is silent
-TILT_DB = 4.0  # spectral tilt of a clip, ± dB per octave around 1 kHz
-ROOM_DB = 6.0  # ± dB of the clip's random tone filter
-REVERB = (0.0, 0.3)  # share of reverberation
+TILT_DB = 3.0  # spectral tilt of a clip, ± dB per octave around 1 kHz
+ROOM_DB = 5.0  # ± dB of the clip's random tone filter
+REVERB = (0.0, 0.25)  # share of reverberation
 NOISE_DB = (-60.0, -42.0)  # background noise relative to the music
-LOUDNESS_DB = 9.0  # ± dB around MEAN_LOUDNESS
+LOUDNESS_DB = 5.0  # ± dB around MEAN_LOUDNESS
 MEAN_LOUDNESS = -24.0  # dB relative to full scale, root mean square
 BALANCE_DB = 3.0  # ± dB between instruments that sound together
 
