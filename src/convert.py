@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     count = sum(tensor.numel() for tensor in weights.tensors.values())
     print(f"{cfg.input}: {KINDS[weights.kind]} checkpoint, {len(weights.tensors)} tensors, {count / 1e6:.1f} M values")
     for name, value in describe(weights.tensors).items():
-        print(f"  model.net.{name} = {value}")
+        print(f"  model.{name} = {value}")
     print(f"written to {path}")
 
 

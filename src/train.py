@@ -18,7 +18,8 @@ from rich import get_console
 from rich.panel import Panel
 
 from deepavfusion.data import demo
-from deepavfusion.models.weights import read_weights
+from deepavfusion.models.weights import check_resumable
+from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers, resolve_scale
 from deepavfusion.utils.errors import UserError
@@ -31,7 +32,7 @@ from deepavfusion.utils.run_dir import (
     write_record,
 )
 
-register_resolvers()
+register_resolvers(FRAMES_PER_SECOND)
 
 
 def compose() -> tuple[DictConfig, list[str]]:
@@ -39,7 +40,7 @@ def compose() -> tuple[DictConfig, list[str]]:
     overrides = list(HydraConfig.get().overrides.task)
     cfg = hydra.compose("train", overrides=overrides)
     if cfg.resume:
-        overrides = read_overrides(cfg.resume) + overrides
+        overrides = list(dict.fromkeys(read_overrides(cfg.resume) + overrides))
         cfg = hydra.compose("train", overrides=overrides)
     cfg, demo_reason = resolve_scale(cfg, "train", overrides)
     if demo_reason and rank_zero_only.rank == 0:
@@ -75,7 +76,8 @@ def build(cfg: DictConfig) -> tuple[Trainer, LightningModule, LightningDataModul
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     if isinstance(trainer.accelerator, CPUAccelerator):
         # Threads that wait for a core which a decoding worker holds cost several times what they bring.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - (datamodule.num_workers + 1) // 2))
+        cores = len(os.sched_getaffinity(0)) // trainer.num_devices
+        torch.set_num_threads(max(1, cores - (datamodule.workers(trainer.num_devices) + 1) // 2))
     return trainer, model, datamodule
 
 
@@ -87,7 +89,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
         trainer, model, datamodule = build(cfg)
         ckpt_path = checkpoint_to_go_on_from(run_dir, cfg.ckpt_path)
         if ckpt_path:
-            read_weights(ckpt_path)  # a damaged file gets a sentence, not Lightning's traceback
+            check_resumable(model.net, ckpt_path)
     except UserError:
         remove_if_empty(run_dir)
         raise

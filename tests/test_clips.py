@@ -55,7 +55,7 @@ def test_evaluation_takes_the_centre(folder):
     assert sample.waveform.shape == (48000,)
     onset = (sample.waveform.abs() > 0.1).nonzero()[0].item() / 16000 + sample.window_start
     assert onset == pytest.approx(3.0, abs=0.02)
-    assert (sample.id, sample.label, sample.problems) == ("good", 0, [])
+    assert (sample.id, sample.label, sample.gain_db, sample.problems) == ("good", 0, 0.0, [])
 
 
 def test_training_draws_windows_and_frames_from_the_seed(folder):
@@ -64,6 +64,9 @@ def test_training_draws_windows_and_frames_from_the_seed(folder):
     again = clips[0, 3]
     assert torch.equal(again.waveform, samples[3].waveform)
     assert torch.equal(again.image, samples[3].image)
+    gains = [s.gain_db for s in samples]
+    assert -6 <= min(gains) < -2
+    assert 2 < max(gains) <= 6
     starts = [s.window_start for s in samples]
     assert len(set(starts)) == 12
     assert 0 <= min(starts) < 1

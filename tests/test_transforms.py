@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import golden_cases as cases
-from deepavfusion.transforms.audio import LogMel, extend_by_mirror, random_gain
+from deepavfusion.transforms.audio import LogMel, apply_gain, extend_by_mirror
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.transforms.image import Normalise, centre_crop, random_crop
 from deepavfusion.types import Batch
@@ -30,14 +30,10 @@ def test_short_sound_goes_back_and_forth():
     assert extend_by_mirror(torch.tensor([1.0, 2, 3]), 2).tolist() == [1, 2]
 
 
-def test_gain_stays_within_its_decibels_and_differs_between_clips():
-    torch.manual_seed(0)
-    loud = random_gain(torch.full((200, 1), 0.1), 6.0)[:, 0]
-    decibels = 20 * (loud / 0.1).log10()
-    assert decibels.min() >= -6.001
-    assert decibels.max() <= 6.001
-    assert decibels.std() > 2
-    assert random_gain(torch.ones(50, 1), 6.0).max() == 1
+def test_gain_is_in_decibels_and_clamped():
+    waveform = torch.full((3, 2), 0.1)
+    out = apply_gain(waveform, torch.tensor([0.0, 6.0206, 40.0]))
+    torch.testing.assert_close(out[:, 0], torch.tensor([0.1, 0.2, 1.0]), atol=1e-5, rtol=0)
 
 
 def test_normalisation_is_imagenets_and_reversible():
@@ -68,12 +64,12 @@ def test_training_crop_follows_the_seed_alone():
     assert not torch.equal(crops[0], crops[2])
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_loudness_changes_in_training_only(train):
+def test_device_transform_applies_the_gain_and_fills_the_spectrogram():
     waveform = cases.wave((2, 48000), 0.05, 0.001, 0.2)
-    zeros = torch.zeros(2)
-    batch = Batch(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), waveform, zeros.long(), ["a", "b"], zeros, zeros)
-    out = DeviceTransform(max_gain_db=6.0)(batch, train)
-    assert torch.equal(out.waveform, waveform) != train
+    zeros, gain = torch.zeros(2), torch.tensor([0.0, -20.0])
+    batch = Batch(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), waveform, zeros.long(), ["a", "b"], zeros, zeros, gain)
+    out = DeviceTransform()(batch)
+    torch.testing.assert_close(out.waveform, waveform * torch.tensor([[1.0], [0.1]]))
+    torch.testing.assert_close(out.spectrogram, LogMel()(out.waveform))
     assert out.spectrogram.shape == (2, 1, 128, 192)
     assert batch.spectrogram is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import subprocess
@@ -74,7 +75,7 @@ def test_published_checkpoint_fills_an_encoder_and_leaves_the_decoders_out(origi
 @pytest.mark.parametrize(("in_chans", "stream"), [(3, "image"), (1, "audio")])
 def test_mae_vits_load_without_class_token_and_decoder(tmp_path, in_chans, stream):
     path, tensors = tmp_path / "mae.pth", mae_vit(in_chans)
-    torch.save({"model": tensors}, path)
+    torch.save({"model": tensors, "args": argparse.Namespace(lr=1e-3, model="mae_vit")}, path)
     vit = getattr(cases.tiny_encoder(), stream)
     report = load_vit(vit, path)
     assert report.new == []
@@ -123,6 +124,14 @@ def test_wrong_sizes_name_a_tensor_and_the_config_that_would_fit(original):
     assert "image.embed_dim=48" in text
     with pytest.raises(UserError, match=r"patch_embed.*depth=4"):
         load_vit(ViT((64, 64), embed_dim=96, depth=2, num_heads=4), save_vit(original.parent))
+
+
+def test_a_file_with_fewer_fusion_layers_does_not_pass_for_the_whole(tmp_path):
+    path = tmp_path / "last.ckpt"
+    source = MaskedAutoencoder(cases.tiny_encoder(fusion_layers=[0, 2]), 32, 2, 4)
+    torch.save({"state_dict": {f"net.{n}": t for n, t in source.state_dict().items()}}, path)
+    with pytest.raises(UserError, match=r"not in the file.*model\.net\.fusion_layers=\[0, 2\]"):
+        load_mae(tiny_mae(0), path)
 
 
 def save_vit(folder: Path) -> Path:

@@ -44,7 +44,7 @@ class Sample:
     """One decoded clip as a worker hands it over.
 
     Shapes: image uint8 [3, H, W], 0…255, cropped to the model's size; waveform float32 [T], mono, in [−1, 1].
-    `frame_time` and `window_start` are seconds from the start of the file.
+    `frame_time` and `window_start` are seconds from the start of the file; `gain_db` is still to be applied, dB.
     """
 
     image: Tensor
@@ -53,6 +53,7 @@ class Sample:
     id: str
     frame_time: float
     window_start: float
+    gain_db: float = 0.0
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -60,7 +61,7 @@ class Sample:
 class Batch:
     """A batch of clips.
 
-    From collate: `image` uint8 [B, 3, H, W], `waveform` float32 [B, T], `label` int64 [B].
+    From collate: `image` uint8 [B, 3, H, W], `waveform` float32 [B, T], `label` int64 [B], `gain_db` float32 [B].
     After the DataModule's device transforms: `image` float [B, 3, H, W], ImageNet-normalised, and
     `spectrogram` float [B, 1, M, F], log10 power mel.
     B may be smaller than asked for, even 0: clips that do not decode are in `problems`, not in the tensors.
@@ -72,6 +73,7 @@ class Batch:
     id: list[str]
     frame_time: Tensor
     window_start: Tensor
+    gain_db: Tensor
     problems: list[Problem] = field(default_factory=list)
     spectrogram: Tensor | None = None
 

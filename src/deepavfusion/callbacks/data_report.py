@@ -6,32 +6,40 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from rich import get_console
 
 from deepavfusion.types import Batch, Problem
 from deepavfusion.utils.errors import UserError
 
+COLUMNS = ("id", "reason", "used", "detail", "path")
+
 
 class DataReport(Callback):
     """Names each problematic clip once in the terminal, writes all of them to a file, and counts them.
 
-    `data/failed` counts the clips left out so far, `data/extended` those whose sound was too short. If the first
-    whole epoch leaves nothing to train on, the run stops.
+    Clips that a list names and the disk lacks go to the file, too. `data/failed` counts the clips on disk that had
+    to be left out so far, `data/extended` those whose sound was too short, over all processes and each once. If an
+    epoch leaves nothing to train on, the run stops.
 
     Args:
-        path: CSV file (id, reason, used, detail, path); one a process.
+        path: CSV file (id, reason, used, detail, path); the other processes put their rank into the name.
         max_lines: lines in the terminal; further ones are in the file only.
     """
 
     def __init__(self, path: str, max_lines: int = 20) -> None:
-        self.path, self.max_lines = Path(path), max_lines
+        self.base, self.path, self.max_lines = Path(path), Path(path), max_lines
         self.seen: dict[str, Problem] = {}
         self.used_clips = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.global_rank:
-            self.path = self.path.with_stem(f"{self.path.stem}_rank{trainer.global_rank}")
+            self.path = self.base.with_stem(f"{self.base.stem}_rank{trainer.global_rank}")
+        if self.path.is_file():  # the run goes on
+            with self.path.open(newline="") as file:
+                rows = [Problem(**{**row, "used": row["used"] == "True"}) for row in csv.DictReader(file)]  # type: ignore
+            self.seen = {problem.id: problem for problem in rows}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -40,31 +48,39 @@ class DataReport(Callback):
             get_console().print(f"data: {clips.coverage}", markup=False, highlight=False, soft_wrap=True)
             for note in clips.notes:
                 get_console().print(f"data: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            self._write([Problem(clip, "", "missing", "listed, not on disk", used=False) for clip in clips.missing])
 
-    def _take(self, problems: list[Problem]) -> None:
-        for problem in problems:
-            if problem.id in self.seen:
-                continue
-            self.seen[problem.id] = problem
-            new = not self.path.exists()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+    def _write(self, problems: list[Problem]) -> list[Problem]:
+        """Add the problems that are new to the file, and return them."""
+        new = [problem for problem in problems if problem.id not in self.seen]
+        if new:
+            self.seen.update((problem.id, problem) for problem in new)
+            header = not self.path.exists()
             with self.path.open("a", newline="") as file:
                 rows = csv.writer(file)
-                if new:
-                    rows.writerow(["id", "reason", "used", "detail", "path"])
-                rows.writerow([problem.id, problem.reason, problem.used, problem.detail, problem.path])
-            if len(self.seen) <= self.max_lines:
+                if header:
+                    rows.writerow(COLUMNS)
+                rows.writerows([getattr(problem, column) for column in COLUMNS] for problem in new)
+        return new
+
+    def _tell(self, problems: list[Problem]) -> None:
+        told = sum(problem.reason != "missing" for problem in self.seen.values())
+        for number, problem in enumerate(self._write(problems), told + 1):
+            if number <= self.max_lines:
                 consequence = "used" if problem.used else "left out"
                 text = f"clip {problem.id} ({problem.path}): {problem.detail}; {consequence}"
                 get_console().print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-            elif len(self.seen) == self.max_lines + 1:
+            elif number == self.max_lines + 1:
                 get_console().print(f"… more clips with problems in {self.path}", style="yellow", soft_wrap=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.used_clips = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.used_clips += len(batch)
-        self._take(batch.problems)
+        self._tell(batch.problems)
 
     def on_validation_batch_end(
         self,
@@ -75,16 +91,21 @@ class DataReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._take(batch.problems)
+        self._tell(batch.problems)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.used_clips == 0:
-            first = next(iter(self.seen.values()), None)
-            example = f", the first {first.path}: {first.detail}" if first else ""
+        mine = self.used_clips, {p.id: (p.used, p.path, p.detail) for p in self.seen.values() if p.reason != "missing"}
+        shares: list[Any] = [mine]
+        if trainer.world_size > 1:
+            shares = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, mine)
+        problems = {clip: what for _, seen in shares for clip, what in seen.items()}
+        if not sum(used for used, _ in shares):
+            example = next((f", e.g. {path}: {detail}" for used, path, detail in problems.values() if not used), "")
             raise UserError(
-                f"not one of the training clips could be used in epoch {trainer.current_epoch}: {len(self.seen)} "
-                f"failed{example}; the list is {self.path}."
+                f"not one of the training clips could be used in epoch {trainer.current_epoch}{example}; "
+                f"{self.path} lists them all: mend them, or set data.root to others."
             )
-        extended = sum(problem.used for problem in self.seen.values())
-        counts = {"data/failed": float(len(self.seen) - extended), "data/extended": float(extended)}
-        pl_module.log_dict(counts, reduce_fx="sum", sync_dist=True, batch_size=1)
+        extended = sum(used for used, _, _ in problems.values())
+        counts = {"data/failed": float(len(problems) - extended), "data/extended": float(extended)}
+        pl_module.log_dict(counts, batch_size=1)

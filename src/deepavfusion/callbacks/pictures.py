@@ -28,6 +28,12 @@ def writer_of(trainer: Trainer) -> SummaryWriter | None:
     return None
 
 
+def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
+    """Before training, after the last epoch, and after every so many epochs; within a validation."""
+    passed = trainer.current_epoch + 1
+    return trainer.state.fn == "validate" or passed % every_n_epochs == 0 or passed == trainer.max_epochs
+
+
 def spectrogram_picture(spectrogram: Tensor) -> Tensor:
     """log10 power mel spectrogram [B, 1, M, F] -> RGB [B, 3, M, F] in 0…1, low bands at the bottom."""
     level = ((spectrogram[:, 0].float() - QUIET) / (LOUD - QUIET)).clamp(0, 1).flip(1)
@@ -38,7 +44,7 @@ def spectrogram_picture(spectrogram: Tensor) -> Tensor:
 class ReconstructionPictures(Callback):
     """For the same test clips each time: original | masked | reconstructed, of picture and spectrogram.
 
-    Their sound is written once. A validation draws them if `every_n_epochs` divides its epoch.
+    Their sound is written once. Drawn by validations that `is_due` names.
 
     Args:
         num_clips: clips shown, from the first validation batch.
@@ -69,9 +75,7 @@ class ReconstructionPictures(Callback):
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)
-        if writer is None or self.clips is None or trainer.sanity_checking:
-            return
-        if trainer.current_epoch % self.every_n_epochs and trainer.current_epoch + 1 != trainer.max_epochs:
+        if writer is None or self.clips is None or not is_due(trainer, self.every_n_epochs):
             return
         drawn = cast(Any, pl_module).draw(self.clips)
         assert self.clips.spectrogram is not None
@@ -90,7 +94,7 @@ class EmbeddingProjector(Callback):
 
     Args:
         max_clips: the first so many clips of loader 0.
-        every_n_epochs: epochs between two writings; the last epoch is always written.
+        every_n_epochs: epochs between two writings.
     """
 
     def __init__(self, max_clips: int = 1000, every_n_epochs: int = 1) -> None:
@@ -124,9 +128,7 @@ class EmbeddingProjector(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        due = last or trainer.current_epoch % self.every_n_epochs == 0
-        if writer is None or trainer.sanity_checking or not due or len(self.labels) < 2:
+        if writer is None or len(self.labels) < 2 or not is_due(trainer, self.every_n_epochs):
             return
         classes = getattr(getattr(trainer, "datamodule", None), "classes", [])
         names = [classes[label] if 0 <= label < len(classes) else str(label) for label in self.labels]

@@ -46,18 +46,20 @@ class RunSummary(Callback):
                 if name.startswith(self.keep_before):
                     self.kept[f"{name}_before"] = float(value)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1  # the final metrics are of the final weights
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if "train/loss_epoch" in trainer.callback_metrics:
-            loss = float(trainer.callback_metrics["train/loss_epoch"])
+        if "train/loss" in trainer.callback_metrics:
+            loss = float(trainer.callback_metrics["train/loss"])
             self.kept.setdefault("train/loss_first", loss)
             self.kept["train/loss_last"] = loss
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
             return
-        last = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
-        metrics = last | {name.removesuffix("_epoch"): value for name, value in last.items() if name.endswith("_epoch")}
-        metrics = {name: value for name, value in metrics.items() if not name.endswith("_epoch")}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
         metrics.update(self.kept)
         for split, clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).items():
             metrics[f"data/{split}_listed"] = clips.listed

@@ -18,10 +18,11 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.clips, self.seconds = 0, 0.0
-        self.since: float | None = None  # end of the step before, if training followed it directly
+        self.since: float | None = None  # end of the step before, or start of the epoch
+        self.warm = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.since = None
+        self.since = time.monotonic() if self.warm else None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since = None
@@ -34,4 +35,4 @@ class Throughput(Callback):
             self.clips += len(batch) * trainer.world_size
             self.seconds += now - self.since
             pl_module.log("clips_per_second", self.clips / self.seconds, batch_size=1, rank_zero_only=True)
-        self.since = now
+        self.since, self.warm = now, True

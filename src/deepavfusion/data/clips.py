@@ -30,14 +30,21 @@ class ClipDataset(Dataset["Sample | Problem"]):
         clips: the list.
         image_size: side of the square frame, pixels.
         seconds: length of the sound window. Shorter sound is extended by its mirror image, and that is reported.
-        train: a random window, a random frame inside it and a random crop, all drawn from the seed alone;
-            otherwise the centre of each.
+        train: a random window, a random frame inside it, a random crop and a random gain, all drawn from the seed
+            alone; otherwise the centre of each.
+        max_gain_db: range of the gain, ± dB.
     """
 
     def __init__(
-        self, clips: Sequence[Clip], image_size: int, seconds: float = CLIP_SECONDS, train: bool = False
+        self,
+        clips: Sequence[Clip],
+        image_size: int,
+        seconds: float = CLIP_SECONDS,
+        train: bool = False,
+        max_gain_db: float = 6.0,
     ) -> None:
-        self.clips, self.image_size, self.seconds, self.train = clips, image_size, seconds, train
+        self.clips, self.image_size, self.seconds = clips, image_size, seconds
+        self.train, self.max_gain_db = train, max_gain_db
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -46,7 +53,7 @@ class ClipDataset(Dataset["Sample | Problem"]):
         index, seed = draw
         clip = self.clips[index]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
             try:
                 return self._read(clip)
             except DecodeError as error:
@@ -64,7 +71,8 @@ class ClipDataset(Dataset["Sample | Problem"]):
         moment = on_grid(moment, start, min(start + self.seconds, info.video_start + info.video_duration))
         frame = torch.from_numpy(read_frames(clip.path, [moment])[0]).permute(2, 0, 1)
         image = random_crop(frame, self.image_size) if self.train else centre_crop(frame, self.image_size)
-        return Sample(image, waveform, clip.label, clip.id, moment, start, problems)
+        gain_db = self.max_gain_db * (2 * torch.rand(()).item() - 1) if self.train else 0.0
+        return Sample(image, waveform, clip.label, clip.id, moment, start, gain_db, problems)
 
     def _sound(self, clip: Clip, start: float) -> tuple[Tensor, list[Problem]]:
         wanted = round(self.seconds * SAMPLE_RATE)
@@ -154,5 +162,6 @@ class Collate:
             id=[sample.id for sample in samples],
             frame_time=torch.tensor([sample.frame_time for sample in samples]),
             window_start=torch.tensor([sample.window_start for sample in samples]),
+            gain_db=torch.tensor([sample.gain_db for sample in samples]),
             problems=problems,
         )

@@ -16,6 +16,7 @@ from deepavfusion.data.index import ClipList
 from deepavfusion.transforms.audio import CLIP_SECONDS
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
+from deepavfusion.utils.errors import UserError
 
 
 class ClipDataModule(LightningDataModule):
@@ -32,7 +33,8 @@ class ClipDataModule(LightningDataModule):
         image_size: side of the frames, pixels.
         audio_seconds: length of the sound window, s.
         max_gain_db: random loudness in training, ± dB.
-        num_workers: decoding processes; None: one a core, at most 16.
+        num_workers: decoding processes; None: the cores shared among the
+            processes of this machine, at most 16 each.
         gallery_clips: at most so many train clips, evenly spread over the list, form the gallery; 0: none.
         seed: of order, windows and crops.
     """
@@ -53,9 +55,10 @@ class ClipDataModule(LightningDataModule):
         super().__init__()
         self.index, self.root, self.name = index, Path(root), name
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
-        self.num_workers = min(len(os.sched_getaffinity(0)), 16) if num_workers is None else num_workers
+        self.num_workers = num_workers
         self.gallery_clips, self.seed = gallery_clips, seed
-        self.device_transform = DeviceTransform(max_gain_db)
+        self.max_gain_db = max_gain_db
+        self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -87,20 +90,32 @@ class ClipDataModule(LightningDataModule):
         rank, world_size = self._rank_and_world()
         return [self._loader(clips, ClipSampler(len(clips), False, self.seed, rank, world_size)) for clips in sets]
 
+    def workers(self, processes: int) -> int:
+        """Decoding workers of each of so many training processes on this machine."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return max(1, min(len(os.sched_getaffinity(0)) // processes, 16))
+
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(
         self, clips: Sequence[Clip], sampler: ClipSampler, train: bool = False, drop_last: bool = False
     ) -> DataLoader[Any]:
+        if 0 < len(clips) < sampler.world_size:
+            raise UserError(
+                f"{len(clips)} clips for {sampler.world_size} processes: a split under {self.root} needs at least one "
+                f"each; set trainer.devices={len(clips)}, or give more clips."
+            )
+        workers = self.workers(self.trainer.num_devices if self.trainer else 1)
         return DataLoader(
-            ClipDataset(clips, self.image_size, self.audio_seconds, train),
+            ClipDataset(clips, self.image_size, self.audio_seconds, train, self.max_gain_db),
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=Collate(self.image_size, self.audio_seconds),
             drop_last=drop_last,
-            num_workers=self.num_workers,
-            persistent_workers=train and self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=train and workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -108,5 +123,4 @@ class ClipDataModule(LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        train = bool(self.trainer and self.trainer.training)
-        return self.device_transform.to(batch.image.device)(batch, train)
+        return self.device_transform.to(batch.image.device)(batch)

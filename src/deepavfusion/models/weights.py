@@ -11,6 +11,7 @@ Every file is read with `weights_only=True`: nothing in it can run. What is insi
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from dataclasses import dataclass, field
@@ -127,7 +128,9 @@ def _read(path: Path) -> object:
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(broken) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # A Namespace is a bag of values: MAE's own training code stores its arguments as one.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise UserError(
@@ -196,6 +199,30 @@ def load_vit(vit: ViT, path: str | Path) -> LoadReport:
     return _load(vit, weights, describe(weights.tensors))
 
 
+def check_resumable(net: nn.Module, path: str | Path) -> None:
+    """See that a run can go on from a checkpoint, before Lightning tries.
+
+    Args:
+        net: the network of the run, `net.` in the checkpoint.
+        path: a .ckpt file.
+
+    Raises:
+        UserError: see `read_weights`; or the file holds weights and no run, or another network's.
+    """
+    weights = read_weights(path)
+    if weights.kind != "ours" or Path(path).suffix != ".ckpt":
+        raise UserError(f"{path} holds weights and not the state of a run: give it as model.pretrained, not ckpt_path.")
+    own = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    if own != found:
+        name = next(iter(sorted(set(own.items()) ^ set(found.items()))))[0]
+        values = ", ".join(f"model.{key}={value}" for key, value in describe(weights.tensors).items())
+        raise UserError(
+            f"checkpoint {path} is of another network: {name} is {list(found.get(name, []))} in the file and "
+            f"{list(own.get(name, []))} in the model; the file fits {values}."
+        )
+
+
 def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> LoadReport:
     own = module.state_dict()
     # The encoders' position embedding is fixed and follows from the input size, which may differ from the file's.
@@ -205,7 +232,7 @@ def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> Lo
         for name, tensor in weights.tensors.items()
         if name in own and name not in fixed and tensor.shape != own[name].shape
     ]
-    missing_blocks = [name for name in own if name not in weights.tensors and ".blocks." in f".{name}"]
+    missing_blocks = [name for name in own if name not in weights.tensors and "blocks." in name]
     surplus_blocks = [name for name in weights.tensors if name not in own and "blocks." in name]
     if wrong or missing_blocks or surplus_blocks:
         first = (
@@ -213,11 +240,10 @@ def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> Lo
             or [f"{name} is in the model and not in the file" for name in missing_blocks]
             or [f"{name} is in the file and not in the model" for name in surplus_blocks]
         )
-        values = ", ".join(f"{name}={value}" for name, value in fitting.items())
+        values = ", ".join(f"model.{name}={value}" for name, value in fitting.items())
         raise UserError(
             f"checkpoint {weights.path} does not fit the model: {first[0]} "
-            f"({len(wrong) + len(missing_blocks) + len(surplus_blocks)} differences); the file fits {values} "
-            f"(keys of model.net)."
+            f"({len(wrong) + len(missing_blocks) + len(surplus_blocks)} differences); the file fits {values}."
         )
     usable = {name: t for name, t in weights.tensors.items() if name in own and name not in fixed}
     module.load_state_dict(usable, strict=False)
@@ -230,7 +256,7 @@ def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> Lo
 
 
 def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
-    """The config values of `model.net` that fit these tensors, as far as shapes tell them (heads do not show).
+    """The config values under `model` that fit these tensors, as far as shapes tell them (heads do not show).
 
     A single ViT is described as the encoder it has the channels for.
     """
@@ -244,20 +270,23 @@ def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
         patch = tensors.get(prefix + "patch_embed.proj.weight")
         if patch is None or not blocks:
             continue
-        found[f"{stream}.embed_dim"] = patch.shape[0]
-        found[f"{stream}.patch_size"] = patch.shape[-1]
-        found[f"{stream}.depth"] = max(blocks) + 1
+        found[f"net.{stream}.embed_dim"] = patch.shape[0]
+        found[f"net.{stream}.patch_size"] = patch.shape[-1]
+        found[f"net.{stream}.depth"] = max(blocks) + 1
     layers = sorted({int(m[1]) for n in tensors if (m := re.match(r"encoder\.fusion_blocks\.(\d+)\.", n))})
     if "encoder.fusion_tokens" in tensors:
-        found["num_fusion_tokens (sum)"] = tensors["encoder.fusion_tokens"].shape[1]
-        found["fusion_layers"] = layers or "none"
+        found["net.num_fusion_tokens"] = f"<three numbers of sum {tensors['encoder.fusion_tokens'].shape[1]}>"
+        found["net.fusion_layers"] = layers or "none"
     if layers:
         block = f"encoder.fusion_blocks.{layers[0]}."
         dim = tensors[block + "norm2.weight"].shape[0]
         kind = "factorized"
         if block + "attn.kv.weight" in tensors:
             kind = "dense" if tensors[block + "attn.kv.weight"].shape[1] == 2 * dim else "token"
-        found["fusion"] = kind
-        found["fusion_attn_ratio"] = tensors[block + "attn.q.weight"].shape[0] / dim
-        found["fusion_mlp_ratio"] = tensors[block + "mlp.fc1.weight"].shape[0] / dim
+        found["net.fusion"] = kind
+        found["net.fusion_attn_ratio"] = tensors[block + "attn.q.weight"].shape[0] / dim
+        found["net.fusion_mlp_ratio"] = tensors[block + "mlp.fc1.weight"].shape[0] / dim
+    if "image_decoder.embed.weight" in tensors:
+        found["decoder_embed_dim"] = tensors["image_decoder.embed.weight"].shape[0]
+        found["decoder_depth"] = len({n.split(".")[2] for n in tensors if n.startswith("image_decoder.blocks.")})
     return found

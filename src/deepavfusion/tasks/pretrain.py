@@ -36,6 +36,7 @@ class Pretrain(LightningModule):
         image_weights, audio_weights: MAE and AudioMAE checkpoints for the two encoders.
         branch_rise: encoders that start from such a file have their learning rate multiplied by half a cosine from 0
             to 1 over this part of the run.
+        seed: of masks and dropped paths; each step and process draws its own from it.
 
     Raises:
         UserError: a checkpoint that cannot be read or does not fit.
@@ -58,6 +59,7 @@ class Pretrain(LightningModule):
         image_weights: str | None = None,
         audio_weights: str | None = None,
         branch_rise: float = 0.5,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["net"])
@@ -82,20 +84,23 @@ class Pretrain(LightningModule):
             random_patch_mask(clips, encoder.audio.num_patches, self.hparams["audio_mask_ratio"], device, generator),
         )
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Masks and dropped paths follow from seed, epoch, step and process: they survive a resume unchanged."""
+        step = (self.hparams["seed"] * 100_003 + self.current_epoch) * 1_000_003 + batch_idx
+        torch.manual_seed(step * 4096 + self.global_rank)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self(batch)
         losses = {"loss": out.loss, "loss_image": out.image_loss, "loss_audio": out.audio_loss}
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in losses.items()},
-            on_step=True,
-            on_epoch=True,
-            batch_size=len(batch),
-        )
+        values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        # The curve by the step is this process's own; only the epoch's mean is worth waiting for the others.
+        self.log_dict({f"{name}_step": value for name, value in values.items()}, batch_size=len(batch))
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch))
         return out.loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Reconstruction losses of the test clips (loader 0), and the unmasked embeddings of both loaders."""
-        if dataloader_idx == 0 and len(batch):
+        if dataloader_idx == 0:
             generator = torch.Generator(device=batch.image.device).manual_seed(batch_idx)
             out = self(batch, generator)
             losses = {"loss": out.loss, "loss_image": out.image_loss, "loss_audio": out.audio_loss}

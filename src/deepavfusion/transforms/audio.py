@@ -26,10 +26,9 @@ def extend_by_mirror(waveform: Tensor, length: int) -> Tensor:
     return waveform[..., :length]
 
 
-def random_gain(waveform: Tensor, max_db: float) -> Tensor:
-    """Sound [B, T] with a gain of −max_db…+max_db dB, uniform and drawn anew for each clip, clamped to [−1, 1]."""
-    decibels = torch.empty(waveform.shape[0], 1, device=waveform.device).uniform_(-max_db, max_db)
-    return (waveform * 10 ** (decibels / 20)).clamp(-1, 1)
+def apply_gain(waveform: Tensor, gain_db: Tensor) -> Tensor:
+    """Sound [B, T] made louder by gain_db [B], dB, and clamped to [−1, 1]."""
+    return (waveform * 10 ** (gain_db / 20).unsqueeze(1)).clamp(-1, 1)
 
 
 class LogMel(nn.Module):

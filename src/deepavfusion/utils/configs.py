@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,29 @@ from deepavfusion.utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG_DIR = str(REPOSITORY / "configs")
-FRAMES_PER_SECOND = 64  # of the spectrogram; transforms/audio.py derives it
 
 
-def register_resolvers() -> None:
-    """The `${name:…}` of the config files."""
-    OmegaConf.register_new_resolver("project_root", lambda: str(REPOSITORY), replace=True)
-    OmegaConf.register_new_resolver("auto_precision", auto_precision, replace=True)
-    OmegaConf.register_new_resolver("spectrogram_frames", spectrogram_frames, replace=True)
+def register_resolvers(frames_per_second: int) -> None:
+    """The `${name:…}` of the config files.
+
+    Args:
+        frames_per_second: of the spectrogram.
+    """
+    resolvers: dict[str, Callable[..., Any]] = {
+        "project_root": lambda: str(REPOSITORY),
+        "auto_precision": auto_precision,
+        "spectrogram_frames": lambda seconds: round(seconds * frames_per_second),
+    }
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(name, function, replace=True)
 
 
-def auto_precision() -> str:
-    """bf16-mixed where there is an accelerator that can, 32-true elsewhere."""
+def auto_precision(accelerator: str) -> str:
+    """bf16-mixed on accelerators whose hardware has it, 32-true elsewhere."""
     import torch  # here, because prepare.py does without
 
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
-
-
-def spectrogram_frames(seconds: float) -> int:
-    """Frames of a window of sound."""
-    return round(seconds * FRAMES_PER_SECOND)
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def instantiate(config: Any, **kwargs: Any) -> Any:
@@ -45,6 +49,8 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
         while cause is not None:
             if isinstance(cause, UserError):
                 raise cause from None
+            if type(cause).__name__ == "MisconfigurationException":  # Lightning's, not imported for its weight
+                raise UserError(f"{cause} Set another trainer: trainer=auto takes what there is.") from None
             cause = cause.__cause__ or cause.__context__
         raise
 

@@ -40,6 +40,11 @@ def choose_run_dir(log_dir: str | Path, task: str, name: str | None = None, resu
                 f"{Path(log_dir) / task}/runs/<name>."
             )
     else:
+        processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+        if processes > 1 and name is None:
+            raise UserError(
+                f"{processes} processes were started from outside and need one directory: add run.name=<name>."
+            )
         run_dir = _named(Path(log_dir) / task / "runs", name)
     if (run_dir / METRICS).exists():
         raise UserError(
