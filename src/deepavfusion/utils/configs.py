@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -69,14 +68,14 @@ def resolve_scale(cfg: DictConfig, config_name: str, overrides: list[str]) -> tu
         UserError: a data root was given and does not exist.
     """
     root = Path(cfg.data.root)
-    given = any(o.lstrip("+").split("=")[0] in ("data.root", "paths.data_dir") for o in overrides)
-    scale = HydraConfig.get().runtime.choices["scale"]
-    if given and not root.is_dir() and "data.root" in " ".join(overrides):
+    values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    given = "data.root" in values or "paths.data_dir" in values
+    if "data.root" in values and not root.is_dir():
         raise UserError(
             f"data.root={root} is not a folder: expected a dataset in the {cfg.data.name} layout; give its folder, or "
             f"leave data.root out to run on generated demo data."
         )
-    if scale != "auto" or given or root.is_dir():
+    if values.get("scale", "auto") != "auto" or given or root.is_dir():
         return cfg, None
     return (
         hydra.compose(config_name, overrides=[*overrides, "scale=demo"]),
