@@ -1,8 +1,8 @@
 """Synthesised instruments for the demo data: eight timbres that differ in the local texture of their notes.
 
 Melody, register, tempo, loudness, the room's tone colour and background noise have the same distributions for
-every class, so a clip's overall spectrum does not tell the instrument; attack, decay, vibrato, beating,
-inharmonic partials and noise bursts do.
+every class, so no single band or level tells the instrument; attack, decay, vibrato, beating, inharmonic partials
+and noise bursts do.
 """
 
 from __future__ import annotations
