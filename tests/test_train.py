@@ -18,9 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from deepavfusion.data import demo
 from deepavfusion.models.weights import load_mae
 from deepavfusion.utils import cli
+from deepavfusion.utils.configs import instantiate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import train as entry_point
+from test_configs import compose
 
 TINY = [
     "scale=demo",
@@ -207,21 +209,20 @@ def test_a_finished_run_is_not_run_again(finished, data_root, monkeypatch, capsy
     assert "run.name" in text
 
 
-def test_weights_of_a_run_load_into_another(finished, data_root, tmp_path, monkeypatch):
+def test_weights_of_a_run_load_into_another(finished, data_root, tmp_path, monkeypatch, capsys):
     run_dir, _ = finished
     last = run_dir / "checkpoints" / "last.ckpt"
     command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false", "run.name=x"]
     train(monkeypatch, *command, f"model.pretrained={last}", "trainer.max_epochs=1", "model.blr=0")
-    model = entry_point_model(command, monkeypatch)
+    assert f"{last}: " in (out := capsys.readouterr().out)
+    assert "tensors loaded" in out
+    model = network(command)
     load_mae(model, last)
     trained = torch.load(tmp_path / "pretrain/runs/x/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(trained[f"net.{name}"], tensor) for name, tensor in model.state_dict().items())
 
 
-def entry_point_model(overrides, monkeypatch):
-    from deepavfusion.utils.configs import instantiate
-    from test_configs import compose
-
+def network(overrides: list[str]) -> torch.nn.Module:
     return instantiate(compose(*overrides).model).net
 
 
@@ -248,6 +249,7 @@ def test_a_run_goes_on_past_bad_clips_and_names_them(data_root, real_clips, tmp_
     out = capsys.readouterr().out
     assert "bikes_000000" in out
     assert "4 of 5 clips of the train split are on disk" in out
+    assert "fewer than two test clips" in out
 
 
 def test_a_run_with_nothing_to_hear_stops(tmp_path, real_clips, monkeypatch, capsys):

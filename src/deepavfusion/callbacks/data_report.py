@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from rich import get_console
 
 from deepavfusion.types import Batch, Problem
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 COLUMNS = ("id", "reason", "used", "detail", "path")
@@ -45,9 +45,9 @@ class DataReport(Callback):
         if not trainer.is_global_zero:
             return
         for clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).values():
-            get_console().print(f"data: {clips.coverage}", markup=False, highlight=False, soft_wrap=True)
+            say(f"data: {clips.coverage}")
             for note in clips.notes:
-                get_console().print(f"data: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+                say(f"data: {note}", "yellow")
             self._write([Problem(clip, "", "missing", "listed, not on disk", used=False) for clip in clips.missing])
 
     def _write(self, problems: list[Problem]) -> list[Problem]:
@@ -68,10 +68,9 @@ class DataReport(Callback):
         for number, problem in enumerate(self._write(problems), told + 1):
             if number <= self.max_lines:
                 consequence = "used" if problem.used else "left out"
-                text = f"clip {problem.id} ({problem.path}): {problem.detail}; {consequence}"
-                get_console().print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+                say(f"clip {problem.id} ({problem.path}): {problem.detail}; {consequence}", "yellow")
             elif number == self.max_lines + 1:
-                get_console().print(f"… more clips with problems in {self.path}", style="yellow", soft_wrap=True)
+                say(f"… more clips with problems in {self.path}", "yellow")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.used_clips = 0

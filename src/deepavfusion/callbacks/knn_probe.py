@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
 from deepavfusion.types import Batch
+from deepavfusion.utils.console import say_once
 
 STREAMS = ("image", "audio", "fusion")
 
@@ -48,4 +49,8 @@ class KNNProbe(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for prefix, metric in self.metrics.items():
+            if not metric.update_called:  # an empty split
+                continue
             pl_module.log_dict({f"{prefix}/{name}": value for name, value in metric.compute().items()})
+        if trainer.state.fn == "validate" and not any(name.startswith("knn/") for name in trainer.callback_metrics):
+            say_once("knn: fewer than two test clips, so there are no nearest neighbours to show", "yellow")

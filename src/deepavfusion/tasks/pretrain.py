@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +16,7 @@ from deepavfusion.models.weights import load_mae, load_vit
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.optim.schedules import half_cosine_rise, warmup_cosine
 from deepavfusion.types import Batch, MAEOutput
+from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 
 
@@ -66,10 +66,10 @@ class Pretrain(LightningModule):
         self.net = MaskedAutoencoder(net, decoder_embed_dim, decoder_depth, decoder_num_heads)
         self.risen: list[str] = []  # encoders whose learning rate rises slowly
         if pretrained:
-            rank_zero_info(str(load_mae(self.net, pretrained)))
+            say_once(str(load_mae(self.net, pretrained)))
         for branch, path in (("image", image_weights), ("audio", audio_weights)):
             if path:
-                rank_zero_info(str(load_vit(getattr(net, branch), path)))
+                say_once(str(load_vit(getattr(net, branch), path)))
                 self.risen.append(branch)
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> MAEOutput:
