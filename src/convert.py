@@ -6,11 +6,11 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich import print
 
 from deepavfusion.models.weights import describe, read_weights, write_weights
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 KINDS = {"ours": "this project's", "original": "a published DeepAVFusion", "vit": "an MAE or AudioMAE ViT"}
@@ -25,10 +25,10 @@ def main(cfg: DictConfig) -> None:
     weights = read_weights(cfg.input)
     path = write_weights(weights, Path(cfg.output))
     count = sum(tensor.numel() for tensor in weights.tensors.values())
-    print(f"{cfg.input}: {KINDS[weights.kind]} checkpoint, {len(weights.tensors)} tensors, {count / 1e6:.1f} M values")
+    say(f"{cfg.input}: {KINDS[weights.kind]} checkpoint, {len(weights.tensors)} tensors, {count / 1e6:.1f} M values")
     for name, value in describe(weights.tensors).items():
-        print(f"  model.{name} = {value}")
-    print(f"written to {path}")
+        say(f"  model.{name} = {value}")
+    say(f"written to {path}")
 
 
 if __name__ == "__main__":

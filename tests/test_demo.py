@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from deepavfusion.data import demo
-from deepavfusion.data.demo_pictures import DRAWINGS, Scene
+from deepavfusion.data.demo_drawings import DRAWINGS
+from deepavfusion.data.demo_pictures import Scene
 from deepavfusion.data.demo_sounds import SAMPLE_RATE, VOICES, melody, mix, perform
 from deepavfusion.utils.errors import UserError
 

@@ -240,7 +240,7 @@ def test_a_run_goes_on_past_bad_clips_and_names_them(data_root, real_clips, tmp_
     run_dir = tmp_path / "pretrain" / "runs" / "mine"
     with (run_dir / "data_problems.csv").open() as file:
         problems = {row["id"]: (row["reason"], row["used"]) for row in csv.DictReader(file)}
-    assert problems == {"bikes_000000": ("no_audio", "False"), "vanished_000000": ("missing", "False")}
+    assert problems == {"bikes_000000": ("no_audio", "False"), "vanished_000000": ("not_on_disk", "False")}
     metrics = json.loads((run_dir / "metrics.json").read_text())
     counts = {name: metrics[f"data/{name}"] for name in ("failed", "train_listed", "train_present", "test_listed")}
     assert counts == {"failed": 1, "train_listed": 5, "train_present": 4, "test_listed": 0}

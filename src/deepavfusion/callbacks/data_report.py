@@ -14,6 +14,7 @@ from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 COLUMNS = ("id", "reason", "used", "detail", "path")
+NOT_ON_DISK = "not_on_disk"  # listed, and never tried; a file that vanishes later is "missing", a failure
 
 
 class DataReport(Callback):
@@ -48,7 +49,7 @@ class DataReport(Callback):
             say(f"data: {clips.coverage}")
             for note in clips.notes:
                 say(f"data: {note}", "yellow")
-            self._write([Problem(clip, "", "missing", "listed, not on disk", used=False) for clip in clips.missing])
+            self._write([Problem(clip, "", NOT_ON_DISK, "listed, not on disk", used=False) for clip in clips.missing])
 
     def _write(self, problems: list[Problem]) -> list[Problem]:
         """Add the problems that are new to the file, and return them."""
@@ -64,7 +65,7 @@ class DataReport(Callback):
         return new
 
     def _tell(self, problems: list[Problem]) -> None:
-        told = sum(problem.reason != "missing" for problem in self.seen.values())
+        told = sum(problem.reason != NOT_ON_DISK for problem in self.seen.values())
         for number, problem in enumerate(self._write(problems), told + 1):
             if number <= self.max_lines:
                 consequence = "used" if problem.used else "left out"
@@ -93,7 +94,8 @@ class DataReport(Callback):
         self._tell(batch.problems)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mine = self.used_clips, {p.id: (p.used, p.path, p.detail) for p in self.seen.values() if p.reason != "missing"}
+        tried = [problem for problem in self.seen.values() if problem.reason != NOT_ON_DISK]
+        mine = self.used_clips, {problem.id: (problem.used, problem.path, problem.detail) for problem in tried}
         shares: list[Any] = [mine]
         if trainer.world_size > 1:
             shares = [None] * trainer.world_size

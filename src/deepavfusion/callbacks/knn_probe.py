@@ -48,9 +48,12 @@ class KNNProbe(Callback):
         self.metrics["knn_train"].update(outputs["embeddings"], batch.label, gallery=dataloader_idx == 1)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for prefix, metric in self.metrics.items():
-            if not metric.update_called:  # an empty split
-                continue
-            pl_module.log_dict({f"{prefix}/{name}": value for name, value in metric.compute().items()})
-        if trainer.state.fn == "validate" and not any(name.startswith("knn/") for name in trainer.callback_metrics):
+        found = {
+            f"{prefix}/{name}": value
+            for prefix, metric in self.metrics.items()
+            if metric.update_called  # not so when a split is empty
+            for name, value in metric.compute().items()
+        }
+        pl_module.log_dict(found)
+        if trainer.state.fn == "validate" and "knn/fusion" not in found:
             say_once("knn: fewer than two test clips, so there are no nearest neighbours to show", "yellow")

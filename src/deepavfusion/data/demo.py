@@ -1,8 +1,8 @@
 """The generated demo data: three small data sets in the official layouts of VGGSound, MUSIC and AVSBench.
 
-Drawn instruments play random tunes (demo_pictures.py, demo_sounds.py), so any experiment runs offline. Who sounds
-moves at its note starts; in about half of the clips a silent instrument of another class is in the picture too, so
-neither picture nor sound tells everything. The files follow from the seed alone.
+Drawn instruments (demo_drawings.py, demo_pictures.py) play random tunes (demo_sounds.py), so any experiment runs
+offline. Who sounds moves at its note starts; in about half of the clips a silent instrument of another class is in
+the picture too, so neither picture nor sound tells everything. The files follow from the seed alone.
 """
 
 from __future__ import annotations
