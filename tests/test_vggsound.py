@@ -46,7 +46,7 @@ def test_clips_classes_and_coverage(tmp_path: Path) -> None:
     assert [clip.label for clip in found.clips] == [2, 0]
     assert [clip.path for clip in found.clips] == [str(tmp_path / "clips" / name) for name in (VIOLIN, DOG)]
     assert found.listed == 3
-    assert found.missing == ["aaaaaaaaaaa_000120"]
+    assert [clip.id for clip in found.missing] == ["aaaaaaaaaaa_000120"]
     assert found.notes == []
     assert found.coverage == "2 of 3 clips of the train split are on disk"
     test = vggsound(tmp_path, "test")
@@ -63,7 +63,8 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     plain = vggsound(make(tmp_path / "a", on_disk=(DOG,)), "train")
     windows = vggsound(make(tmp_path / "b", "\ufeff" + LIST.replace("\n", "\r\n") + "\r\n", (DOG,)), "train")
     assert windows.classes == plain.classes
-    assert windows.missing == plain.missing == ["-abc_Def1_000030", "aaaaaaaaaaa_000120"]
+    assert windows.missing == plain.missing
+    assert [clip.id for clip in plain.missing] == ["-abc_Def1_000030", "aaaaaaaaaaa_000120"]
 
 
 def test_other_layouts_of_the_clips(tmp_path: Path) -> None:

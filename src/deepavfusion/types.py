@@ -13,19 +13,31 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
-    """One line of a dataset's list, with the file that holds it.
+    """One line of a dataset's list, with the place that holds it.
 
     Args:
         id: unique within the dataset, e.g. `"<youtube id>_<start:06d>"`.
-        path: the media file; it need not decode.
-        label: class index; -1 when the dataset has none.
+        path: the media file, or an AVSBench folder of frames, masks and sound; it need not decode.
+        label: class index, the first of `labels` where there are several; -1 when the dataset has none.
+        video: id of the video it was cut from; clips of one video never meet in a mixture, nor on both sides of a
+            hold-out. Empty: the clip's own id.
+        labels: all class indices of a clip that may have several; empty for one class a clip.
+        frames: seconds whose picture is annotated: picture n lies at n + 0.5 s.
     """
 
     id: str
     path: str
     label: int = -1
+    video: str = ""
+    labels: tuple[int, ...] = ()
+    frames: tuple[int, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Id of the video, whichever field holds it."""
+        return self.video or self.id
 
 
 @dataclass(frozen=True)

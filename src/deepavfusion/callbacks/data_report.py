@@ -49,7 +49,7 @@ class DataReport(Callback):
             say(f"data: {clips.coverage}")
             for note in clips.notes:
                 say(f"data: {note}", "yellow")
-            self._write([Problem(clip, "", NOT_ON_DISK, "listed, not on disk", used=False) for clip in clips.missing])
+            self._write([Problem(clip.id, clip.path, NOT_ON_DISK, "listed, not on disk", used=False) for clip in clips.missing])
 
     def _write(self, problems: list[Problem]) -> list[Problem]:
         """Add the problems that are new to the file, and return them."""

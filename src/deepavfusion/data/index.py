@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,25 +24,61 @@ class ClipList:
         split: the split's name, e.g. "test".
         clips: those listed and on disk, sorted by id. They need not decode.
         classes: label names; `Clip.label` is a position in them.
-        listed: how many clips the list expects in this split.
-        missing: ids that are listed but not on disk, sorted.
+        missing: those listed but not on disk, sorted by id.
         notes: one sentence each for a person to read.
+        multi_label: whether a clip may have several classes (`Clip.labels`).
+        mixtures: where the protocol fixes which clips are mixed: their ids, missing ones too, in the list's order.
+        excluded: those on disk that an earlier `command=verify` found unusable, with its word for why.
     """
 
     split: str
     clips: list[Clip]
     classes: list[str]
-    listed: int
-    missing: list[str] = field(default_factory=list)
+    missing: list[Clip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    multi_label: bool = False
+    mixtures: list[tuple[str, ...]] = field(default_factory=list)
+    excluded: list[tuple[Clip, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     @property
+    def listed(self) -> int:
+        """How many clips the list expects in this split."""
+        return len(self.clips) + len(self.missing) + len(self.excluded)
+
+    @property
     def coverage(self) -> str:
         """One sentence that stands next to every metric."""
-        return f"{len(self.clips)} of {self.listed} clips of the {self.split} split are on disk"
+        present = len(self.clips) + len(self.excluded)
+        sentence = f"{present} of {self.listed} clips of the {self.split} split are on disk"
+        return f"{sentence}, {len(self.excluded)} of them known to be unusable" if self.excluded else sentence
+
+    def without(self, bad: Mapping[str, str]) -> ClipList:
+        """The same list, with the clips that `bad` (id -> why) names moved to `excluded`."""
+        excluded = self.excluded + [(clip, bad[clip.id]) for clip in self.clips if clip.id in bad]
+        return replace(self, clips=[clip for clip in self.clips if clip.id not in bad], excluded=excluded)
+
+    def held_out(self, share: float, seed: int) -> tuple[ClipList, ClipList]:
+        """Split off a seeded share of the videos: (the rest, the hold-out).
+
+        What is held out follows from seed and video id alone, not from what is on disk.
+        """
+
+        def chosen(video: str) -> bool:
+            return zlib.crc32(f"{seed}/{video}".encode()) < share * 2**32
+
+        def part(keep: Callable[[str], bool], split: str) -> ClipList:
+            return replace(
+                self,
+                split=split,
+                clips=[clip for clip in self.clips if keep(clip.source)],
+                missing=[clip for clip in self.missing if keep(clip.source)],
+                excluded=[(clip, why) for clip, why in self.excluded if keep(clip.source)],
+            )
+
+        return part(lambda video: not chosen(video), self.split), part(chosen, "holdout")
 
 
 class Folders:

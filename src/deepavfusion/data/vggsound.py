@@ -78,16 +78,15 @@ def vggsound(
     expected = {row.clip_id: _clip_path(row, clip_pattern) for row in rows}
     notes += _strangers(folders, expected, classes, annotations, clip_pattern)
 
-    clips, missing = [], []
+    clips: list[Clip] = []
+    missing: list[Clip] = []
     for row in chosen:
         path = expected[row.clip_id]
-        if folders.has(path):
-            clips.append(Clip(id=row.clip_id, path=str(base / path), label=label_of[row.label]))
-        else:
-            missing.append(row.clip_id)
+        clip = Clip(id=row.clip_id, path=str(base / path), label=label_of[row.label], video=row.id)
+        (clips if folders.has(path) else missing).append(clip)
     if chosen and not clips:
         raise nothing_on_disk(base, split, len(chosen), expected[chosen[0].clip_id], folders)
-    return ClipList(split, clips, classes, listed=len(chosen), missing=missing, notes=notes)
+    return ClipList(split, clips, classes, missing=missing, notes=notes)
 
 
 def folder_name(label: str) -> str:
