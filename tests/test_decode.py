@@ -15,8 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from deepavfusion.data import decode
-from deepavfusion.data.decode import probe, read_audio, read_frames
+from deepavfusion.data.decode import Media, pictures, probe, read_audio, read_frames, sound
 from deepavfusion.data.encode import write_mp4
 from deepavfusion.utils.errors import DecodeError
 
@@ -141,11 +140,11 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     starts -= starts[0]
     write_mp4(tmp_path / "a.mp4", numbered(50), FPS, frame_times=starts.tolist())
     times = np.random.default_rng(1).uniform(0, starts[-1], 60)
-    expected = np.searchsorted(starts, times + decode.CLOCK_SLACK, side="right") - 1
+    expected = np.searchsorted(starts, times + pictures.CLOCK_SLACK, side="right") - 1
     assert [number(frame) for frame in read_frames(tmp_path / "a.mp4", times.tolist())] == expected.tolist()
 
 
-@pytest.mark.parametrize("decord_frames", [decode.DECORD_FRAMES, 0])
+@pytest.mark.parametrize("decord_frames", [pictures.DECORD_FRAMES, 0])
 @pytest.mark.parametrize(
     ("name", "x264"),
     [
@@ -159,7 +158,7 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
 def test_both_decoders_show_the_same_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, x264: str, decord_frames: int
 ) -> None:
-    monkeypatch.setattr(decode, "DECORD_FRAMES", decord_frames)
+    monkeypatch.setattr(pictures, "DECORD_FRAMES", decord_frames)
     write_stream(tmp_path / name, frames=numbered(80), x264=x264, offset=1.5 * name.startswith("late"))
     wanted = [79, 0, 17, 15, 16, 31, 33, 50]
     frames = read_frames(tmp_path / name, [index / FPS + 0.01 for index in wanted])
@@ -229,12 +228,42 @@ def test_windows_agree_with_the_whole(tmp_path: Path, rate: int) -> None:
         np.testing.assert_allclose(window, whole[begin : begin + 8000], atol=2e-3)
 
 
+@pytest.mark.parametrize("rate", [22_050, 44_100, 48_000])
+def test_a_moment_sounds_the_same_in_every_window(tmp_path: Path, rate: int) -> None:
+    """Resampling by the file's own grid, down to a fraction of a sample."""
+    time = np.arange(4 * rate) / rate
+    wave = np.stack([0.3 * np.sin(2 * np.pi * f * time) for f in (440, 3001)])
+    wave[:, rate:] += 0.2 * np.random.default_rng(0).standard_normal((2, 3 * rate))
+    write_mp4(tmp_path / "a.mp4", numbered(100), FPS, wave, rate, audio_bit_rate=128_000)
+    with Media(tmp_path / "a.mp4") as media:
+        whole = media.audio(0.0, 4.0).numpy()
+        for begin in (0, 1, 7_777, 20_000, 31_999, 50_001):
+            window = media.audio(begin / 16_000, 0.5).numpy()
+            expected = whole[begin : begin + 8000]
+            error = np.square(window - expected).mean() / np.square(expected).mean()
+            assert error < 1e-6, begin  # 60 dB
+
+
+def test_one_opening_serves_header_pictures_and_sound(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", numbered(100), FPS, clicks(44_100, 2), 44_100)
+    with Media(tmp_path / "a.mp4") as media:
+        for click in (CLICKS[2], CLICKS[0], CLICKS[1]):  # back and forth
+            assert [number(frame) for frame in media.frames([click, 0.0])] == [int(click * FPS), 0]
+            assert heard_at(media.audio(click - 0.25, 0.5).numpy(), 16_000) == pytest.approx(0.25, abs=0.005)
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with Media(tmp_path / "a.mp4") as media:
+            media.frames([1.0])
+            media.audio(1.0, 1.0)
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
 def test_surround_downmix(tmp_path: Path) -> None:
     """Centre counts as the fronts together times 0.71, surrounds half of that, effects nothing; the sum is 1."""
-    weights = decode._mono_weights(("FL", "FR", "FC", "LFE", "BL", "BR"))
+    weights = sound._mono_weights(("FL", "FR", "FC", "LFE", "BL", "BR"))
     np.testing.assert_allclose(weights, np.array([1, 1, 2**0.5, 0, 0.5**0.5, 0.5**0.5]) / (2 + 2**1.5), rtol=1e-6)
-    np.testing.assert_allclose(decode._mono_weights(("FL", "FR")), [0.5, 0.5])
-    np.testing.assert_allclose(decode._mono_weights(("FC",)), [1.0])
+    np.testing.assert_allclose(sound._mono_weights(("FL", "FR")), [0.5, 0.5])
+    np.testing.assert_allclose(sound._mono_weights(("FC",)), [1.0])
     wave = np.zeros((6, 32_000), np.float32)
     wave[2] = 0.8 * np.sin(2 * np.pi * 500 * np.arange(32_000) / 16_000)
     write_stream(tmp_path / "a.mp4", wave, layout="5.1")

@@ -1,0 +1,144 @@
+"""Opening media files: one clock, one kind of error, and no file left open."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+from typing import Any
+
+import av
+
+from deepavfusion.utils.errors import DecodeError
+
+av.logging.set_level(av.logging.PANIC)
+
+
+class Container:
+    """An open media file, read with PyAV.
+
+    Second 0 of its clock is where the file starts to play: the earliest timestamp of any stream, or timestamp 0 when
+    that is later (timestamps below 0 are encoder priming or trimmed pictures).
+
+    Args:
+        path: the file.
+
+    Raises:
+        DecodeError: missing, truncated, undecodable.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._check()
+        # "file:" and the whitelist: a path or a playlist must never make FFmpeg open anything else.
+        options = {"protocol_whitelist": "file"}
+        with failures(self.path):
+            self.av: Any = av.open(f"file:{self.path}", options=options, metadata_errors="ignore")
+        self.origin = max(0, self.av.start_time or 0) / av.time_base
+        self.fresh = True  # nothing has been read yet, so nothing has to be rewound
+
+    def close(self) -> None:
+        self.av.close()
+
+    def stream(self, kind: str) -> Any | None:
+        """The first video or audio stream that is not cover art; None without one."""
+        for stream in getattr(self.av.streams, kind):
+            if not stream.disposition & av.stream.Disposition.attached_pic:
+                if stream.codec_context is None:
+                    raise ValueError(f"there is no decoder for its {kind}")
+                return stream
+        if cut_short(self.path):  # half a header lists half of the streams
+            raise DecodeError(self.path, "truncated", f"what is left of the file shows no {kind} stream")
+        return None
+
+    def read_only(self, stream: Any) -> None:
+        """Skip the packets of the other streams, and decode in this thread: the workers are the parallel part."""
+        for other in self.av.streams:
+            other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
+        if not stream.codec_context.is_open:
+            stream.codec_context.thread_count = 1
+
+    def seek(self, stream: Any, target: int) -> None:
+        """To the key frame before `target` (ticks), or to the very start if that is where the stream starts."""
+        self.fresh = False
+        first, second = stream.start_time or 0, ceil(1 / stream.time_base)
+        try:
+            # In MPEG-TS a seek to the first timestamp finds the second key frame.
+            self.av.seek(target if target > first else first - second, stream=stream, backward=True)
+        except av.error.FFmpegError:
+            # Nothing lies before it: then forward, from where the encoder's priming must be, to the first packet.
+            self.av.seek(first - second, stream=stream, backward=False)
+
+    def rewind(self, stream: Any) -> None:
+        """To the start of the stream, if anything has been read."""
+        if not self.fresh:
+            self.seek(stream, stream.start_time or 0)
+        self.fresh = False
+
+    def span(self, stream: Any) -> tuple[float, float]:
+        """Start on the file's clock and length of a stream by its header, s; length 0 if unknown."""
+        tick = float(stream.time_base)
+        return (stream.start_time or 0) * tick - self.origin, (stream.duration or 0) * tick
+
+    def _check(self) -> None:
+        try:
+            status = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DecodeError(self.path, "missing", "there is no such file") from None
+        except (OSError, ValueError) as error:
+            raise DecodeError(self.path, "undecodable", clause(error, self.path)) from None
+        if stat.S_ISDIR(status.st_mode):
+            raise DecodeError(self.path, "undecodable", "it is a folder, not a media file")
+        if not stat.S_ISREG(status.st_mode):
+            raise DecodeError(self.path, "undecodable", "it is not a regular file")
+        if status.st_size == 0:
+            raise DecodeError(self.path, "truncated", "the file is empty")
+
+
+@contextmanager
+def failures(path: str) -> Iterator[None]:
+    """Whatever FFmpeg says of a file becomes a `DecodeError`."""
+    try:
+        yield
+    except (av.error.FFmpegError, ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        raise damaged(path, clause(error, path)) from error
+
+
+def damaged(path: str, detail: str) -> DecodeError:
+    """The error for a file that stops making sense: truncated where its boxes say so."""
+    if cut_short(path):
+        return DecodeError(path, "truncated", f"the file ends before its last box does ({detail})")
+    return DecodeError(path, "undecodable", detail)
+
+
+def clause(error: BaseException, path: str) -> str:
+    """An exception's words without the path, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.replace(path, "the file").split()) or type(error).__name__
+
+
+def cut_short(path: str) -> bool:
+    """Whether a box of an mp4 file reaches past the end of the file, or the header (moov) never came."""
+    size, offset = os.path.getsize(path), 0
+    boxes: list[bytes] = []
+    with open(path, "rb") as file:
+        while offset < size and len(boxes) < 10_000:
+            file.seek(offset)
+            head = file.read(16)
+            if len(head) < 8:
+                break
+            length, kind = struct.unpack(">I4s", head[:8])
+            if not boxes and kind not in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+                return False  # not an mp4 file
+            boxes.append(kind)
+            if length == 1 and len(head) == 16:  # a 64-bit length follows
+                length = struct.unpack(">Q", head[8:])[0]
+            if length == 0:  # "to the end of the file"
+                length = size - offset
+            if length < 8:
+                return False  # damaged, not short
+            offset += length
+    return bool(boxes) and (offset != size or b"moov" not in boxes)
