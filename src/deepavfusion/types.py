@@ -1,7 +1,7 @@
 """What travels between the rooms: samples, batches and model outputs, with their shapes.
 
 Letters: B clips in a batch · T samples of the waveform · H×W pixels · M mel bands · F spectrogram frames ·
-N tokens of a stream · D embedding dimension · L layers · P masked or kept patches.
+N tokens of a stream · D embedding dimension · L layers · P masked or kept patches · C classes.
 """
 
 from __future__ import annotations
@@ -53,19 +53,20 @@ class Problem:
 
 @dataclass
 class Sample:
-    """One decoded clip as a worker hands it over.
+    """One picture and one window of sound of a clip, as a worker hands them over.
 
-    Shapes: image uint8 [3, H, W], 0…255, cropped to the model's size; waveform float32 [T], mono, in [−1, 1].
+    Shapes: image uint8 [3, H, W], 0…255, cropped to the model's size; waveform float32 [T], mono, in [−1, 1];
+    mask uint8 [H, W], a class a pixel, where the picture is annotated.
     `frame_time` and `window_start` are seconds from the start of the file; `gain_db` is still to be applied, dB.
     """
 
     image: Tensor
     waveform: Tensor
-    label: int
-    id: str
+    clip: Clip
     frame_time: float
     window_start: float
     gain_db: float = 0.0
+    mask: Tensor | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -76,7 +77,11 @@ class Batch:
     From collate: `image` uint8 [B, 3, H, W], `waveform` float32 [B, T], `label` int64 [B], `gain_db` float32 [B].
     After the DataModule's device transforms: `image` float [B, 3, H, W], ImageNet-normalised, and
     `spectrogram` float [B, 1, M, F], log10 power mel.
-    B may be smaller than asked for, even 0: clips that do not decode are in `problems`, not in the tensors.
+    `group` rows that follow each other belong together: the windows of one clip, or the sources of one mixture;
+    `x.unflatten(0, (-1, batch.group))` parts them. B may be smaller than asked for, even 0: clips that do not decode
+    are in `problems`, not in the tensors.
+    Only where the dataset has them: `labels` float32 [B, C], 1 for each class of a clip with several, and `mask`
+    uint8 [B, H, W], a class a pixel.
     """
 
     image: Tensor
@@ -88,12 +93,20 @@ class Batch:
     gain_db: Tensor
     problems: list[Problem] = field(default_factory=list)
     spectrogram: Tensor | None = None
+    group: int = 1
+    labels: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.id)
 
+    @property
+    def items(self) -> int:
+        """How many clips or mixtures the rows are."""
+        return len(self.id) // self.group
+
     def first(self, n: int) -> Batch:
-        """The first n clips."""
+        """The first n rows."""
         return replace(self._map(lambda tensor: tensor[:n]), id=self.id[:n])
 
     def _map(self, function: Any) -> Batch:

@@ -1,82 +1,118 @@
-"""From a list of clips to samples and batches: one frame and one window of sound each.
+"""From a list of clips to samples and batches: windows of a clip, mixtures of several, annotated frames.
 
 Workers decode and crop, nothing else; gain, log-mel and normalisation follow on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from deepavfusion.data.decode import probe, read_audio, read_frames
+from deepavfusion.data.index import ClipList
+from deepavfusion.data.mixtures import draw_partners, fixed_mixtures, seeded_mixtures
+from deepavfusion.data.sampler import Draw
+from deepavfusion.data.sources import FRAME_GRID, MASK_CENTRE, OpenClip, Picture, Source
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, extend_by_mirror
-from deepavfusion.transforms.image import centre_crop, random_crop
+from deepavfusion.transforms.image import EVAL_ZOOM, View, centre_view, random_view
 from deepavfusion.types import Batch, Clip, Problem, Sample
 from deepavfusion.utils.errors import DecodeError
 
-FRAME_GRID = 0.5  # s: frames are taken at multiples of this, in raw and in packed data alike
-
-Draw = tuple[int, int]
-"""(clip index, seed of this drawing): what the sampler hands to the dataset."""
+Group = list[Sample]
+"""Samples that stay together in a batch: the windows of one clip, the sources of one mixture; often just one."""
 
 
-class ClipDataset(Dataset["Sample | Problem"]):
-    """Decodes one window of each clip; what does not decode comes back as a `Problem`, never as another clip.
+class ClipDataset(Dataset["Group | Problem"]):
+    """What the kinds of samples share. A clip that does not decode comes back as a `Problem`, never as another clip.
 
     Args:
         clips: the list.
-        image_size: side of the square frame, pixels.
+        source: where its clips are read from.
+        image_size: side of the square picture, pixels.
         seconds: length of the sound window. Shorter sound is extended by its mirror image, and that is reported.
-        train: a random window, a random frame inside it, a random crop and a random gain, all drawn from the seed
-            alone; otherwise the centre of each.
-        max_gain_db: range of the gain, ± dB.
+        train: windows, moments, crops and gains are random, drawn from the seed alone; otherwise the centre of each.
+        max_gain_db: range of the gain in training, ± dB.
     """
+
+    group = 1  # samples an item
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: ClipList,
+        source: Source,
         image_size: int,
         seconds: float = CLIP_SECONDS,
         train: bool = False,
         max_gain_db: float = 6.0,
     ) -> None:
-        self.clips, self.image_size, self.seconds = clips, image_size, seconds
+        self.list, self.clips, self.source = clips, clips.clips, source
+        self.image_size, self.seconds = image_size, seconds
         self.train, self.max_gain_db = train, max_gain_db
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, draw: Draw) -> Sample | Problem:
-        index, seed = draw
-        clip = self.clips[index]
+    @property
+    def listed(self) -> int:
+        """How many items the list expects, on disk or not."""
+        return self.list.listed
+
+    def first_clip(self, item: int) -> int:
+        """Position of the (first) clip that an item reads."""
+        return item
+
+    def blocks(self) -> list[list[int]] | None:
+        """Items that are stored together, in the order of storage; None where any order costs the same."""
+        stored = self.source.blocks(self.clips)
+        if stored is None:
+            return None
+        items: dict[int, list[int]] = {}
+        for item in range(len(self)):
+            items.setdefault(self.first_clip(item), []).append(item)
+        blocks = [[item for clip in block for item in items.get(clip, ())] for block in stored]
+        return [block for block in blocks if block]
+
+    def __getitem__(self, draw: Draw) -> Group | Problem:
+        item, seed = draw
+        item %= len(self)  # an epoch may pass over the clips several times
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
-            try:
-                return self._read(clip)
-            except DecodeError as error:
-                return Problem(clip.id, clip.path, error.reason, error.detail, used=False)
+            return self.read(item)
 
-    def _read(self, clip: Clip) -> Sample:
-        info = probe(clip.path)
-        if not info.has_audio:
-            raise DecodeError(clip.path, "no_audio", "the file has no audio stream")
-        sound_ends = info.audio_start + info.audio_duration or info.duration
-        slack = max(sound_ends - self.seconds, 0.0)
-        start = slack * (torch.rand(()).item() if self.train else 0.5)
-        waveform, problems = self._sound(clip, start)
+    def read(self, item: int) -> Group | Problem:
+        """The samples of an item, drawn from torch's generator."""
+        raise NotImplementedError
+
+    def start(self, clip: OpenClip, fraction: float) -> float:
+        """Where a window begins that lies at `fraction` (0…1) of the sound, s: a whole sample, in every source."""
+        return _whole_sample(max(clip.sound_end - self.seconds, 0.0) * fraction)
+
+    def moment(self, clip: OpenClip, start: float) -> float:
+        """The moment of the picture for the window from `start`, s."""
         moment = start + self.seconds * (torch.rand(()).item() if self.train else 0.5)
-        moment = on_grid(moment, start, min(start + self.seconds, info.video_start + info.video_duration))
-        frame = torch.from_numpy(read_frames(clip.path, [moment])[0]).permute(2, 0, 1)
-        image = random_crop(frame, self.image_size) if self.train else centre_crop(frame, self.image_size)
-        gain_db = self.max_gain_db * (2 * torch.rand(()).item() - 1) if self.train else 0.0
-        return Sample(image, waveform, clip.label, clip.id, moment, start, gain_db, problems)
+        return on_grid(moment, start, min(start + self.seconds, clip.picture_end))
 
-    def _sound(self, clip: Clip, start: float) -> tuple[Tensor, list[Problem]]:
+    def window(self, clip: Clip, opened: OpenClip, start: float) -> Sample:
+        """One window of sound and one picture inside it."""
+        moment = self.moment(opened, start)
+        (picture,) = opened.pictures([moment])
+        image = self.view(picture).of(picture.pixels, self.image_size)
+        gain_db = self.gain_db()
+        waveform, problems = self.fitted(clip, opened.sound(start, self.seconds), start)
+        return Sample(image, waveform, clip, moment, start, gain_db, problems=problems)
+
+    def view(self, picture: Picture) -> View:
+        """Which part of a picture is shown."""
+        return (random_view if self.train else centre_view)(picture.height, picture.width)
+
+    def gain_db(self) -> float:
+        return self.max_gain_db * (2 * torch.rand(()).item() - 1) if self.train else 0.0
+
+    def fitted(self, clip: Clip, waveform: Tensor, start: float) -> tuple[Tensor, list[Problem]]:
+        """A window's sound at full length, and what there is to tell if it was shorter."""
         wanted = round(self.seconds * SAMPLE_RATE)
-        waveform = read_audio(clip.path, start, self.seconds, SAMPLE_RATE)
         if len(waveform) == wanted:
             return waveform, []
         if len(waveform) == 0:
@@ -85,6 +121,202 @@ class ClipDataset(Dataset["Sample | Problem"]):
         detail = f"{found:.2f} s of sound where {self.seconds:g} s were wanted; extended by its mirror image"
         problem = Problem(clip.id, clip.path, "too_short", detail, used=True)
         return extend_by_mirror(waveform, wanted), [problem]
+
+
+class WindowDataset(ClipDataset):
+    """Windows of one clip.
+
+    Args:
+        windows: how many; more than one are evenly spaced over the whole clip, for averaging in evaluation.
+    """
+
+    def __init__(
+        self,
+        clips: ClipList,
+        source: Source,
+        image_size: int,
+        seconds: float = CLIP_SECONDS,
+        train: bool = False,
+        max_gain_db: float = 6.0,
+        windows: int = 1,
+    ) -> None:
+        super().__init__(clips, source, image_size, seconds, train, max_gain_db)
+        assert windows >= 1, windows
+        assert windows == 1 or not train, "several windows a clip are for evaluation"
+        self.group = windows
+
+    def read(self, item: int) -> Group | Problem:
+        clip = self.clips[item]
+        try:
+            with self.source.open(clip) as opened:
+                if self.group > 1:
+                    return self._dense(clip, opened)
+                fraction = torch.rand(()).item() if self.train else 0.5
+                return [self.window(clip, opened, self.start(opened, fraction))]
+        except DecodeError as error:
+            return problem_of(clip, error)
+
+    def _dense(self, clip: Clip, opened: OpenClip) -> Group:
+        """Sound and pictures read once, and cut into windows."""
+        starts = [self.start(opened, n / (self.group - 1)) for n in range(self.group)]
+        moments = [self.moment(opened, start) for start in starts]
+        pictures = opened.pictures(moments)
+        whole = opened.sound(0.0, starts[-1] + self.seconds)
+        samples = []
+        for start, moment, picture in zip(starts, moments, pictures, strict=True):
+            begin = round(start * SAMPLE_RATE)
+            waveform = whole[begin : begin + round(self.seconds * SAMPLE_RATE)]
+            waveform, problems = self.fitted(clip, waveform, start)
+            image = self.view(picture).of(picture.pixels, self.image_size)
+            samples.append(Sample(image, waveform, clip, moment, start, problems=problems if not samples else []))
+        return samples
+
+
+class MixtureDataset(ClipDataset):
+    """Several clips of different videos, to be mixed on the device.
+
+    In training the partners of every clip are drawn anew each epoch. In evaluation the mixtures are the protocol's
+    where the list fixes them, else one for each clip with seeded partners, the same in every run. A mixture that lacks
+    one of its clips is left out and counted, never mended with another.
+
+    Args:
+        sources: clips a mixture.
+        different_class: partners that are drawn have another class.
+        seed: of the mixtures in evaluation.
+    """
+
+    def __init__(
+        self,
+        clips: ClipList,
+        source: Source,
+        image_size: int,
+        seconds: float = CLIP_SECONDS,
+        train: bool = False,
+        max_gain_db: float = 0.0,
+        sources: int = 2,
+        different_class: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(clips, source, image_size, seconds, train, max_gain_db)
+        self.group, self.different_class = sources, different_class
+        self.mixtures: list[tuple[int, ...]] = []
+        self.block_of: dict[int, list[int]] = {}
+        if train:
+            self.block_of = {clip: block for block in source.blocks(self.clips) or [] for clip in block}
+        elif clips.mixtures:
+            self.mixtures = fixed_mixtures(clips, sources)
+        else:
+            self.mixtures = seeded_mixtures(clips, sources, different_class, seed)
+
+    def __len__(self) -> int:
+        return len(self.clips) if self.train else len(self.mixtures)
+
+    @property
+    def listed(self) -> int:
+        return len(self.list.mixtures) if self.list.mixtures and not self.train else self.list.listed
+
+    def first_clip(self, item: int) -> int:
+        return item if self.train else self.mixtures[item][0]
+
+    def read(self, item: int) -> Group | Problem:
+        members = self._partners(item) if self.train else self.mixtures[item]
+        samples: Group = []
+        for member in members:
+            clip = self.clips[member]
+            try:
+                with self.source.open(clip) as opened:
+                    fraction = torch.rand(()).item() if self.train else 0.5
+                    samples.append(self.window(clip, opened, self.start(opened, fraction)))
+            except DecodeError as error:
+                return problem_of(clip, error)
+        return samples
+
+    def _partners(self, item: int) -> tuple[int, ...]:
+        near = self.block_of.get(item, range(len(self.clips)))
+        return draw_partners(self.clips, item, near, self.group, self.different_class)
+
+
+class FrameDataset(ClipDataset):
+    """Annotated pictures with their masks, and the window of sound around each.
+
+    Args:
+        semantic: keep the classes that the clip is annotated with; otherwise 1 for any sounding pixel.
+        label_offset: added to a mask's values other than 0 to make them class indices.
+        jitter: in training, the window's centre lies up to so many seconds from the picture.
+        zoom: evaluation sees the square whose side is the shorter side divided by this; None: the whole picture,
+            squeezed to a square.
+    """
+
+    def __init__(
+        self,
+        clips: ClipList,
+        source: Source,
+        image_size: int,
+        seconds: float = CLIP_SECONDS,
+        train: bool = False,
+        max_gain_db: float = 6.0,
+        semantic: bool = False,
+        label_offset: int = 0,
+        jitter: float = 1.0,
+        zoom: float | None = 1.0,
+    ) -> None:
+        super().__init__(clips, source, image_size, seconds, train, max_gain_db)
+        self.semantic, self.label_offset, self.jitter, self.zoom = semantic, label_offset, jitter, zoom
+        self.frames = [(position, n) for position, clip in enumerate(self.clips) for n in clip.frames]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def listed(self) -> int:
+        lost = [*self.list.missing, *(clip for clip, _ in self.list.excluded)]
+        return len(self.frames) + sum(len(clip.frames) or 1 for clip in lost)
+
+    def first_clip(self, item: int) -> int:
+        return self.frames[item][0]
+
+    def read(self, item: int) -> Group | Problem:
+        position, second = self.frames[item]
+        clip, moment = self.clips[position], second + MASK_CENTRE
+        try:
+            with self.source.open(clip) as opened:
+                shift = self.jitter * (2 * torch.rand(()).item() - 1) if self.train else 0.0
+                latest = max(opened.sound_end - self.seconds, 0.0)
+                start = _whole_sample(min(max(moment + shift - self.seconds / 2, 0.0), latest))
+                (picture,) = opened.pictures([moment])
+                view = self.view(picture)
+                image = view.of(picture.pixels, self.image_size)
+                mask = self._classes(clip, second, view.of_mask(opened.mask(second), self.image_size))
+                gain_db = self.gain_db()
+                waveform, problems = self.fitted(clip, opened.sound(start, self.seconds), start)
+                return [Sample(image, waveform, clip, moment, start, gain_db, mask, problems)]
+        except DecodeError as error:
+            return problem_of(clip, error)
+
+    def view(self, picture: Picture) -> View:
+        if self.train:
+            return random_view(picture.height, picture.width)
+        return View() if self.zoom is None else centre_view(picture.height, picture.width, self.zoom)
+
+    def _classes(self, clip: Clip, second: int, mask: Tensor) -> Tensor:
+        """A mask's values as class indices, or as 0 and 1; uint8 [H, W]"""
+        if not self.semantic:
+            return (mask > 0).to(torch.uint8)
+        classes = torch.where(mask > 0, mask.int() + self.label_offset, 0)
+        strange = classes[(classes < 0) | (classes >= len(self.list.classes))]
+        if len(strange):
+            raise DecodeError(
+                clip.path,
+                "bad_mask",
+                f"the mask of second {second} holds the value {int(strange[0]) - self.label_offset}, which is no class "
+                f"of the {len(self.list.classes)} (data.label_offset is {self.label_offset})",
+            )
+        annotated = torch.isin(classes, torch.tensor(clip.labels, dtype=torch.int32))
+        return torch.where(annotated, classes, 0).to(torch.uint8)
+
+
+def problem_of(clip: Clip, error: DecodeError) -> Problem:
+    return Problem(clip.id, clip.path, error.reason, error.detail, used=False)
 
 
 def on_grid(moment: float, earliest: float, latest: float) -> float:
@@ -97,71 +329,52 @@ def on_grid(moment: float, earliest: float, latest: float) -> float:
     return min(max(round(moment / FRAME_GRID), first), last) * FRAME_GRID
 
 
-class ClipSampler(Sampler[Draw]):
-    """Which clip comes when, on which rank, with which seed: all of it a function of (seed, epoch).
-
-    Args:
-        num_clips: length of the dataset.
-        shuffle: a new order each epoch.
-        seed: of the run.
-        rank, world_size: this process takes every world_size-th clip.
-        even: give every rank the same number (training needs it), leaving out fewer than world_size clips, others
-            each epoch; without it the ranks' shares are disjoint and complete, never padded.
-    """
-
-    def __init__(
-        self, num_clips: int, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1, even: bool = False
-    ) -> None:
-        self.num_clips, self.shuffle, self.seed, self.even = num_clips, shuffle, seed, even
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.num_clips, self.world_size)
-        return whole + (not self.even and self.rank < rest)
-
-    def __iter__(self) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        # Seeds belong to clips, not to places in the order: a rank or worker more changes no crop.
-        seeds = torch.randint(2**62, (self.num_clips,), generator=generator).tolist()
-        order = torch.randperm(self.num_clips, generator=generator).tolist() if self.shuffle else None
-        mine = range(self.rank, self.num_clips, self.world_size)[: len(self)]
-        for place in mine:
-            index = order[place] if order else place
-            yield index, seeds[index]
+def _whole_sample(time: float) -> float:
+    return round(time * SAMPLE_RATE) / SAMPLE_RATE
 
 
 class Collate:
-    """Samples to a `Batch`; problems go to its list, and with nothing but problems the tensors have 0 rows.
+    """Groups of samples to a `Batch`; problems go to its list, and with nothing but problems the tensors have 0 rows.
 
     Args:
-        image_size, seconds: as the dataset's.
+        dataset: whose items come in.
     """
 
-    def __init__(self, image_size: int, seconds: float = CLIP_SECONDS) -> None:
-        self.image_size, self.num_samples = image_size, round(seconds * SAMPLE_RATE)
+    def __init__(self, dataset: ClipDataset) -> None:
+        self.image_size, self.num_samples = dataset.image_size, round(dataset.seconds * SAMPLE_RATE)
+        self.group = dataset.group
+        self.num_classes = len(dataset.list.classes) if dataset.list.multi_label else None
+        self.masks = isinstance(dataset, FrameDataset)
 
-    def __call__(self, items: Sequence[Sample | Problem]) -> Batch:
-        samples = [item for item in items if isinstance(item, Sample)]
+    def __call__(self, items: Sequence[Group | Problem]) -> Batch:
+        samples = [sample for item in items if not isinstance(item, Problem) for sample in item]
         problems = [item for item in items if isinstance(item, Problem)]
         problems += [problem for sample in samples for problem in sample.problems]
-        if samples:
-            image = torch.stack([sample.image for sample in samples])
-            waveform = torch.stack([sample.waveform for sample in samples])
-        else:
-            image = torch.zeros(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
-            waveform = torch.zeros(0, self.num_samples)
+        size = self.image_size
+        image = [sample.image for sample in samples] or [torch.zeros(0, 3, size, size, dtype=torch.uint8)]
+        waveform = [sample.waveform for sample in samples] or [torch.zeros(0, self.num_samples)]
+        mask = None
+        if self.masks:
+            masks = [sample.mask for sample in samples if sample.mask is not None]
+            mask = torch.stack(masks) if masks else torch.zeros(0, size, size, dtype=torch.uint8)
         return Batch(
-            image=image,
-            waveform=waveform,
-            label=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-            id=[sample.id for sample in samples],
+            image=torch.stack(image) if samples else image[0],
+            waveform=torch.stack(waveform) if samples else waveform[0],
+            label=torch.tensor([sample.clip.label for sample in samples], dtype=torch.int64),
+            id=[sample.clip.id for sample in samples],
             frame_time=torch.tensor([sample.frame_time for sample in samples]),
             window_start=torch.tensor([sample.window_start for sample in samples]),
             gain_db=torch.tensor([sample.gain_db for sample in samples]),
             problems=problems,
+            group=self.group,
+            labels=self._several(samples),
+            mask=mask,
         )
+
+    def _several(self, samples: Sequence[Sample]) -> Tensor | None:
+        if self.num_classes is None:
+            return None
+        labels = torch.zeros(len(samples), self.num_classes)
+        for row, sample in zip(labels, samples, strict=True):
+            row[list(sample.clip.labels or (sample.clip.label,))] = 1
+        return labels

@@ -1,41 +1,59 @@
-"""Clips to batches on the device, for every dataset whose reader gives a `ClipList`."""
+"""Clips to batches on the device, for every dataset whose reader gives a `ClipList`, raw or packed."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch import Tensor
 
-from deepavfusion.data.clips import ClipDataset, ClipSampler, Collate
+from deepavfusion.data.clips import ClipDataset, Collate, WindowDataset
 from deepavfusion.data.index import ClipList
+from deepavfusion.data.sampler import ClipSampler, ResumableLoader
+from deepavfusion.data.sources import RawSource, Source
+from deepavfusion.data.verify import bad_clips
 from deepavfusion.transforms.audio import CLIP_SECONDS
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
 from deepavfusion.utils.errors import UserError
 
+HOLDOUT = "holdout"
+
 
 class ClipDataModule(LightningDataModule):
-    """Streams one frame and one window of sound of each clip.
+    """Streams samples of clips, from the files as published or from packed chunks (`root` decides).
 
-    Training passes over the train split. Validation passes over the test split and then over a gallery of train
-    clips (loader 1), for nearest-neighbour accuracy; neither is shuffled, padded or repeated.
+    Validation passes over `val_split` and then, if asked for, over a gallery of train clips (loader 1), for
+    nearest-neighbour accuracy; test over `eval_split` and then, if asked for, over dense windows of the same clips
+    (loader 1). Neither is shuffled, padded or repeated. Training resumes in mid-epoch.
 
     Args:
-        index: reader of the layout: called as index(root=…, split="train" | "test"), returns a `ClipList`.
-        root: folder of the dataset.
-        name: for messages.
-        batch_size: clips a step and process.
+        index: reader of the layout: called as index(root=…, split=…), returns a `ClipList`.
+        root: folder of the dataset, or of packed data, also remote (s3://…).
+        name: of the dataset.
+        samples: kind of samples: called as samples(clips, source, image_size=…, seconds=…, train=…, max_gain_db=…).
+        train_split, val_split, eval_split: names of splits; val_split may be "holdout", a seeded share of the train
+            videos that is then not trained on.
+        holdout_share: of the train videos.
+        batch_size: items a step and process.
         image_size: side of the frames, pixels.
         audio_seconds: length of the sound window, s.
         max_gain_db: random loudness in training, ± dB.
-        num_workers: decoding processes; None: the cores shared among the
-            processes of this machine, at most 16 each.
+        num_workers: decoding processes; None: the cores shared among the processes of this machine, at most 16 each.
+        repeats: passes over the clips in an epoch of training.
+        class_balanced: an epoch draws as many clips as there are, rare classes as often as common ones.
         gallery_clips: at most so many train clips, evenly spread over the list, form the gallery; 0: none.
+        dense_windows: windows a clip in the second test loader; 0: none.
+        min_coverage: an evaluation that rests on a smaller part of its list is an error, 0…1.
+        verify_report: CSV file of `prepare.py command=verify`; none is needed.
+        leave_out: what the report says of clips that are not used.
+        cache_dir: where chunks of a remote root are kept; None: under the home folder.
         seed: of order, windows and crops.
     """
 
@@ -44,51 +62,119 @@ class ClipDataModule(LightningDataModule):
         index: Callable[..., ClipList],
         root: str,
         name: str,
+        samples: Callable[..., ClipDataset] = WindowDataset,
+        train_split: str = "train",
+        val_split: str = "test",
+        eval_split: str = "test",
+        holdout_share: float = 0.05,
         batch_size: int = 64,
         image_size: int = 224,
         audio_seconds: float = CLIP_SECONDS,
         max_gain_db: float = 6.0,
         num_workers: int | None = None,
-        gallery_clips: int = 10_000,
+        repeats: int = 1,
+        class_balanced: bool = False,
+        gallery_clips: int = 0,
+        dense_windows: int = 0,
+        min_coverage: float = 0.0,
+        verify_report: str | None = None,
+        leave_out: Sequence[str] = (),
+        cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.index, self.root, self.name = index, Path(root), name
+        self.index, self.root, self.name, self.samples = index, str(root), name, samples
+        self.split_of = {"train": train_split, "val": val_split, "test": eval_split}
+        self.holdout_share = holdout_share
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
-        self.num_workers = num_workers
-        self.gallery_clips, self.seed = gallery_clips, seed
-        self.max_gain_db = max_gain_db
+        self.max_gain_db, self.num_workers = max_gain_db, num_workers
+        self.repeats, self.class_balanced = repeats, class_balanced
+        self.gallery_clips, self.dense_windows, self.min_coverage = gallery_clips, dense_windows, min_coverage
+        self.verify_report, self.leave_out, self.cache_dir = verify_report, tuple(leave_out), cache_dir
+        self.seed = seed
         self.device_transform = DeviceTransform()
-        self.lists: dict[str, ClipList] = {}
+        self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
+        self.sources: dict[str, Source] = {}
+
+    # ---- lists
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that lie on disk."""
+        return [split for split in dict.fromkeys(self.split_of.values()) if split != HOLDOUT]
+
+    def read(self, split: str, known_bad: bool = True) -> tuple[ClipList, Source]:
+        """One split as listed, without the clips that a verify report names if `known_bad`.
+
+        Raises:
+            UserError: no data, or not in the layout; see the reader.
+        """
+        from deepavfusion.data.packed import is_packed, packed_list  # here: litdata takes a second to import
+
+        if is_packed(self.root):
+            return packed_list(self.root, split, self.name, self.cache_dir)
+        clips = self.index(root=self.root, split=split)
+        if known_bad and self.verify_report:
+            clips = clips.without(bad_clips(Path(self.verify_report), self.leave_out))
+        return clips, RawSource()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the lists.
 
         Raises:
-            UserError: no data, or not in the layout; see the reader.
+            UserError: no data, not in the layout, or less of an evaluated split on disk than `min_coverage`.
         """
-        if not self.lists:
-            self.lists = {split: self.index(root=self.root, split=split) for split in ("train", "test")}
+        if self.lists:
+            return
+        found = {split: self.read(split) for split in self.splits}
+        for role, split in self.split_of.items():
+            self.lists[role], self.sources[role] = found[self.split_of["train"] if split == HOLDOUT else split]
+        if self.split_of["val"] == HOLDOUT:
+            self.lists["train"], self.lists["val"] = self.lists["train"].held_out(self.holdout_share, self.seed)
+        for role in ("val", "test"):
+            self._check_coverage(self.lists[role])
+
+    def _check_coverage(self, clips: ClipList) -> None:
+        usable = len(clips) / clips.listed if clips.listed else 1.0
+        if usable < self.min_coverage:
+            raise UserError(
+                f"only {len(clips)} of {clips.listed} clips of the {clips.split} split under {self.root} can be used "
+                f"({usable:.1%}), a number of this protocol needs {self.min_coverage:.0%}: get the missing clips, or "
+                f"set data.min_coverage={int(usable * 100) / 100:g} to go on and have the coverage stand next to the "
+                "number."
+            )
 
     @property
     def classes(self) -> list[str]:
         return self.lists["train"].classes
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        clips = self.lists["train"].clips
-        rank, world_size = self._rank_and_world()
-        sampler = ClipSampler(len(clips), True, self.seed, rank, world_size, even=True)
-        # A last, smaller batch would weigh its clips more than the others.
-        drop_last = len(sampler) >= self.batch_size
-        return self._loader(clips, sampler, train=True, drop_last=drop_last)
+    # ---- loaders
 
-    def val_dataloader(self) -> list[DataLoader[Any]]:
-        sets = [self.lists["test"].clips]
+    def train_dataloader(self) -> ResumableLoader:
+        dataset = self._dataset("train", train=True)
+        items = len(dataset) * self.repeats
+        blocks, weights = dataset.blocks(), None
+        if blocks is not None:
+            blocks = [[item + n * len(dataset) for item in block] for n in range(self.repeats) for block in blocks]
+        if self.class_balanced:
+            weights = balanced_weights([dataset.clips[dataset.first_clip(n % len(dataset))] for n in range(items)])
+        sampler = ClipSampler(items, True, self.seed, *self._rank_and_world(), even=True, blocks=blocks, weights=weights)
+        # A last, smaller batch would weigh its clips more than the others.
+        return self._loader(dataset, sampler, train=True, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> list[ResumableLoader]:
+        datasets = [self._dataset("val")]
         if self.gallery_clips:
-            train = self.lists["train"].clips
-            sets.append(train[:: max(1, -(-len(train) // self.gallery_clips))])
-        rank, world_size = self._rank_and_world()
-        return [self._loader(clips, ClipSampler(len(clips), False, self.seed, rank, world_size)) for clips in sets]
+            every = max(1, -(-len(self.lists["train"]) // self.gallery_clips))
+            gallery = replace(self.lists["train"], clips=self.lists["train"].clips[::every])
+            datasets.append(self._dataset("train", clips=gallery))
+        return [self._in_order(dataset) for dataset in datasets]
+
+    def test_dataloader(self) -> list[ResumableLoader]:
+        datasets = [self._dataset("test")]
+        if self.dense_windows:
+            datasets.append(self._dataset("test", windows=self.dense_windows))
+        return [self._in_order(dataset) for dataset in datasets]
 
     def workers(self, processes: int) -> int:
         """Decoding workers of each of so many training processes on this machine."""
@@ -96,31 +182,61 @@ class ClipDataModule(LightningDataModule):
             return self.num_workers
         return max(1, min(len(os.sched_getaffinity(0)) // processes, 16))
 
+    def _dataset(
+        self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int
+    ) -> ClipDataset:
+        return self.samples(
+            clips or self.lists[role],
+            self.sources[role],
+            image_size=self.image_size,
+            seconds=self.audio_seconds,
+            train=train,
+            max_gain_db=self.max_gain_db,
+            **kind,
+        )
+
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def _in_order(self, dataset: ClipDataset) -> ResumableLoader:
+        sampler = ClipSampler(len(dataset), False, self.seed, *self._rank_and_world(), blocks=dataset.blocks())
+        return self._loader(dataset, sampler)
+
     def _loader(
-        self, clips: Sequence[Clip], sampler: ClipSampler, train: bool = False, drop_last: bool = False
-    ) -> DataLoader[Any]:
-        if 0 < len(clips) < sampler.world_size:
+        self, dataset: ClipDataset, sampler: ClipSampler, train: bool = False, drop_last: bool = False
+    ) -> ResumableLoader:
+        if 0 < len(dataset) < sampler.world_size:
             raise UserError(
-                f"{len(clips)} clips for {sampler.world_size} processes: a split under {self.root} needs at least one "
-                f"each; set trainer.devices={len(clips)}, or give more clips."
+                f"{len(dataset)} clips for {sampler.world_size} processes: a split under {self.root} needs at least "
+                f"one each; set trainer.devices={len(dataset)}, or give more clips."
             )
         workers = self.workers(self.trainer.num_devices if self.trainer else 1)
-        return DataLoader(
-            ClipDataset(clips, self.image_size, self.audio_seconds, train, self.max_gain_db),
+        return ResumableLoader(
+            dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            collate_fn=Collate(self.image_size, self.audio_seconds),
+            collate_fn=Collate(dataset),
             drop_last=drop_last,
             num_workers=workers,
             persistent_workers=train and workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
+    # ---- batches
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return self.device_transform.to(batch.image.device)(batch)
+
+
+def balanced_weights(clips: Sequence[Clip]) -> Tensor:
+    """Chance of each clip to be drawn, float64 [N], sum 1: every class weighs the same.
+
+    A clip counts for each of its classes: its weight is the sum of 1 / (clips of the class) over them, as in the
+    balanced sampling that AudioSet training uses.
+    """
+    counts = Counter(label for clip in clips for label in (clip.labels or (clip.label,)))
+    weights = torch.tensor([sum(1 / counts[label] for label in (clip.labels or (clip.label,))) for clip in clips])
+    return weights.double() / weights.sum()

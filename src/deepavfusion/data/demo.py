@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +32,7 @@ from deepavfusion.data.demo_pictures import Scene
 from deepavfusion.data.demo_sounds import SAMPLE_RATE, melody, mix, perform
 from deepavfusion.data.encode import write_mp4, write_wav
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import die_with_parent
 
 VERSION = 1  # raise it whenever the same seed gives other files
 SILENT_SHARE = 0.5  # of the clips with one sounding instrument also show a silent one
@@ -212,20 +212,8 @@ def _mapper(workers: int) -> Iterator[Callable[[list[Job], Path, int], Iterable[
         yield lambda jobs, folder, seed: map(partial(render, folder=folder, seed=seed), jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
         yield lambda jobs, folder, seed: pool.map(partial(render, folder=folder, seed=seed), jobs, chunksize=4)
-
-
-def _die_with_parent() -> None:
-    """End this worker when the main process is killed: it would wait for work for ever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def render(job: Job, folder: Path, seed: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
@@ -134,24 +136,33 @@ def check_root(root: str | Path) -> Path:
     return path
 
 
-def read_rows(root: Path, annotations: str, columns: str) -> Iterator[tuple[int, list[str]]]:
+def check_split(dataset: str, split: str, known: Iterable[str]) -> None:
+    """Raise a `UserError` when the dataset has no such split."""
+    if split not in known:
+        raise UserError(
+            f"{dataset} has no split {split!r}; expected one of {', '.join(known)}: set data.train_split, "
+            "data.val_split or data.eval_split."
+        )
+
+
+def read_rows(
+    root: Path, annotations: str, columns: str, key: str = "data.index.annotations"
+) -> Iterator[tuple[int, list[str]]]:
     """Lines of a CSV file, with their numbers from 1, blank ones left out. UTF-8, a byte-order mark allowed.
 
     Args:
+        root, annotations: the data folder, and the file's path below it.
         columns: what a line holds, for the error message.
+        key: the config key that names the file, for the error message.
     """
-    path = root / annotations
-    if not path.is_file():
-        raise UserError(
-            f"The list {path} does not exist; expected a CSV file with lines `{columns}`: put it there, or "
-            f"set data.index.annotations to its place under {root}."
-        )
+    path = _list_file(root, annotations, f"a CSV file with lines `{columns}`", key)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, skipinitialspace=True, strict=True)
         try:
             for row in reader:
-                if any(cell.strip() for cell in row):
-                    yield reader.line_num, [cell.strip() for cell in row]
+                cells = [cell.strip() for cell in row]
+                if any(cells):
+                    yield reader.line_num, cells
         except csv.Error as error:
             raise UserError(
                 f"{path}, line {reader.line_num}, cannot be read as CSV ({error}); expected `{columns}`: mend the line."
@@ -160,6 +171,47 @@ def read_rows(root: Path, annotations: str, columns: str) -> Iterator[tuple[int,
             raise UserError(
                 f"{path} is not UTF-8 text ({error}); expected lines `{columns}`: save it as UTF-8."
             ) from None
+
+
+def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
+    """A JSON file; UTF-8, a byte-order mark allowed; no object may name a key twice.
+
+    Args:
+        root, annotations: the data folder, and the file's path below it.
+        content: what the file holds, for the error message.
+        key: the config key that names the file, for the error message.
+    """
+    path = _list_file(root, annotations, f"a JSON file with {content}", key)
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"{path} has the key {name!r} twice in one object; expected {content}: mend the file.")
+        return dict(pairs)
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); expected {content}: mend the file.") from None
+
+
+def _list_file(root: Path, annotations: str, content: str, key: str) -> Path:
+    if leads_out(annotations):
+        raise UserError(
+            f"The path {annotations!r} leads out of the data folder {root}; expected one below it: mend {key}."
+        )
+    path = root / annotations
+    if not path.is_file():
+        raise UserError(
+            f"The list {path} does not exist; expected {content}: put it there, or set {key} to its place under {root}."
+        )
+    return path
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path that should lie below the data folder does not."""
+    return path.startswith("/") or "\0" in path or ".." in path.split("/")
 
 
 def check_name(value: str, what: str, where: str) -> str:

@@ -1,36 +1,80 @@
-"""Frames to what the model sees: crops on the CPU in uint8, normalisation on the device."""
+"""Frames to what the model sees: views on the CPU in uint8, normalisation on the device.
+
+A view is drawn in fractions of the picture, so the same view shows the same part of a picture and of its mask, of a
+raw frame and of a smaller packed one.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms.v2 import functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-EVAL_RESIZE = 256 / 224  # shorter side before the centre crop, relative to the crop
+EVAL_ZOOM = 256 / 224  # shorter side of the picture, relative to the square that evaluation sees
 
 
-def random_crop(image: Tensor, size: int, scale: tuple[float, float] = (0.5, 1.0)) -> Tensor:
-    """Training view: RandomResizedCrop and flip, from torch's global generator.
+@dataclass(frozen=True)
+class View:
+    """A part of a picture: its edges as fractions of width and height, 0…1, and whether it is mirrored."""
 
-    image uint8 [3, H, W] -> uint8 [3, size, size]
+    left: float = 0.0
+    top: float = 0.0
+    right: float = 1.0
+    bottom: float = 1.0
+    flip: bool = False
+
+    def of(self, picture: Image.Image, size: int) -> Tensor:
+        """What it shows of a picture, antialiased. RGB -> uint8 [3, size, size]"""
+        pixels = self._cut(picture, size, Image.Resampling.BILINEAR)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def of_mask(self, mask: Image.Image, size: int) -> Tensor:
+        """The same part of a mask; values are never mixed. uint8 -> uint8 [size, size]"""
+        return torch.from_numpy(self._cut(mask, size, Image.Resampling.NEAREST))
+
+    def _cut(self, picture: Image.Image, size: int, filter: Image.Resampling) -> np.ndarray:
+        width, height = picture.size
+        box = (self.left * width, self.top * height, self.right * width, self.bottom * height)
+        cut = picture.resize((size, size), filter, box=box)
+        return np.array(cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else cut)
+
+
+def random_view(height: int, width: int, scale: tuple[float, float] = (0.5, 1.0)) -> View:
+    """Training: as torchvision's RandomResizedCrop (aspect ratio 3/4 … 4/3) and flip, from torch's global generator.
+
+    Args:
+        height, width: of the picture; only their ratio matters.
+        scale: range of the part of the area that is shown.
     """
-    top, left, height, width = RandomResizedCrop.get_params(image, scale=list(scale), ratio=[3 / 4, 4 / 3])
-    image = F.resized_crop(
-        image, top, left, height, width, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True
-    )
-    return F.horizontal_flip(image) if torch.rand(()) < 0.5 else image
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for _ in range(10):
+        area = height * width * _uniform(*scale)
+        ratio = math.exp(_uniform(low, high))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            left, top = _uniform(0, width - w), _uniform(0, height - h)
+            break
+    else:  # a picture so long that no part of that area fits: the middle
+        w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)
+        left, top = (width - w) / 2, (height - h) / 2
+    return View(left / width, top / height, (left + w) / width, (top + h) / height, flip=_uniform(0, 1) < 0.5)
 
 
-def centre_crop(image: Tensor, size: int) -> Tensor:
-    """Evaluation view: shorter side to size · 256/224, then the centre.
+def centre_view(height: int, width: int, zoom: float = EVAL_ZOOM) -> View:
+    """Evaluation: the square in the middle whose side is the picture's shorter side divided by `zoom`."""
+    side = min(height, width) / zoom
+    x, y = side / width / 2, side / height / 2
+    return View(0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y)
 
-    image uint8 [3, H, W] -> uint8 [3, size, size]
-    """
-    image = F.resize(image, [round(size * EVAL_RESIZE)], interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return F.center_crop(image, [size, size])
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
 
 
 class Normalise(nn.Module):

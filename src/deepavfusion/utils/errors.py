@@ -27,7 +27,7 @@ class DecodeError(Exception):
         detail: one clause for a person to read.
     """
 
-    REASONS = ("missing", "no_video", "no_audio", "too_short", "truncated", "undecodable")
+    REASONS = ("missing", "no_video", "no_audio", "too_short", "truncated", "undecodable", "bad_mask")
 
     def __init__(self, path: str, reason: str, detail: str) -> None:
         assert reason in self.REASONS, reason

@@ -1,0 +1,83 @@
+"""Which clips are mixed: fixed by the protocol, seeded for evaluation, drawn anew in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from deepavfusion.data.index import ClipList
+from deepavfusion.types import Clip
+from deepavfusion.utils.errors import UserError
+
+TRIES = 1000  # draws before a partner is called impossible
+
+
+def fixed_mixtures(clips: ClipList, sources: int) -> list[tuple[int, ...]]:
+    """The protocol's mixtures of which every clip is there, as positions in `clips.clips`.
+
+    Raises:
+        UserError: the protocol mixes another number of clips.
+    """
+    other = next((ids for ids in clips.mixtures if len(ids) != sources), None)
+    if other is not None:
+        raise UserError(
+            f"the {clips.split} split fixes mixtures of {len(other)} clips, data.samples.sources is {sources}: set "
+            f"data.samples.sources={len(other)}."
+        )
+    position = {clip.id: n for n, clip in enumerate(clips.clips)}
+    return [tuple(position[i] for i in ids) for ids in clips.mixtures if all(i in position for i in ids)]
+
+
+def seeded_mixtures(clips: ClipList, sources: int, different_class: bool, seed: int) -> list[tuple[int, ...]]:
+    """One mixture for each clip, its partners drawn from the seed and the list alone; the same in every run."""
+    everything = range(len(clips.clips))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return [draw_partners(clips.clips, n, everything, sources, different_class) for n in everything]
+
+
+def draw_partners(
+    clips: Sequence[Clip], first: int, near: Sequence[int], sources: int, different_class: bool
+) -> tuple[int, ...]:
+    """A clip and `sources` − 1 others of different videos (and classes), from torch's global generator.
+
+    Args:
+        clips: the list.
+        first: position of the clip that is mixed with others.
+        near: positions that the partners come from; the whole list when these offer none.
+        sources: clips a mixture, the first one included.
+        different_class: no class occurs twice.
+
+    Raises:
+        UserError: the list offers no such partner.
+    """
+    chosen = [first]
+    while len(chosen) < sources:
+        partner = _one(clips, chosen, near, different_class)
+        if partner is None:
+            partner = _one(clips, chosen, range(len(clips)), different_class)
+        if partner is None:
+            kind = "another video and class" if different_class else "another video"
+            raise UserError(
+                f"no clip of {kind} was found to mix with {', '.join(clips[n].id for n in chosen)} among "
+                f"{len(clips)} clips: give more clips, or set data.samples.sources lower"
+                + (" or data.samples.different_class=false." if different_class else ".")
+            )
+        chosen.append(partner)
+    return tuple(chosen)
+
+
+def _one(clips: Sequence[Clip], chosen: list[int], near: Sequence[int], different_class: bool) -> int | None:
+    videos = {clips[n].source for n in chosen}
+    classes = {label for n in chosen for label in _classes(clips[n])} if different_class else set()
+    for _ in range(TRIES):
+        candidate = near[int(torch.randint(len(near), ()).item())]
+        clip = clips[candidate]
+        if clip.source not in videos and not classes.intersection(_classes(clip)):
+            return candidate
+    return None
+
+
+def _classes(clip: Clip) -> tuple[int, ...]:
+    return clip.labels or (clip.label,)
