@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from deepavfusion.data.clips import ClipDataset, ClipSampler, Collate, on_grid
+from deepavfusion.data.clips import Collate, WindowDataset, on_grid
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.encode import write_mp4
+from deepavfusion.data.index import ClipList
+from deepavfusion.data.sampler import ClipSampler
+from deepavfusion.data.sources import RawSource
 from deepavfusion.data.vggsound import vggsound
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import UserError
@@ -41,12 +44,13 @@ def folder(tmp_path_factory):
     return root
 
 
-def dataset(folder, *names: str, train: bool = False) -> ClipDataset:
-    return ClipDataset([Clip(n, str(folder / f"{n}.mp4"), i) for i, n in enumerate(names)], SIZE, 3.0, train)
+def dataset(folder, *names: str, train: bool = False, **options: int) -> WindowDataset:
+    clips = [Clip(n, str(folder / f"{n}.mp4"), i) for i, n in enumerate(names)]
+    return WindowDataset(ClipList("test", clips, list(names)), RawSource(), SIZE, 3.0, train, **options)
 
 
 def test_evaluation_takes_the_centre(folder):
-    sample = dataset(folder, "good")[0, 0]
+    (sample,) = dataset(folder, "good")[0, 0]
     assert sample.window_start == pytest.approx(1.5, abs=0.05)
     assert sample.frame_time == 3.0
     assert sample.image.shape == (3, SIZE, SIZE)
@@ -55,13 +59,13 @@ def test_evaluation_takes_the_centre(folder):
     assert sample.waveform.shape == (48000,)
     onset = (sample.waveform.abs() > 0.1).nonzero()[0].item() / 16000 + sample.window_start
     assert onset == pytest.approx(3.0, abs=0.02)
-    assert (sample.id, sample.label, sample.gain_db, sample.problems) == ("good", 0, 0.0, [])
+    assert (sample.clip.id, sample.clip.label, sample.gain_db, sample.problems) == ("good", 0, 0.0, [])
 
 
 def test_training_draws_windows_and_frames_from_the_seed(folder):
     clips = dataset(folder, "good", train=True)
-    samples = [clips[0, seed] for seed in range(12)]
-    again = clips[0, 3]
+    samples = [clips[0, seed][0] for seed in range(12)]
+    (again,) = clips[0, 3]
     assert torch.equal(again.waveform, samples[3].waveform)
     assert torch.equal(again.image, samples[3].image)
     gains = [s.gain_db for s in samples]
@@ -86,7 +90,7 @@ def test_drawing_leaves_the_global_generator_alone(folder):
 
 
 def test_short_sound_is_extended_and_reported(folder):
-    sample = dataset(folder, "short")[0, 0]
+    (sample,) = dataset(folder, "short")[0, 0]
     assert sample.waveform.shape == (48000,)
     assert torch.equal(sample.waveform[:16000], sample.waveform[16000:32000].flip(0))
     (problem,) = sample.problems
@@ -100,14 +104,15 @@ def test_what_does_not_decode_is_a_problem_and_no_other_clip(folder):
     items = [clips[i, 0] for i in range(4)]
     assert [type(item) is Problem for item in items] == [False, True, True, True]
     assert [item.reason for item in items[1:]] == ["no_audio", "truncated", "missing"]
-    batch = Collate(SIZE)(items)
+    batch = Collate(clips)(items)
     assert batch.id == ["good"]
     assert batch.image.shape == (1, 3, SIZE, SIZE)
     assert [(p.id, p.used) for p in batch.problems] == [("mute", False), ("cut", False), ("gone", False)]
 
 
 def test_a_batch_of_problems_is_empty_but_whole(folder):
-    batch = Collate(SIZE)([dataset(folder, "mute")[0, 0]])
+    clips = dataset(folder, "mute")
+    batch = Collate(clips)([clips[0, 0]])
     assert len(batch) == 0
     assert batch.image.shape == (0, 3, SIZE, SIZE)
     assert batch.waveform.shape == (0, 48000)
@@ -134,25 +139,25 @@ def draws(**kwargs) -> list[list[tuple[int, int]]]:
 
 
 def test_training_order_is_new_each_epoch_and_complete():
-    first, second = draws(num_clips=10, shuffle=True, seed=3)
+    first, second = draws(num_items=10, shuffle=True, seed=3)
     assert sorted(i for i, _ in first) == sorted(i for i, _ in second) == list(range(10))
     assert [i for i, _ in first] != [i for i, _ in second]
-    assert draws(num_clips=10, shuffle=True, seed=3) == [first, second]
-    assert draws(num_clips=10, shuffle=True, seed=4) != [first, second]
+    assert draws(num_items=10, shuffle=True, seed=3) == [first, second]
+    assert draws(num_items=10, shuffle=True, seed=4) != [first, second]
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_ranks_share_an_epoch_without_overlap_and_with_the_same_crops(epoch):
-    alone = dict(draws(num_clips=12, shuffle=True)[epoch])
-    shares = [dict(draws(num_clips=12, shuffle=True, rank=r, world_size=3, even=True)[epoch]) for r in range(3)]
+    alone = dict(draws(num_items=12, shuffle=True)[epoch])
+    shares = [dict(draws(num_items=12, shuffle=True, rank=r, world_size=3, even=True)[epoch]) for r in range(3)]
     assert [len(s) for s in shares] == [4, 4, 4]
     assert {k: v for share in shares for k, v in share.items()} == alone
 
 
 def test_evaluation_shares_are_never_padded():
-    shares = [draws(num_clips=11, shuffle=False, rank=r, world_size=3)[0] for r in range(3)]
+    shares = [draws(num_items=11, shuffle=False, rank=r, world_size=3)[0] for r in range(3)]
     assert sorted(i for share in shares for i, _ in share) == list(range(11))
-    even = [draws(num_clips=11, shuffle=True, rank=r, world_size=3, even=True)[0] for r in range(3)]
+    even = [draws(num_items=11, shuffle=True, rank=r, world_size=3, even=True)[0] for r in range(3)]
     assert [len(share) for share in even] == [3, 3, 3]
     assert len({i for share in even for i, _ in share}) == 9
 
@@ -173,7 +178,9 @@ def vggsound_root(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_datamodule_gives_every_clip_once(vggsound_root, workers):
-    data = ClipDataModule(vggsound, str(vggsound_root), "vggsound", batch_size=2, image_size=SIZE, num_workers=workers)
+    data = ClipDataModule(
+        vggsound, str(vggsound_root), "vggsound", batch_size=2, image_size=SIZE, num_workers=workers, gallery_clips=9
+    )
     data.setup()
     loader = data.train_dataloader()
     batches = list(loader)

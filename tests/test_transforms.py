@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import golden_cases as cases
 from deepavfusion.transforms.audio import LogMel, apply_gain, extend_by_mirror
 from deepavfusion.transforms.device import DeviceTransform
-from deepavfusion.transforms.image import Normalise, centre_crop, random_crop
+from deepavfusion.transforms.image import Normalise, View, centre_view, random_view
 from deepavfusion.types import Batch
 
 
@@ -44,24 +46,69 @@ def test_normalisation_is_imagenets_and_reversible():
     torch.testing.assert_close(normalise.reverse(normalise(image)), image / 255)
 
 
-def test_evaluation_crop_is_the_centre():
-    image = torch.zeros(3, 256, 400, dtype=torch.uint8)
-    image[:, 100:156, 172:228] = 200
-    crop = centre_crop(image, 224)
-    assert crop.shape == (3, 224, 224)
-    assert crop.dtype == torch.uint8
-    bright = crop[0].nonzero().float().mean(0)
-    assert bright.tolist() == pytest.approx([111.5, 111.5], abs=1)
+def gradient(height: int, width: int) -> Image.Image:
+    """Red grows from 0 to 250 along x, green along y."""
+    y, x = np.mgrid[0:height, 0:width]
+    levels = np.stack([250 * (x + 0.5) / width, 250 * (y + 0.5) / height, 0 * x], axis=-1)
+    return Image.fromarray(levels.round().astype(np.uint8))
 
 
-def test_training_crop_follows_the_seed_alone():
-    image = torch.arange(3 * 60 * 80).remainder(251).view(3, 60, 80).to(torch.uint8)
-    crops = []
+def test_evaluation_view_is_the_centre():
+    picture = gradient(256, 400)
+    seen = centre_view(256, 400).of(picture, 224)
+    assert seen.shape == (3, 224, 224)
+    assert seen.dtype == torch.uint8
+    # nothing to resize: the very pixels
+    assert torch.equal(seen, torch.from_numpy(np.array(picture)[16:240, 88:312]).permute(2, 0, 1))
+    # segmentation sees the whole shorter side, or the whole picture squeezed
+    square = centre_view(256, 400, zoom=1.0)
+    assert (square.top, square.bottom) == (0, 1)
+    assert (square.left, square.right) == pytest.approx((0.18, 0.82))
+    squeezed = View().of(picture, 128)[:, 64].float()
+    assert squeezed[0].tolist() == pytest.approx([250 * (n + 0.5) / 128 for n in range(128)], abs=2)
+
+
+def test_training_view_follows_the_seed_alone():
+    views = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        crops.append(random_crop(image, 32))
-    assert torch.equal(crops[0], crops[1])
-    assert not torch.equal(crops[0], crops[2])
+        views.append(random_view(60, 80))
+    assert views[0] == views[1] != views[2]
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (360, 640), (30, 3000)])
+def test_training_views_cover_what_random_resized_crop_would(height, width):
+    torch.manual_seed(0)
+    views = [random_view(height, width) for _ in range(300)]
+    for view in views:
+        w, h = (view.right - view.left) * width, (view.bottom - view.top) * height
+        assert 0 <= view.left < view.right <= 1 + 1e-9
+        assert 0 <= view.top < view.bottom <= 1 + 1e-9
+        assert 3 / 4 - 1e-6 <= w / h <= 4 / 3 + 1e-6
+        if width < 3000:  # there no part of that area fits, so the middle is taken
+            assert 0.5 - 1e-6 <= w * h / (width * height) <= 1 + 1e-6
+    assert 0.4 < sum(view.flip for view in views) / 300 < 0.6
+    if width < 3000:
+        assert min(view.left for view in views) < 0.03 < 0.97 < max(view.right for view in views)
+
+
+def test_a_view_shows_the_same_of_a_smaller_picture_and_of_a_mask():
+    torch.manual_seed(0)
+    large, small = gradient(360, 640), gradient(256, 455)
+    y, x = np.mgrid[0:360, 0:640]
+    mask = Image.fromarray(((x > 320) * 7 + (y > 180) * 1).astype(np.uint8))
+    for _ in range(20):
+        view = random_view(360, 640)
+        raw, packed = view.of(large, 112).int(), view.of(small, 112).int()
+        assert (raw - packed).abs().max() <= 2
+        seen = view.of_mask(mask, 112)
+        assert seen.dtype == torch.uint8
+        assert set(seen.unique().tolist()) <= {0, 1, 7, 8}
+        right, low = raw[0] > 250 * 0.51, raw[1] > 250 * 0.51  # clear of the edges by more than rounding
+        left, high = raw[0] < 250 * 0.49, raw[1] < 250 * 0.49
+        assert set(seen[right & low].tolist()) <= {8}
+        assert set(seen[left & high].tolist()) <= {0}
+        assert set(seen[right & high].tolist()) <= {7}
 
 
 def test_device_transform_applies_the_gain_and_fills_the_spectrogram():

@@ -15,14 +15,15 @@ from deepavfusion.utils.errors import UserError
 
 COLUMNS = ("id", "reason", "used", "detail", "path")
 NOT_ON_DISK = "not_on_disk"  # listed, and never tried; a file that vanishes later is "missing", a failure
+KNOWN = "known_"  # before the word of an earlier `prepare.py command=verify`: not tried, either
 
 
 class DataReport(Callback):
     """Names each problematic clip once in the terminal, writes all of them to a file, and counts them.
 
-    Clips that a list names and the disk lacks go to the file, too. `data/failed` counts the clips on disk that had
-    to be left out so far, `data/extended` those whose sound was too short, over all processes and each once. If an
-    epoch leaves nothing to train on, the run stops.
+    Clips that a list names and the disk lacks, or that are known to be unusable, go to the file, too. `data/failed`
+    counts the clips that were tried and had to be left out so far, `data/extended` those whose sound was too short,
+    over all processes and each once. If an epoch leaves nothing to train on, the run stops.
 
     Args:
         path: CSV file (id, reason, used, detail, path); the other processes put their rank into the name.
@@ -45,10 +46,12 @@ class DataReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        for clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).values():
+        lists = {clips.split: clips for clips in getattr(trainer.datamodule, "lists", {}).values()}  # type: ignore
+        for note in dict.fromkeys(note for clips in lists.values() for note in clips.notes):
+            say(f"data: {note}", "yellow")
+        for clips in lists.values():
             say(f"data: {clips.coverage}")
-            for note in clips.notes:
-                say(f"data: {note}", "yellow")
+            self._write([Problem(c.id, c.path, KNOWN + why, "by prepare.py command=verify", False) for c, why in clips.excluded])
             self._write([Problem(clip.id, clip.path, NOT_ON_DISK, "listed, not on disk", used=False) for clip in clips.missing])
 
     def _write(self, problems: list[Problem]) -> list[Problem]:
@@ -65,7 +68,7 @@ class DataReport(Callback):
         return new
 
     def _tell(self, problems: list[Problem]) -> None:
-        told = sum(problem.reason != NOT_ON_DISK for problem in self.seen.values())
+        told = sum(map(_was_tried, self.seen.values()))
         for number, problem in enumerate(self._write(problems), told + 1):
             if number <= self.max_lines:
                 consequence = "used" if problem.used else "left out"
@@ -93,8 +96,19 @@ class DataReport(Callback):
     ) -> None:
         self._tell(batch.problems)
 
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._tell(batch.problems)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tried = [problem for problem in self.seen.values() if problem.reason != NOT_ON_DISK]
+        tried = [problem for problem in self.seen.values() if _was_tried(problem)]
         mine = self.used_clips, {problem.id: (problem.used, problem.path, problem.detail) for problem in tried}
         shares: list[Any] = [mine]
         if trainer.world_size > 1:
@@ -110,3 +124,7 @@ class DataReport(Callback):
         extended = sum(used for used, _, _ in problems.values())
         counts = {"data/failed": float(len(problems) - extended), "data/extended": float(extended)}
         pl_module.log_dict(counts, batch_size=1)
+
+
+def _was_tried(problem: Problem) -> bool:
+    return problem.reason != NOT_ON_DISK and not problem.reason.startswith(KNOWN)

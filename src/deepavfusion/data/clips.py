@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -286,7 +287,7 @@ class FrameDataset(ClipDataset):
                 (picture,) = opened.pictures([moment])
                 view = self.view(picture)
                 image = view.of(picture.pixels, self.image_size)
-                mask = self._classes(clip, second, view.of_mask(opened.mask(second), self.image_size))
+                mask = self._classes(clip, view.of_mask(self._checked(clip, second, opened), self.image_size))
                 gain_db = self.gain_db()
                 waveform, problems = self.fitted(clip, opened.sound(start, self.seconds), start)
                 return [Sample(image, waveform, clip, moment, start, gain_db, mask, problems)]
@@ -298,19 +299,24 @@ class FrameDataset(ClipDataset):
             return random_view(picture.height, picture.width)
         return View() if self.zoom is None else centre_view(picture.height, picture.width, self.zoom)
 
-    def _classes(self, clip: Clip, second: int, mask: Tensor) -> Tensor:
+    def _checked(self, clip: Clip, second: int, opened: OpenClip) -> Image.Image:
+        """The mask of a picture, whose values must be classes."""
+        mask = opened.mask(second)
+        greatest = mask.getextrema()[1]
+        if self.semantic and greatest + self.label_offset >= len(self.list.classes):
+            raise DecodeError(
+                clip.path,
+                "bad_mask",
+                f"the mask of second {second} holds the value {greatest}, which is no class of the "
+                f"{len(self.list.classes)} (data.samples.label_offset is {self.label_offset})",
+            )
+        return mask
+
+    def _classes(self, clip: Clip, mask: Tensor) -> Tensor:
         """A mask's values as class indices, or as 0 and 1; uint8 [H, W]"""
         if not self.semantic:
             return (mask > 0).to(torch.uint8)
         classes = torch.where(mask > 0, mask.int() + self.label_offset, 0)
-        strange = classes[(classes < 0) | (classes >= len(self.list.classes))]
-        if len(strange):
-            raise DecodeError(
-                clip.path,
-                "bad_mask",
-                f"the mask of second {second} holds the value {int(strange[0]) - self.label_offset}, which is no class "
-                f"of the {len(self.list.classes)} (data.label_offset is {self.label_offset})",
-            )
         annotated = torch.isin(classes, torch.tensor(clip.labels, dtype=torch.int32))
         return torch.where(annotated, classes, 0).to(torch.uint8)
 

@@ -1,6 +1,6 @@
 """Packed data: a dataset's clips in litdata chunks, ready to read.
 
-<root>/manifest.json              what was packed, how, with counts and checksums; its presence says it is complete
+<root>/packed.json                what was packed, how, with counts and checksums; its presence says it is complete
 <root>/<split>/clips.json         the list: every clip with classes, video and place; what is missing or left out
 <root>/<split>/index.json         litdata's
 <root>/<split>/chunk-<n>.bin      items in the order of clips.json
@@ -36,7 +36,7 @@ from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError, UserError
 
 FORMAT = 1  # of the files; raise it when they change
-MANIFEST, CLIPS, INDEX = "manifest.json", "clips.json", "index.json"
+MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
 INT16 = 32767  # the sample value of 1.0
 REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")
 
@@ -130,10 +130,10 @@ class PackedSource:
             folder = f"{self.root}/{self.split}"
             if is_remote(self.root):
                 cache = str(cache_of(self.root, self.cache_dir) / self.split)
-                dataset = StreamingDataset(Dir(path=cache, url=folder), shuffle=False)
+                dataset = StreamingDataset(Dir(path=cache, url=folder), batch_decode=0)
                 dataset._on_demand_bytes = False  # whole chunks: every epoch wants all of their items
             else:
-                dataset = StreamingDataset(folder, shuffle=False)
+                dataset = StreamingDataset(folder, batch_decode=0)
             self._opened = (os.getpid(), dataset)
         return self._opened[1]
 
