@@ -138,11 +138,13 @@ def check_root(root: str | Path) -> Path:
 
 def check_split(dataset: str, split: str, known: Iterable[str]) -> None:
     """Raise a `UserError` when the dataset has no such split."""
-    if split not in known:
-        raise UserError(
-            f"{dataset} has no split {split!r}; expected one of {', '.join(known)}: set data.train_split, "
-            "data.val_split or data.eval_split."
-        )
+    check_choice(f"split of {dataset}", split, known, "data.train_split, data.val_split or data.eval_split")
+
+
+def check_choice(what: str, value: str, known: Iterable[str], key: str) -> None:
+    """Raise a `UserError` when `value` is none of the known ones; `key` is the config key that gives it."""
+    if value not in known:
+        raise UserError(f"There is no {what} {value!r}; expected one of {', '.join(known)}: set {key}.")
 
 
 def read_rows(
@@ -239,6 +241,6 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def count(number: int, noun: str) -> str:
-    """ "1 clip", "2 clips"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count(number: int, one: str, more: str = "") -> str:
+    """ "1 clip", "2 clips"; or with a verb, count(2, "clip is", "clips are")."""
+    return f"{number} {one if number == 1 else more or one + 's'}"

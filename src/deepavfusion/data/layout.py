@@ -106,20 +106,61 @@ def clips_of(rows: Iterable[Row], root: Path, classes: Sequence[str]) -> Iterato
         yield Clip(id=row.id, path=f"{root}/{row.path}", label=position[row.label], video=row.video)
 
 
-def on_disk(root: Path, split: str, clips: Iterable[Clip], folders: Folders) -> tuple[list[Clip], list[Clip]]:
-    """The clips whose file exists, and the missing ones, both sorted by id.
+def check_wildcard(pattern: str) -> None:
+    """Raise a `UserError` unless `matches` can read the pattern."""
+    if "*" in pattern.rpartition("/")[0] or pattern.count("*") > 1:
+        raise UserError(
+            f"The pattern {pattern!r} cannot be used; expected at most one '*', in the file name: mend "
+            "data.index.clip_pattern."
+        )
+
+
+def matches(folders: Folders, path: str) -> list[tuple[str, str]]:
+    """What stands for "*", and the path, of each file that fits; sorted by path.
+
+    Args:
+        folders: the data folder.
+        path: below it, with one "*" at most, in the file name. "*" is nothing, or any text that begins with "_", "."
+            or "-", so that no name runs on into it; at the beginning of a file name it is any text.
+    """
+    folder, slash, name = path.rpartition("/")
+    head, star, tail = name.partition("*")
+    found = []
+    for file in folders.files(folder):
+        if file.startswith(head) and file.endswith(tail) and len(file) >= len(head) + len(tail):
+            middle = file[len(head) : len(file) - len(tail)]
+            if not middle or (star and (not head or middle[0] in "_.-")):
+                found.append((middle, f"{folder}{slash}{file}"))
+    return sorted(found, key=lambda match: match[1])
+
+
+def parted(
+    root: Path, split: str, clips: Iterable[tuple[Clip, bool]], folders: Folders
+) -> tuple[list[Clip], list[Clip]]:
+    """Clips that are on disk, and those that are missing, both sorted by id.
+
+    Args:
+        clips: each with whether it is on disk.
 
     Raises:
         UserError: there are clips, but none of them on disk.
     """
     there: list[Clip] = []
     missing: list[Clip] = []
-    begin = len(str(root)) + 1
-    for clip in sorted(clips, key=attrgetter("id")):
-        (there if folders.has(clip.path[begin:]) else missing).append(clip)
+    for clip, is_there in clips:
+        (there if is_there else missing).append(clip)
+    there.sort(key=attrgetter("id"))
+    missing.sort(key=attrgetter("id"))
     if missing and not there:
-        raise nothing_on_disk(root, split, len(missing), missing[0].path[begin:], folders)
+        expected = missing[0].path[len(str(root)) + 1 :]
+        raise nothing_on_disk(root, split, len(missing), expected, folders)
     return there, missing
+
+
+def files_parted(root: Path, split: str, clips: Iterable[Clip], folders: Folders) -> tuple[list[Clip], list[Clip]]:
+    """`parted` for clips that are files: on disk are those whose path exists."""
+    begin = len(str(root)) + 1
+    return parted(root, split, ((clip, folders.has(clip.path[begin:])) for clip in clips), folders)
 
 
 def strangers(
@@ -166,15 +207,15 @@ def strangers(
     else:
         known = list(labels)
         notes += [
-            f"{folder} matches no label of {source}; its {count(clips, 'clip')} {'is' if clips == 1 else 'are'} not "
+            f"{folder} matches no label of {source}; its {count(clips, 'clip is', 'clips are')} not "
             f"used{suggestion(folder.rpartition('/')[2], known) or '.'}"
             for folder, clips in strays.items()
         ]
     if unlisted:
-        notes.append(f"{count(unlisted, 'clip')} on disk {'is' if unlisted == 1 else 'are'} not in {source}.")
+        notes.append(f"{count(unlisted, 'clip on disk is', 'clips on disk are')} not in {source}.")
     if shared:
         notes.append(
-            f"{count(shared, 'clip')} of {source} {'has' if shared == 1 else 'have'} the same file as another clip; "
+            f"{count(shared, 'clip has', 'clips have')} the same file as another clip of {source}; "
             "data.index.clip_pattern may lack a field."
         )
     return notes

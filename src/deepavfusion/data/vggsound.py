@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepavfusion.data.index import ClipList, Folders, check_name, check_root, check_split, read_rows
-from deepavfusion.data.layout import Row, clips_of, fill_in, on_disk, strangers, unique
+from deepavfusion.data.layout import Row, clips_of, files_parted, fill_in, strangers, unique
 from deepavfusion.utils.errors import UserError
 
 COLUMNS = "id,start,label,train|test"
@@ -53,7 +53,7 @@ def vggsound(
         )
     folders = Folders(base)
     notes += strangers(folders, [row.path for row in rows], clip_pattern, annotations, map(folder_name, classes))
-    clips, missing = on_disk(base, split, clips_of(chosen, base, classes), folders)
+    clips, missing = files_parted(base, split, clips_of(chosen, base, classes), folders)
     return ClipList(split, clips, classes, missing=missing, notes=notes)
 
 
@@ -64,8 +64,9 @@ def folder_name(label: str) -> str:
 
 def clip_path(pattern: str, video: str, start: int, label: str, folder: str) -> str:
     """The path of a clip of ten seconds, below the data folder."""
-    fields = {"id": video, "start": start, "end": start + CLIP_SECONDS, "label": label, "folder": folder}
-    return fill_in(pattern, fields)
+    return fill_in(
+        pattern, {"id": video, "start": start, "end": start + CLIP_SECONDS, "label": label, "folder": folder}
+    )
 
 
 def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Row]]:
