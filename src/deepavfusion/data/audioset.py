@@ -8,7 +8,9 @@ clips/<id[:2]>/<id>_<start:06d>_<end:06d>.mp4    whole seconds, fractions cut of
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from deepavfusion.data.index import (
     read_rows,
     suggestion,
 )
-from deepavfusion.data.layout import fill_in, on_disk, strangers, unique
+from deepavfusion.data.layout import files_parted, fill_in, strangers, unique
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
@@ -36,6 +38,19 @@ LISTS_OF_SPLIT = {
 }
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Python's cycle collector would walk over the millions of clips that are here to stay, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collector()
 def audioset(
     root: str | Path,
     split: str,
@@ -76,8 +91,8 @@ def audioset(
         twice = [clip.id for clip in clips if clip.id in known]
         if twice:
             notes.append(
-                f"{count(len(twice), 'clip')} of {files[name]} {'is' if len(twice) == 1 else 'are'} also in {balanced}, "
-                f"e.g. {twice[0]}; the latter counts."
+                f"{count(len(twice), 'clip is', 'clips are')} in {files[name]} and in {balanced}, e.g. {twice[0]}; "
+                "the latter counts."
             )
         listed += (clip for clip in clips if clip.id not in known)
         del clips
@@ -88,7 +103,7 @@ def audioset(
         begin = len(str(base)) + 1
         paths = (clip.path[begin:] for clip in chain(listed, (clip for _, clip in rest)))
         notes += strangers(folders, paths, clip_pattern, "the lists of AudioSet")
-    there, missing = on_disk(base, split, listed, folders)
+    there, missing = files_parted(base, split, listed, folders)
     return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=True)
 
 
@@ -118,14 +133,19 @@ def _segments(
     root: Path, annotations: str, name: str, pattern: str, position: dict[str, int]
 ) -> Iterator[tuple[int, Clip]]:
     """Line number and clip of each line; `name`: the reader's argument that gives the list."""
-    labels_of: dict[str, tuple[int, ...]] = {}  # in the line's order; clips share these objects, there are few
+    # Two million lines hold few different times and sets of labels: each is parsed once, and clips share the result.
+    seconds_of: dict[tuple[str, ...], tuple[int, int] | None] = {}
+    labels_of: dict[str, tuple[int, ...]] = {}  # in the line's order
     sorted_of: dict[str, tuple[int, ...]] = {}
     folder, file = str(root), str(root / annotations)
     for line, cells in read_rows(root, annotations, COLUMNS, f"data.index.{name}"):
         if cells[0].startswith("#"):
             continue
         where = f"{file}, line {line}"
-        seconds = _whole_seconds(cells[1:3])
+        times = tuple(cells[1:3])
+        if times not in seconds_of:
+            seconds_of[times] = _whole_seconds(*times) if len(times) == 2 else None
+        seconds = seconds_of[times]
         if len(cells) != 4 or not seconds:
             raise UserError(
                 f"{where}, reads `{', '.join(cells)}`; expected `{COLUMNS}` with 0 ≤ start < end and double quotes "
@@ -149,10 +169,10 @@ def _segments(
         )
 
 
-def _whole_seconds(cells: list[str]) -> tuple[int, int] | None:
+def _whole_seconds(first: str, second: str) -> tuple[int, int] | None:
     """Start and end, fractions cut off; None when they are not two times in order."""
     try:
-        start, end = (float(cell) for cell in cells)
+        start, end = float(first), float(second)
         return (int(start), int(end)) if 0 <= start < end else None
     except (ValueError, OverflowError):
         return None

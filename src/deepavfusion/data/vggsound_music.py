@@ -24,7 +24,7 @@ from deepavfusion.data.index import (
     read_rows,
     suggestion,
 )
-from deepavfusion.data.layout import Row, clips_of, on_disk, strangers, unique
+from deepavfusion.data.layout import Row, clips_of, files_parted, strangers, unique
 from deepavfusion.data.vggsound import clip_path, folder_name
 from deepavfusion.utils.errors import UserError
 
@@ -73,7 +73,7 @@ def vggsound_music(
             uses.setdefault(row, line)
     test, at_odds = unique(((line, row) for row, line in uses.items()), test_file, "classes")
     notes += at_odds[-1:]  # what repeats here, repeats with another class
-    mixtures = [(first.id, second.id) for _, first, second in pairs]
+    mixtures: list[tuple[str, ...]] = [(first.id, second.id) for _, first, second in pairs]
     notes += _at_odds(train, train_file, test, test_file, mixtures)
     classes = sorted({row.label for row in train} | {row.label for row in test})
 
@@ -82,9 +82,8 @@ def vggsound_music(
     names = [_folder(name) for name in classes]
     notes += strangers(folders, listed, clip_pattern, f"{train_file} or {test_file}", names)
     chosen = train if split == "train" else test
-    clips, missing = on_disk(base, split, clips_of(chosen, base, classes), folders)
-    pairs_of_split = list(mixtures) if split == "test" else []
-    return ClipList(split, clips, classes, missing=missing, notes=notes, mixtures=pairs_of_split)
+    clips, missing = files_parted(base, split, clips_of(chosen, base, classes), folders)
+    return ClipList(split, clips, classes, missing=missing, notes=notes, mixtures=mixtures if split == "test" else [])
 
 
 def instrument(name: str) -> str:
@@ -99,7 +98,9 @@ def _folder(label: str) -> str:
 def _row(clip: str, name: str, pattern: str, where: str, columns: str) -> Row:
     match = CLIP_ID.fullmatch(clip)
     if not match:
-        raise UserError(f"{where}, names the clip {clip!r}; expected `{columns}` with clips <id>_<start>: mend the line.")
+        raise UserError(
+            f"{where}, names the clip {clip!r}; expected `{columns}` with clips <id>_<start>: mend the line."
+        )
     video, start = check_name(match["video"], "id", where), int(match["start"])
     label = instrument(check_name(name, "instrument", where))
     return Row(f"{video}_{start:06d}", video, label, clip_path(pattern, video, start, label, _folder(label)))
@@ -136,7 +137,7 @@ def _pairs(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Ro
 
 
 def _at_odds(
-    train: list[Row], train_file: str, test: list[Row], test_file: str, mixtures: list[tuple[str, str]]
+    train: list[Row], train_file: str, test: list[Row], test_file: str, mixtures: list[tuple[str, ...]]
 ) -> list[str]:
     """Notes on pairs that repeat, on clips in both lists, and on classes in one list only."""
     notes = []
@@ -145,14 +146,15 @@ def _at_odds(
         notes.append(f"{test_file} lists {count(repeated, 'pair')} more than once; all are kept.")
     both = sorted({row.id for row in train} & {row.id for row in test})
     if both:
-        notes.append(f"{count(len(both), 'clip')} of {test_file} {'is' if len(both) == 1 else 'are'} also in "
-                     f"{train_file}, e.g. {both[0]}; both lists are kept as they are.")  # fmt: skip
+        notes.append(
+            f"{count(len(both), 'clip is', 'clips are')} in both lists, e.g. {both[0]}; both are kept as they are."
+        )
     for rows, file, others, other_file in ((train, train_file, test, test_file), (test, test_file, train, train_file)):
         known = {row.label for row in others}
         alone = sorted({row.label for row in rows} - known)
         if alone:
             notes.append(
-                f"{file} has {len(alone)} {'class' if len(alone) == 1 else 'classes'} that {other_file} has not, "
-                f"e.g. '{alone[0]}'{suggestion(alone[0], known) or '.'}"
+                f"{file} has {count(len(alone), 'class', 'classes')} that {other_file} has not, e.g. '{alone[0]}'"
+                f"{suggestion(alone[0], known) or '.'}"
             )
     return notes
