@@ -22,6 +22,7 @@ from deepavfusion.data.index import (
     check_split,
     count,
     read_rows,
+    read_table,
     suggestion,
 )
 from deepavfusion.data.layout import files_parted, fill_in, strangers, unique
@@ -111,21 +112,14 @@ def _classes(root: Path, labels: str) -> tuple[dict[str, int], list[str]]:
     """Class index of each mid, and the display names."""
     position: dict[str, int] = {}
     names: list[str] = []
-    rows = read_rows(root, labels, CLASS_COLUMNS, "data.index.labels")
-    line, header = next(rows, (1, []))
-    if header != CLASS_COLUMNS.split(","):
-        raise UserError(
-            f"{root / labels}, line {line}, reads `{','.join(header)}`; expected the header `{CLASS_COLUMNS}`: put it "
-            "there, or set data.index.labels to the class list."
-        )
-    for line, cells in rows:
-        if len(cells) != 3 or cells[0] != str(len(names)) or not cells[1] or cells[1] in position:
+    for line, row in read_table(root, labels, CLASS_COLUMNS, "data.index.labels"):
+        if row["index"] != str(len(names)) or not row["mid"] or row["mid"] in position:
             raise UserError(
-                f"{root / labels}, line {line}, reads `{','.join(cells)}`; expected `{CLASS_COLUMNS}` with index "
-                f"{len(names)}, a mid of its own and, around names with commas, double quotes: mend the line."
+                f"{root / labels}, line {line}, has index {row['index']!r} and mid {row['mid']!r}; expected index "
+                f"{len(names)} and a mid of its own: mend the line."
             )
-        position[cells[1]] = len(names)
-        names.append(cells[2])
+        position[row["mid"]] = len(names)
+        names.append(row["display_name"])
     return position, names
 
 

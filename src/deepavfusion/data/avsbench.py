@@ -23,14 +23,14 @@ from deepavfusion.data.index import (
     check_split,
     count,
     read_json,
-    read_rows,
+    read_table,
     suggestion,
 )
 from deepavfusion.data.layout import fill_in, parted, unique
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
-COLUMNS = ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")
+COLUMNS = "vid,uid,s_min,s_sec,a_obj,split,label"
 SPLITS = ("train", "val", "test")
 LABELS_OF_SUBSET = {"s4": ("v1s",), "ms3": ("v1m",), "avss": ("v1s", "v1m", "v2")}
 MASKS_OF_LABEL = {"v1s": 5, "v1m": 5, "v2": 10}  # of a clip; v1s in training 1
@@ -120,7 +120,9 @@ def names_in(joined: str, names: Sequence[str]) -> tuple[str, ...] | None:
             (*way, name) for begin in range(end) for way in ways[begin] if (name := "_".join(parts[begin:end])) in known
         ]
         fewest = min(map(len, all_ways), default=0)
-        ways.append([way for way in all_ways if len(way) == fewest])
+        ways.append(
+            [way for way in all_ways if len(way) == fewest][:2]
+        )  # two are enough to know it is not the only one
     return ways[-1][0] if len(ways[-1]) == 1 else None
 
 
@@ -143,20 +145,12 @@ def _rows(
 ) -> Iterator[tuple[int, _Row]]:
     """Line number and row of each line with one of the labels."""
     index = {name: n for n, name in enumerate(classes)}
-    lines = read_rows(root, metadata, ",".join(COLUMNS), "data.index.metadata")
-    line, header = next(lines, (1, []))
-    if not set(COLUMNS) <= set(header):
-        raise UserError(
-            f"{root / metadata}, line {line}, reads `{','.join(header)}`; expected a header with the columns "
-            f"`{','.join(COLUMNS)}`: put it there, or set data.index.metadata to the table."
-        )
-    for line, cells in lines:
+    for line, row in read_table(root, metadata, COLUMNS, "data.index.metadata"):
         where = f"{root / metadata}, line {line}"
-        row = dict(zip(header, cells, strict=False))
-        if len(cells) != len(header) or row["split"] not in SPLITS or row["label"] not in MASKS_OF_LABEL:
+        if row["split"] not in SPLITS or row["label"] not in MASKS_OF_LABEL:
             raise UserError(
-                f"{where}, reads `{','.join(cells)}`; expected `{','.join(header)}` with split "
-                f"{'|'.join(SPLITS)} and label {'|'.join(MASKS_OF_LABEL)}: mend the line."
+                f"{where}, has split {row['split']!r} and label {row['label']!r}; expected {'|'.join(SPLITS)} and "
+                f"{'|'.join(MASKS_OF_LABEL)}: mend the line."
             )
         if row["label"] not in labels:
             continue

@@ -175,6 +175,30 @@ def read_rows(
             ) from None
 
 
+def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Lines of a CSV file with a header, by the names of its columns; their numbers as in `read_rows`.
+
+    Args:
+        root, annotations: the data folder, and the file's path below it.
+        columns: names of columns that the header must have, joined by commas; others may be there as well.
+        key: the config key that names the file, for the error message.
+    """
+    rows = read_rows(root, annotations, columns, key)
+    line, header = next(rows, (1, []))
+    if not set(columns.split(",")) <= set(header):
+        raise UserError(
+            f"{root / annotations}, line {line}, reads `{','.join(header)}`; expected the header `{columns}`: put it "
+            f"there, or set {key} to the file that has it."
+        )
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{root / annotations}, line {line}, reads `{','.join(cells)}`; expected `{','.join(header)}` and, "
+                "around cells with commas, double quotes: mend the line."
+            )
+        yield line, dict(zip(header, cells, strict=True))
+
+
 def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
     """A JSON file; UTF-8, a byte-order mark allowed; no object may name a key twice.
 

@@ -55,7 +55,7 @@ def music(
 ) -> ClipList:
     """Read one split of MUSIC or MUSIC-21.
 
-    The split follows from the solo videos of the chosen lists, see `tested_ids`. A video whose id is none of theirs
+    The split follows from the solo videos of the chosen lists, see `ids_of_test`. A video whose id is none of theirs
     is train: so are the duets, whose parts have no ground truth, and the test split of a solo list stays the same
     when duets are added. A duet that has the id of a test video is test, too.
 
@@ -88,7 +88,7 @@ def music(
     classes = sorted({video.name for video in solos})
     labels = {video.name: _labels(video, classes, base) for video in every}
     multi_label = any(len(of_name) > 1 for of_name in labels.values())
-    tests = tested_ids(video.id for video in solos)
+    tests = ids_of_test(video.id for video in solos)
     listed, notes = _unique(every)
     folders = Folders(base)
     notes += _strangers(base, folders, every, files, clip_pattern)
@@ -113,7 +113,7 @@ def music(
     return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=multi_label)
 
 
-def tested_ids(solo_ids: Iterable[str]) -> set[str]:
+def ids_of_test(solo_ids: Iterable[str]) -> set[str]:
     """The ids that are test: of the n sorted solo ids every ⌊n / 130⌋-th, beginning with the first, as published.
 
     Below n = 260 that step would be 0 or 1 and leave nothing to train on: there, our own rule, it is 10.

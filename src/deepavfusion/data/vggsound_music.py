@@ -22,6 +22,7 @@ from deepavfusion.data.index import (
     check_split,
     count,
     read_rows,
+    read_table,
     suggestion,
 )
 from deepavfusion.data.layout import Row, clips_of, files_parted, strangers, unique
@@ -107,7 +108,7 @@ def _row(clip: str, name: str, pattern: str, where: str, columns: str) -> Row:
 
 
 def _train_rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Row]]:
-    for line, cells in read_rows(root, annotations, TRAIN_COLUMNS, "data.index.split_dir"):
+    for line, cells in read_rows(root, annotations, TRAIN_COLUMNS, "data.index.split_dir or data.index.train_list"):
         where = f"{root / annotations}, line {line}"
         if len(cells) != 2:
             raise UserError(f"{where}, reads `{','.join(cells)}`; expected `{TRAIN_COLUMNS}`: mend the line.")
@@ -115,25 +116,12 @@ def _train_rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[in
 
 
 def _pairs(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Row, Row]]:
-    rows = read_rows(root, annotations, TEST_COLUMNS, "data.index.split_dir")
-    line, header = next(rows, (1, []))
-    if header != TEST_COLUMNS.split(","):
-        raise UserError(
-            f"{root / annotations}, line {line}, reads `{','.join(header)}`; expected the header `{TEST_COLUMNS}`: "
-            "put it there, or set data.index.test_list to the list of pairs."
-        )
-    for line, cells in rows:
+    for line, pair in read_table(root, annotations, TEST_COLUMNS, "data.index.split_dir or data.index.test_list"):
         where = f"{root / annotations}, line {line}"
-        if len(cells) != 5 or cells[0] == cells[1]:
-            raise UserError(
-                f"{where}, reads `{','.join(cells)}`; expected `{TEST_COLUMNS}` with two different clips and, around "
-                "classes with commas, double quotes: mend the line."
-            )
-        yield (
-            line,
-            _row(cells[0], cells[2], pattern, where, TEST_COLUMNS),
-            _row(cells[1], cells[3], pattern, where, TEST_COLUMNS),
-        )
+        if pair["source_1"] == pair["source_2"]:
+            raise UserError(f"{where}, mixes {pair['source_1']} with itself; expected two clips: mend the line.")
+        first, second = (_row(pair[f"source_{n}"], pair[f"class_{n}"], pattern, where, TEST_COLUMNS) for n in (1, 2))
+        yield line, first, second
 
 
 def _at_odds(
