@@ -322,7 +322,7 @@ class FrameDataset(ClipDataset):
 
 
 def problem_of(clip: Clip, error: DecodeError) -> Problem:
-    return Problem(clip.id, clip.path, error.reason, error.detail, used=False)
+    return Problem(clip.id, error.path, error.reason, error.detail, used=False)
 
 
 def on_grid(moment: float, earliest: float, latest: float) -> float:

@@ -95,6 +95,8 @@ class ClipDataModule(LightningDataModule):
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
         self.sources: dict[str, Source] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._delivered = 0  # train batches that the epoch to go on with has had
 
     # ---- lists
 
@@ -160,7 +162,21 @@ class ClipDataModule(LightningDataModule):
             weights = balanced_weights([dataset.clips[dataset.first_clip(n % len(dataset))] for n in range(items)])
         sampler = ClipSampler(items, True, self.seed, *self._rank_and_world(), even=True, blocks=blocks, weights=weights)
         # A last, smaller batch would weigh its clips more than the others.
-        return self._loader(dataset, sampler, train=True, drop_last=len(sampler) >= self.batch_size)
+        loader = self._loader(dataset, sampler, train=True, drop_last=len(sampler) >= self.batch_size)
+        loader.load_state_dict({"delivered": self._delivered})
+        self._train_loader, self._delivered = loader, 0
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch is. Lightning would save this of the loader, too, but restores it too late: the loader is
+        made when the schedule asks for the number of steps, before the loops know that they go on."""
+        loader, trainer = self._train_loader, self.trainer
+        assert trainer is not None
+        ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return {"delivered": 0 if loader is None or ended else loader.delivered}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._delivered = state_dict["delivered"]
 
     def val_dataloader(self) -> list[ResumableLoader]:
         datasets = [self._dataset("val")]

@@ -92,7 +92,7 @@ class ClipSampler(Sampler[Draw]):
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader over a `ClipSampler` whose state is the number of batches the epoch under way has had.
 
-    Lightning saves and restores it with a checkpoint; the rest of the epoch then comes exactly once.
+    After a resume the rest of the epoch comes, exactly once.
     """
 
     sampler: ClipSampler

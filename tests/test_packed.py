@@ -1,0 +1,331 @@
+"""Packed data: the same samples as raw, the same bytes after a kill, every clip once after a resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback
+from PIL import Image
+
+from deepavfusion.data import demo
+from deepavfusion.data.clips import FrameDataset
+from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.data.encode import write_mp4, write_wav
+from deepavfusion.data.index import ClipList
+from deepavfusion.data.pack import PackSettings, pack
+from deepavfusion.data.packed import is_packed, packed_list
+from deepavfusion.data.sources import RawSource
+from deepavfusion.data.vggsound import vggsound
+from deepavfusion.types import Clip
+from deepavfusion.utils.errors import UserError
+from test_train import TINY
+
+SMALL = PackSettings(clips_per_chunk=5)
+
+
+@pytest.fixture(scope="module")
+def raw_root(tmp_path_factory):
+    """16 train and 8 test clips of the demo, one large and textured clip, one without sound, one listed but absent."""
+    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
+    root = demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
+    rng = np.random.default_rng(0)
+    base = np.asarray(Image.fromarray(rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)).resize((700, 400)))
+    frames = [base[n : n + 360, n : n + 640] for n in range(40)]
+    wave = 0.4 * np.sin(np.arange(4 * 44_100) / 44_100 * 2 * np.pi * np.array([[440.0], [1200.0]]))
+    folder = root / "clips" / "playing_flute"
+    write_mp4(folder / "-textured_1_000000_000010.mp4", frames, 10, wave, 44_100, audio_bit_rate=128_000)
+    write_mp4(folder / "mute_______000000_000010.mp4", frames[:20], 10)
+    with (root / "annotations" / "vggsound.csv").open("a") as file:
+        file.write("-textured_1,0,playing flute,train\nmute______,0,playing flute,train\n")
+        file.write("gone_______,0,playing flute,test\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed_root(raw_root, tmp_path_factory):
+    root = tmp_path_factory.mktemp("packed") / "vggsound"
+    counts = pack(read(raw_root), root, "vggsound", SMALL, workers=1)
+    assert counts == {
+        "train": {"listed": 18, "packed": 17, "missing": 0, "excluded": 1},
+        "test": {"listed": 9, "packed": 8, "missing": 1, "excluded": 0},
+    }
+    return root
+
+
+def read(root: Path) -> dict[str, ClipList]:
+    return {split: vggsound(root, split) for split in ("train", "test")}
+
+
+def data(root: Path | str, **options) -> ClipDataModule:
+    module = ClipDataModule(vggsound, str(root), "vggsound", num_workers=0, **options)
+    module.setup()
+    return module
+
+
+# ---------------------------------------------------------------- raw and packed
+
+
+def test_the_list_is_the_same(raw_root, packed_root):
+    raw, packed = data(raw_root), data(packed_root)
+    for role in ("train", "test"):
+        before, after = raw.lists[role], packed.lists[role]
+        assert [(c.id, c.label, c.video) for c in after.clips] == [
+            (c.id, c.label, c.video) for c in before.clips if not c.id.startswith("mute")
+        ]
+        assert (after.classes, after.listed) == (before.classes, before.listed)
+        assert [c.id for c in after.missing] == [c.id for c in before.missing]
+    assert [(c.id, why) for c, why in packed.lists["train"].excluded] == [("mute_______000000", "no_audio")]
+    assert packed.lists["test"].coverage == "8 of 9 clips of the test split are on disk"
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_sample_is_the_same_within_coding_error(raw_root, packed_root, train):
+    modules = data(raw_root), data(packed_root)
+    raw, packed = (module._dataset("train", train=train) for module in modules)
+    position = {clip.id: n for n, clip in enumerate(raw.clips)}
+    loud = 0
+    for n, clip in enumerate(packed.clips):
+        for seed in (1, 2) if train else (0,):
+            (b,), (a,) = packed[n, seed], raw[position[clip.id], seed]
+            assert (a.clip.id, a.window_start, a.frame_time) == (b.clip.id, b.window_start, b.frame_time)
+            assert a.gain_db == b.gain_db
+            error = (a.image.float() - b.image.float()).square().mean()
+            assert 10 * torch.log10(255**2 / error) >= 34, clip.id
+            if a.waveform.abs().max() > 0.25:
+                loud += 1
+                noise = (a.waveform - b.waveform).square().mean()
+                assert 10 * torch.log10(a.waveform.square().mean() / noise) >= 60, clip.id
+    assert loud > 5
+
+
+def test_dense_windows_of_packed_clips(raw_root, packed_root):
+    raw, packed = (module._dataset("test", windows=4) for module in (data(raw_root), data(packed_root)))
+    for n in (0, 3):
+        for a, b in zip(raw[n, 0], packed[n, 0], strict=True):
+            assert (a.window_start, a.frame_time) == (b.window_start, b.frame_time)
+            assert (a.waveform - b.waveform).abs().max() < 1e-3
+
+
+def test_a_still_is_stored_once(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 300, 400, 3), dtype=np.uint8)
+    write_mp4(tmp_path / "still.mp4", pixels, 10, 0.5 * np.sin(np.arange(80_000) / 3))
+    moving = np.random.default_rng(1).integers(0, 256, (50, 300, 400, 3), dtype=np.uint8)
+    write_mp4(tmp_path / "moving.mp4", moving, 10, 0.5 * np.sin(np.arange(80_000) / 3))
+    sizes = {}
+    for name in ("still", "moving"):
+        clips = ClipList("train", [Clip(name, str(tmp_path / f"{name}.mp4"), 0)], ["a"])
+        pack({"train": clips}, tmp_path / name, "x", SMALL, workers=1)
+        found, source = packed_list(str(tmp_path / name), "train", "x")
+        with source.open(found.clips[0]) as opened:
+            assert opened.sound_end == pytest.approx(5.0, abs=0.01)
+            early, late = opened.pictures([0.0, 4.5])
+            assert min(early.pixels.size) == 256
+            assert (early.height, early.width) == (300, 400)
+            assert (early.pixels.tobytes() == late.pixels.tobytes()) == (name == "still")
+        sizes[name] = (tmp_path / name / "train" / "chunk-00000.bin").stat().st_size
+    assert sizes["moving"] > 4 * sizes["still"]
+
+
+def test_annotated_frames_keep_their_masks_exactly(tmp_path):
+    folder = tmp_path / "v1s" / "u"
+    (folder / "frames").mkdir(parents=True)
+    (folder / "labels_semantic").mkdir()
+    write_wav(folder / "audio.wav", 0.5 * np.sin(np.arange(80_000) / 3), 16_000)
+    rng = np.random.default_rng(0)
+    for n in range(5):
+        Image.fromarray(np.full((400, 600, 3), 40 * n, np.uint8)).save(folder / "frames" / f"{n}.jpg")
+        Image.fromarray(rng.integers(0, 4, (400, 600), dtype=np.uint8)).save(folder / "labels_semantic" / f"{n}.png")
+    clip = Clip("u", str(folder), 1, "v", (1, 3), (0, 2))
+    clips = ClipList("train", [clip], ["background", "a", "b", "c"])
+    pack({"train": clips}, tmp_path / "packed", "avsbench", SMALL, workers=1)
+    found, source = packed_list(str(tmp_path / "packed"), "train", "avsbench")
+    assert [(c.id, c.labels, c.frames, c.video) for c in found.clips] == [("u", (1, 3), (0, 2), "v")]
+    raw = FrameDataset(clips, RawSource(), 112, semantic=True, train=True)
+    packed = FrameDataset(found, source, 112, semantic=True, train=True)
+    for item in range(2):
+        (a,), (b,) = raw[item, 7], packed[item, 7]
+        assert a.mask is not None
+        assert b.mask is not None
+        assert torch.equal(a.mask, b.mask)
+        assert (a.image.int() - b.image.int()).abs().max() <= 3
+        assert (a.waveform - b.waveform).abs().max() < 1e-4
+
+
+# ---------------------------------------------------------------- packing
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_workers_do_not_change_a_byte(raw_root, packed_root, tmp_path):
+    pack(read(raw_root), tmp_path / "two", "vggsound", SMALL, workers=2)
+    assert content(tmp_path / "two") == content(packed_root)
+    manifest = json.loads((packed_root / "packed.json").read_text())
+    assert [chunk["items"] for chunk in manifest["splits"]["train"]["chunks"]] == [4, 5, 5, 3]
+    assert not list(packed_root.rglob("*.partial"))
+
+
+def test_a_killed_pack_goes_on_to_the_same_bytes(raw_root, packed_root, tmp_path):
+    """SIGKILL to the whole of it while chunks are being written, several times."""
+    script = f"""
+import sys
+from pathlib import Path
+from deepavfusion.data.pack import PackSettings, pack
+from deepavfusion.data.vggsound import vggsound
+if __name__ == "__main__":
+    lists = {{split: vggsound({str(raw_root)!r}, split) for split in ("train", "test")}}
+    pack(lists, Path({str(tmp_path / "out")!r}), "vggsound", PackSettings(clips_per_chunk=5), workers=2)
+"""
+    (tmp_path / "run.py").write_text(script)
+    kills = 0
+    for wanted in (1, 3):  # killed when so many chunks are there
+        process = subprocess.Popen([sys.executable, tmp_path / "run.py"], start_new_session=True, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list((tmp_path / "out").rglob("chunk-*.bin"))) >= wanted:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert kills == 2
+    assert not is_packed(tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("chunk-*.bin")}
+    subprocess.run([sys.executable, tmp_path / "run.py"], check=True, capture_output=True, timeout=120)
+    assert content(tmp_path / "out") == content(packed_root)
+    kept = [p for p, written in before.items() if p.stat().st_mtime_ns == written]
+    assert len(kept) >= 1  # whole chunks are not packed again
+
+
+def test_an_output_of_something_else_is_left_alone(raw_root, packed_root, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"mine is there and holds no packed data"):
+        pack(read(raw_root), tmp_path / "mine", "vggsound", SMALL, 1)
+    shutil.copytree(packed_root, tmp_path / "other")
+    with pytest.raises(UserError, match=r"another settings"):
+        pack(read(raw_root), tmp_path / "other", "vggsound", PackSettings(quality=50), 1)
+    lists = read(raw_root)
+    fewer = {**lists, "test": replace(lists["test"], clips=lists["test"].clips[1:])}
+    with pytest.raises(UserError, match=r"another lists"):
+        pack(fewer, tmp_path / "other", "vggsound", SMALL, 1)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_damaged_and_unfit_packed_data_are_named(packed_root, tmp_path):
+    shutil.copytree(packed_root, tmp_path / "p")
+    with pytest.raises(UserError, match=r"holds vggsound packed in format 1, expected music"):
+        packed_list(str(tmp_path / "p"), "train", "music")
+    with pytest.raises(UserError, match=r"without the split val, it has train, test.*splits=\[val\]"):
+        packed_list(str(tmp_path / "p"), "val", "vggsound")
+    chunk = tmp_path / "p" / "train" / "chunk-00001.bin"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"chunk-00001\.bin has \d+ bytes, expected \d+"):
+        data(tmp_path / "p")
+    chunk.unlink()
+    with pytest.raises(UserError, match=r"chunk-00001\.bin is gone"):
+        data(tmp_path / "p")
+    with pytest.raises(UserError, match=r"local:.*nowhere/packed\.json cannot be fetched"):
+        packed_list(f"local:{tmp_path}/nowhere", "train", "vggsound", str(tmp_path / "cache"))
+
+
+def ids(module: ClipDataModule, epoch: int = 0) -> list[str]:
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return [i for batch in loader for i in batch.id]
+
+
+def test_epochs_are_shuffled_and_complete(packed_root):
+    module = data(packed_root, batch_size=1, image_size=32)
+    everything = sorted(clip.id for clip in module.lists["train"].clips)
+    first, second = ids(module, 0), ids(module, 1)
+    assert sorted(first) == sorted(second) == everything
+    assert first != second
+    assert ids(module, 0) == first
+
+
+def test_a_remote_root_streams_through_a_cache(packed_root, tmp_path):
+    """litdata's `local:` address is read as s3:// is: chunk by chunk into a cache."""
+    cache = tmp_path / "cache"
+    module = ClipDataModule(
+        vggsound, f"local:{packed_root}", "vggsound", batch_size=3, image_size=32, num_workers=2, cache_dir=str(cache)
+    )
+    module.setup()
+    local = data(packed_root, batch_size=3, image_size=32)
+    assert ids(module) == ids(local)
+    assert len(list(cache.rglob("chunk-*.bin"))) == 4
+    (test, *_) = module.val_dataloader()
+    assert sorted(i for batch in test for i in batch.id) == [clip.id for clip in local.lists["test"].clips]
+
+
+# ---------------------------------------------------------------- a run that is killed
+
+
+def run(root: Path, logs: Path, *more: str) -> int:
+    command = [sys.executable, "src/train.py", *[o for o in TINY if "max_epochs" not in o and "num_workers" not in o]]
+    command += [f"data.root={root}", f"paths.log_dir={logs}", "run.latest=false", "run.name=x", "data.num_workers=2"]
+    command += ["trainer.max_epochs=2", "data.batch_size=2", "validate_before=false", "data.gallery_clips=0"]
+    command += ["callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.every_n_epochs=null"]
+    command += ["+callbacks.killer._target_=test_packed.Killer"]
+    environment = {**os.environ, "PYTHONPATH": "tests"}
+    done = subprocess.run(
+        [*command, f"+callbacks.killer.path={logs / 'order.jsonl'}", *more],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode
+
+
+class Killer(Callback):
+    """Notes the clips of every step, and ends the process without a word at the start of a step."""
+
+    def __init__(self, path: str, epoch: int = -1, step: int = -1) -> None:
+        self.path, self.at = Path(path), (epoch, step)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with self.path.open("a") as file:
+            starts = [round(start, 6) for start in batch.window_start.tolist()]
+            print(json.dumps([trainer.current_epoch, batch_idx, batch.id, starts]), file=file)
+
+
+@pytest.mark.parametrize("kind", ["packed", "raw"])
+def test_a_run_killed_in_mid_epoch_sees_every_clip_exactly_once(raw_root, packed_root, tmp_path, kind):
+    root = {"packed": packed_root, "raw": raw_root}[kind]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for logs in (whole, killed):
+        logs.mkdir()
+    assert run(root, whole) == 0
+    kill = ["+callbacks.killer.epoch=1", "+callbacks.killer.step=3"]
+    assert run(root, killed, *kill) == -signal.SIGKILL
+    seen = [json.loads(line) for line in (killed / "order.jsonl").open()]
+    assert seen[-1][:2] == [1, 2]
+    assert run(root, killed) == 0
+    undisturbed = [json.loads(line) for line in (whole / "order.jsonl").open()]
+    assert [json.loads(line) for line in (killed / "order.jsonl").open()] == undisturbed
+    second_epoch = [i for epoch, _, batch, _ in undisturbed if epoch == 1 for i in batch]
+    # of 17 packed clips in batches of two; of 18 raw ones, among them the one without sound
+    assert len(second_epoch) == len(set(second_epoch)) == {"packed": 16, "raw": 17}[kind]
+    weights = [torch.load(p / "pretrain/runs/x/checkpoints/last.ckpt", weights_only=True) for p in (whole, killed)]
+    assert weights[0]["global_step"] == weights[1]["global_step"] == {"packed": 16, "raw": 18}[kind]
+    for name, value in weights[0]["state_dict"].items():
+        assert torch.equal(value, weights[1]["state_dict"][name]), name
