@@ -5,5 +5,6 @@ trusted (pictures.py), sound from PyAV (sound.py). Every failure of a file is a 
 """
 
 from deepavfusion.data.decode.media import Media, MediaInfo, probe, read_audio, read_frames
+from deepavfusion.data.decode.scan import Scan, scan
 
-__all__ = ["Media", "MediaInfo", "probe", "read_audio", "read_frames"]
+__all__ = ["Media", "MediaInfo", "Scan", "probe", "read_audio", "read_frames", "scan"]

@@ -116,7 +116,7 @@ def damaged(path: str, detail: str) -> DecodeError:
 
 def clause(error: BaseException, path: str) -> str:
     """An exception's words without the path, on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.replace(path, "the file").split()) or type(error).__name__
 
 

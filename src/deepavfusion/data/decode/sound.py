@@ -19,6 +19,15 @@ PREROLL = 0.25  # s decoded before the window: AAC and Opus need up to 0.1 s aft
 MARGIN = 0.05  # s of real sound on both sides of the window while resampling
 JITTER = 0.002  # s; packet times off by less are rounding, by more a gap
 ENDS_EARLY = 0.15  # s; sound missing this much of what the header gives is truncated (two AAC packets at 16 kHz)
+MAX_PLANES = 8  # as many channels as PyAV can tell apart where each lies on its own
+SAMPLE_TYPES: dict[str, type] = {
+    "u8": np.uint8,
+    "s16": np.int16,
+    "s32": np.int32,
+    "s64": np.int64,
+    "flt": np.float32,
+    "dbl": np.float64,
+}
 
 Piece = tuple[float, NDArray[np.float32]]  # time of the first sample, s, and the samples
 
@@ -62,10 +71,18 @@ def window(container: Container, start: float, seconds: float, sample_rate: int)
 
 
 def mono(frame: Any) -> NDArray[np.float32]:
-    """A frame of any sample format as float32 [T] in about [−1, 1]."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    """A frame of any sample format as float32 [T] in about [−1, 1].
+
+    Raises:
+        ValueError: more channels than there can be.
+    """
+    channels, planar = frame.layout.nb_channels, frame.format.is_planar
+    if planar and channels > MAX_PLANES:
+        raise ValueError(f"the sound claims {channels} channels")
+    # Not to_ndarray: it takes what lies behind the eighth plane for a ninth one, and crashes.
+    dtype, count = SAMPLE_TYPES[frame.format.packed.name], frame.samples * (1 if planar else channels)
+    planes = [np.frombuffer(plane, dtype, count) for plane in frame.planes[: channels if planar else 1]]
+    samples = np.stack(planes) if planar else planes[0].reshape(-1, channels).T
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - 128) / 128
     elif samples.dtype.kind == "i":
