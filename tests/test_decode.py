@@ -286,6 +286,69 @@ def test_flash_and_click_come_together(tmp_path: Path, name: str, offset: float)
         assert heard == pytest.approx(flash / FPS, abs=0.025)
 
 
+@pytest.mark.parametrize("late", [0.0, 0.7])
+@pytest.mark.parametrize("pace", ["constant", "variable"])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+def test_sound_and_picture_are_in_step(tmp_path: Path, rate: int, channels: int, pace: str, late: float) -> None:
+    """A flash and a click at the start, in the middle and at the end: both within 20 ms of where they were put."""
+    path, moments = tmp_path / "a.mp4", (0.84, 2.0, 3.72)
+    if pace == "constant":
+        starts = np.arange(100) / FPS
+    else:
+        gaps = np.random.default_rng(0).uniform(0.015, 0.09, 90)
+        starts = np.unique(np.concatenate([[0.0], np.cumsum(gaps)[np.cumsum(gaps) < 4], moments]).round(4))
+        starts = starts[np.concatenate([[True], np.diff(starts) > 0.004])]
+    flashes = [int(np.abs(starts - moment).argmin()) for moment in moments]
+    frames = np.zeros((len(starts), 32, 64, 3), np.uint8)
+    frames[flashes] = 255
+    wave = clicks(rate, channels, 4.0 - late, tuple(starts[n] - late for n in flashes))
+    write_mp4(path, frames, FPS, wave, rate, frame_times=starts.tolist(), audio_start=late)
+    with Media(path) as media:
+        for n in flashes:
+            grid = np.arange(starts[n] - 0.1, starts[n] + 0.1, 0.004)
+            bright = media.frames(grid.tolist()).mean(axis=(1, 2, 3)) > 127
+            assert bright.any()
+            seen = grid[bright.argmax()]
+            heard = starts[n] - 0.1 + heard_at(media.audio(starts[n] - 0.1, 0.2).numpy(), 16_000)
+            assert abs(seen - starts[n]) < 0.02
+            assert abs(heard - starts[n]) < 0.02
+            assert abs(seen - heard) < 0.02
+
+
+@pytest.mark.full
+def test_memory_stays_flat_over_20_000_reads(tmp_path: Path) -> None:
+    """Random windows and frames of clips of several sizes, in a process of its own: under 50 MB after the first 500."""
+    rng = np.random.default_rng(0)
+    for n, (height, width, rate) in enumerate([(120, 160, 16_000), (96, 128, 44_100), (144, 192, 48_000)]):
+        scene = rng.integers(0, 256, (height + 80, width + 80, 3), dtype=np.uint8)
+        frames = np.stack([scene[k : k + height, k : k + width] for k in range(40)])
+        write_mp4(tmp_path / f"{n}.mp4", frames, 10, 0.1 * rng.standard_normal((2, 4 * rate)), rate)
+    script = """
+import sys
+from pathlib import Path
+from deepavfusion.data.clips import WindowDataset
+from deepavfusion.data.index import ClipList
+from deepavfusion.data.sources import RawSource
+from deepavfusion.types import Clip
+clips = [Clip(path.stem, str(path), 0) for path in sorted(Path(sys.argv[1]).glob("*.mp4"))]
+dataset = WindowDataset(ClipList("train", clips, ["a"]), RawSource(), 112, train=True)
+def resident():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * 4096 / 1e6
+for n in range(20_000):
+    assert dataset[n % len(clips), n][0].waveform.shape == (48000,)
+    if n == 500:
+        first = resident()
+print(resident() - first, len(list(Path("/proc/self/fd").iterdir())))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    grown, files = map(float, done.stdout.split())
+    assert grown < 50
+    assert files < 20
+
+
 # ---------------------------------------------------------------- headers and failures
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deepavfusion.data import demo
 from deepavfusion.data.clips import Collate, FrameDataset, MixtureDataset, WindowDataset
 from deepavfusion.data.datamodule import ClipDataModule, balanced_weights
 from deepavfusion.data.encode import write_mp4, write_wav
@@ -18,7 +19,9 @@ from deepavfusion.data.index import ClipList
 from deepavfusion.data.sampler import SHUFFLED_TOGETHER, ClipSampler, ResumableLoader
 from deepavfusion.data.sources import RawSource
 from deepavfusion.types import Clip, Problem
+from deepavfusion.utils.configs import REPOSITORY, instantiate
 from deepavfusion.utils.errors import UserError
+from test_configs import compose
 
 SIZE = 32
 
@@ -381,3 +384,55 @@ def test_too_little_coverage_is_an_error_before_anything_runs(folder):
     with pytest.raises(UserError, match=r"only 4 of 7 clips of the test split.*57\.1%.*data\.min_coverage=0\.57"):
         data.setup()
     ClipDataModule(index, str(folder), "x", image_size=SIZE, min_coverage=0.57).setup()
+
+
+# ---------------------------------------------------------------- every dataset config
+
+
+@pytest.fixture(scope="module")
+def demo_root(tmp_path_factory):
+    counts = demo.Counts(2, 1, 2, 2, s4_train=4, s4_val=2, s4_test=2, ms3_train=4, ms3_val=2, ms3_test=2)
+    root = tmp_path_factory.mktemp("demo")
+    demo.generate(root, workers=1, counts=counts)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "train", "test"),
+    [
+        ("vggsound", "windows", 16, 8),
+        ("music", "mixtures", 14, 2),
+        ("avsbench_s4", "frames", 4 * 10, 2 * 5),
+        ("avsbench_ms3", "frames", 4 * 5 * 100, 2 * 5),
+        ("avsbench_avss", "semantic_frames", (4 + 4 * 5) * 5, 4 * 5),
+    ],
+)
+def test_every_dataset_config_streams(demo_root, config, kind, train, test):
+    name, group = config.split("_")[0], 2 if kind == "mixtures" else 1
+    defaults = (REPOSITORY / "configs" / "data" / f"{config}.yaml").read_text()
+    assert f"- samples: {kind}\n" in defaults  # the pre-training experiment takes windows of any dataset
+    cfg = compose(
+        f"data={config}",
+        f"data/samples={kind}",
+        f"data.root={demo_root / name}",
+        "scale=paper",
+        "data.holdout_share=0",
+        "data.image_size=32",
+        "data.num_workers=0",
+        "data.batch_size=3",
+    )
+    data = instantiate(cfg.data)
+    data.setup()
+    loader = data.train_dataloader()
+    assert len(loader.sampler) == train
+    assert len(data.test_dataloader()[0].dataset) == test
+    batch = next(iter(loader))
+    assert (batch.items, batch.group, len(batch)) == (3, group, 3 * group)
+    assert (batch.mask is not None) == (name == "avsbench")
+    if config == "avsbench_avss":
+        assert batch.mask is not None
+        assert int(batch.mask.max()) < len(data.classes)
+    whole = [b for b in data.test_dataloader()[0]]
+    assert sum(b.items for b in whole) == test
+    assert [p for b in whole for p in b.problems if not p.used] == []
+

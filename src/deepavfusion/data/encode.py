@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 AAC_FRAME = 1024  # samples in one AAC packet
 VIDEO_TICKS = 90_000  # ticks per second of the video track
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # channels -> FFmpeg's name
 
 
 def write_mp4(
@@ -41,7 +42,7 @@ def write_mp4(
         path: where to; the folder must exist.
         frames: uint8 [N, H, W, 3], RGB, or an iterable of [H, W, 3]; H and W even.
         fps: frames per second. With `frame_times` it only gives the last frame its duration.
-        waveform: [T] or [C, T] with C ≤ 2, in [−1, 1] (clipped outside); None writes no audio stream.
+        waveform: [T] or [C, T] with C of `LAYOUTS`, in [−1, 1] (clipped outside); None writes no audio stream.
         sample_rate: of the waveform, Hz; one that AAC knows (8 000 … 96 000).
         keyframe_interval: most frames from one key frame to the next.
         crf: x264's constant rate factor, 0 (lossless) … 51.
@@ -118,9 +119,9 @@ class _Sound:
 
     def __init__(self, container: Any, waveform: NDArray[np.float32], rate: int, start: float, bit_rate: int) -> None:
         self.samples = np.clip(np.atleast_2d(waveform), -1.0, 1.0)
-        assert self.samples.shape[0] <= 2, f"one or two channels, got {self.samples.shape}"
+        assert self.samples.shape[0] in LAYOUTS, f"{' or '.join(map(str, LAYOUTS))} channels, got {self.samples.shape}"
         self.container, self.rate = container, rate
-        self.layout = "mono" if self.samples.shape[0] == 1 else "stereo"
+        self.layout = LAYOUTS[self.samples.shape[0]]
         self.offset = round(start * rate)  # pts of the first sample
         self.position = 0
         self.stream = container.add_stream("aac", rate=rate, layout=self.layout)

@@ -1,0 +1,180 @@
+"""Speed of the data path in one process: raw files against packed chunks, part by part."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from deepavfusion.data.clips import Collate, WindowDataset
+from deepavfusion.data.encode import write_mp4
+from deepavfusion.data.index import ClipList
+from deepavfusion.data.pack import PackSettings, pack
+from deepavfusion.data.packed import packed_list
+from deepavfusion.data.sources import OpenClip, Picture, RawSource, Source
+from deepavfusion.transforms.audio import LogMel
+from deepavfusion.types import Clip
+
+PARTS = ("read", "picture", "sound", "crop", "mel")  # opening a file or fetching an item; decoding; the rest; log-mel
+
+
+def measure(
+    clips: int,
+    seconds: float,
+    height: int,
+    width: int,
+    fps: float,
+    sample_rate: int,
+    image_size: int,
+    rounds: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Make clips, pack them, and read random training windows of both, in turn.
+
+    Returns:
+        One row for each source (raw, packed) and place of the log-mel (cpu; device leaves it out): `source`, `mel`,
+        `clips_per_second` (median of the rounds), and `<part>_ms`, the mean milliseconds a clip of each part. `read`
+        is opening the file, or litdata's fetching of the item; `crop` includes all that is left: the draws, the
+        tensors, the collating.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            made = []
+            for n in track(range(clips), description="writing clips"):
+                path = Path(folder) / f"clip{n:03d}.mp4"
+                write_clip(path, seconds, height, width, fps, sample_rate, seed + n)
+                made.append(Clip(path.stem, str(path), 0))
+            raw = ClipList("train", made, ["clip"])
+            pack({"train": raw}, Path(folder) / "packed", "benchmark", PackSettings(), workers=1)
+            packed, source = packed_list(str(Path(folder) / "packed"), "train", "benchmark")
+            readers = {"raw": _Reader(raw, RawSource(), image_size), "packed": _Reader(packed, source, image_size)}
+            return _in_turn(readers, rounds)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[dict[str, Any]]:
+    """One warm-up round, then the variants alternate, so that a drift of the machine's speed meets all alike."""
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    parts: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    for number in track(range(rounds + 1), description="reading clips"):
+        for name, reader in readers.items():
+            for mel in ("cpu", "device"):
+                total, spent = reader.round(number, mel == "cpu")
+                if number:
+                    times[name, mel].append(total)
+                    parts[name, mel].append(spent)
+    return [
+        {
+            "source": name,
+            "mel": mel,
+            "clips_per_second": len(readers[name].dataset) / median(times[name, mel]),
+            **{f"{part}_ms": 1e3 * median(spent[part] for spent in parts[name, mel]) for part in PARTS},
+        }
+        for name, mel in times
+    ]
+
+
+class _Reader:
+    """The real dataset over a source that keeps the time."""
+
+    def __init__(self, clips: ClipList, source: Source, image_size: int) -> None:
+        self.timed = _TimedSource(source)
+        self.dataset = WindowDataset(clips, self.timed, image_size, train=True)
+        self.collate, self.log_mel = Collate(self.dataset), LogMel()
+
+    def round(self, number: int, mel: bool) -> tuple[float, dict[str, float]]:
+        """Every clip once: seconds altogether, and mean seconds a clip of each part."""
+        spent = self.timed.spent = defaultdict(float)
+        begin = time.perf_counter()
+        for item in range(len(self.dataset)):
+            batch = self.collate([self.dataset[item, number * 1000 + item]])
+            assert len(batch) == 1, batch.problems
+            if mel:
+                with self.timed.part("mel"):
+                    self.log_mel(batch.waveform)
+        total = time.perf_counter() - begin
+        spent["crop"] = total - sum(spent.values())
+        return total, {part: spent[part] / len(self.dataset) for part in PARTS}
+
+
+class _TimedSource:
+    """A source that adds up the seconds spent in it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.spent: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.spent[name] += time.perf_counter() - begin
+
+    @contextmanager
+    def open(self, clip: Clip) -> Iterator[OpenClip]:
+        begin = time.perf_counter()
+        with self.source.open(clip) as opened:
+            ends = opened.sound_end, opened.picture_end  # read from the header when first asked for
+            self.spent["read"] += time.perf_counter() - begin
+            yield _TimedClip(opened, *ends, self.part)
+            begin = time.perf_counter()
+        self.spent["read"] += time.perf_counter() - begin
+
+    def blocks(self, clips: Sequence[Clip]) -> list[list[int]] | None:
+        return self.source.blocks(clips)
+
+
+class _TimedClip:
+    def __init__(self, clip: OpenClip, sound_end: float, picture_end: float, part: Callable[[str], Any]) -> None:
+        self.clip, self.sound_end, self.picture_end, self.part = clip, sound_end, picture_end, part
+
+    def pictures(self, times: Sequence[float]) -> list[Picture]:
+        with self.part("picture"):
+            return self.clip.pictures(times)
+
+    def sound(self, start: float, seconds: float) -> torch.Tensor:
+        with self.part("sound"):
+            return self.clip.sound(start, seconds)
+
+    def grid(self) -> list[float]:
+        return self.clip.grid()
+
+    def mask(self, second: int) -> Image.Image:
+        return self.clip.mask(second)
+
+
+def write_clip(
+    path: Path, seconds: float, height: int, width: int, fps: float, sample_rate: int, seed: int
+) -> None:
+    """A picture with texture at several scales that pans in a circle, and two voices with a little noise."""
+    rng = np.random.default_rng(seed)
+    scene = np.zeros((height + 120, width + 120, 3), np.float32)
+    for cells, weight in ((6, 90.0), (24, 50.0), (90, 25.0)):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, 2 * cells, 3), dtype=np.uint8))
+        scene += weight / 128 * (np.asarray(noise.resize(scene.shape[1::-1], Image.Resampling.BICUBIC), np.float32) - 128)
+    still = np.clip(scene + 128, 0, 255).astype(np.uint8)
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        for n in range(round(seconds * fps)):
+            y, x = (round(60 + 60 * f(2 * np.pi * n / fps / 5)) for f in (np.sin, np.cos))
+            yield still[y : y + height, x : x + width]
+
+    t = np.arange(round(seconds * sample_rate)) / sample_rate
+    pitches = rng.uniform(150, 900, 2)
+    voices = [sum(np.sin(2 * np.pi * pitch * k * t) / k for k in (1, 2, 3)) for pitch in pitches]
+    wave = 0.25 * np.stack(voices) * (1 + np.sin(2 * np.pi * 1.5 * t)) / 2 + 0.01 * rng.standard_normal((2, len(t)))
+    write_mp4(path, frames(), fps, wave.astype(np.float32), sample_rate, audio_bit_rate=128_000)

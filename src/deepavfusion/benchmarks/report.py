@@ -1,0 +1,73 @@
+"""Rows of a benchmark as CSV, table and picture."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich import get_console
+from rich.table import Table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Row = dict[str, Any]
+LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")
+
+
+def environment(repository: Path) -> Row:
+    """Machine, versions and commit, as columns."""
+    command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    row = {"machine": _processor(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
+    row |= {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    return row | {"commit": found.stdout.strip() or "unknown"}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """One line a row; the columns are those of the first."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def show(rows: list[Row], title: str) -> None:
+    """A table in the terminal."""
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="right" if isinstance(rows[0][name], float) else "left")
+    for row in rows:
+        table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    get_console().print(table)
+
+
+def stacked_bars(rows: list[Row], names: list[str], parts: list[str], unit: str, path: Path) -> None:
+    """A bar a row, made of its parts."""
+    figure, axes = plt.subplots(figsize=(7, 0.6 * len(rows) + 1.4), layout="constrained")
+    left = [0.0] * len(rows)
+    for part in parts:
+        widths = [row[part] for row in rows]
+        axes.barh(names, widths, left=left, label=part.removesuffix("_ms"))
+        left = [begin + width for begin, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.legend(ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
