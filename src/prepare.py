@@ -1,29 +1,125 @@
-"""Prepare data: `python src/prepare.py command=demo` writes the demo data. Keys: configs/prepare.yaml."""
+"""Prepare data: `python src/prepare.py command=demo | verify | pack`. Keys, and times: configs/prepare.yaml."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from deepavfusion.data import demo
 from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY
+from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from deepavfusion.data.datamodule import ClipDataModule
+
+# What a command needs is imported in it: the demo does without torch, and every worker imports this file.
 
 
 def make_demo(cfg: DictConfig) -> None:
     """Generate the demo data that is missing; with `force=true` all that `sets` names."""
+    from deepavfusion.data import demo
+
     root = REPOSITORY / cfg.root  # an absolute root stays as it is
-    workers = (os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers
-    if not isinstance(workers, int) or workers < 1:
-        raise UserError(f"workers is {cfg.workers!r}, expected auto or a whole number of at least 1.")
     sets = [cfg.sets] if isinstance(cfg.sets, str) else list(cfg.sets)
-    demo.ensure(root, sets, seed=cfg.seed, workers=workers, force=cfg.force)
+    demo.ensure(root, sets, seed=cfg.seed, workers=workers(cfg), force=cfg.force)
 
 
-COMMANDS = {"demo": make_demo}
+def verify_data(cfg: DictConfig) -> None:
+    """Decode every clip once and write the report that runs go by."""
+    from deepavfusion.data.verify import verify
+
+    data = datamodule(cfg)
+    if not isinstance(cfg.time_limit, (int, float)) or not cfg.time_limit > 0:
+        raise UserError(f"time_limit is {cfg.time_limit!r}, expected seconds, more than 0.")
+    if not data.verify_report:
+        raise UserError("data.verify_report is null; expected the file that the report goes to: leave the key out.")
+    verify(
+        [data.read(split, known_bad=False)[0] for split in splits(cfg, data)],
+        data.root,
+        Path(data.verify_report),
+        data.leave_out,
+        data.audio_seconds,
+        getattr(data.samples, "keywords", {}).get("label_offset", 0),
+        workers(cfg),
+        cfg.time_limit,
+        cfg.force,
+    )
+
+
+def pack_data(cfg: DictConfig) -> None:
+    """Write the clips, without those that a report names, in the packed format."""
+    from rich import get_console
+    from rich.table import Table
+
+    from deepavfusion.data.pack import PackSettings, pack
+
+    data = datamodule(cfg)
+    if not cfg.output:
+        raise UserError("command=pack has no place to write to; expected a new folder: add output=<folder>.")
+    settings = {key: cfg.pack[key] for key in ("short_side", "quality", "clips_per_chunk")}
+    if any(type(value) is not int or value < 1 for value in settings.values()) or settings["quality"] > 95:
+        raise UserError(
+            f"pack is {settings}; expected whole numbers of at least 1, quality at most 95: set pack.<key>=<number>."
+        )
+    lists = {split: data.read(split)[0] for split in splits(cfg, data)}
+    for clips in lists.values():
+        say(f"{clips.split}: {clips.coverage}")
+    counts = pack(lists, Path(cfg.output), data.name, PackSettings(**settings), workers(cfg))
+    names = ("listed", "packed", "missing", "excluded")
+    table = Table("split", title=f"Packed in {cfg.output}")
+    for name in names:
+        table.add_column(name, justify="right")
+    for split, found in counts.items():
+        table.add_row(split, *(str(found[name]) for name in names))
+    get_console().print(table)
+    choice = HydraConfig.get().runtime.choices["data"]
+    say(f"Use it: python src/train.py experiment=<name> data={choice} data.root={cfg.output}")
+
+
+def datamodule(cfg: DictConfig) -> ClipDataModule:
+    """What `data` names; its root must hold the files as published."""
+    if cfg.data is None:
+        known = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
+        raise UserError(f"command={cfg.command} has no dataset; add data=<one of: {', '.join(known)}>.")
+    from deepavfusion.data.packed import is_packed
+    from deepavfusion.transforms.audio import FRAMES_PER_SECOND
+
+    register_resolvers(FRAMES_PER_SECOND)
+    data: ClipDataModule = instantiate(cfg.data)
+    if is_packed(data.root):
+        raise UserError(
+            f"data.root={data.root} is packed; command={cfg.command} expects the files as published: set data.root to "
+            "their folder."
+        )
+    return data
+
+
+def splits(cfg: DictConfig, data: ClipDataModule) -> list[str]:
+    """Names of the splits to work on."""
+    if cfg.splits is None:
+        return data.splits
+    chosen = [cfg.splits] if isinstance(cfg.splits, str) else list(cfg.splits)
+    if not chosen:
+        raise UserError("splits is empty; expected names like splits=[train,test], or null for those in use.")
+    return list(dict.fromkeys(chosen))
+
+
+def workers(cfg: DictConfig) -> int:
+    """How many processes."""
+    count = len(os.sched_getaffinity(0)) if cfg.workers == "auto" else cfg.workers
+    if not isinstance(count, int) or count < 1:
+        raise UserError(f"workers is {cfg.workers!r}, expected auto or a whole number of at least 1.")
+    return count
+
+
+COMMANDS = {"demo": make_demo, "verify": verify_data, "pack": pack_data}
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
@@ -32,7 +128,11 @@ def main(cfg: DictConfig) -> None:
     if cfg.command not in COMMANDS:
         given = "no command was given" if cfg.command is None else f"there is no command {cfg.command!r}"
         raise UserError(f"prepare.py: {given}; add command=<one of: {', '.join(COMMANDS)}>.")
-    COMMANDS[cfg.command](cfg)
+    try:
+        COMMANDS[cfg.command](cfg)
+    except KeyboardInterrupt:
+        say("Interrupted; what is done is kept, and the same command goes on.", style="yellow")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

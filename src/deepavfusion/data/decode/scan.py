@@ -127,7 +127,7 @@ class _Stream:
                 raise DecodeError(self.path, "truncated", detail)
             raise self.bad(detail)
         try:
-            return packet.decode()  # type: ignore[no-any-return]
+            return list(packet.decode())
         except av.error.FFmpegError as error:
             if packet.pts is None:
                 raise
@@ -152,7 +152,7 @@ class _Pictures(_Stream):
         self.last_pts: int | None = None
         self.reformatter = VideoReformatter()
         self.first: NDArray[np.int16] | None = None
-        self.last: Any | None = None  # the newest frame, while movement has not looked at it
+        self.last: Any = None  # the newest frame, while movement has not looked at it
         self.looked = 0.0
         self.movement = 0.0
 
