@@ -30,6 +30,14 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 pretrain: $(STAMP)  ## Pre-train: your data/vggsound, or without it a demo that makes its own data
 	$(BIN)/python src/train.py experiment=pretrain_vggsound $(ARGS)
 
+.PHONY: datasets
+datasets:  ## How to get VGGSound, AudioSet, MUSIC, AVSBench: lists, folder trees, counts, download
+	@awk '/^## /{on = /^## The datasets/} on' README.md
+
+.PHONY: benchmark
+benchmark: $(STAMP)  ## Clips a second from raw and from packed data
+	$(BIN)/python src/benchmark.py $(ARGS)
+
 .PHONY: tensorboard
 tensorboard: $(STAMP)  ## Watch every run at http://localhost:6006
 	$(BIN)/tensorboard --logdir logs --host localhost $(ARGS)

@@ -58,7 +58,7 @@ def test_dense_windows_are_evenly_spaced_and_span_the_clip(folder):
     clips = WindowDataset(clip_list(folder, ("long", 1, "v")), RawSource(), SIZE, windows=8)
     samples = clips[0, 0]
     starts = [sample.window_start for sample in samples]
-    assert starts == pytest.approx([n for n in range(8)], abs=0.02)
+    assert starts == pytest.approx(list(range(8)), abs=0.02)
     assert [sample.frame_time for sample in samples] == [1.5 + n for n in range(8)]
     for sample in samples:
         assert sample.waveform.shape == (48_000,)
@@ -347,9 +347,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(folder, workers):
     def loader() -> ResumableLoader:
         sampler = ClipSampler(4, True, seed=7)
         sampler.set_epoch(2)
-        return ResumableLoader(
-            clips, batch_size=1, sampler=sampler, collate_fn=Collate(clips), num_workers=workers
-        )
+        return ResumableLoader(clips, batch_size=1, sampler=sampler, collate_fn=Collate(clips), num_workers=workers)
 
     whole = [batch.id for batch in loader()]
     interrupted = loader()
@@ -432,7 +430,6 @@ def test_every_dataset_config_streams(demo_root, config, kind, train, test):
     if config == "avsbench_avss":
         assert batch.mask is not None
         assert int(batch.mask.max()) < len(data.classes)
-    whole = [b for b in data.test_dataloader()[0]]
+    whole = list(data.test_dataloader()[0])
     assert sum(b.items for b in whole) == test
     assert [p for b in whole for p in b.problems if not p.used] == []
-

@@ -157,15 +157,14 @@ class _TimedClip:
         return self.clip.mask(second)
 
 
-def write_clip(
-    path: Path, seconds: float, height: int, width: int, fps: float, sample_rate: int, seed: int
-) -> None:
+def write_clip(path: Path, seconds: float, height: int, width: int, fps: float, sample_rate: int, seed: int) -> None:
     """A picture with texture at several scales that pans in a circle, and two voices with a little noise."""
     rng = np.random.default_rng(seed)
     scene = np.zeros((height + 120, width + 120, 3), np.float32)
     for cells, weight in ((6, 90.0), (24, 50.0), (90, 25.0)):
         noise = Image.fromarray(rng.integers(0, 256, (cells, 2 * cells, 3), dtype=np.uint8))
-        scene += weight / 128 * (np.asarray(noise.resize(scene.shape[1::-1], Image.Resampling.BICUBIC), np.float32) - 128)
+        smooth = np.asarray(noise.resize((width + 120, height + 120), Image.Resampling.BICUBIC), np.float32)
+        scene += weight / 128 * (smooth - 128)
     still = np.clip(scene + 128, 0, 255).astype(np.uint8)
 
     def frames() -> Iterator[NDArray[np.uint8]]:

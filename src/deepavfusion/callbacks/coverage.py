@@ -35,18 +35,19 @@ class Coverage(Callback):
 
     def _end(self, trainer: Trainer, pl_module: LightningModule, loaders: Any, limit: int | float) -> None:
         dataset = (loaders[0] if isinstance(loaders, list) else loaders).dataset
+        split = dataset.list.split
         used = int(trainer.strategy.reduce(torch.tensor(self.used, device=pl_module.device), reduce_op="sum"))
         listed = dataset.listed
         coverage = used / listed if listed else 1.0
         values = {"data/coverage": coverage, "data/used": float(used), "data/listed": float(listed)}
         pl_module.log_dict(values, batch_size=1, add_dataloader_idx=False)
         if coverage < 1:
-            say_once(f"data: {used} of {listed} listed items of the {dataset.list.split} split were evaluated", "yellow")
+            say_once(f"data: {used} of the {listed} items that {split} lists were evaluated", "yellow")
         if coverage < self.min_coverage and limit == 1.0:
             raise UserError(
-                f"the evaluation rests on {used} of {listed} items of the {dataset.list.split} split ({coverage:.1%}), "
-                f"a number of this protocol needs {self.min_coverage:.0%}: mend the clips that data_problems.csv names, "
-                f"or set data.min_coverage={int(coverage * 100) / 100:g} to accept it."
+                f"the evaluation rests on {used} of {listed} items of the {split} split ({coverage:.1%}), a number of "
+                f"this protocol needs {self.min_coverage:.0%}: mend the clips that data_problems.csv names, or set "
+                f" data.min_coverage={int(coverage * 100) / 100:g} to accept it."
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -51,8 +51,9 @@ class DataReport(Callback):
             say(f"data: {note}", "yellow")
         for clips in lists.values():
             say(f"data: {clips.coverage}")
-            self._write([Problem(c.id, c.path, KNOWN + why, "by prepare.py command=verify", False) for c, why in clips.excluded])
-            self._write([Problem(clip.id, clip.path, NOT_ON_DISK, "listed, not on disk", used=False) for clip in clips.missing])
+            known = "found by prepare.py command=verify"
+            self._write([Problem(c.id, c.path, KNOWN + why, known, used=False) for c, why in clips.excluded])
+            self._write([Problem(c.id, c.path, NOT_ON_DISK, "listed, not on disk", used=False) for c in clips.missing])
 
     def _write(self, problems: list[Problem]) -> list[Problem]:
         """Add the problems that are new to the file, and return them."""

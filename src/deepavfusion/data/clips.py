@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,7 @@ from deepavfusion.data.mixtures import draw_partners, fixed_mixtures, seeded_mix
 from deepavfusion.data.sampler import Draw
 from deepavfusion.data.sources import FRAME_GRID, MASK_CENTRE, OpenClip, Picture, Source
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, extend_by_mirror
-from deepavfusion.transforms.image import EVAL_ZOOM, View, centre_view, random_view
+from deepavfusion.transforms.image import View, centre_view, random_view
 from deepavfusion.types import Batch, Clip, Problem, Sample
 from deepavfusion.utils.errors import DecodeError
 
@@ -163,7 +164,7 @@ class WindowDataset(ClipDataset):
         moments = [self.moment(opened, start) for start in starts]
         pictures = opened.pictures(moments)
         whole = opened.sound(0.0, starts[-1] + self.seconds)
-        samples = []
+        samples: Group = []
         for start, moment, picture in zip(starts, moments, pictures, strict=True):
             begin = round(start * SAMPLE_RATE)
             waveform = whole[begin : begin + round(self.seconds * SAMPLE_RATE)]
@@ -302,7 +303,7 @@ class FrameDataset(ClipDataset):
     def _checked(self, clip: Clip, second: int, opened: OpenClip) -> Image.Image:
         """The mask of a picture, whose values must be classes."""
         mask = opened.mask(second)
-        greatest = mask.getextrema()[1]
+        greatest = int(np.asarray(mask).max())
         if self.semantic and greatest + self.label_offset >= len(self.list.classes):
             raise DecodeError(
                 clip.path,

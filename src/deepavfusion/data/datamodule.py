@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -83,7 +82,7 @@ class ClipDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.index, self.root, self.name, self.samples = index, str(root), name, samples
+        self.index, self.root, self.dataset_name, self.samples = index, str(root), name, samples
         self.split_of = {"train": train_split, "val": val_split, "test": eval_split}
         self.holdout_share = holdout_share
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
@@ -114,7 +113,7 @@ class ClipDataModule(LightningDataModule):
         from deepavfusion.data.packed import is_packed, packed_list  # here: litdata takes a second to import
 
         if is_packed(self.root):
-            return packed_list(self.root, split, self.name, self.cache_dir)
+            return packed_list(self.root, split, self.dataset_name, self.cache_dir)
         clips = self.index(root=self.root, split=split)
         if known_bad and self.verify_report:
             clips = clips.without(bad_clips(Path(self.verify_report), self.leave_out))
@@ -160,7 +159,9 @@ class ClipDataModule(LightningDataModule):
             blocks = [[item + n * len(dataset) for item in block] for n in range(self.repeats) for block in blocks]
         if self.class_balanced:
             weights = balanced_weights([dataset.clips[dataset.first_clip(n % len(dataset))] for n in range(items)])
-        sampler = ClipSampler(items, True, self.seed, *self._rank_and_world(), even=True, blocks=blocks, weights=weights)
+        sampler = ClipSampler(
+            items, True, self.seed, *self._rank_and_world(), even=True, blocks=blocks, weights=weights
+        )
         # A last, smaller batch would weigh its clips more than the others.
         loader = self._loader(dataset, sampler, train=True, drop_last=len(sampler) >= self.batch_size)
         loader.load_state_dict({"delivered": self._delivered})
@@ -198,9 +199,7 @@ class ClipDataModule(LightningDataModule):
             return self.num_workers
         return max(1, min(len(os.sched_getaffinity(0)) // processes, 16))
 
-    def _dataset(
-        self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int
-    ) -> ClipDataset:
+    def _dataset(self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int) -> ClipDataset:
         return self.samples(
             clips or self.lists[role],
             self.sources[role],

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from litdata.streaming.writer import BinaryWriter
 from PIL import Image
-from rich.console import Console
 
 from deepavfusion.data.index import ClipList
 from deepavfusion.data.packed import CLIPS, FORMAT, INDEX, INT16, MANIFEST, Item, to_json
@@ -264,7 +263,8 @@ def _finish(output: Path, clips: ClipList, parts: Sequence[Part]) -> dict[str, A
             (info,) = record["litdata"]["chunks"]
             index.append({**info, "filename": part.file})
             config = config or record["litdata"]["config"]
-            chunks.append({"file": part.file, "items": len(record["packed"])} | {k: record[k] for k in ("bytes", "sha256")})
+            sums = {key: record[key] for key in ("bytes", "sha256")}
+            chunks.append({"file": part.file, "items": len(record["packed"]), **sums})
     folder.mkdir(exist_ok=True)
     _write(folder / INDEX, json.dumps({"chunks": index, "config": config}, sort_keys=True))
     _write(folder / CLIPS, json.dumps(to_json(clips, packed, excluded)))

@@ -131,7 +131,8 @@ class FolderClip:
         self.picture_end = self.numbers[-1] + 1.0
 
     def pictures(self, times: Sequence[float]) -> list[Picture]:
-        nearest = [min(self.numbers, key=lambda number, time=time: abs(number + MASK_CENTRE - time)) for time in times]
+        moments = np.array(self.grid())
+        nearest = [self.numbers[int(np.abs(moments - time).argmin())] for time in times]
         pixels = {n: read_picture(self.folder / "frames" / f"{n}.jpg") for n in set(nearest)}
         return [Picture(pixels[n], pixels[n].height, pixels[n].width) for n in nearest]
 
