@@ -52,15 +52,15 @@ test-full: $(STAMP)  ## Every test, the long ones too
 
 .PHONY: lint
 lint: $(STAMP)  ## Style, types, and who imports whom
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests notebooks
+	$(BIN)/ruff format --check src tests notebooks
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 
 .PHONY: format
 format: $(STAMP)  ## Rewrite the code in the house style
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests notebooks
+	$(BIN)/ruff format src tests notebooks
 
 .PHONY: lock
 lock: $(STAMP)  ## Resolve setup.cfg anew into requirements.lock

@@ -71,7 +71,7 @@ def pack_data(cfg: DictConfig) -> None:
     lists = {split: data.read(split)[0] for split in splits(cfg, data)}
     for clips in lists.values():
         say(f"{clips.split}: {clips.coverage}")
-    counts = pack(lists, Path(cfg.output), data.name, PackSettings(**settings), workers(cfg))
+    counts = pack(lists, Path(cfg.output), data.dataset_name, PackSettings(**settings), workers(cfg), data.reader)
     names = ("listed", "packed", "missing", "excluded")
     table = Table("split", title=f"Packed in {cfg.output}")
     for name in names:
@@ -85,7 +85,7 @@ def pack_data(cfg: DictConfig) -> None:
 
 def datamodule(cfg: DictConfig) -> ClipDataModule:
     """What `data` names; its root must hold the files as published."""
-    if cfg.data is None:
+    if cfg.get("data") is None:
         known = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
         raise UserError(f"command={cfg.command} has no dataset; add data=<one of: {', '.join(known)}>.")
     from deepavfusion.data.packed import is_packed

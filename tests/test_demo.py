@@ -184,6 +184,8 @@ def test_ensure_mends_what_a_killed_run_left(tmp_path: Path) -> None:
 
 def test_another_seed_or_version_is_not_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    (tmp_path / "vggsound" / "verify.csv").touch()  # a report beside it changes nothing
+    assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
     assert not demo.is_complete(tmp_path, "vggsound", seed=1, counts=ONE_SET)
     monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
     assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)

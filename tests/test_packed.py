@@ -240,7 +240,16 @@ def test_damaged_and_unfit_packed_data_are_named(packed_root, tmp_path):
     with pytest.raises(UserError, match=r"chunk-00001\.bin is gone"):
         data(tmp_path / "p")
     with pytest.raises(UserError, match=r"local:.*nowhere/packed\.json cannot be fetched"):
-        packed_list(f"local:{tmp_path}/nowhere", "train", "vggsound", str(tmp_path / "cache"))
+        packed_list(f"local:{tmp_path}/nowhere", "train", "vggsound", cache_dir=str(tmp_path / "cache"))
+
+
+def test_another_choice_of_clips_is_not_taken_for_the_one_asked_for(tmp_path):
+    write_mp4(tmp_path / "a.mp4", np.zeros((30, 32, 32, 3), np.uint8), 10, np.full(48_000, 0.1))
+    clips = ClipList("train", [Clip("a", str(tmp_path / "a.mp4"), 0)], ["x"])
+    pack({"train": clips}, tmp_path / "out", "avsbench", SMALL, 1, reader={"subset": "s4"})
+    assert len(packed_list(str(tmp_path / "out"), "train", "avsbench", {"subset": "s4"})[0]) == 1
+    with pytest.raises(UserError, match=r"packed with data\.index\.subset=s4, expected ms3"):
+        packed_list(str(tmp_path / "out"), "train", "avsbench", {"subset": "ms3"})
 
 
 def ids(module: ClipDataModule, epoch: int = 0) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -250,6 +251,47 @@ def test_a_run_goes_on_past_bad_clips_and_names_them(data_root, real_clips, tmp_
     assert "bikes_000000" in out
     assert "4 of 5 clips of the train split are on disk" in out
     assert "fewer than two test clips" in out
+
+
+def test_a_run_over_a_folder_with_a_fifth_of_it_damaged_counts_them(data_root, tmp_path, monkeypatch, capsys):
+    root = tmp_path / "damaged"
+    shutil.copytree(data_root, root)
+    with (root / "annotations" / "vggsound.csv").open() as file:
+        split_of = {f"{row[0]}_{int(row[1]):06d}": row[3] for row in csv.reader(file)}
+    paths = {split: [] for split in ("train", "test")}
+    for path in sorted(root.rglob("*.mp4")):
+        paths[split_of[path.stem.rpartition("_")[0]]].append(path)
+    damaged = paths["train"][:3] + paths["test"][:2]  # of 24
+    rng = random.Random(0)
+    for kind, path in enumerate(damaged):
+        data = bytearray(path.read_bytes())
+        if kind % 3 == 0:
+            data = data[: rng.randrange(len(data) // 3)]  # the header at the end is gone
+        elif kind % 3 == 1:
+            data[data.find(b"moov") :] = bytes(len(data) - data.find(b"moov"))
+        else:
+            for _ in range(len(data) // 4):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+    names = {path.stem.rpartition("_")[0] for path in damaged}
+    command = [*TINY, f"paths.log_dir={tmp_path}", "run.latest=false"]
+    train(monkeypatch, *command, f"data.root={root}", "run.name=x")
+    metrics = json.loads((tmp_path / "pretrain/runs/x/metrics.json").read_text())
+    with (tmp_path / "pretrain/runs/x/data_problems.csv").open() as file:
+        assert {row["id"] for row in csv.DictReader(file) if row["used"] == "False"} == names
+    assert metrics["data/failed"] == 5
+    lost = sum(split_of[name] == "test" for name in names)
+    assert lost == 2
+    assert (metrics["data/used"], metrics["data/listed"]) == (8 - lost, 8)
+    assert metrics["data/coverage"] == pytest.approx(1 - lost / 8)
+    # a protocol's number does not go on with so little
+    text = sentence(monkeypatch, capsys, *command, f"data.root={root}", "data.min_coverage=0.9")
+    assert f"rests on {8 - lost} of 8 items of the test split" in text
+    assert "data.min_coverage=" in text
+    (victim,) = (root / "clips").rglob(f"*{min(n for n in names if split_of[n] == 'test')}*.mp4")
+    victim.unlink()
+    text = sentence(monkeypatch, capsys, *command, f"data.root={root}", "data.min_coverage=0.9")
+    assert "only 7 of 8 clips of the test split" in text
 
 
 def test_a_run_with_nothing_to_hear_stops(tmp_path, real_clips, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -104,6 +105,14 @@ class ClipDataModule(LightningDataModule):
         """Names of the splits that lie on disk."""
         return [split for split in dict.fromkeys(self.split_of.values()) if split != HOLDOUT]
 
+    @property
+    def reader(self) -> dict[str, Any]:
+        """The arguments of the list's reader that choose which clips and frames there are."""
+        from deepavfusion.data.packed import CHOOSING
+
+        given = getattr(self.index, "keywords", {})
+        return {key: given[key] for key in CHOOSING if key in given}
+
     def read(self, split: str, known_bad: bool = True) -> tuple[ClipList, Source]:
         """One split as listed, without the clips that a verify report names if `known_bad`.
 
@@ -113,7 +122,7 @@ class ClipDataModule(LightningDataModule):
         from deepavfusion.data.packed import is_packed, packed_list  # here: litdata takes a second to import
 
         if is_packed(self.root):
-            return packed_list(self.root, split, self.dataset_name, self.cache_dir)
+            return packed_list(self.root, split, self.dataset_name, self.reader, self.cache_dir)
         clips = self.index(root=self.root, split=split)
         if known_bad and self.verify_report:
             clips = clips.without(bad_clips(Path(self.verify_report), self.leave_out))

@@ -64,7 +64,12 @@ class Part:
 
 
 def pack(
-    lists: dict[str, ClipList], output: Path, name: str, settings: PackSettings, workers: int
+    lists: dict[str, ClipList],
+    output: Path,
+    name: str,
+    settings: PackSettings,
+    workers: int,
+    reader: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write the splits of a dataset, or finish a pack that was interrupted.
 
@@ -74,6 +79,7 @@ def pack(
         name: of the dataset, e.g. "vggsound".
         settings: of the pack.
         workers: processes; the result does not depend on it.
+        reader: the arguments of the list's reader that choose clips, kept for whoever reads the chunks.
 
     Returns:
         split -> how many clips are listed, packed, missing, excluded (bad by `command=verify`, or met now).
@@ -89,7 +95,7 @@ def pack(
         for part in _run(todo, output, settings, workers):
             bar.advance(task, len(part.clips))
     splits = {split: _finish(output, clips, [p for p in parts if p.split == split]) for split, clips in lists.items()}
-    manifest = {"format": FORMAT, "name": name, "settings": asdict(settings), "splits": splits}
+    manifest = {"format": FORMAT, "name": name, "reader": reader or {}, "settings": asdict(settings), "splits": splits}
     _write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return {split: found["counts"] for split, found in splits.items()}
 

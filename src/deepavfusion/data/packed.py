@@ -38,6 +38,7 @@ from deepavfusion.utils.errors import DecodeError, UserError
 FORMAT = 1  # of the files; raise it when they change
 MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
 INT16 = 32767  # the sample value of 1.0
+CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
 REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")
 
 Item = dict[str, Any]
@@ -157,8 +158,17 @@ def cache_of(root: str, cache_dir: str | None) -> Path:
     return base / sha256(root.encode()).hexdigest()[:16]
 
 
-def packed_list(root: str, split: str, name: str, cache_dir: str | None = None) -> tuple[ClipList, PackedSource]:
+def packed_list(
+    root: str, split: str, name: str, reader: dict[str, Any] | None = None, cache_dir: str | None = None
+) -> tuple[ClipList, PackedSource]:
     """One split of packed data: its list, and the source that reads its clips.
+
+    Args:
+        root: of the packed data.
+        split: its name.
+        name: the dataset that is expected.
+        reader: the `CHOOSING` arguments of its reader that are expected.
+        cache_dir: where a remote root is kept.
 
     Raises:
         UserError: it cannot be reached, holds another dataset or no such split, or a chunk is gone.
@@ -169,6 +179,12 @@ def packed_list(root: str, split: str, name: str, cache_dir: str | None = None) 
             f"{root} holds {manifest['name']} packed in format {manifest['format']}, expected {name} in format "
             f"{FORMAT}: set data and data.root to fit, or pack it again with `python src/prepare.py command=pack`."
         )
+    for key, value in (reader or {}).items():
+        if manifest["reader"].get(key, value) != value:
+            raise UserError(
+                f"{root} was packed with data.index.{key}={manifest['reader'][key]}, expected {value}: choose the data "
+                "config that it was packed with, or pack it again into another folder."
+            )
     if split not in manifest["splits"]:
         known = ", ".join(manifest["splits"])
         raise UserError(

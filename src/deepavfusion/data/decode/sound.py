@@ -81,7 +81,8 @@ def mono(frame: Any) -> NDArray[np.float32]:
         raise ValueError(f"the sound claims {channels} channels")
     # Not to_ndarray: it takes what lies behind the eighth plane for a ninth one, and crashes.
     dtype, count = SAMPLE_TYPES[frame.format.packed.name], frame.samples * (1 if planar else channels)
-    planes: list[NDArray[Any]] = [np.frombuffer(plane, dtype, count) for plane in frame.planes[: channels if planar else 1]]
+    used = frame.planes[: channels if planar else 1]
+    planes: list[NDArray[Any]] = [np.frombuffer(plane, dtype, count) for plane in used]
     samples = np.stack(planes) if planar else planes[0].reshape(-1, channels).T
     if samples.dtype == np.uint8:
         samples = (samples.astype(np.float32) - 128) / 128
