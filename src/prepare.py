@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
-from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def pack_data(cfg: DictConfig) -> None:
     from rich.table import Table
 
     from deepavfusion.data.pack import PackSettings, pack
+    from deepavfusion.utils.console import say
 
     data = datamodule(cfg)
     if not cfg.output:
@@ -131,7 +131,7 @@ def main(cfg: DictConfig) -> None:
     try:
         COMMANDS[cfg.command](cfg)
     except KeyboardInterrupt:
-        say("Interrupted; what is done is kept, and the same command goes on.", style="yellow")
+        print("Interrupted; what is done is kept, and the same command goes on.", file=sys.stderr)
         sys.exit(130)
 
 

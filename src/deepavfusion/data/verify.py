@@ -30,7 +30,6 @@ from deepavfusion.data.verify_report import (
     write_csv,
 )
 from deepavfusion.types import Clip
-from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import progress_bar
 
@@ -227,6 +226,11 @@ def _tell_counts(lists: Sequence[ClipList], book: Report, leave_out: Collection[
     return total, left_out
 
 
+def say(text: str) -> None:
+    """A line as it is. (utils/console.py brings Lightning along, which every worker would import.)"""
+    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _all(clips: ClipList) -> Iterator[Clip]:
     yield from clips.clips
     yield from clips.missing
@@ -256,13 +260,14 @@ def _print_classes(losing: list[tuple[str, str, int, int, int]], file: Path) -> 
     if not losing:
         return
     losing.sort(key=lambda row: (row[4] / row[2], row[4] - row[2]))
-    shown = f"the worst {WORST} of {len(losing)}" if len(losing) > WORST else f"{len(losing)}"
-    table = Table("split", "class", title=f"Classes that lose clips: {shown}; all classes are in {file.name}")
+    table = Table("split", "class", title="Classes that lose clips")
     for name in ("listed", "present", "usable"):
         table.add_column(name, justify="right")
     for row in losing[:WORST]:
         table.add_row(*map(str, row))
     get_console().print(table)
+    shown = f"the worst {WORST} of {len(losing)}; " if len(losing) > WORST else ""
+    say(f"{shown}all classes are in {file}")
 
 
 def _best_offset(lists: Sequence[ClipList], book: Report, label_offset: int) -> str | None:

@@ -22,7 +22,7 @@ ResultT = TypeVar("ResultT")
 
 CALLS = 50  # of a worker before it ends
 STARTS = 5  # workers in a row that may fail before their first call
-PRELOAD = ["deepavfusion.data.verify_check", "deepavfusion.utils.cli"]  # the second: workers import the main script
+PRELOAD = ["deepavfusion.data.verify", "deepavfusion.utils.cli"]  # the second: workers import the main script, too
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 

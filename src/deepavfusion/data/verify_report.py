@@ -224,7 +224,10 @@ class Report:
         with open(self.path, "rb") as raw:
             head = raw.read(len(COLUMNS))
             if not COLUMNS.encode().startswith(head):  # never cut or empty what is not ours
-                raise _damaged(self.path, "it does not begin with the columns of one")
+                raise UserError(
+                    f"{self.path} is no verify report and is left as it is; expected a file that begins with "
+                    f"`{COLUMNS}`, or none: set data.verify_report=<file>."
+                )
             whole = _whole(raw)
         self.file.truncate(whole)
         if whole:

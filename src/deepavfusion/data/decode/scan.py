@@ -41,7 +41,7 @@ class Scan:
         picture_end: where the last one leaves the screen.
         sound_end: where the sound ends, as `Media.audio` has it.
         peak: largest absolute value of the mono sound; 1 is full scale.
-        movement: largest change of a picture from the first, as the mean over a grey version of 32 × 32, 0…255.
+        movement: largest change of a pixel from the first picture, 0…255, in grey versions of 32 × 32 pixels.
     """
 
     info: MediaInfo
@@ -202,7 +202,7 @@ class _Pictures(_Stream):
         """Compare the newest frame with the first."""
         grey = self.reformatter.reformat(self.last, SIDE, SIDE, "gray").to_ndarray().astype(np.int16)
         self.first = grey if self.first is None else self.first
-        self.movement = max(self.movement, float(np.abs(grey - self.first).mean()))
+        self.movement = max(self.movement, float(np.abs(grey - self.first).max()))
         self.looked, self.last = time, None
 
     def finish(self) -> None:
