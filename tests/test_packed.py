@@ -317,7 +317,7 @@ class Killer(Callback):
             print(json.dumps([trainer.current_epoch, batch_idx, batch.id, starts]), file=file)
 
 
-@pytest.mark.parametrize("kind", ["packed", "raw"])
+@pytest.mark.parametrize("kind", ["packed", pytest.param("raw", marks=pytest.mark.full)])
 def test_a_run_killed_in_mid_epoch_sees_every_clip_exactly_once(raw_root, packed_root, tmp_path, kind):
     root = {"packed": packed_root, "raw": raw_root}[kind]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
