@@ -60,10 +60,7 @@ def bad_clips(report: Path, leave_out: Collection[str]) -> dict[str, str]:
     Raises:
         UserError: an unknown word, or a damaged report.
     """
-    words = [word for word in STATUSES if word not in ("ok", "missing")]
-    unknown = [word for word in leave_out if word not in words]
-    if unknown:
-        raise UserError(f"data.leave_out has the word {unknown[0]!r}; expected some of {', '.join(words)}.")
+    _check_words(leave_out)
     if not report.exists():
         return {}
     folder = os.path.abspath(report.parent)
@@ -77,6 +74,13 @@ def bad_clips(report: Path, leave_out: Collection[str]) -> dict[str, str]:
         if row.id in bad and row.status != "missing" and not why(row):
             del bad[row.id]
     return bad
+
+
+def _check_words(leave_out: Collection[str]) -> None:
+    words = [word for word in STATUSES if word not in ("ok", "missing")]
+    unknown = [word for word in leave_out if word not in words]
+    if unknown:
+        raise UserError(f"data.leave_out has the word {unknown[0]!r}; expected some of {', '.join(words)}.")
 
 
 def verify(
@@ -109,8 +113,9 @@ def verify(
         status -> how many clips of the lists have it.
 
     Raises:
-        UserError: the report cannot be written, is damaged, or another process writes it.
+        UserError: an unknown word, or the report cannot be written, is damaged, or written by another process.
     """
+    _check_words(leave_out)
     classes = len(lists[0].classes)
     check = check or partial(check_clip, audio_seconds=audio_seconds, classes=classes, label_offset=label_offset)
     with Report(report, trust=not force) as book:
@@ -134,7 +139,7 @@ def verify(
     place = f"data.root={root}"
     if os.path.abspath(report) != os.path.abspath(os.path.join(root, "verify.csv")):
         place += f" data.verify_report={report}"
-    what = f"leave out by themselves the {left_out} that data.leave_out names" if left_out else "have none to leave out"
+    what = f"leave out by themselves the {left_out} that data.leave_out names" if left_out else "leave none out"
     say(f"{report} names every clip; runs with {place} {what}.")
     return total
 

@@ -1,0 +1,132 @@
+"""The command line of prepare.py: verify and pack from config to files, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+import prepare
+from deepavfusion.data import demo
+from deepavfusion.data.packed import MANIFEST
+from deepavfusion.utils.configs import CONFIG_DIR
+from deepavfusion.utils.errors import UserError
+
+SCRIPT = Path(prepare.__file__)
+DATASETS = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight train and eight test clips of the demo, the first test clip cut in half."""
+    folder = tmp_path_factory.mktemp("demo")
+    counts = demo.Counts(vggsound_train=1, vggsound_test=1)
+    root = demo.generate(folder, ["vggsound"], workers=1, counts=counts)[0]
+    with (root / "annotations/vggsound.csv").open(newline="") as file:
+        video, start, label, _ = next(row for row in csv.reader(file) if row[3] == "test")
+    name = f"{video}_{int(start):06d}_{int(start) + 10:06d}.mp4"
+    path = root / "clips" / label.translate(str.maketrans(" (),", "____")) / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return root
+
+
+def compose(*overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return hydra.compose("prepare", overrides=list(overrides))
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], cwd=cwd, capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def test_verify_then_pack(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Relative paths are those of the working directory; pack leaves out what verify found."""
+    done = command("command=verify", "data=vggsound", f"data.root={raw.name}", cwd=raw.parent)
+    assert done.returncode == 0, done.stderr
+    assert f"{raw.name}/verify.csv names every clip" in done.stdout
+    with (raw / "verify.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["test"] * 8 + ["train"] * 8
+    (bad,) = (row for row in rows if row["usable"] == "no")
+    assert (bad["split"], bad["status"]) == ("test", "truncated")
+    assert (raw / bad["path"]).is_file()
+
+    output = tmp_path / "packed"
+    overrides = ["command=pack", "data=vggsound", f"data.root={raw}", f"output={output}", "splits=[test]"]
+    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        whole = hydra.compose(
+            "prepare", overrides=[*overrides, "workers=1", "pack.short_side=64"], return_hydra_config=True
+        )
+    HydraConfig.instance().set_config(whole)
+    prepare.pack_data(whole)
+    assert f"data=vggsound data.root={output}" in capsys.readouterr().out
+    manifest = json.loads((output / MANIFEST).read_text())
+    counts = {"listed": 8, "packed": 7, "missing": 0, "excluded": 1}
+    assert {split: found["counts"] for split, found in manifest["splits"].items()} == {"test": counts}
+    assert manifest["settings"] == {"short_side": 64, "quality": 90, "clips_per_chunk": 64}
+    assert json.loads((output / "test/clips.json").read_text())["excluded"]["id"] == [bad["id"]]
+    with pytest.raises(UserError, match=r"packed is packed; command=verify expects the files as published"):
+        prepare.verify_data(compose("command=verify", "data=vggsound", f"data.root={output}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["command=verify"], r"command=verify has no dataset; add data=<one of: audioset, .*vggsound"),
+        (["command=verify", "data=vggsound", "data.root=/nowhere"], r"The data folder /nowhere does not exist"),
+        (["command=verify", "data=vggsound", "data.root=s3://bucket/x"], r"is packed; command=verify expects"),
+        (["command=verify", "data=vggsound", "data.root={raw}", "splits=[dev]"], r"'dev'; expected one of train, test"),
+        (["command=verify", "data=vggsound", "data.root={raw}", "splits=[]"], r"splits is empty"),
+        (["command=verify", "data=vggsound", "data.root={raw}", "time_limit=0"], r"time_limit is 0, expected seconds"),
+        (["command=verify", "data=vggsound", "data.root={raw}", "workers=0"], r"workers is 0, expected auto or"),
+        (["command=verify", "data=vggsound", "data.root={raw}", "data.leave_out=[mute]"], r"the word 'mute'"),
+        (["command=verify", "data=vggsound", "data.root={raw}", "data.verify_report=null"], r"verify_report is null"),
+        (["command=pack", "data=vggsound", "data.root={raw}"], r"no place to write to; .* add output=<folder>"),
+        (["command=pack", "data=vggsound", "data.root={raw}", "output={raw}"], r"holds no packed data"),
+        (["command=pack", "data=vggsound", "data.root={raw}", "output=x", "pack.quality=99"], r"quality at most 95"),
+        (["command=demo", "root=x", "sets=[vgg]"], r"There is no demo set 'vgg'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(overrides: list[str], sentence: str, raw: Path) -> None:
+    cfg = compose(*(override.format(raw=raw) for override in overrides))
+    files = sorted(raw.rglob("*"))
+    with pytest.raises(UserError, match=sentence):
+        prepare.COMMANDS[cfg.command](cfg)
+    assert sorted(raw.rglob("*")) == files
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_dataset_composes(name: str, tmp_path: Path) -> None:
+    cfg = compose("command=verify", f"data={name}", f"data.root={tmp_path}")
+    data = prepare.datamodule(cfg)
+    assert (data.root, data.verify_report) == (str(tmp_path), f"{tmp_path}/verify.csv")
+    assert prepare.splits(cfg, data) == list(
+        dict.fromkeys(split for split in data.split_of.values() if split != "holdout")
+    )
+    assert prepare.splits(compose("splits=[a,b,a]"), data) == ["a", "b"]
+    OmegaConf.to_container(cfg, resolve=True)
+
+
+def test_help_names_every_command_and_dataset() -> None:
+    done = command("--help", cwd=Path("/"))
+    assert done.returncode == 0
+    for word in (*(f"command={name}" for name in prepare.COMMANDS), *DATASETS, "time_limit: 30", "output: null"):
+        assert word in done.stdout
+
+
+def test_the_demo_does_without_the_heavy_libraries() -> None:
+    """Its workers import the script, and so do those of verify."""
+    code = "import sys, prepare; print(*{'torch', 'lightning', 'litdata', 'decord'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
