@@ -52,7 +52,7 @@ def show(rows: list[Row], title: str) -> None:
     """A table in the terminal."""
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
-        table.add_column(name, justify="right" if isinstance(rows[0][name], float) else "left")
+        table.add_column(name.replace("_", "\n"), justify="right" if isinstance(rows[0][name], float) else "left")
     for row in rows:
         table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     get_console().print(table)

@@ -33,13 +33,13 @@ from deepavfusion.data.index import ClipList
 from deepavfusion.data.sources import Picture, read_mask, read_picture
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
+from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import DecodeError, UserError
 
 FORMAT = 1  # of the files; raise it when they change
 MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
 INT16 = 32767  # the sample value of 1.0
 CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
-REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")
 
 Item = dict[str, Any]
 """What a chunk holds of a clip; `PackedClip` reads it, pack.py writes it.
@@ -140,11 +140,6 @@ class PackedSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
-
-
-def is_remote(root: str | os.PathLike[str]) -> bool:
-    """Whether a data root is an address rather than a folder."""
-    return str(root).startswith(REMOTE)
 
 
 def is_packed(root: str | os.PathLike[str]) -> bool:

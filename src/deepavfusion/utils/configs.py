@@ -10,6 +10,7 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -67,15 +68,15 @@ def resolve_scale(cfg: DictConfig, config_name: str, overrides: list[str]) -> tu
     Raises:
         UserError: a data root was given and does not exist.
     """
-    root = Path(cfg.data.root)
+    root, there = Path(cfg.data.root), is_remote(cfg.data.root) or Path(cfg.data.root).is_dir()
     values = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
     given = "data.root" in values or "paths.data_dir" in values
-    if "data.root" in values and not root.is_dir():
+    if "data.root" in values and not there:
         raise UserError(
             f"data.root={root} is not a folder: expected a dataset in the {cfg.data.name} layout; give its folder, or "
             f"leave data.root out to run on generated demo data."
         )
-    if values.get("scale", "auto") != "auto" or given or root.is_dir():
+    if values.get("scale", "auto") != "auto" or given or there:
         return cfg, None
     return (
         hydra.compose(config_name, overrides=[*overrides, "scale=demo"]),
