@@ -39,16 +39,18 @@ def verify_data(cfg: DictConfig) -> None:
         raise UserError(f"time_limit is {cfg.time_limit!r}, expected seconds, more than 0.")
     if not data.verify_report:
         raise UserError("data.verify_report is null; expected the file that the report goes to: leave the key out.")
+    kind = getattr(data.samples, "keywords", {})  # of samples
     verify(
         [data.read(split, known_bad=False)[0] for split in splits(cfg, data)],
         data.root,
         Path(data.verify_report),
         data.leave_out,
         data.audio_seconds,
-        getattr(data.samples, "keywords", {}).get("label_offset", 0),
+        kind.get("label_offset", 0),
         workers(cfg),
         cfg.time_limit,
         cfg.force,
+        semantic=kind.get("semantic", True),
     )
 
 

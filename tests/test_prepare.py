@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 import prepare
 from deepavfusion.data import demo
@@ -130,3 +132,17 @@ def test_the_demo_does_without_the_heavy_libraries() -> None:
     code = "import sys, prepare; print(*{'torch', 'lightning', 'litdata', 'decord'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("config", "status"), [("avsbench_s4", "ok"), ("avsbench_avss", "bad_mask")])
+def test_masks_of_0_and_255_are_fine_where_classes_do_not_matter(tmp_path: Path, config: str, status: str) -> None:
+    counts = demo.Counts(s4_train=2, s4_val=1, s4_test=1, ms3_train=0, ms3_val=0, ms3_test=0)
+    (root,) = demo.generate(tmp_path, ["avsbench"], workers=1, counts=counts)
+    for path in root.rglob("labels_semantic/*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255).save(path)
+    prepare.verify_data(compose("command=verify", f"data={config}", f"data.root={root}", "workers=1"))
+    with (root / "verify.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == 4
+    assert {row["status"] for row in found} == {status}
+    assert all("value 255" in row["detail"] for row in found if status == "bad_mask")

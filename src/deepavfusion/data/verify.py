@@ -94,6 +94,7 @@ def verify(
     time_limit: float = 30.0,
     force: bool = False,
     check: Check | None = None,
+    semantic: bool = True,
 ) -> Counter[str]:
     """Look at the clips that the report does not know yet, and print the sum of all.
 
@@ -108,6 +109,7 @@ def verify(
         time_limit: seconds a clip may take.
         force: look at these clips anew.
         check: what is asked of a clip, picklable; None: `check_clip`.
+        semantic: the masks' values must be classes; otherwise any value but 0 means a sounding pixel.
 
     Returns:
         status -> how many clips of the lists have it.
@@ -116,7 +118,7 @@ def verify(
         UserError: an unknown word, or the report cannot be written, is damaged, or written by another process.
     """
     _check_words(leave_out)
-    classes = len(lists[0].classes)
+    classes = len(lists[0].classes) if semantic else None
     check = check or partial(check_clip, audio_seconds=audio_seconds, classes=classes, label_offset=label_offset)
     with Report(report, trust=not force) as book:
         jobs, known = _plan(lists, book, force)

@@ -38,13 +38,13 @@ class Verdict:
 Finding = tuple[str, str]  # status and detail
 
 
-def check_clip(clip: Clip, audio_seconds: float, classes: int, label_offset: int = 0) -> Verdict:
+def check_clip(clip: Clip, audio_seconds: float, classes: int | None, label_offset: int = 0) -> Verdict:
     """Look at all of a clip.
 
     Args:
         clip: a media file, or a folder of annotated pictures if it has `frames`.
         audio_seconds: length of the window that training takes.
-        classes: how many there are, with background.
+        classes: how many there are, with background; None: masks may hold any value.
         label_offset: a mask's value plus this is a class.
     """
     if clip.frames:
@@ -85,7 +85,7 @@ def _finding(error: DecodeError, name: str) -> Finding:
     return status, error.detail if name == "the file" else f"{name}: {error.detail}"
 
 
-def _check_folder(clip: Clip, classes: int, label_offset: int) -> Verdict:
+def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict:
     """audio.wav, and for every annotated second its picture and its mask."""
     folder, findings, values = Path(clip.path), list[Finding](), set[int]()
     try:
@@ -114,7 +114,7 @@ def _check_folder(clip: Clip, classes: int, label_offset: int) -> Verdict:
             findings.append(("bad_mask", f"{mask} has {sizes}"))
         found = [int(value) for value in np.unique(np.asarray(annotation)) if value]
         values.update(found)
-        strange = [value for value in found if not 0 <= value + label_offset < classes]
+        strange = [value for value in found if classes is not None and not 0 <= value + label_offset < classes]
         if strange:
             findings.append(
                 (
