@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepavfusion.data.clips import Collate, WindowDataset, on_grid
+from deepavfusion.data.clips import WindowDataset, on_grid
+from deepavfusion.data.collate import Collate
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.encode import write_mp4
 from deepavfusion.data.index import ClipList

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from deepavfusion.data import demo
-from deepavfusion.data.clips import Collate, FrameDataset, MixtureDataset, WindowDataset
+from deepavfusion.data.clips import FrameDataset, MixtureDataset, WindowDataset
+from deepavfusion.data.collate import Collate
 from deepavfusion.data.datamodule import ClipDataModule, balanced_weights
 from deepavfusion.data.encode import write_mp4, write_wav
 from deepavfusion.data.index import ClipList

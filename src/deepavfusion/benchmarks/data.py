@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from deepavfusion.data.clips import Collate, WindowDataset
+from deepavfusion.data.clips import WindowDataset
+from deepavfusion.data.collate import Collate
 from deepavfusion.data.encode import write_mp4
 from deepavfusion.data.index import ClipList
 from deepavfusion.data.pack import PackSettings, pack

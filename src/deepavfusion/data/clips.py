@@ -1,11 +1,9 @@
-"""From a list of clips to samples and batches: windows of a clip, mixtures of several, annotated frames.
+"""From a list of clips to samples: windows of a clip, mixtures of several, annotated frames.
 
 Workers decode and crop, nothing else; gain, log-mel and normalisation follow on the device.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from deepavfusion.data.sampler import Draw
 from deepavfusion.data.sources import FRAME_GRID, MASK_CENTRE, OpenClip, Picture, Source
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, extend_by_mirror
 from deepavfusion.transforms.image import View, centre_view, random_view
-from deepavfusion.types import Batch, Clip, Problem, Sample
+from deepavfusion.types import Clip, Problem, Sample
 from deepavfusion.utils.errors import DecodeError
 
 Group = list[Sample]
@@ -338,50 +336,3 @@ def on_grid(moment: float, earliest: float, latest: float) -> float:
 
 def _whole_sample(time: float) -> float:
     return round(time * SAMPLE_RATE) / SAMPLE_RATE
-
-
-class Collate:
-    """Groups of samples to a `Batch`; problems go to its list, and with nothing but problems the tensors have 0 rows.
-
-    Args:
-        dataset: whose items come in.
-    """
-
-    def __init__(self, dataset: ClipDataset) -> None:
-        self.image_size, self.num_samples = dataset.image_size, round(dataset.seconds * SAMPLE_RATE)
-        self.group = dataset.group
-        self.num_classes = len(dataset.list.classes) if dataset.list.multi_label else None
-        self.masks = isinstance(dataset, FrameDataset)
-
-    def __call__(self, items: Sequence[Group | Problem]) -> Batch:
-        samples = [sample for item in items if not isinstance(item, Problem) for sample in item]
-        problems = [item for item in items if isinstance(item, Problem)]
-        problems += [problem for sample in samples for problem in sample.problems]
-        size = self.image_size
-        image = [sample.image for sample in samples] or [torch.zeros(0, 3, size, size, dtype=torch.uint8)]
-        waveform = [sample.waveform for sample in samples] or [torch.zeros(0, self.num_samples)]
-        mask = None
-        if self.masks:
-            masks = [sample.mask for sample in samples if sample.mask is not None]
-            mask = torch.stack(masks) if masks else torch.zeros(0, size, size, dtype=torch.uint8)
-        return Batch(
-            image=torch.stack(image) if samples else image[0],
-            waveform=torch.stack(waveform) if samples else waveform[0],
-            label=torch.tensor([sample.clip.label for sample in samples], dtype=torch.int64),
-            id=[sample.clip.id for sample in samples],
-            frame_time=torch.tensor([sample.frame_time for sample in samples]),
-            window_start=torch.tensor([sample.window_start for sample in samples]),
-            gain_db=torch.tensor([sample.gain_db for sample in samples]),
-            problems=problems,
-            group=self.group,
-            labels=self._several(samples),
-            mask=mask,
-        )
-
-    def _several(self, samples: Sequence[Sample]) -> Tensor | None:
-        if self.num_classes is None:
-            return None
-        labels = torch.zeros(len(samples), self.num_classes)
-        for row, sample in zip(labels, samples, strict=True):
-            row[list(sample.clip.labels or (sample.clip.label,))] = 1
-        return labels

@@ -13,7 +13,8 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from deepavfusion.data.clips import ClipDataset, Collate, WindowDataset
+from deepavfusion.data.clips import ClipDataset, WindowDataset
+from deepavfusion.data.collate import Collate
 from deepavfusion.data.index import ClipList
 from deepavfusion.data.sampler import ClipSampler, ResumableLoader
 from deepavfusion.data.sources import RawSource, Source
