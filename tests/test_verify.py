@@ -37,9 +37,10 @@ TONE = 0.3 * np.sin(np.arange(4 * 16_000) / 16_000 * 2 * np.pi * 440)
 
 def film(seconds: float = 4.0, fps: int = 10, seed: int = 0) -> np.ndarray:
     """A textured square that moves; uint8 [N, 64, 64, 3]."""
-    rng = np.random.default_rng(seed)
-    base = np.asarray(Image.fromarray(rng.integers(0, 256, (12, 20, 3), dtype=np.uint8)).resize((160, 64)))
-    return np.stack([base[:, 2 * n : 2 * n + 64] for n in range(round(seconds * fps))])
+    count = round(seconds * fps)
+    noise = np.random.default_rng(seed).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    base = np.asarray(Image.fromarray(noise).resize((2 * count + 80, 64)))
+    return np.stack([base[:, 2 * n : 2 * n + 64] for n in range(count)])
 
 
 def rows(report: Path) -> dict[str, dict[str, str]]:
@@ -244,6 +245,18 @@ def test_annotated_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         capsys.readouterr().out
     ).replace("\n", " ")
     assert rows(tmp_path / "verify.csv")["whole"]["mask_values"] == "1 3"
+
+
+def test_masks_are_judged_anew_for_another_task(tmp_path: Path) -> None:
+    """S4 takes any value but 0 as sounding; AVSS, with the same folder and report, wants classes."""
+    clips = ClipList("train", [annotated(tmp_path / "a", [1, 255], (1,))], ["background", "a"])
+    assert run([clips], tmp_path, semantic=False) == {"ok": 1}
+    for _ in range(2):
+        assert run([clips], tmp_path, semantic=True) == {"bad_mask": 1}
+    report = (tmp_path / "verify.csv").read_bytes()
+    assert run([clips], tmp_path, semantic=True, check=scripted) == {"bad_mask": 1}
+    assert (tmp_path / "verify.csv").read_bytes() == report
+    assert run([clips], tmp_path, semantic=False) == {"ok": 1}
 
 
 # ---------------------------------------------------------------- clips that take the process with them

@@ -16,7 +16,7 @@ from rich import get_console
 from rich.table import Table
 
 from deepavfusion.data.index import ClipList
-from deepavfusion.data.verify_check import Verdict, check_clip
+from deepavfusion.data.verify_check import NO_CLASS, Verdict, check_clip
 from deepavfusion.data.verify_pool import Lost, call_apart
 from deepavfusion.data.verify_report import (
     STATUSES,
@@ -121,7 +121,7 @@ def verify(
     classes = len(lists[0].classes) if semantic else None
     check = check or partial(check_clip, audio_seconds=audio_seconds, classes=classes, label_offset=label_offset)
     with Report(report, trust=not force) as book:
-        jobs, known = _plan(lists, book, force)
+        jobs, known = _plan(lists, book, force, classes, label_offset)
         for clips in lists:
             say(f"{clips.split}: {clips.coverage}")
         if known:
@@ -146,7 +146,9 @@ def verify(
     return total
 
 
-def _plan(lists: Sequence[ClipList], book: Report, force: bool) -> tuple[list[Job], int]:
+def _plan(
+    lists: Sequence[ClipList], book: Report, force: bool, classes: int | None, label_offset: int
+) -> tuple[list[Job], int]:
     """What is left to look at, each file once, and how many clips need no look; writes down those that are missing."""
     by_path = {} if force else {row.path: row for row in book.rows.values()}
     jobs: dict[str, Job] = {}
@@ -160,7 +162,8 @@ def _plan(lists: Sequence[ClipList], book: Report, force: bool) -> tuple[list[Jo
                 _note_missing(book, clips, clip)
                 continue
             row = by_path.get(below(os.path.abspath(clip.path), book.folder))
-            if row and row.status != "missing" and row.seconds == clip.frames and unchanged(row, found):
+            asked = row and row.status != "missing" and row.seconds == clip.frames
+            if row and asked and unchanged(row, found) and _same_classes(row, classes, label_offset):
                 known += 1
                 before = book.rows.get((clips.split, clip.id))
                 if before is None or (before.path, before.modified) != (row.path, row.modified):
@@ -168,6 +171,13 @@ def _plan(lists: Sequence[ClipList], book: Report, force: bool) -> tuple[list[Jo
                 continue
             jobs.setdefault(clip.path, Job(clip, found)).entries.append((clips, clip))
     return list(jobs.values()), known
+
+
+def _same_classes(row: Row, classes: int | None, label_offset: int) -> bool:
+    """Whether a row says of the masks' values what it would say now: S4 takes any, AVSS in the same folder does not."""
+    values = map(int, row.mask_values.split())
+    strange = classes is not None and any(not 0 <= value + label_offset < classes for value in values)
+    return strange == (NO_CLASS in row.detail)
 
 
 def _note_missing(book: Report, clips: ClipList, clip: Clip) -> None:

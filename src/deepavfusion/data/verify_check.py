@@ -17,6 +17,7 @@ from deepavfusion.utils.errors import DecodeError
 
 SILENCE = 10 ** (-60 / 20)  # −60 dBFS: a sound that never gets louder is silence
 STILL = 12.0  # of 255, see Scan.movement: encoded stills change by up to 6, the calmest demo clip by 37
+NO_CLASS = "which is no class"  # in the detail of a mask whose values do not fit
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
             findings.append(
                 (
                     "bad_mask",
-                    f"{mask} holds the value {strange[0]}, which is no class of the {classes} "
+                    f"{mask} holds the value {strange[0]}, {NO_CLASS} of the {classes} "
                     f"(data.samples.label_offset is {label_offset})",
                 )
             )
