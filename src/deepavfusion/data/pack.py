@@ -42,7 +42,7 @@ class PackSettings:
     Args:
         short_side: of the pictures, pixels; smaller ones are not enlarged.
         quality: of the JPEGs, 1…95, without chroma subsampling.
-        clips_per_chunk: about 1 MB each for clips of 10 s.
+        clips_per_chunk: about 1.3 MB each for clips of 10 s.
     """
 
     short_side: int = 256
