@@ -58,6 +58,7 @@ class Sample:
     Shapes: image uint8 [3, H, W], 0…255, cropped to the model's size; waveform float32 [T], mono, in [−1, 1];
     mask uint8 [H, W], a class a pixel, where the picture is annotated.
     `frame_time` and `window_start` are seconds from the start of the file; `gain_db` is still to be applied, dB.
+    `item` is the position in the dataset of what was asked for: clip, mixture or annotated frame.
     """
 
     image: Tensor
@@ -68,13 +69,15 @@ class Sample:
     gain_db: float = 0.0
     mask: Tensor | None = None
     problems: list[Problem] = field(default_factory=list)
+    item: int = -1
 
 
 @dataclass
 class Batch:
     """A batch of clips.
 
-    From collate: `image` uint8 [B, 3, H, W], `waveform` float32 [B, T], `label` int64 [B], `gain_db` float32 [B].
+    From collate: `image` uint8 [B, 3, H, W], `waveform` float32 [B, T], `label` int64 [B], `gain_db` float32 [B],
+    `item` int64 [B], positions in the dataset.
     After the DataModule's device transforms: `image` float [B, 3, H, W], ImageNet-normalised, and
     `spectrogram` float [B, 1, M, F], log10 power mel.
     `group` rows that follow each other belong together: the windows of one clip, or the sources of one mixture;
@@ -91,6 +94,7 @@ class Batch:
     frame_time: Tensor
     window_start: Tensor
     gain_db: Tensor
+    item: Tensor
     problems: list[Problem] = field(default_factory=list)
     spectrogram: Tensor | None = None
     group: int = 1
@@ -169,3 +173,18 @@ class MAEOutput:
     image_mask: PatchMask
     audio_mask: PatchMask
     encoded: EncoderOutput
+
+
+@dataclass
+class SeparationOutput:
+    """What the separator makes of a batch of mixtures of n sources each; B counts the sources.
+
+    Shapes: mixture [B / n, T] and estimate [B, T] waveforms; mixture_mel [B / n, 1, M, F], power; mask and target_mask
+    [B, 1, M, F] in 0…1.
+    """
+
+    mixture: Tensor
+    estimate: Tensor
+    mixture_mel: Tensor
+    mask: Tensor
+    target_mask: Tensor

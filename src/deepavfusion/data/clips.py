@@ -79,7 +79,11 @@ class ClipDataset(Dataset["Group | Problem"]):
         item %= len(self)  # an epoch may pass over the clips several times
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
-            return self.read(item)
+            group = self.read(item)
+        if not isinstance(group, Problem):
+            for sample in group:
+                sample.item = item
+        return group
 
     def read(self, item: int) -> Group | Problem:
         """The samples of an item, drawn from torch's generator."""

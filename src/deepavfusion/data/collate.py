@@ -44,6 +44,7 @@ class Collate:
             frame_time=torch.tensor([sample.frame_time for sample in samples]),
             window_start=torch.tensor([sample.window_start for sample in samples]),
             gain_db=torch.tensor([sample.gain_db for sample in samples]),
+            item=torch.tensor([sample.item for sample in samples], dtype=torch.int64),
             problems=problems,
             group=self.group,
             labels=self._several(samples),

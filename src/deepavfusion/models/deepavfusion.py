@@ -88,8 +88,9 @@ class DeepAVFusion(nn.Module):
 
         Args:
             image: [B, 3, H, W], ImageNet-normalised.
-            audio: [B, 1, M, F], log10 power mel spectrogram.
-            image_keep, audio_keep: [B, K] patch indices to look at; None: all.
+            audio: [B / n, 1, M, F], log10 power mel spectrogram. With n > 1, each is heard with n pictures that follow
+                each other; layers in which the sound does not know of the picture yet run once for all of them.
+            image_keep, audio_keep: [B, K] and [B / n, K] patch indices to look at; None: all.
             return_layers: also return the output of every layer.
 
         Returns:
@@ -98,22 +99,33 @@ class DeepAVFusion(nn.Module):
         image_tokens = self.image.embed(image, image_keep)
         audio_tokens = self.audio.embed(audio, audio_keep)
         fusion = self.fusion_tokens.expand(image.shape[0], -1, -1)
+        pictures = image.shape[0] // max(audio.shape[0], 1)
         layers: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for layer, (image_block, audio_block) in enumerate(zip(self.image.blocks, self.audio.blocks, strict=True)):
             if str(layer) in self.fusion_blocks:
+                # Until the first fusion the fusion tokens are the same for every clip, so any rows will do.
+                heard = audio_block(audio_tokens, context=fusion[: audio_tokens.shape[0]])
+                audio_tokens = _repeat(audio_tokens, pictures)
                 image_tokens, audio_tokens, fusion = (
                     image_block(image_tokens, context=fusion),
-                    audio_block(audio_tokens, context=fusion),
+                    _repeat(heard, pictures),
                     self.fusion_blocks[str(layer)](fusion, image_tokens, audio_tokens),
                 )
+                pictures = 1
             else:
                 image_tokens, audio_tokens = image_block(image_tokens), audio_block(audio_tokens)
             if return_layers:
-                for stream, tokens in zip(layers, (image_tokens, audio_tokens, fusion), strict=True):
+                for stream, tokens in zip(layers, (image_tokens, _repeat(audio_tokens, pictures), fusion), strict=True):
                     stream.append(tokens)
+        audio_tokens = _repeat(audio_tokens, pictures)
         return EncoderOutput(
             self.image.norm(image_tokens), self.audio.norm(audio_tokens), self.fusion_norm(fusion), *layers
         )
+
+
+def _repeat(tokens: Tensor, times: int) -> Tensor:
+    """[B / n, N, D] -> [B, N, D], each n times in a row"""
+    return tokens if times == 1 else tokens.repeat_interleave(times, dim=0)
 
 
 def _layer_list(fusion_layers: str | Sequence[int], depth: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -30,3 +31,46 @@ def param_groups(
         group = {"name": name, "branch": branch, "weight_decay": weight_decay if decays else 0.0, "params": []}
         groups.setdefault(name, group)["params"].append(parameter)
     return list(groups.values())
+
+
+def layer_decay_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float, depth: int, prefix: str = "encoder."
+) -> list[dict[str, Any]]:
+    """Groups whose learning rate falls from the head to the patches (Clark et al. 2020, Bao et al. 2022).
+
+    Layer ids: patch embeddings and fusion tokens 0, block i of all three streams i + 1, final norms and heads
+    depth + 1; the learning rate is multiplied by layer_decay^(depth + 1 − id).
+
+    Args:
+        model: only parameters that require a gradient are listed, each once.
+        weight_decay: for matrices and larger; parameters of one dimension (biases, norms) get none.
+        layer_decay: 1: the same learning rate for all.
+        depth: blocks of the encoder.
+        prefix: of the encoder's parameters in the model.
+
+    Returns:
+        Non-empty groups {"name", "lr_scale", "weight_decay", "params"}, from the patches to the head.
+    """
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, decays = _layer_id(name, prefix, depth), parameter.ndim > 1
+        group = {
+            "name": f"layer_{layer:02d}" + ("" if decays else "_no_decay"),
+            "lr_scale": layer_decay ** (depth + 1 - layer),
+            "weight_decay": weight_decay if decays else 0.0,
+            "params": [],
+        }
+        groups.setdefault((layer, not decays), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _layer_id(name: str, prefix: str, depth: int) -> int:
+    if not name.startswith(prefix):
+        return depth + 1
+    name = name.removeprefix(prefix)
+    if name == "fusion_tokens" or re.match(r"(image|audio)\.patch_embed\.", name):
+        return 0
+    block = re.match(r"(?:(?:image|audio)\.blocks|fusion_blocks)\.(\d+)\.", name)
+    return int(block[1]) + 1 if block else depth + 1

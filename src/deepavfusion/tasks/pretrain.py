@@ -5,22 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
 from deepavfusion.models.weights import load_mae, load_vit
 from deepavfusion.optim.param_groups import param_groups
-from deepavfusion.optim.schedules import half_cosine_rise, warmup_cosine
+from deepavfusion.optim.schedules import half_cosine_rise
+from deepavfusion.tasks.base import Group, Task
 from deepavfusion.types import Batch, MAEOutput
 from deepavfusion.utils.console import say_once
-from deepavfusion.utils.errors import UserError
 
 
-class Pretrain(LightningModule):
+class Pretrain(Task):
     """Masked reconstruction of video frames and log-mel spectrograms (Mo & Morgado, CVPR 2024, section 3.3).
 
     Args:
@@ -76,18 +74,13 @@ class Pretrain(LightningModule):
         """Mask at random and reconstruct; the batch comes from the device transform."""
         assert batch.spectrogram is not None
         encoder, clips, device = self.net.encoder, len(batch), batch.image.device
-        self._check_shapes(batch)
+        self.check_shapes(batch)
         return self.net(
             batch.image,
             batch.spectrogram,
             random_patch_mask(clips, encoder.image.num_patches, self.hparams["image_mask_ratio"], device, generator),
             random_patch_mask(clips, encoder.audio.num_patches, self.hparams["audio_mask_ratio"], device, generator),
         )
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Masks and dropped paths follow from seed, epoch, step and process: they survive a resume unchanged."""
-        step = (self.hparams["seed"] * 100_003 + self.current_epoch) * 1_000_003 + batch_idx
-        torch.manual_seed(step * 4096 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self(batch)
@@ -120,41 +113,11 @@ class Pretrain(LightningModule):
         return self.net.draw(self(batch, generator), batch.image, batch.spectrogram)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with the learning rate for the effective batch, scheduled by the step."""
-        effective = self.hparams["batch_size"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        lr = self.hparams["blr"] * effective / 256
         encoder = self.net.encoder
-        groups = param_groups(
-            self.net, self.hparams["weight_decay"], {"image_encoder": encoder.image, "audio_encoder": encoder.audio}
-        )
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(self.hparams["betas"]))
+        branches = {"image_encoder": encoder.image, "audio_encoder": encoder.audio}
 
-        epochs = self.trainer.max_epochs
-        if not epochs or epochs < 0:
-            raise UserError(f"trainer.max_epochs is {epochs}: the learning-rate schedule needs the number of epochs.")
-        steps_per_epoch = self.trainer.estimated_stepping_batches / epochs
-        warmup, rise = self.hparams["warmup_epochs"], self.hparams["branch_rise"] * epochs
-
-        def factor(group: dict[str, Any]) -> Any:
+        def rise(group: Group, epoch: float, epochs: int) -> float:
             rises = group["branch"].removesuffix("_encoder") in self.risen
+            return half_cosine_rise(epoch, self.hparams["branch_rise"] * epochs) if rises else 1.0
 
-            def at(step: int) -> float:
-                epoch = step / steps_per_epoch
-                return warmup_cosine(epoch, epochs, warmup) * (half_cosine_rise(epoch, rise) if rises else 1.0)
-
-            return at
-
-        schedule = LambdaLR(optimizer, [factor(group) for group in optimizer.param_groups])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
-
-    def _check_shapes(self, batch: Batch) -> None:
-        encoder = self.net.encoder
-        expected = (encoder.image.patch_embed.input_size, encoder.audio.patch_embed.input_size)
-        assert batch.spectrogram is not None
-        found = (tuple(batch.image.shape[2:]), tuple(batch.spectrogram.shape[2:]))
-        if found != expected:
-            raise UserError(
-                f"the data gives frames of {found[0]} pixels and spectrograms of {found[1]}, the model expects "
-                f"{expected[0]} and {expected[1]}: set data.image_size and data.audio_seconds, from which "
-                f"model.net takes its sizes."
-            )
+        return self.adamw(param_groups(self.net, self.hparams["weight_decay"], branches), rise)

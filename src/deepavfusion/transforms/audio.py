@@ -5,6 +5,8 @@ Shapes: T samples · M mel bands · F frames.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
@@ -43,3 +45,37 @@ class LogMel(nn.Module):
         if not len(waveform):  # the STFT refuses an empty batch
             return waveform.new_zeros(0, 1, N_MELS, waveform.shape[-1] // HOP_LENGTH)
         return (self.mel(waveform)[..., :-1] + LOG_OFFSET).log10().unsqueeze(1)
+
+
+class MelMask(nn.Module):
+    """A mask on the mel grid, applied to a waveform: spread to the bins of its STFT, multiplied, transformed back.
+
+    Args:
+        spread: how the mask of the bands becomes one of the frequencies. "transposed": by the transpose of the filter
+            bank, as published; the lowest frequency, the highest and the last frame are silent, and a mask of ones gives
+            the waveform back to 20 … 28 dB. "normalised": each frequency takes the weighted mean of its bands, those
+            three their neighbour's, and a mask of ones gives the waveform back.
+    """
+
+    def __init__(self, spread: Literal["transposed", "normalised"] = "normalised") -> None:
+        super().__init__()
+        assert spread in ("transposed", "normalised"), spread
+        self.spread = spread
+        bank = LogMel().mel.mel_scale.fb.clone()  # [frequencies, bands]
+        if spread == "normalised":
+            bank[0], bank[-1] = bank[1], bank[-2]  # 0 Hz and 8 kHz, at which all filters are 0
+            bank = bank / bank.sum(dim=1, keepdim=True)
+        self.register_buffer("bank", bank, persistent=False)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, mask: Tensor, waveform: Tensor) -> Tensor:
+        """mask [B, 1, M, F] in 0…1, waveform [B, T] -> [B, T]"""
+        mask = mask[:, 0].to(self.bank.dtype)
+        last = torch.zeros_like(mask[..., :1]) if self.spread == "transposed" else mask[..., -1:]
+        return self.apply_to_bins(self.bank @ torch.cat([mask, last], dim=-1), waveform)
+
+    def apply_to_bins(self, mask: Tensor, waveform: Tensor) -> Tensor:
+        """The same with a mask for every frequency and frame, [B, N_FFT // 2 + 1, F + 1]."""
+        window, length = self.window, waveform.shape[-1]
+        bins = torch.stft(waveform.to(window.dtype), N_FFT, HOP_LENGTH, window=window, return_complex=True)
+        return torch.istft(bins * mask, N_FFT, HOP_LENGTH, window=window, length=length)

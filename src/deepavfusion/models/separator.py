@@ -1,0 +1,129 @@
+"""The separator: of a mixture of sounds, which part of the spectrogram belongs to what the picture shows.
+
+A U-Net on the audio tokens of five encoder layers, conditioned on the image tokens of the last (Mo & Morgado,
+CVPR 2024, section 3.4). Early fusion means that the encoder itself hears the mixture with the picture in view: it runs
+once for every picture, except for the layers of the sound that come before the first fusion.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.layers import init_linear
+from deepavfusion.models.unet import DoubleConv, Level, beside, init_unet, on_grid, spread_layers
+from deepavfusion.types import EncoderOutput
+from deepavfusion.utils.errors import UserError
+
+LEVELS = 4  # above the bottom, each of twice the resolution: 16-pixel patches back to pixels
+
+MaskKind = Literal["ratio", "binary", "dominant"]
+
+
+class SeparationHead(nn.Module):
+    """Audio tokens of five layers and image tokens to the logits of a mask.
+
+    Args:
+        dim: width of the encoder; the levels have dim, dim/2, /4, /8 and /16 channels.
+        depth: of the encoder.
+        grid: of the audio tokens, mel bands × frames.
+    """
+
+    def __init__(self, dim: int, depth: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid, self.layers = grid, spread_layers(depth, LEVELS + 1)
+        widths = [dim // 2**level for level in range(LEVELS + 1)]
+        if widths[-1] < 1:
+            raise UserError(f"the separator needs model.net.image.embed_dim of at least {2**LEVELS}, not {dim}.")
+        self.image_norm = nn.LayerNorm(dim)
+        self.audio_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in self.layers)  # first layer to last
+        self.conditions = nn.ModuleList(nn.Linear(dim, width) for width in widths)  # bottom to top
+        self.bottom = DoubleConv(2 * dim, dim)
+        self.levels = nn.ModuleList(
+            Level(
+                widths[n - 1], dim, 2**n, up=widths[n], lateral=widths[n], channels=widths[n], condition=widths[n]
+            )
+            for n in range(1, LEVELS + 1)
+        )
+        self.predict = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        self.apply(init_unet)
+        self.apply(init_linear)
+
+    def forward(self, encoded: EncoderOutput) -> Tensor:
+        """Output of an encoder with all its layers -> mask logits [B, 1, M, F]"""
+        maps = [
+            on_grid(norm(encoded.audio_layers[layer]), self.grid)
+            for norm, layer in zip(self.audio_norms, self.layers, strict=True)
+        ]
+        picture = self.image_tokens(encoded).mean(dim=1)
+        bottom, *conditions = (condition(picture) for condition in self.conditions)
+        x = self.bottom(beside(maps[:1], bottom))
+        for level, layer, condition in zip(self.levels, maps[1:], conditions, strict=True):
+            x = level(x, layer, condition)
+        return self.predict(x)
+
+    def image_tokens(self, encoded: EncoderOutput) -> Tensor:
+        """The tokens [B, N, D] whose mean is the condition."""
+        return self.image_norm(encoded.image_layers[-1])
+
+
+class Separator(nn.Module):
+    """Backbone and head.
+
+    Args:
+        encoder: the backbone.
+    """
+
+    def __init__(self, encoder: DeepAVFusion) -> None:
+        super().__init__()
+        if (encoder.audio.patch_size, encoder.image.embed_dim % 2**LEVELS) != (2**LEVELS, 0):
+            raise UserError(
+                f"the separator works on patches of {2**LEVELS} and widths divisible by {2**LEVELS}; "
+                f"model.net.audio.patch_size is {encoder.audio.patch_size}, model.net.image.embed_dim "
+                f"{encoder.image.embed_dim}."
+            )
+        self.encoder = encoder
+        self.head = SeparationHead(encoder.embed_dim, encoder.depth, encoder.audio.grid)
+
+    def encode(self, image: Tensor, mixture: Tensor) -> EncoderOutput:
+        """See `forward`; what the head reads."""
+        return self.encoder(image, mixture, return_layers=True)
+
+    def forward(self, image: Tensor, mixture: Tensor) -> Tensor:
+        """The part of a mixture that belongs to each picture.
+
+        Args:
+            image: [B, 3, H, W], ImageNet-normalised.
+            mixture: [B / n, 1, M, F], log10 power mel; each is heard with n pictures that follow each other.
+
+        Returns:
+            Mask logits [B, 1, M, F].
+        """
+        return self.head(self.encode(image, mixture))
+
+
+def target_mask(source: Tensor, mixture: Tensor, kind: MaskKind = "ratio") -> Tensor:
+    """What a mask should be, from power mel spectrograms.
+
+    Args:
+        source: [B, 1, M, F] power of the source.
+        mixture: [B, 1, M, F] power of the mixture.
+        kind: "ratio": source / (source + mixture); "binary": source > mixture; both as published. "dominant": source >
+            the sum of the others, estimated as mixture − source.
+
+    Returns:
+        [B, 1, M, F] in 0…1.
+    """
+    if kind == "ratio":
+        # parity: the mixture holds the source already, so that it counts twice and the mask stays below a half
+        return (source / (source + mixture + 1e-5)).clamp(0, 1)
+    return (source > (mixture if kind == "binary" else mixture - source)).to(source.dtype)
+
+
+def mask_loss(logits: Tensor, target: Tensor, mixture: Tensor | None = None) -> Tensor:
+    """Binary cross entropy of mask logits, each position weighted by log(1 + mixture's power) if that is given."""
+    weight = None if mixture is None else mixture.log1p().clamp(1e-3, 10)
+    return F.binary_cross_entropy_with_logits(logits, target, weight)

@@ -1,0 +1,127 @@
+"""What every task shares: seeded steps, AdamW with its schedule, and checkpoints that say what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch.optim.lr_scheduler import LambdaLR
+
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.weights import load_encoder
+from deepavfusion.optim.param_groups import layer_decay_groups
+from deepavfusion.optim.schedules import warmup_cosine
+from deepavfusion.types import Batch
+from deepavfusion.utils.console import say_once
+from deepavfusion.utils.errors import UserError
+
+Group = dict[str, Any]
+
+
+class Task(LightningModule):
+    """A LightningModule around a network with an `encoder`.
+
+    A subclass saves its hyperparameters; used here are `batch_size`, `blr`, `betas`, `warmup_epochs` and `seed`.
+    `record` goes into every checkpoint: the config of the model, so that a checkpoint can be opened by itself.
+    """
+
+    net: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record: dict[str, Any] = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["record"] = self.record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.record = self.record or checkpoint.get("record", {})
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """What is random in a step follows from seed, epoch, step and process: it survives a resume unchanged."""
+        step = (self.hparams["seed"] * 100_003 + self.current_epoch) * 1_000_003 + batch_idx
+        torch.manual_seed(step * 4096 + self.global_rank)
+
+    def adamw(
+        self, groups: list[Group], extra: Callable[[Group, float, int], float] | None = None
+    ) -> OptimizerLRSchedulerConfig:
+        """AdamW with the learning rate for the effective batch: linear warm-up, then a cosine to 0, by the step.
+
+        Args:
+            groups: of parameters; `lr_scale` of a group multiplies its learning rate.
+            extra: a further factor, as a function of group, epoch (fractions included) and epochs of the run.
+        """
+        effective = self.hparams["batch_size"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        lr, betas = self.hparams["blr"] * effective / 256, tuple(self.hparams["betas"])
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
+        epochs = self.trainer.max_epochs
+        if not epochs or epochs < 0:
+            raise UserError(f"trainer.max_epochs is {epochs}: the learning-rate schedule needs the number of epochs.")
+        steps_per_epoch = self.trainer.estimated_stepping_batches / epochs
+        warmup = self.hparams["warmup_epochs"]
+
+        def factor(group: Group) -> Callable[[int], float]:
+            def at(step: int) -> float:
+                epoch = step / steps_per_epoch
+                scale = group.get("lr_scale", 1.0) * (extra(group, epoch, epochs) if extra else 1.0)
+                return scale * warmup_cosine(epoch, epochs, warmup)
+
+            return at
+
+        schedule = LambdaLR(optimizer, [factor(group) for group in optimizer.param_groups])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def check_shapes(self, batch: Batch) -> None:
+        """The sizes of the data are those of the model.
+
+        Raises:
+            UserError: with the keys that set them.
+        """
+        encoder = self.net.encoder
+        expected = (encoder.image.patch_embed.input_size, encoder.audio.patch_embed.input_size)
+        assert batch.spectrogram is not None
+        found = (tuple(batch.image.shape[2:]), tuple(batch.spectrogram.shape[2:]))
+        if found != expected:
+            raise UserError(
+                f"the data gives frames of {found[0]} pixels and spectrograms of {found[1]}, the model expects "
+                f"{expected[0]} and {expected[1]}: set data.image_size and data.audio_seconds, from which "
+                f"model.net takes its sizes."
+            )
+
+
+class FineTune(Task):
+    """A task that starts from a pre-trained encoder, with a learning rate that decays from layer to layer.
+
+    Used besides: `weight_decay` and `layer_decay`.
+    """
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        weight_decay, layer_decay = self.hparams["weight_decay"], self.hparams["layer_decay"]
+        return self.adamw(layer_decay_groups(self.net, weight_decay, layer_decay, self.net.encoder.depth))
+
+
+def load_pretrained(encoder: DeepAVFusion, pretrained: str | None, latest: str | None) -> None:
+    """Load the encoder of a checkpoint, and say in one line what became of it.
+
+    Args:
+        encoder: to fill.
+        pretrained: a file; "auto": `latest` if it is there and fits; None: start from scratch.
+        latest: checkpoint of the newest pre-training.
+
+    Raises:
+        UserError: a file that was asked for cannot be read or does not fit.
+    """
+    if pretrained != "auto":
+        say_once(f"encoder from {load_encoder(encoder, pretrained)}" if pretrained else "encoder from scratch")
+        return
+    if latest is None or not Path(latest).is_file():
+        say_once("encoder from scratch: nothing was pre-trained here yet (model.pretrained=<checkpoint> gives one)")
+        return
+    try:
+        say_once(f"encoder from {load_encoder(encoder, latest)}")
+    except UserError as error:
+        say_once(f"encoder from scratch: {error}", "yellow")

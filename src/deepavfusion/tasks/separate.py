@@ -1,0 +1,142 @@
+"""Source separation: of several sounds that are mixed, the one that belongs to the picture."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from deepavfusion.metrics.separation import SeparationMetrics
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.separator import MaskKind, Separator, mask_loss, target_mask
+from deepavfusion.tasks.base import FineTune, load_pretrained
+from deepavfusion.transforms.audio import LogMel, MelMask
+from deepavfusion.types import Batch, SeparationOutput
+
+
+class Separate(FineTune):
+    """Mix the sounds of several clips, show a frame of one of them, and learn its mask (Mo & Morgado, section 4.3).
+
+    Test evaluates every mixture with each of its frames, and besides: the same with the frame of another of its sources
+    (`wrong_frame`: how much the picture decides), and with the ideal ratio and binary masks on the same mel grid.
+
+    Args:
+        net: the backbone.
+        mask: what is learned, see `models.separator.target_mask`.
+        weighted_loss: louder positions of the mixture count more.
+        spread: how a mel mask reaches the waveform in evaluation, see `transforms.audio.MelMask`.
+        batch_size: mixtures a step and process, for the learning rate.
+        blr: learning rate for 256 mixtures; the run's is blr · effective batch / 256.
+        weight_decay, betas: of AdamW; parameters of one dimension do not decay.
+        warmup_epochs: linear warm-up, then a cosine to 0.
+        layer_decay: factor of the learning rate from layer to layer, from the head down.
+        pretrained: checkpoint of the encoder; "auto": `latest_pretraining` if it is there and fits; None: from scratch.
+        latest_pretraining: checkpoint of the newest pre-training.
+        metric_workers: threads that compute the metrics beside the evaluation; None: the cores of this process.
+        seed: each step and process draws its own from it.
+
+    Raises:
+        UserError: a checkpoint that cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        net: DeepAVFusion,
+        mask: MaskKind = "ratio",
+        weighted_loss: bool = True,
+        spread: Literal["transposed", "normalised"] = "transposed",
+        batch_size: int = 16,
+        blr: float = 3e-4,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_epochs: float = 40,
+        layer_decay: float = 0.75,
+        pretrained: str | None = "auto",
+        latest_pretraining: str | None = None,
+        metric_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["net"])
+        load_pretrained(net, pretrained, latest_pretraining)
+        self.net = Separator(net)
+        self.log_mel = LogMel()
+        self.mel_mask = MelMask(spread)
+        self.val_metrics = SeparationMetrics(("model",), metric_workers)
+        self.test_metrics = SeparationMetrics(("model", "wrong_frame", "ideal", "ideal_binary"), metric_workers)
+
+    def mix(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mixtures of a batch: waveforms [B / n, T] and log10 power mel [B / n, 1, M, F]."""
+        mixture = batch.waveform.unflatten(0, (-1, batch.group)).sum(dim=1)
+        return mixture, self.log_mel(mixture)
+
+    def _target(self, batch: Batch, mixture_mel: Tensor, kind: MaskKind) -> Tensor:
+        assert batch.spectrogram is not None
+        return target_mask(_power(batch.spectrogram), mixture_mel.repeat_interleave(batch.group, dim=0), kind)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.check_shapes(batch)
+        _, log_mel = self.mix(batch)
+        loss, _ = self._loss(batch, self.net(batch.image, log_mel), _power(log_mel))
+        self.log("train/loss_step", loss.detach(), batch_size=batch.items)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.items)
+        return loss
+
+    def _loss(self, batch: Batch, logits: Tensor, mixture_mel: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of mask logits, and the mask they should give."""
+        target = self._target(batch, mixture_mel, self.hparams["mask"])
+        weight = mixture_mel.repeat_interleave(batch.group, dim=0) if self.hparams["weighted_loss"] else None
+        return mask_loss(logits, target, weight), target
+
+    def _evaluate(self, batch: Batch, stage: str, metrics: SeparationMetrics) -> SeparationOutput | None:
+        if not len(batch):
+            return None
+        self.check_shapes(batch)
+        mixture, log_mel = self.mix(batch)
+        mixture_mel, every_mixture = _power(log_mel), mixture.repeat_interleave(batch.group, dim=0)
+        logits = self.net(batch.image, log_mel)
+        loss, target = self._loss(batch, logits, mixture_mel)
+        self.log(f"{stage}/loss", loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
+
+        def parted(rows: Tensor) -> Tensor:
+            return rows.unflatten(0, (-1, batch.group))
+
+        def estimated(mask: Tensor) -> Tensor:
+            return self.mel_mask(mask, every_mixture)
+
+        estimate = estimated(logits.sigmoid())
+        estimates = {"model": parted(estimate)}
+        if stage == "test":
+            others = parted(batch.image).roll(1, dims=1).flatten(0, 1)
+            estimates["wrong_frame"] = parted(estimated(self.net(others, log_mel).sigmoid()))
+            estimates |= {name: parted(estimated(mask)) for name, mask in self._ideal_masks(batch).items()}
+        metrics.update(parted(batch.waveform), estimates, mixture, parted(batch.item)[:, 0], parted(batch.label))
+        return SeparationOutput(mixture, estimate, mixture_mel, logits.sigmoid(), target)
+
+    def _ideal_masks(self, batch: Batch) -> dict[str, Tensor]:
+        """What the mel grid allows: each source's share of the power of all, and whether it outweighs the others."""
+        assert batch.spectrogram is not None
+        sources = _power(batch.spectrogram)
+        together = sources.unflatten(0, (-1, batch.group)).sum(dim=1).repeat_interleave(batch.group, dim=0)
+        return {"ideal": sources / together, "ideal_binary": target_mask(sources, together, "dominant")}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> SeparationOutput | None:
+        return self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> SeparationOutput | None:
+        return self._evaluate(batch, "test", self.test_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test", self.test_metrics)
+
+    def _log_metrics(self, stage: str, metrics: SeparationMetrics) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
+        metrics.reset()
+
+
+def _power(log_mel: Tensor) -> Tensor:
+    return torch.pow(10.0, log_mel)
