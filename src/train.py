@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,9 @@ from rich import get_console
 from rich.panel import Panel
 
 from deepavfusion.data import demo
+from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.models.weights import check_resumable
+from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers, resolve_scale
@@ -43,6 +46,8 @@ def compose() -> tuple[DictConfig, list[str]]:
         overrides = list(dict.fromkeys(read_overrides(cfg.resume) + overrides))
         cfg = hydra.compose("train", overrides=overrides)
     cfg, demo_reason = resolve_scale(cfg, "train", overrides)
+    if demo_reason:
+        overrides.append("scale=demo")  # for those who come back to this run when there is data
     if demo_reason and rank_zero_only.rank == 0:
         text = f"[bold]Demo scale[/]: {demo_reason}.\nA tiny network learns on generated clips; "
         get_console().print(Panel(text + "for a real run give data.root=<folder>.", style="yellow", expand=False))
@@ -63,14 +68,14 @@ def make_demo_data(root: Path, name: str) -> None:
             raise UserError(f"the demo data under {root} could not be made, for the reason above; then run again.")
 
 
-def build(cfg: DictConfig) -> tuple[Trainer, LightningModule, LightningDataModule]:
+def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
     """Instantiate what the config names; makes the demo data if that is what it names."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     if Path(cfg.data.root).parent == Path(cfg.paths.data_dir) / "demo":
         make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
-    datamodule: LightningDataModule = instantiate(cfg.data)
+    datamodule: ClipDataModule = instantiate(cfg.data)
     datamodule.setup("fit")
-    model: LightningModule = instantiate(cfg.model)
+    model: Task = instantiate(cfg.model)
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
@@ -81,13 +86,30 @@ def build(cfg: DictConfig) -> tuple[Trainer, LightningModule, LightningDataModul
     return trainer, model, datamodule
 
 
+def record(cfg: DictConfig, datamodule: ClipDataModule, overrides: list[str]) -> dict[str, Any]:
+    """What a checkpoint says about itself, so that it can be evaluated and used without its run directory."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    data = {key: plain["data"][key] for key in ("name", "image_size", "audio_seconds")}
+    return {
+        "task": cfg.task,
+        "model": plain["model"],
+        "data": data,
+        "classes": list(datamodule.classes),
+        "overrides": overrides,
+    }
+
+
 def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
     """Fit in a run directory; go on from its last checkpoint if there is one."""
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
     cfg.paths.run_dir = str(run_dir)
     try:
-        trainer, model, datamodule = build(cfg)
         ckpt_path = checkpoint_to_go_on_from(run_dir, cfg.ckpt_path)
+        if ckpt_path and "pretrained" in cfg.model:
+            cfg.model.pretrained = None  # the weights come from the checkpoint
+        trainer, model, datamodule = build(cfg)
+        model.record = record(cfg, datamodule, overrides)
         if ckpt_path:
             check_resumable(model.net, ckpt_path)
     except UserError:
@@ -100,6 +122,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
     if ckpt_path is None and cfg.validate_before:
         trainer.validate(model, datamodule, verbose=False)
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    if cfg.test and not trainer.interrupted:
+        trainer.test(model, datamodule=datamodule, verbose=False)
     return trainer
 
 

@@ -23,16 +23,23 @@ class RunSummary(Callback):
 
     Args:
         run_dir: where `metrics.json` goes; its presence marks a run as finished.
+        test_follows: the run is not finished before a test, whose metrics belong to it.
         keep_before: prefixes of metrics whose value before training is kept.
         next_commands: shown at the end.
     """
 
     def __init__(
-        self, run_dir: str, keep_before: tuple[str, ...] = ("knn/",), next_commands: tuple[str, ...] = ()
+        self,
+        run_dir: str,
+        test_follows: bool = False,
+        keep_before: tuple[str, ...] = ("knn/",),
+        next_commands: tuple[str, ...] = (),
     ) -> None:
-        self.run_dir, self.keep_before, self.next_commands = Path(run_dir), tuple(keep_before), tuple(next_commands)
+        self.run_dir, self.test_follows = Path(run_dir), test_follows
+        self.keep_before, self.next_commands = tuple(keep_before), tuple(next_commands)
         self.kept: dict[str, float] = {}
         self.final: dict[str, float] = {}
+        self.finished = False
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.kept)
@@ -57,18 +64,31 @@ class RunSummary(Callback):
             self.kept["train/loss_last"] = loss
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.interrupted:
+        if not trainer.interrupted:
+            self._add(trainer, self.kept)
+            if not self.test_follows:
+                self._finish(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.interrupted:
+            self._add(trainer, {})
+            self._finish(trainer)
+
+    def _add(self, trainer: Trainer, kept: dict[str, float]) -> None:
+        self.final |= {name: float(v) for name, v in trainer.callback_metrics.items() if not name.endswith("_step")}
+        self.final |= kept
+
+    def _finish(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
-        metrics.update(self.kept)
         for split, clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).items():
-            metrics[f"data/{split}_listed"] = clips.listed
-            metrics[f"data/{split}_present"] = len(clips.clips)
-        write_metrics(self.run_dir / "metrics.json", metrics)
-        self.final = metrics
+            self.final[f"data/{split}_listed"] = clips.listed
+            self.final[f"data/{split}_present"] = len(clips.clips)
+        write_metrics(self.run_dir / "metrics.json", self.final)
+        self.finished = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and self.final:  # only now is the progress bar out of the way
+        if self.finished:  # only now is the progress bar out of the way
             self._show(self.final)
 
     def _show(self, metrics: dict[str, float]) -> None:

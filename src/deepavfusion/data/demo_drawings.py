@@ -1,4 +1,4 @@
-"""The eight instruments of the demo data as drawings: a shape and parts of its own each, in random colours.
+"""The eight instruments of the demo data as drawings: a shape and parts of its own each, mostly in usual colours.
 
 `demo_pictures.py` sizes, turns and places them.
 """
@@ -13,6 +13,21 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 CANVAS = 512  # pixels of the square on which a sprite is drawn, before it is reduced
+USUAL = 0.75  # chance that an instrument has its usual colours; otherwise it has any
+HUE_SPREAD = 0.03  # ± around the usual hue
+
+Range = tuple[float, float]
+# Usual colours of body and second part: hue, saturation, value. Neighbours overlap, as wood and brass do.
+COLOURS: dict[str, tuple[tuple[float, Range, Range], tuple[float, Range, Range]]] = {
+    "accordion": ((0.98, (0.7, 0.95), (0.5, 0.85)), (0.98, (0.0, 0.2), (0.8, 1.0))),
+    "banjo": ((0.07, (0.4, 0.6), (0.35, 0.55)), (0.07, (0.4, 0.7), (0.3, 0.5))),
+    "drum": ((0.62, (0.6, 0.9), (0.4, 0.8)), (0.62, (0.0, 0.15), (0.7, 0.95))),
+    "flute": ((0.60, (0.0, 0.12), (0.75, 0.95)), (0.60, (0.0, 0.15), (0.6, 0.8))),
+    "guitar": ((0.10, (0.5, 0.8), (0.75, 1.0)), (0.07, (0.5, 0.8), (0.35, 0.6))),
+    "piano": ((0.60, (0.0, 0.3), (0.08, 0.22)), (0.07, (0.3, 0.6), (0.15, 0.3))),
+    "trumpet": ((0.14, (0.7, 0.95), (0.8, 1.0)), (0.14, (0.6, 0.9), (0.7, 0.9))),
+    "violin": ((0.03, (0.65, 0.9), (0.35, 0.6)), (0.05, (0.5, 0.8), (0.25, 0.45))),
+}
 
 Colour = tuple[int, int, int]
 
@@ -20,11 +35,13 @@ Colour = tuple[int, int, int]
 class Pen:
     """Draws in units of the canvas, 0…1 from the top left, with the four colours of one instrument."""
 
-    def __init__(self, rng: Generator) -> None:
+    def __init__(self, name: str, rng: Generator) -> None:
         self.image = Image.new("RGBA", (CANVAS, CANVAS))
         self.draw = ImageDraw.Draw(self.image)
         dark, light = colour(rng, (0.05, 0.25)), colour(rng, (0.85, 1.0), (0.0, 0.25))
-        self.body, self.second = colour(rng), colour(rng)
+        self.body, self.second = (_usual(rng, *part) for part in COLOURS[name])
+        if rng.random() >= USUAL:
+            self.body, self.second = colour(rng), colour(rng)
         self.ink, self.shine = (dark, light) if rng.random() < 0.7 else (light, dark)
         self.edge = rng.uniform(0.006, 0.014)
 
@@ -48,11 +65,17 @@ class Pen:
         return max(1, round(width * CANVAS))
 
 
-def colour(
-    rng: Generator, value: tuple[float, float] = (0.35, 1.0), saturation: tuple[float, float] = (0.25, 0.95)
-) -> Colour:
+def colour(rng: Generator, value: Range = (0.35, 1.0), saturation: Range = (0.25, 0.95)) -> Colour:
     """A random colour of any hue, with value and saturation in these ranges."""
-    r, g, b = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+    return _rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+
+
+def _usual(rng: Generator, hue: float, saturation: Range, value: Range) -> Colour:
+    return _rgb((hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 1.0, rng.uniform(*saturation), rng.uniform(*value))
+
+
+def _rgb(hue: float, saturation: float, value: float) -> Colour:
+    r, g, b = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(r * 255), round(g * 255), round(b * 255)
 
 

@@ -132,7 +132,7 @@ class Scene:
 
 
 def _sprite(name: str, size: float, angle: float, rng: Generator) -> Sprite:
-    pen = Pen(rng)
+    pen = Pen(name, rng)
     DRAWINGS[name](pen, rng)
     image = pen.image.crop(pen.image.getbbox())
     scale = size * (STRETCH if name in LONG else 1.0) / max(image.size)

@@ -61,7 +61,7 @@ def music(
 
     Args:
         root: the folder that holds the lists and the clips.
-        split: "train" or "test".
+        split: "train", "test", or "duet": the videos of two players in the chosen lists.
         clip_pattern: path of a video's clips under the root; `str.format` fields id and instrument. "*" in the file
             name is nothing, or any text that begins with "_", "." or "-".
         lists: names of the lists under the root, without ".json".
@@ -74,7 +74,7 @@ def music(
     Raises:
         UserError: no root, no list, a malformed one, no solo list, or none of the split's videos on disk.
     """
-    check_split("MUSIC", split, ("train", "test"))
+    check_split("MUSIC", split, ("train", "test", "duet"))
     base = check_root(root)
     check_wildcard(clip_pattern)
     files = _files(lists)
@@ -95,7 +95,8 @@ def music(
 
     def clips() -> Iterator[tuple[Clip, bool]]:
         for video in listed:
-            if (video.id in tests) != (split == "test"):
+            of_split = " " in video.name if split == "duet" else (video.id in tests) == (split == "test")
+            if not of_split:
                 continue
             of_video = labels[video.name]
             found = matches(folders, video.path)

@@ -43,9 +43,7 @@ class SeparationHead(nn.Module):
         self.conditions = nn.ModuleList(nn.Linear(dim, width) for width in widths)  # bottom to top
         self.bottom = DoubleConv(2 * dim, dim)
         self.levels = nn.ModuleList(
-            Level(
-                widths[n - 1], dim, 2**n, up=widths[n], lateral=widths[n], channels=widths[n], condition=widths[n]
-            )
+            Level(widths[n - 1], dim, 2**n, up=widths[n], lateral=widths[n], channels=widths[n], condition=widths[n])
             for n in range(1, LEVELS + 1)
         )
         self.predict = nn.Conv2d(widths[-1], 1, 3, padding=1)

@@ -16,6 +16,7 @@ import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -95,6 +96,20 @@ def read_weights(path: str | Path) -> Weights:
         return Weights(str(path), "vit", {name: t for name, t in tensors.items() if name.startswith(keep)})
     shown = ", ".join(list(tensors)[:3]) or "no tensor"
     raise UserError(f"{path} holds {shown} …, which is none of ours: expected {EXPECTED}.")
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """What one of our .ckpt files says about its run (see `tasks.base.Task.record`); empty for any other file.
+
+    Raises:
+        UserError: see `read_weights`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist: expected {EXPECTED}.")
+    content = _read(path)
+    record = content.get("record", {}) if isinstance(content, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_weights(weights: Weights, path: Path) -> Path:

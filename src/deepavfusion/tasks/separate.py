@@ -127,6 +127,12 @@ class Separate(FineTune):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> SeparationOutput | None:
         return self._evaluate(batch, "test", self.test_metrics)
 
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.test_metrics.reset()
+
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val", self.val_metrics)
 
@@ -135,7 +141,6 @@ class Separate(FineTune):
 
     def _log_metrics(self, stage: str, metrics: SeparationMetrics) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
-        metrics.reset()
 
 
 def _power(log_mel: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ CONFIG = "config.yaml"
 METRICS = "metrics.json"
 
 
-def choose_run_dir(log_dir: str | Path, task: str, name: str | None = None, resume: str | None = None) -> Path:
+def choose_run_dir(
+    log_dir: str | Path, task: str, name: str | None = None, resume: str | None = None, kind: str = "runs"
+) -> Path:
     """The directory of this run, made if it is new.
 
     Args:
@@ -26,6 +28,7 @@ def choose_run_dir(log_dir: str | Path, task: str, name: str | None = None, resu
         task: its subfolder.
         name: of the run; None: the time. An unfinished run of that name is gone on with.
         resume: directory of an unfinished run to go on with.
+        kind: "runs", or "evals" for evaluations of a checkpoint.
 
     Raises:
         UserError: a finished run of that name, or nothing to resume.
@@ -45,7 +48,7 @@ def choose_run_dir(log_dir: str | Path, task: str, name: str | None = None, resu
             raise UserError(
                 f"{processes} processes were started from outside and need one directory: add run.name=<name>."
             )
-        run_dir = _named(Path(log_dir) / task / "runs", name)
+        run_dir = _named(Path(log_dir) / task / kind, name)
     if (run_dir / METRICS).exists():
         raise UserError(
             f"run {run_dir} is finished ({METRICS} is there): choose another run.name, or go on from its weights with "

@@ -1,0 +1,64 @@
+"""Evaluate a checkpoint: `python src/eval.py ckpt_path=<file>`. Keys: configs/eval.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from deepavfusion.models.weights import check_resumable, read_record
+from deepavfusion.utils.cli import run, run_and_report
+from deepavfusion.utils.configs import CONFIG_DIR, resolve_scale
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.run_dir import choose_run_dir, remove_if_empty, write_record
+from train import build, record
+
+
+def compose() -> tuple[DictConfig, list[str]]:
+    """The config of the checkpoint's run with the command's overrides on top."""
+    given = list(HydraConfig.get().overrides.task)
+    path = next((value.split("=", 1)[1] for value in given if value.startswith("ckpt_path=")), None)
+    if path is None:
+        raise UserError(
+            "ckpt_path is missing: expected the checkpoint to evaluate, e.g. "
+            "ckpt_path=logs/separate/latest/checkpoints/last.ckpt."
+        )
+    not_of_a_run = ("resume=", "run.", "ckpt_path=")
+    known = [
+        value for value in read_record(path.strip("'\"")).get("overrides", []) if not value.startswith(not_of_a_run)
+    ]
+    if not known and not any(value.startswith("experiment=") for value in given):
+        raise UserError(f"{path} does not say which run it is of: add experiment=<name>, as in the run.")
+    overrides = list(dict.fromkeys(known + given))
+    cfg, demo = resolve_scale(hydra.compose("eval", overrides=overrides), "eval", overrides)
+    return cfg, [*overrides, "scale=demo"] if demo else overrides
+
+
+def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
+    """Test in a directory of its own."""
+    run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
+    cfg.paths.run_dir = str(run_dir)
+    try:
+        if "pretrained" in cfg.model:
+            cfg.model.pretrained = None
+        trainer, model, datamodule = build(cfg)
+        model.record = record(cfg, datamodule, overrides)
+        check_resumable(model.net, cfg.ckpt_path)
+    except UserError:
+        remove_if_empty(run_dir)
+        raise
+    if trainer.is_global_zero:
+        write_record(Path(run_dir), OmegaConf.to_yaml(cfg, resolve=True), overrides)
+    trainer.test(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False, weights_only=True)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="eval")
+@run_and_report
+def main(_: DictConfig) -> None:
+    evaluate(*compose())
+
+
+if __name__ == "__main__":
+    run(main)
