@@ -1,0 +1,118 @@
+"""Where in the picture the sources are: boxes of the user, or halves that the model tells apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from deepavfusion.transforms.image import View
+from deepavfusion.utils.errors import UserError
+
+LEAST_PART = 0.25  # of what is split, on each side of the line
+
+
+class Box(NamedTuple):
+    """Edges in pixels of the upright picture."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
+    """Boxes as a person gives them.
+
+    Args:
+        boxes: a list of [x0, y0, x1, y1], in pixels, or in fractions of the picture if no value exceeds 1.
+        width, height: of the picture, pixels.
+
+    Raises:
+        UserError: another form, an empty box, or one that is not inside the picture.
+    """
+    expected = (
+        f"expected [x0, y0, x1, y1] with 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height} for this picture of "
+        f"{width} × {height} pixels, or fractions of it from 0 to 1, e.g. "
+        f"boxes='[[0,0,{width // 2},{height}],[{width // 2},0,{width},{height}]]'."
+    )
+    if not isinstance(boxes, (list, tuple)) or not boxes:
+        raise UserError(f"boxes is {boxes!r}, not a list of boxes; {expected}")
+    for n, box in enumerate(boxes, 1):
+        numbers = isinstance(box, (list, tuple)) and len(box) == 4 and all(type(x) in (int, float) for x in box)
+        if not numbers or not all(math.isfinite(x) for x in box):
+            raise UserError(f"box {n} is {box!r}, not four numbers; {expected}")
+    scale = (width, height) if max(max(box) for box in boxes) <= 1 else (1, 1)
+    found = [Box(b[0] * scale[0], b[1] * scale[1], b[2] * scale[0], b[3] * scale[1]) for b in boxes]
+    for n, (given, box) in enumerate(zip(boxes, found, strict=True), 1):
+        if box.right - box.left < 1 or box.bottom - box.top < 1:
+            raise UserError(f"box {n} is {list(given)}, which holds no pixel; {expected}")
+        if box.left < 0 or box.top < 0 or box.right > width or box.bottom > height:
+            raise UserError(f"box {n} is {list(given)}, which is not inside the picture; {expected}")
+    return found
+
+
+def square_view(box: Box, width: int, height: int) -> View:
+    """What the model sees of a box: the square around it, as far as the picture reaches."""
+    half = max(box.right - box.left, box.bottom - box.top) / 2
+    x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+    return View(
+        max(x - half, 0) / width, max(y - half, 0) / height, min((x + half) / width, 1), min((y + half) / height, 1)
+    )
+
+
+def split_picture(tokens: Tensor, parts: int, width: int, height: int) -> list[Box]:
+    """Split the picture by straight lines where the tokens of the two sides differ most.
+
+    Otsu's threshold on vectors: a line is as good as the variance between its sides, n1·n2/n²·‖μ1 − μ2‖², averaged
+    over the moments and weighted by the share of the picture that it splits. The part that gains most is split next.
+
+    Args:
+        tokens: [moments, rows, columns, D] of the whole picture.
+        parts: how many boxes.
+        width, height: of the picture, pixels.
+
+    Returns:
+        The boxes, from left to right and from top to bottom.
+
+    Raises:
+        UserError: more parts than the tokens can tell apart.
+    """
+    rows, columns = tokens.shape[1:3]
+    found = [(0, 0, columns, rows)]  # left, top, right, bottom, in tokens
+    while len(found) < parts:
+        splits = [(*_best_line(tokens[:, t:b, l:r]), n) for n, (l, t, r, b) in enumerate(found)]  # noqa: E741
+        gain, axis, line, n = max(splits)
+        if gain < 0:
+            raise UserError(
+                f"sources={parts} is more than this model can tell apart in a picture that it sees as {rows} × "
+                f"{columns} patches: ask for fewer, or give boxes."
+            )
+        left, top, right, bottom = found.pop(n)
+        if axis == 1:
+            found += [(left, top, right, top + line), (left, top + line, right, bottom)]
+        else:
+            found += [(left, top, left + line, bottom), (left + line, top, right, bottom)]
+    x, y = width / columns, height / rows
+    return [Box(left * x, top * y, right * x, bottom * y) for left, top, right, bottom in sorted(found)]
+
+
+def _best_line(tokens: Tensor) -> tuple[float, int, int]:
+    """Gain (times the number of tokens; −1: no line fits), axis (1: rows above and below, 2: columns) and line."""
+    best = (-1.0, 1, 0)
+    for axis in (1, 2):
+        lines = tokens.mean(dim=3 - axis)  # [moments, lines, D]
+        n = lines.shape[1]
+        least = max(1, math.ceil(n * LEAST_PART))
+        for line in range(least, n - least + 1):
+            between = (lines[:, :line].mean(dim=1) - lines[:, line:].mean(dim=1)).square().sum(dim=1).mean().item()
+            share = line * (n - line) / n**2
+            best = max(best, (between * share * tokens.shape[1] * tokens.shape[2], axis, line))
+    return best
+
+
+def as_lists(boxes: Sequence[Box]) -> list[list[int]]:
+    """As a person would give them: whole pixels."""
+    return [[round(edge) for edge in box] for box in boxes]

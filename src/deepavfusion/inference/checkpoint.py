@@ -1,0 +1,105 @@
+"""Opens a checkpoint of ours by itself: its record says which model it is of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from rich import get_console
+from torch import nn
+
+from deepavfusion.models.weights import _read as read_file
+from deepavfusion.tasks.base import Task
+from deepavfusion.utils.configs import instantiate
+from deepavfusion.utils.errors import UserError
+
+TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
+START_WEIGHTS = ("pretrained", "image_weights", "audio_weights")  # files that only a training begins with
+
+
+def load_task(path: str | Path, expected: type[Task] | str | None = None, device: str | torch.device = "cpu") -> Task:
+    """A task with the weights of a checkpoint, in evaluation mode.
+
+    Nothing in the file can run: it is read with `weights_only=True`, and only modules of `deepavfusion.models` and
+    `deepavfusion.tasks` are built from its record.
+
+    Args:
+        path: a .ckpt file that train.py wrote.
+        expected: what it has to be of, the name of a task or its class; None: any.
+        device: where to.
+
+    Raises:
+        UserError: no such file; not a checkpoint; weights without a record; of another task; a record or weights
+            that do not fit this version.
+    """
+    path = Path(path)
+    needed = expected if isinstance(expected, str) else expected.__name__.lower() if expected else None
+    example = f"e.g. logs/{needed or '<task>'}/latest/checkpoints/last.ckpt"
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist: expected a .ckpt file that train.py wrote, {example}.")
+    content: Any = read_file(path)
+    record = content.get("record") if isinstance(content, dict) else None
+    if not isinstance(record, dict) or not isinstance(record.get("model"), dict) or "state_dict" not in content:
+        raise UserError(
+            f"{path} does not say which model it is of: expected a .ckpt file that train.py wrote, {example}; weights "
+            f"alone can start a training as model.pretrained."
+        )
+    name = str(record.get("task"))
+    wrong = UserError(f"{path} is a checkpoint of {name}, task={needed} needs one of {needed}; {example}.")
+    if isinstance(expected, str) and name != expected:
+        raise wrong
+    for target in _targets(record["model"]):
+        _check(target, path)
+    try:
+        # A network without weights says that it starts from scratch; here they follow.
+        with get_console().capture():
+            task = instantiate(_without_start_weights(record["model"]))
+        if not isinstance(task, Task):
+            raise TypeError(f"its record builds a {type(task).__name__} instead of a task")
+        if isinstance(expected, type) and not isinstance(task, expected):
+            raise wrong
+        task.load_state_dict(content["state_dict"], strict=True)
+    except (InstantiationException, RuntimeError, TypeError) as error:
+        first = (str(error).splitlines() or ["it says no more"])[0]
+        raise UserError(
+            f"checkpoint {path} does not fit this version of the code: {first.rstrip(': ')}; use the commit that wrote "
+            f"it, or train again."
+        ) from error
+    task.record = record
+    return task.eval().to(device)
+
+
+def _targets(config: Any) -> Iterator[Any]:
+    """Everything that a config would have called."""
+    if isinstance(config, dict):
+        yield from (value for key, value in config.items() if key == "_target_")
+    if isinstance(config, (dict, list, tuple)):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from _targets(value)
+
+
+def _check(target: Any, path: Path) -> None:
+    """Only our own modules are built; the name is judged before anything is imported."""
+    match = TARGET.fullmatch(target) if isinstance(target, str) else None
+    found = None
+    if match:
+        with suppress(ImportError):
+            found = getattr(import_module(match[1]), match[2], None)
+    # What a module of ours merely imports is not ours.
+    if not (match and isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == match[1]):
+        raise UserError(
+            f"checkpoint {path} wants to build {target}, which is no module of deepavfusion.models or "
+            f"deepavfusion.tasks; it was not loaded: use a checkpoint that train.py wrote."
+        )
+
+
+def _without_start_weights(model: dict[str, Any]) -> dict[str, Any]:
+    """The config of a task that reads no file when it is built."""
+    kept = {key: value for key, value in model.items() if key != "latest_pretraining"}
+    return {**kept, "pretrained": None, **{key: None for key in START_WEIGHTS if key in kept}}

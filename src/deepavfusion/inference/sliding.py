@@ -1,0 +1,71 @@
+"""Windows over a long sound, and one long result out of theirs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """Where windows begin that overlap by half; the last one ends with the sound (samples)."""
+    return [*range(0, length - window, window // 2), length - window] if length > window else [0]
+
+
+def overlap_add(pieces: Iterable[tuple[int, Tensor]], length: int) -> Tensor:
+    """One long signal of overlapping pieces, each faded into the next over all that they share.
+
+    The weights of the pieces sum to 1 everywhere and change over no less than half a window, so that no seam is heard.
+    Only the result is held.
+
+    Args:
+        pieces: start (samples) and signal [..., T] of each, by rising start; together they cover everything.
+        length: of the result, samples; what reaches past it is cut.
+
+    Returns:
+        [..., length]
+    """
+    result, done = torch.empty(0), 0
+    for start, piece in pieces:
+        if done == 0:
+            result = piece.new_zeros(*piece.shape[:-1], length)
+        assert start <= done, f"nothing covers the samples from {done} to {start}"
+        piece = piece[..., : length - start]
+        shared = done - start
+        fade = torch.sin(math.pi / 2 * (torch.arange(shared, device=piece.device) + 0.5) / max(shared, 1)) ** 2
+        result[..., start:done].lerp_(piece[..., :shared], fade)
+        result[..., done : start + piece.shape[-1]] = piece[..., shared:]
+        done = start + piece.shape[-1]
+    assert done == length, f"nothing covers the samples from {done} to {length}"
+    return result
+
+
+class Overview:
+    """Maps over the whole length, small enough to look at: means of the windows' maps, however long the sound is.
+
+    Args:
+        frames: of the whole sound.
+        columns: at most so many are kept.
+    """
+
+    def __init__(self, frames: int, columns: int = 1500) -> None:
+        self.step = math.ceil(frames / columns)  # frames a column
+        self.columns = math.ceil(frames / self.step)
+        self.sums, self.weights = torch.empty(0), torch.zeros(self.columns)
+
+    def add(self, first_frame: float, maps: Tensor) -> None:
+        """maps [N, M, F] of a window; the middle of a window counts more than its ends."""
+        if not len(self.sums):
+            self.sums = maps.new_zeros(*maps.shape[:2], self.columns)
+        column = ((first_frame + torch.arange(maps.shape[2])) / self.step).long()
+        inside = column < self.columns
+        weight = torch.hann_window(maps.shape[2] + 2)[1:-1][inside]
+        self.sums.index_add_(2, column[inside], maps[..., inside] * weight)
+        self.weights.index_add_(0, column[inside], weight)
+
+    @property
+    def maps(self) -> Tensor:
+        """[N, M, columns]"""
+        return self.sums / self.weights.clamp(min=1e-9)

@@ -1,0 +1,102 @@
+"""Use a trained model: `python src/predict.py task=separate video=clip.mp4`. Keys: configs/predict.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from deepavfusion.utils.cli import run, run_and_report
+from deepavfusion.utils.configs import CONFIG_DIR
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.run_dir import CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
+
+# What a task needs is imported in it: a missing key is told at once.
+
+
+def separate(cfg: DictConfig, folder: Path) -> None:
+    """A WAV and an mp4 for each source of a video, in a folder."""
+    from rich import get_console
+    from rich.progress import Progress
+
+    from deepavfusion.inference.boxes import as_lists
+    from deepavfusion.inference.checkpoint import load_task
+    from deepavfusion.inference.files import write_separation
+    from deepavfusion.inference.separate import separate_video
+    from deepavfusion.tasks.separate import Separate
+    from deepavfusion.utils.console import say
+
+    task = load_task(checkpoint(cfg), "separate", device(cfg))
+    assert isinstance(task, Separate)
+    with Progress(console=get_console(), transient=True) as progress:
+        bar = progress.add_task("separating")
+        separation = separate_video(
+            task,
+            str(cfg.video),
+            OmegaConf.to_container(cfg.boxes) if OmegaConf.is_config(cfg.boxes) else cfg.boxes,
+            cfg.sources,
+            cfg.batch_size,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    names = write_separation(separation, folder)
+    boxes = as_lists(separation.boxes)
+    say(f"Written to {folder}; the mixture has {separation.mixture_level:.1f} dB:")
+    for n, (box, level) in enumerate(zip(boxes, separation.levels, strict=True)):
+        say(f"  source {n + 1}, {level:.1f} dB, box {box}: {names['wav'][n]}, {names['mp4'][n]}")
+    say(f"  {names['picture'][0]}, {names['list'][0]}")
+    if separation.chosen_by == "model":
+        say(f"The model chose the boxes; to correct them: boxes='{boxes}'")
+
+
+TASKS = {"separate": separate}
+
+
+def checkpoint(cfg: DictConfig) -> Path:
+    """What is asked for, or the newest of the task."""
+    return Path(cfg.ckpt_path or Path(cfg.paths.log_dir, cfg.task, "latest", CHECKPOINTS, LAST))
+
+
+def device(cfg: DictConfig) -> str:
+    """cuda or cpu."""
+    import torch
+
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device is {cfg.device!r}, expected auto, cpu or cuda.")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but there is no such device here: leave it out, or set device=cpu.")
+    return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def output(cfg: DictConfig) -> Path:
+    """The folder that is asked for, or a new one under logs/predict."""
+    if not cfg.output:
+        return choose_run_dir(cfg.paths.log_dir, "predict")
+    try:
+        Path(cfg.output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={cfg.output} cannot be made: {error.strerror}; give another folder.") from None
+    return Path(cfg.output)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
+@run_and_report
+def main(cfg: DictConfig) -> None:
+    example = "e.g. python src/predict.py task=separate video=clip.mp4"
+    if cfg.task not in TASKS:
+        given = "no task was given" if cfg.task is None else f"there is no task {cfg.task!r}"
+        raise UserError(f"predict.py: {given}; add task=<one of: {', '.join(TASKS)}>, {example}.")
+    if cfg.video is None:
+        raise UserError(f"predict.py: no video was given; add video=<file with picture and sound>, {example}.")
+    folder = output(cfg)
+    try:
+        TASKS[cfg.task](cfg, folder)
+    except UserError:
+        remove_if_empty(folder)
+        raise
+    if not cfg.output:
+        link_latest(folder)
+
+
+if __name__ == "__main__":
+    run(main)
