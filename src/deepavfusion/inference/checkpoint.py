@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -66,10 +67,10 @@ def load_task(path: str | Path, expected: type[Task] | str | None = None, device
             raise wrong
         task.load_state_dict(content["state_dict"], strict=True)
     except (InstantiationException, RuntimeError, TypeError) as error:
-        first = (str(error).splitlines() or ["it says no more"])[0]
+        words = textwrap.shorten(str(error), 200, placeholder=" …")
         raise UserError(
-            f"checkpoint {path} does not fit this version of the code: {first.rstrip(': ')}; use the commit that wrote "
-            f"it, or train again."
+            f"checkpoint {path} does not fit this version of the code ({words}): use the commit that wrote it, or "
+            f"train again."
         ) from error
     task.record = record
     return task.eval().to(device)

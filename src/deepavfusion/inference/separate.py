@@ -85,8 +85,9 @@ def separate_video(
     Raises:
         UserError: the video has no picture or no sound, is silent, or does not decode; or the boxes are wrong.
     """
-    if sources is not None and (type(sources) is not int or sources < 1):
-        raise UserError(f"sources is {sources!r}, expected a whole number of at least 1.")
+    for name, count in (("sources", sources), ("batch_size", batch_size)):
+        if count is not None and (type(count) is not int or count < 1):
+            raise UserError(f"{name} is {count!r}, expected a whole number of at least 1.")
     try:
         with Media(video) as media:
             return _Separator(task, media, spread).run(boxes, sources, batch_size, on_progress)

@@ -34,7 +34,8 @@ def overlap_add(pieces: Iterable[tuple[int, Tensor]], length: int) -> Tensor:
         assert start <= done, f"nothing covers the samples from {done} to {start}"
         piece = piece[..., : length - start]
         shared = done - start
-        fade = torch.sin(math.pi / 2 * (torch.arange(shared, device=piece.device) + 0.5) / max(shared, 1)) ** 2
+        phase = (torch.arange(shared, device=piece.device, dtype=piece.dtype) + 0.5) / max(shared, 1)  # 0…1
+        fade = torch.sin(math.pi / 2 * phase) ** 2
         result[..., start:done].lerp_(piece[..., :shared], fade)
         result[..., done : start + piece.shape[-1]] = piece[..., shared:]
         done = start + piece.shape[-1]

@@ -1,0 +1,605 @@
+"""What predict.py calls: checkpoints opened by themselves, windows without seams, and sources of whole videos."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepavfusion.data.decode import Media, read_audio
+from deepavfusion.data.encode import write_mp4, write_wav
+from deepavfusion.inference.boxes import Box, read_boxes, split_picture, square_view
+from deepavfusion.inference.checkpoint import load_task
+from deepavfusion.inference.files import draw, write_separation
+from deepavfusion.inference.separate import Separation, separate_video, source_mask
+from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
+from deepavfusion.models.separator import target_mask
+from deepavfusion.tasks.separate import Separate
+from deepavfusion.transforms.audio import N_FFT, SAMPLE_RATE, LogMel, MelMask
+from deepavfusion.utils.configs import instantiate
+from deepavfusion.utils.errors import UserError
+from test_decode import write_stream
+
+VIT = {"_target_": "deepavfusion.models.vit.ViT", "embed_dim": 16, "depth": 2, "num_heads": 2}
+MODEL = {
+    "_target_": "deepavfusion.tasks.separate.Separate",
+    "mask": "ratio",
+    "pretrained": "auto",
+    "latest_pretraining": "logs/pretrain/latest/checkpoints/last.ckpt",
+    "net": {
+        "_target_": "deepavfusion.models.deepavfusion.DeepAVFusion",
+        "image": {**VIT, "input_size": [64, 64], "in_chans": 3},
+        "audio": {**VIT, "input_size": [128, 192], "in_chans": 1},
+        "num_fusion_tokens": [4, 2, 2],
+    },
+}
+WINDOW = 3 * SAMPLE_RATE
+
+
+def write_checkpoint(path: Path, model: dict[str, Any] = MODEL, task: str = "separate", **more: Any) -> Path:
+    """A checkpoint in Lightning's layout, with a network of the seed 0."""
+    torch.manual_seed(0)
+    module = instantiate({**MODEL, "pretrained": None, "latest_pretraining": None})
+    record = {"task": task, "model": model, "data": {"image_size": 64, "audio_seconds": 3.0}, "classes": ["a"]}
+    content = {"pytorch-lightning_version": "2.6.0", "epoch": 1, "hyper_parameters": {"mask": "ratio"}}
+    torch.save({**content, "state_dict": module.state_dict(), "record": record, **more}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("ckpt") / "last.ckpt")
+
+
+@pytest.fixture
+def task(ckpt: Path) -> Separate:
+    task = load_task(ckpt, Separate)
+    assert isinstance(task, Separate)
+    return task
+
+
+def noise(seconds: float, rate: int = SAMPLE_RATE, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, (channels, round(seconds * rate))).astype(np.float32)
+
+
+def write_video(path: Path, sound: np.ndarray, rate: int = SAMPLE_RATE, frames: int = 4, size: int = 96) -> Path:
+    """Red on the left, blue on the right, 2 pictures a second; twice as wide as high."""
+    picture = np.zeros((frames, size, 2 * size, 3), np.uint8)
+    picture[:, :, :size, 0] = picture[:, :, size:, 2] = 200
+    write_mp4(path, picture, 2, sound, rate, audio_bit_rate=128_000)
+    return path
+
+
+def always(task: Separate, monkeypatch: pytest.MonkeyPatch, logit: float) -> None:
+    """The network gives this logit everywhere."""
+
+    def forward(image: Tensor, mixture: Tensor) -> Tensor:
+        return torch.full((len(image), 1, 128, 192), logit)
+
+    monkeypatch.setattr(task.net, "forward", forward)
+
+
+def snr(estimate: Any, truth: Any) -> float:
+    estimate, truth = torch.as_tensor(estimate).double(), torch.as_tensor(truth).double()
+    return float(10 * torch.log10(truth.square().sum() / (estimate - truth).square().sum()))
+
+
+def sentence(*args: Any, **kwargs: Any) -> str:
+    """What `separate_video` refuses a video with."""
+    with pytest.raises(UserError) as error:
+        separate_video(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_opens_by_itself(ckpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = load_task(ckpt, "separate")
+    assert capsys.readouterr().out == ""  # in particular no "encoder from scratch"
+    assert isinstance(task, Separate)
+    assert not any(module.training for module in task.modules())
+    assert task.record["data"] == {"image_size": 64, "audio_seconds": 3.0}
+    assert (task.hparams["mask"], task.hparams["pretrained"]) == ("ratio", None)
+    saved = torch.load(ckpt, weights_only=True)["state_dict"]
+    assert saved.keys() == task.state_dict().keys()
+    assert all(torch.equal(value, saved[name]) for name, value in task.state_dict().items())
+    assert type(load_task(ckpt)) is type(load_task(ckpt, Separate)) is Separate
+
+
+def test_what_is_no_checkpoint_of_the_task(ckpt: Path, tmp_path: Path) -> None:
+    whole = torch.load(ckpt, weights_only=True)
+    files = {
+        "missing.ckpt": None,
+        "text.ckpt": b"a checkpoint?",
+        "cut.ckpt": ckpt.read_bytes()[:5000],
+        "published.pth": {"state_dict": whole["state_dict"]},
+        "bare.ckpt": whole["state_dict"],
+        "list.ckpt": [torch.zeros(1)],
+        "other.ckpt": {**whole, "record": {**whole["record"], "task": "pretrain"}},
+        "less.ckpt": {**whole, "state_dict": dict(list(whole["state_dict"].items())[1:])},
+        "newer.ckpt": {**whole, "record": {**whole["record"], "model": {**MODEL, "new_key": 1}}},
+        "encoder.ckpt": {**whole, "record": {**whole["record"], "model": MODEL["net"]}},
+    }
+    said = {}
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+        elif content is not None:
+            torch.save(content, tmp_path / name)
+        with pytest.raises(UserError) as error:
+            load_task(tmp_path / name, "separate")
+        said[name] = str(error.value)
+        assert str(tmp_path / name) in said[name]
+    example = "e.g. logs/separate/latest/checkpoints/last.ckpt"
+    assert "does not exist" in said["missing.ckpt"]
+    assert example in said["missing.ckpt"]
+    assert "truncated, damaged or something else" in said["text.ckpt"]
+    assert "truncated, damaged or something else" in said["cut.ckpt"]
+    for name in ("published.pth", "bare.ckpt", "list.ckpt"):
+        assert "does not say which model it is of" in said[name]
+    assert "is a checkpoint of pretrain, task=separate needs one of separate; " + example in said["other.ckpt"]
+    for name, what in (
+        ("less.ckpt", "Error(s) in loading"),
+        ("newer.ckpt", "new_key"),
+        ("encoder.ckpt", "DeepAVFusion"),
+    ):
+        assert "does not fit this version" in said[name]
+        assert what in said[name]
+
+
+def test_weights_alone_are_refused(ckpt: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(torch.load(ckpt, weights_only=True)["state_dict"], tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"does not say which model it is of.*model\.pretrained"):
+        load_task(tmp_path / "a.safetensors", "separate")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "evil_module.run",
+        "deepavfusion_evil.Separate",
+        "deepavfusion.models.weights.Path",  # ours, but it comes from elsewhere
+        "deepavfusion.models.weights.pickle.loads",
+        "deepavfusion.models.weights.LoadReport",  # ours, but no network
+        "deepavfusion.data.encode.write_mp4",
+        "deepavfusion.models.nothing.Here",
+        3,
+    ],
+)
+@pytest.mark.parametrize("where", ["task", "net", "list"])
+def test_nothing_foreign_is_built_or_imported(
+    target: Any, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("evil_module", "deepavfusion_evil"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\ndef run(**_): open('ran', 'w')\nSeparate = run\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    evil = {"_target_": target}
+    model = {"task": {**MODEL, **evil}, "net": {**MODEL, "net": evil}, "list": {**MODEL, "betas": [{"a": evil}]}}[where]
+    path = write_checkpoint(tmp_path / "a.ckpt", model)
+    with pytest.raises(UserError, match="wants to build"):
+        load_task(path, "separate")
+    assert not (tmp_path / "ran").exists()
+    assert not {"evil_module", "deepavfusion_evil"} & set(sys.modules)
+
+
+# ---------------------------------------------------------------- windows and seams
+
+
+@pytest.mark.parametrize("seconds", [1.2, 2.9, 3.0, 3 + 1 / SAMPLE_RATE, 3.01, 4.5, 6.0, 10.37, 60.0])
+def test_weights_sum_to_one_and_change_slowly(seconds: float) -> None:
+    length = round(seconds * SAMPLE_RATE)
+    starts = window_starts(length, WINDOW)
+    assert starts[-1] + WINDOW == max(length, WINDOW)
+    assert max(np.diff(starts), default=0) <= WINDOW // 2
+    # Window n is 1 in row n, so that the rows of the result are the weights.
+    rows = torch.eye(len(starts), dtype=torch.float64)[..., None].expand(-1, -1, WINDOW)
+    weights = overlap_add(zip(starts, rows, strict=True), length)
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(length, dtype=torch.float64))
+    assert weights.min() >= 0
+    if length > WINDOW:  # the ends belong to the first and the last window; a fade takes half a window at least
+        assert weights[0, 0] > 1 - 1e-6
+        assert weights[-1, -1] > 1 - 1e-6
+        assert weights.diff(dim=1).abs().max() < 1.01 * math.pi / WINDOW
+
+
+def smooth_masks(count: int, low: float = 0.0) -> Tensor:
+    """Masks [count, 1, 128, 192] that change from window to window, and slowly inside one."""
+    torch.manual_seed(1)
+    return F.interpolate(low + (1 - low) * torch.rand(count, 1, 3, 3), size=(128, 192), mode="bicubic").clamp(low, 1)
+
+
+def chirp(seconds: float) -> Tensor:
+    t = torch.arange(round(seconds * SAMPLE_RATE), dtype=torch.float64) / SAMPLE_RATE
+    return (0.5 * torch.sin(2 * math.pi * (200 * t + 100 * t**2 / seconds))).float()  # 200 to 400 Hz
+
+
+def test_sixty_seconds_have_no_seam() -> None:
+    mixture = chirp(60.0)
+    starts = window_starts(len(mixture), WINDOW)
+    masks, mel_mask = smooth_masks(len(starts)), MelMask()
+    estimates = [mel_mask(m[None], mixture[None, s : s + WINDOW]) for m, s in zip(masks, starts, strict=True)]
+    result = overlap_add(zip(starts, estimates, strict=True), len(mixture))[0]
+    own = mixture.diff().abs().max()
+    assert result.diff().abs().max() <= own
+    inside = slice(N_FFT, -N_FFT)  # the ends of the file are no seams
+    assert result[inside].diff().diff().abs().max() <= 1.01 * mixture.diff().diff().abs().max()
+    hop = WINDOW // 2
+    hard = torch.cat([e[0, :hop] for e in estimates])  # the same without fading
+    assert hard.diff().abs().max() > 3 * own
+
+
+def test_overview_holds_the_whole_length_in_few_columns() -> None:
+    overview = Overview(frames=10_000, columns=100)
+    for start in range(0, 10_000 - 192, 96):
+        frames = torch.arange(start, start + 192.0)
+        overview.add(start, frames.expand(2, 3, -1))
+    assert overview.maps.shape == (2, 3, 100)
+    expected = torch.arange(100) * 100 + 49.5
+    # In the first and the last column, which one window covers, its middle counts more.
+    torch.testing.assert_close(overview.maps[0, 0, 1:-1], expected[1:-1], rtol=0, atol=1.0)
+
+
+# ---------------------------------------------------------------- masks to sound
+
+
+def test_the_ratio_is_undone() -> None:
+    ratio = torch.linspace(0.001, 0.999, 500)
+    learned = (ratio / (1 + ratio)).logit()
+    torch.testing.assert_close(source_mask(learned, "ratio"), ratio)
+    assert source_mask(torch.tensor([0.0, 3.0, 90.0]), "ratio").tolist() == [
+        1,
+        1,
+        1,
+    ]  # more than the mixture: all of it
+    torch.testing.assert_close(source_mask(learned, "dominant"), learned.sigmoid())
+
+
+def test_a_learned_ratio_gives_the_loudness_of_the_source(
+    task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = np.arange(WINDOW) / SAMPLE_RATE
+    low, high = (0.3 * np.sin(2 * math.pi * hertz * t).astype(np.float32) for hertz in (400, 3000))
+    path = write_video(tmp_path / "a.mp4", low + high, frames=6)
+    powers = [10 ** LogMel()(torch.from_numpy(x)[None]) for x in (low, high, low + high)]
+
+    def forward(image: Tensor, mixture: Tensor) -> Tensor:
+        masks = torch.cat([target_mask(source, powers[2]) for source in powers[:2]])
+        return masks.clamp(1e-6, 1 - 1e-6).logit()
+
+    monkeypatch.setattr(task.net, "forward", forward)
+    found = separate_video(task, path, [[0, 0, 0.5, 1], [0.5, 0, 1, 1]])
+    level = 20 * math.log10(0.3 / 2**0.5)
+    assert found.levels == pytest.approx([level, level], abs=0.3)
+    assert found.mixture_level == pytest.approx(level + 3.01, abs=0.3)
+    for estimate, truth in zip(found.waveforms, (low, high), strict=True):
+        assert snr(estimate[2000:40_000], truth[2000:40_000]) > 15
+
+
+@pytest.mark.parametrize("kind", ["ratio", "dominant"])
+@pytest.mark.parametrize(("spread", "decibels"), [("normalised", 60), ("transposed", 20)])
+def test_a_mel_mask_of_ones_returns_white_noise(
+    kind: str, spread: Any, decibels: int, task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4", noise(7.3), frames=15)
+    always(task, monkeypatch, 40.0)
+    task.hparams["mask"] = kind
+    found = separate_video(task, path, sources=2, spread=spread, batch_size=2)
+    mixture = read_audio(path, 0.0, 7.3)
+    assert found.waveforms.shape == (2, len(mixture)) == (2, 116_800)
+    for estimate in found.waveforms:
+        assert snr(estimate, mixture) >= decibels
+        assert spread == "normalised" or snr(estimate, mixture) < 40  # the published spread is not exact
+
+
+def test_an_stft_mask_of_ones_returns_the_mixture(
+    task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ones(self: MelMask, mask: Tensor, waveform: Tensor) -> Tensor:
+        return self.apply_to_bins(torch.ones(len(mask), 401, mask.shape[-1] + 1), waveform)
+
+    monkeypatch.setattr(MelMask, "forward", ones)
+    path = write_video(tmp_path / "a.mp4", noise(7.3), frames=15)
+    found = separate_video(task, path, sources=1)
+    assert snr(found.waveforms[0], read_audio(path, 0.0, 7.3)) >= 60
+
+
+def test_a_minute_with_masks_that_change_has_no_seam(
+    task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4", chirp(60.0).numpy(), frames=120, size=32)
+    masks = iter(smooth_masks(100, low=0.01))
+
+    def forward(image: Tensor, mixture: Tensor) -> Tensor:
+        return torch.stack([next(masks) for _ in image]).log()
+
+    monkeypatch.setattr(task.net, "forward", forward)
+    calls: list[tuple[int, int]] = []
+    found = separate_video(task, path, [[0, 0, 1, 1]], batch_size=4, on_progress=lambda *done: calls.append(done))
+    mixture = read_audio(path, 0.0, 60.0)
+    assert len(found.waveforms[0]) == len(mixture) == 60 * SAMPLE_RATE
+    assert found.waveforms[0].diff().abs().max() <= mixture.diff().abs().max()
+    assert found.levels[0] < found.mixture_level - 3  # the masks did something
+    assert calls == [(min(n, 39), 39) for n in range(4, 43, 4)]
+
+
+# ---------------------------------------------------------------- all kinds of files
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "channels"),
+    [(3.2, 16_000, 2), (3.0, 44_100, 2), (4.0, 48_000, 6), (3.5, 8_000, 1), (1.2, 22_050, 1), (20.0, 11_025, 1)],
+)
+def test_rates_channels_and_lengths(
+    seconds: float, rate: int, channels: int, task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a mask of ones the video's sound comes back, at its rate and with its length, without a shift."""
+    count = round(seconds * rate)
+    spectrum = np.fft.rfft(noise(seconds, rate))
+    spectrum[:, np.fft.rfftfreq(count, 1 / rate) > min(3000, 0.4 * rate)] = 0  # inside both bands
+    band = np.fft.irfft(spectrum, count).astype(np.float32)
+    path = write_video(tmp_path / "a.mp4", np.tile(band, (channels, 1)), rate, frames=round(2 * seconds))
+    always(task, monkeypatch, 40.0)
+    found = separate_video(task, path, sources=1)
+    with Media(path) as media:
+        mixture = media.audio(0.0, 2 * seconds, rate)
+    assert (found.sample_rate, found.seconds) == (rate, pytest.approx(seconds, abs=2e-4))
+    assert len(found.waveforms[0]) == len(mixture) == pytest.approx(count, abs=1)
+    middle = slice(rate // 20, -rate // 20)  # a filter has nothing to look at beyond the ends
+    assert snr(found.waveforms[0][middle], mixture[middle]) > 40
+
+
+def test_short_sound_is_mirrored_for_the_model(task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", noise(1.2))
+    heard = []
+
+    def forward(image: Tensor, mixture: Tensor) -> Tensor:
+        heard.append(mixture)
+        return torch.zeros(len(image), 1, 128, 192)
+
+    monkeypatch.setattr(task.net, "forward", forward)
+    found = separate_video(task, path, [[0, 0, 1, 1]])
+    once = read_audio(path, 0.0, 1.2)
+    mirrored = torch.cat([once, once.flip(0), once])[:WINDOW]
+    torch.testing.assert_close(heard[0], LogMel()(mirrored[None]))
+    assert found.mask.shape[-1] == math.ceil(1.2 * 64)  # and what is shown ends with the sound
+
+
+def test_the_model_sees_each_box_at_the_right_moment(
+    task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures a second whose brightness is their number; red on the left, blue on the right."""
+    frames = np.zeros((12, 64, 128, 3), np.uint8)
+    frames[:, :, :64, 0] = frames[:, :, 64:, 2] = 20 * np.arange(12)[:, None, None]
+    write_mp4(tmp_path / "a.mp4", frames, 2, noise(6.0), crf=1)
+    seen = []
+
+    def forward(image: Tensor, mixture: Tensor) -> Tensor:
+        assert image.shape == (2 * len(mixture), 3, 64, 64)
+        seen.append(image)
+        return torch.zeros(len(image), 1, 128, 192)
+
+    monkeypatch.setattr(task.net, "forward", forward)
+    separate_video(task, tmp_path / "a.mp4", [[0, 0, 64, 64], [64, 0, 128, 64]], batch_size=2)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    colours = 255 * (torch.cat(seen).mean(dim=(2, 3)).numpy() * std + mean)
+    # Windows begin at 0, 1.5 and 3 s; on screen in their middles are the pictures of 1.5, 3 and 4.5 s.
+    for (left, right), number in zip(colours.reshape(3, 2, 3), (3, 6, 9), strict=True):
+        assert left == pytest.approx([20 * number, 0, 0], abs=6)
+        assert right == pytest.approx([0, 0, 20 * number], abs=6)
+
+
+def test_videos_that_cannot_be_separated(task: Separate, tmp_path: Path) -> None:
+    picture = np.zeros((4, 32, 32, 3), np.uint8)
+    write_mp4(tmp_path / "mute.mp4", picture, 2)
+    write_wav(tmp_path / "blind.wav", noise(2.0), SAMPLE_RATE)
+    write_video(tmp_path / "silent.mp4", np.zeros(2 * SAMPLE_RATE, np.float32))
+    write_stream(tmp_path / "hiss.mkv", 1e-5 * noise(2.0), frames=picture)
+    whole = write_video(tmp_path / "whole.mp4", noise(4.0), frames=8).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.mp4").touch()
+    expected = {
+        "mute.mp4": "no audio: the file has no sound",
+        "blind.wav": "no video: the file has no picture",
+        "silent.mp4": "is silent: its 2.00 s of sound are all zero",
+        "hiss.mkv": "is silent: its 2.0",
+        "cut.mp4": "truncated",
+        "text.mp4": "undecodable",
+        "empty.mp4": "the file is empty",
+        "missing.mp4": "there is no such file",
+    }
+    for name, words in expected.items():
+        said = sentence(task, tmp_path / name)
+        assert words in said, said
+        assert str(tmp_path / name) in said
+
+
+def test_real_clips(real_clips: Path, task: Separate) -> None:
+    still = separate_video(task, real_clips / "music_duet_1.mp4")
+    assert still.waveforms.shape == (2, 48_000)
+    assert (still.chosen_by, len(still.boxes), still.frame.shape) == ("model", 2, (230, 256, 3))
+    film = separate_video(task, real_clips / "bigbuckbunny.mp4", [[0, 0, 0.5, 1]])
+    assert (film.sample_rate, film.waveforms.shape) == (48_000, (1, 254_976))  # 5.312 s
+    assert "no audio" in sentence(task, real_clips / "bikes.mp4")
+
+
+# ---------------------------------------------------------------- boxes
+
+
+def test_boxes_in_pixels_and_in_fractions() -> None:
+    assert read_boxes([[0, 0, 320, 360], [320.5, 10, 640, 360]], 640, 360) == [(0, 0, 320, 360), (320.5, 10, 640, 360)]
+    assert read_boxes([[0, 0.5, 0.25, 1]], 640, 360) == [(0, 180, 160, 360)]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([[0, 0, 641, 360]], "box 1 is [0, 0, 641, 360], which is not inside the picture"),
+        ([[0, 0, 0.5, 1], [-0.1, 0, 0.5, 1]], "box 2 is [-0.1, 0, 0.5, 1], which is not inside"),
+        ([[100, 0, 100, 360]], "holds no pixel"),
+        ([[200, 0, 100, 360]], "holds no pixel"),
+        ([[0, 0, 100]], "not four numbers"),
+        ([[0, 0, 100, "a"]], "not four numbers"),
+        ([[0, 0, 100, float("nan")]], "not four numbers"),
+        ([0, 0, 100, 100], "box 1 is 0, not four numbers"),
+        ([], "not a list of boxes"),
+        ("left", "not a list of boxes"),
+        (5, "not a list of boxes"),
+    ],
+)
+def test_bad_boxes(boxes: Any, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_boxes(boxes, 640, 360)
+    assert words in str(error.value)
+    assert "640 × 360 pixels" in str(error.value)
+
+
+def test_number_of_sources_and_boxes(task: Separate, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", noise(1.0))
+    assert "boxes holds 1 boxes, sources is 2" in sentence(task, path, [[0, 0, 1, 1]], 2)
+    for sources in (0, -1, "two", 1.5):
+        assert f"sources is {sources!r}" in sentence(task, path, None, sources)
+    assert "more than this model can tell apart" in sentence(task, path, None, 17)  # of 4 × 4 patches
+    assert separate_video(task, path, [[0, 0, 1, 1]]).waveforms.shape[0] == 1
+    assert separate_video(task, path, sources=3).waveforms.shape[0] == 3
+
+
+def test_a_box_is_seen_with_the_square_around_it() -> None:
+    assert square_view(Box(100, 100, 140, 200), 400, 300) == square_view(Box(70, 100, 170, 200), 400, 300)
+    view = square_view(Box(100, 100, 140, 200), 400, 300)
+    assert (view.left, view.top, view.right, view.bottom) == pytest.approx((70 / 400, 1 / 3, 170 / 400, 2 / 3))
+    edge = square_view(Box(0, 0, 100, 300), 400, 300)
+    assert (edge.left, edge.top, edge.right, edge.bottom) == pytest.approx((0, 0, 200 / 400, 1))
+
+
+def planted(rows: int = 8, columns: int = 8, *parts: tuple[slice, slice, float]) -> Tensor:
+    torch.manual_seed(0)
+    tokens = 0.1 * torch.randn(3, rows, columns, 16)
+    for row, column, value in parts:
+        tokens[:, row, column] += value * torch.randn(16)
+    return tokens
+
+
+def test_the_picture_is_split_where_the_tokens_differ() -> None:
+    every = slice(None)
+    upright = planted(8, 8, (every, slice(3, None), 1.0))
+    assert split_picture(upright, 2, 800, 400) == [(0, 0, 300, 400), (300, 0, 800, 400)]
+    lying = planted(8, 8, (slice(5, None), every, 1.0))
+    assert split_picture(lying, 2, 800, 400) == [(0, 0, 800, 250), (0, 250, 800, 400)]
+    three = planted(8, 8, (every, slice(4, None), 2.0), (slice(2, None), slice(4, None), 1.0))
+    assert split_picture(three, 3, 800, 400) == [(0, 0, 400, 400), (400, 0, 800, 100), (400, 100, 800, 400)]
+    assert split_picture(upright, 1, 800, 400) == [(0, 0, 800, 400)]
+    narrow = planted(8, 8, (every, slice(7, None), 5.0))  # a quarter at least is on each side
+    assert split_picture(narrow, 2, 800, 400) == [(0, 0, 600, 400), (600, 0, 800, 400)]
+
+
+def test_the_model_chooses_the_boxes_by_its_condition(
+    task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4", noise(5.0), frames=10)
+    tokens = planted(4, 4, (slice(None), slice(3, None), 1.0))[:1].flatten(1, 2)
+    monkeypatch.setattr(task.net.head, "image_tokens", lambda encoded: tokens.expand(len(encoded.image), -1, -1))
+    found = separate_video(task, path)
+    assert (found.chosen_by, found.boxes) == ("model", [(0, 0, 144, 96), (144, 0, 192, 96)])
+    again = separate_video(task, path, [list(box) for box in found.boxes])
+    assert again.chosen_by == "user"
+    assert torch.equal(again.waveforms, found.waveforms)
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def written(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Separation, Path, dict[str, list[str]]]:
+    """A separation of 44.1 kHz sound longer than its 25 pictures a second, written down."""
+    folder = tmp_path_factory.mktemp("written")
+    frames = np.full((75, 101, 202, 3), 200, np.uint8)[:, :100]
+    write_mp4(folder / "duet.mp4", frames, 25, noise(3.4, 44_100, 2) * np.hanning(149_940).astype(np.float32), 44_100)
+    task = load_task(ckpt, Separate)
+    assert isinstance(task, Separate)
+    found = separate_video(task, folder / "duet.mp4", [[20, 10, 100, 90], [101, 0, 202, 100]])
+    return found, folder, write_separation(found, folder)
+
+
+def test_sound_files_are_the_estimates(written: tuple[Separation, Path, dict[str, list[str]]]) -> None:
+    found, folder, names = written
+    assert names["wav"] == ["duet_source1.wav", "duet_source2.wav"]
+    for name, waveform in zip(names["wav"], found.waveforms, strict=True):
+        with wave.open(str(folder / name)) as file:
+            assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (44_100, 1, 149_940)
+            samples = np.frombuffer(file.readframes(149_940), "<i2") / 32767
+        assert np.abs(samples - waveform.numpy()).max() < 1 / 32767
+
+
+def test_videos_show_the_box_and_play_the_source(written: tuple[Separation, Path, dict[str, list[str]]]) -> None:
+    found, folder, names = written
+    for source, name in enumerate(names["mp4"]):
+        with Media(folder / name) as media:
+            info = media.info
+            assert (info.frames, info.fps, info.width, info.height) == (85, 25, 202, 100)  # 3.4 s
+            assert (info.sample_rate, info.channels) == (44_100, 1)
+            sound = media.audio(0.0, 3.4, 44_100)
+            first, last = media.frames([0.0, 3.3]).astype(int)
+        length = min(len(sound), 149_940)
+        assert snr(sound[:length], found.waveforms[source][:length]) > 10
+        points = [first[50, 60], first[50, 150]]
+        assert points[source].mean() > 190
+        assert points[1 - source].mean() < 80
+        assert np.abs(first - last).max() < 40  # the last picture stays while there is sound
+    with Media(folder / names["mp4"][0]) as media:
+        edge = media.frames([0.0])[0, 50, 20:23].astype(int).mean(axis=0)
+    assert edge.max() - edge.min() > 60  # a colour, where the picture is grey
+
+
+def test_large_and_fast_video_becomes_smaller_and_slower(task: Separate, tmp_path: Path) -> None:
+    frames = np.zeros((30, 1000, 1202, 3), np.uint8)
+    frames[:, :, :, 0] = 8 * np.arange(30)[:, None, None]
+    write_mp4(tmp_path / "a.mp4", frames, 60, noise(0.5, 96_000), 96_000, preset="ultrafast")
+    found = separate_video(task, tmp_path / "a.mp4", [[0, 0, 1, 1]])
+    names = write_separation(found, tmp_path)
+    with Media(tmp_path / names["mp4"][0]) as media:
+        assert (media.info.frames, media.info.fps) == (15, 30)
+        assert (media.info.height, media.info.width) == (720, 866)
+        red = media.frames([n / 30 for n in range(15)])[:, 360, 400, 0].astype(int)
+    assert np.abs(red - 16 * np.arange(15)).max() < 12  # every second picture
+
+
+def test_list_and_figure(written: tuple[Separation, Path, dict[str, list[str]]]) -> None:
+    found, folder, names = written
+    listed = json.loads((folder / "duet_sources.json").read_text())
+    assert (listed["boxes_chosen_by"], listed["sample_rate"], listed["seconds"]) == ("user", 44_100, 3.4)
+    assert [source["box"] for source in listed["sources"]] == [[20, 10, 100, 90], [101, 0, 202, 100]]
+    assert [source["wav"] for source in listed["sources"]] == names["wav"]
+    assert listed["sources"][0]["level_db"] == pytest.approx(found.levels[0], abs=0.05)
+    picture = np.asarray(Image.open(folder / "duet_separation.png").convert("RGB"))
+    assert picture.shape[1] == 1500
+    assert picture.std() > 30
+    texts = [axis.get_title(loc="left") for axis in draw(found).axes]
+    assert [text.split(",")[0] for text in texts[::3]][:3] == ["mixture", "source 1", "source 2"]
+
+
+def test_a_silent_source_is_told_as_such(
+    written: tuple[Separation, Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    found, _, _ = written
+    silent = replace(found, waveforms=torch.zeros_like(found.waveforms), source_mel=torch.zeros_like(found.source_mel))
+    names = write_separation(silent, tmp_path)
+    assert json.loads((tmp_path / names["list"][0]).read_text())["sources"][0]["level_db"] is None
+    assert draw(silent).axes[3].get_title(loc="left") == "source 1, silent"
