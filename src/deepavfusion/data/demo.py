@@ -1,4 +1,4 @@
-"""The generated demo data: three small data sets in the official layouts of VGGSound, MUSIC and AVSBench.
+"""The generated demo data: small data sets in the official layouts of VGGSound, VGGSound-Music, MUSIC and AVSBench.
 
 Drawn instruments (demo_drawings.py, demo_pictures.py) play random tunes (demo_sounds.py), so any experiment runs
 offline. Who sounds moves at its note starts; in about half of the clips a silent instrument of another class is in
@@ -34,10 +34,10 @@ from deepavfusion.data.encode import write_mp4, write_wav
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import die_with_parent
 
-VERSION = 1  # raise it whenever the same seed gives other files
+VERSION = 2  # raise it whenever the same seed gives other files
 SILENT_SHARE = 0.5  # of the clips with one sounding instrument also show a silent one
 FPS = 10.0
-SECONDS = {"vggsound": 4.0, "music": 6.0, "avsbench": 5.0}
+SECONDS = {"vggsound": 4.0, "vggsound_music": 4.0, "music": 6.0, "avsbench": 5.0}
 ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 # our name -> VGGSound's label, MUSIC's instrument
@@ -56,11 +56,13 @@ NAMES = list(CLASSES)
 
 @dataclass(frozen=True)
 class Counts:
-    """How many clips: of each class for VGGSound and the solos, altogether for the rest."""
+    """How many clips: of each class for VGGSound, VGGSound-Music and the solos, altogether for the rest."""
 
     vggsound_train: int = 48
     vggsound_test: int = 32
-    solos: int = 16
+    vggsound_music_train: int = 28
+    vggsound_music_test: int = 4
+    solos: int = 32
     duets: int = 24
     s4_train: int = 96
     s4_val: int = 32
@@ -104,7 +106,7 @@ Plan = Callable[[int, Counts], tuple[list[Job], Texts]]
 
 def ensure(
     root: str | Path,
-    sets: Sequence[str] = ("vggsound", "music", "avsbench"),
+    sets: Sequence[str] = ("vggsound", "vggsound_music", "music", "avsbench"),
     seed: int = 0,
     workers: int | None = None,
     force: bool = False,
@@ -128,7 +130,7 @@ def ensure(
 
 def generate(
     root: str | Path,
-    sets: Sequence[str] = ("vggsound", "music", "avsbench"),
+    sets: Sequence[str] = ("vggsound", "vggsound_music", "music", "avsbench"),
     seed: int = 0,
     workers: int | None = None,
     counts: Counts = FULL,
@@ -265,6 +267,32 @@ def _plan_vggsound(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     return jobs, {"annotations/vggsound.csv": _csv(sorted(rows))}
 
 
+def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """annotations/vggmusic_{train.txt,eval_ss.csv}; clips/playing_<instrument>/<id>_<start>_<end>.mp4.
+
+    Every test clip is in two pairs: as the first of one, and as the second of another; one pair in eight is of one class.
+    """
+    jobs, train, test = [], [], []
+    for split, count in (("train", counts.vggsound_music_train), ("test", counts.vggsound_music_test)):
+        for name, (label, _) in CLASSES.items():
+            folder = label.translate(str.maketrans(" (),", "____"))
+            for n in range(count):
+                key = f"vggsound_music/{split}/{name}/{n}"
+                rng = _rng(seed, f"{key}/plan")
+                clip, start = _youtube_id(rng), int(rng.integers(290))
+                path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
+                jobs.append(Job("mp4", path, key, (name,), _silent(rng, [name]), SECONDS["vggsound_music"]))
+                names = label.removeprefix("playing ").translate(str.maketrans(" ", "_"))
+                (train if split == "train" else test).append((f"{clip}_{start:06d}", names))
+    lines = [f"{clip},{name.split(',')[0]}\n" for clip, name in sorted(train)]  # violin, but violin,_fiddle in the pairs
+    order = _rng(seed, "vggsound_music/pairs").permutation(len(test))
+    rows = [("source_1", "source_2", "class_1", "class_2", "sep_type")]
+    for n in order:
+        (first, one), (second, two) = test[n], test[(n + (1 if n % 8 == 0 else counts.vggsound_music_test)) % len(test)]
+        rows.append((first, second, one, two, "Hard" if one == two else "Easy"))
+    return jobs, {"annotations/vggmusic_train.txt": "".join(lines), "annotations/vggmusic_eval_ss.csv": _csv(rows)}
+
+
 def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     """Three JSON lists; clips/<instrument>/<id>.mp4, where a duet's instrument is "a b"."""
     jobs: list[Job] = []
@@ -318,7 +346,12 @@ def _plan_avsbench(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     return jobs, {"metadata.csv": _csv(rows), "label2idx.json": json.dumps(index, indent=1) + "\n"}
 
 
-PLANS: dict[str, Plan] = {"vggsound": _plan_vggsound, "music": _plan_music, "avsbench": _plan_avsbench}
+PLANS: dict[str, Plan] = {
+    "vggsound": _plan_vggsound,
+    "vggsound_music": _plan_vggsound_music,
+    "music": _plan_music,
+    "avsbench": _plan_avsbench,
+}
 
 
 def _choose(rng: Generator, count: int) -> tuple[str, ...]:

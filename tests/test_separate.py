@@ -1,0 +1,257 @@
+"""Separation runs from the command line down: what they write, that evaluation repeats, what they say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from deepavfusion.callbacks.separation import class_table
+from deepavfusion.data import demo
+from deepavfusion.models.separator import target_mask
+from deepavfusion.tasks.separate import Separate
+from deepavfusion.utils import cli
+from deepavfusion.utils.configs import instantiate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+import eval as evaluation
+from test_configs import compose
+from test_train import sentence, train
+
+TINY = [
+    "experiment=music_separation",
+    "scale=demo",
+    "trainer=cpu",
+    "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    "model.net.image.embed_dim=32",
+    "model.net.image.depth=2",
+    "model.net.image.num_heads=2",
+    "model.metric_workers=1",
+    "data.audio_seconds=1.0",
+    "data.batch_size=3",
+    "data.num_workers=0",
+    "data.image_size=64",
+    "data.holdout_share=0.2",
+]
+
+
+def evaluate(monkeypatch, *overrides: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, overrides)])
+    monkeypatch.delenv("DEEPAVFUSION_RUN_DIR", raising=False)
+    threads = torch.get_num_threads()
+    cli.run(evaluation.main)
+    torch.set_num_threads(threads)
+
+
+def numbers(path: Path, prefix: str = "test/") -> dict[str, float]:
+    return {k: v for k, v in json.loads(path.read_text()).items() if k.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    counts = demo.Counts(solos=5, duets=2)
+    return demo.generate(tmp_path_factory.mktemp("demo"), ["music"], workers=1, counts=counts)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(data_root, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, *TINY, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
+    return logs / "separate" / "runs" / "whole"
+
+
+def test_a_run_ends_with_the_numbers_of_the_test_split(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    measures = {"sdr", "sir", "sar", "si_sdr"}
+    expected = {f"test/{name}" for name in measures}
+    expected |= {f"test/{name}_{of}" for name in measures for of in ("wrong_frame", "ideal", "ideal_binary")}
+    expected |= {f"test/{name}_{of}" for name in ("sdr", "sir", "si_sdr") for of in ("mixture", "improvement")}
+    expected |= {"test/silent_references", "test/silent_estimates", "test/sources", "test/loss"}
+    expected |= {"val/loss", "val/sdr", "train/loss_last", "data/coverage", "data/test_listed"}
+    assert expected <= set(metrics)
+    assert metrics["test/sources"] == 2 * metrics["data/test_present"] == 2 * 4
+    improvement = metrics["test/sdr"] - metrics["test/sdr_mixture"]
+    assert metrics["test/sdr_improvement"] == pytest.approx(improvement, abs=1e-9)
+    assert metrics["test/sdr_ideal"] > metrics["test/sdr_mixture"] + 5
+
+
+def test_the_mixtures_and_what_came_of_them_are_in_the_run_directory(finished):
+    with (finished / "mixtures_test.csv").open() as file:
+        mixtures = list(csv.DictReader(file))
+    with (finished / "separation_test.csv").open() as file:
+        results = list(csv.DictReader(file))
+    keys = ("mixture", "source", "id", "class")
+    assert [[row[k] for k in keys] for row in mixtures] == [[row[k] for k in keys] for row in results]
+    assert len(mixtures) == 8
+    for first, second in zip(mixtures[::2], mixtures[1::2], strict=True):
+        assert first["class"] != second["class"]
+        assert first["mixture"] == second["mixture"]
+    mean = sum(float(row["sdr"]) for row in results) / len(results)
+    assert numbers(finished / "metrics.json")["test/sdr"] == pytest.approx(mean, abs=1e-9)
+
+
+def test_evaluation_repeats_the_numbers_exactly(finished, monkeypatch):
+    for name in ("again", "and_again"):
+        evaluate(monkeypatch, f"ckpt_path={finished}/checkpoints/last.ckpt", f"run.name={name}")
+    for name in ("again", "and_again"):
+        folder = finished.parents[1] / "evals" / name
+        assert numbers(folder / "metrics.json") == numbers(finished / "metrics.json")
+        for file in ("mixtures_test.csv", "separation_test.csv"):
+            assert (folder / file).read_text() == (finished / file).read_text()
+
+
+def test_evaluation_does_not_depend_on_batches(finished, monkeypatch):
+    checkpoint = f"ckpt_path={finished}/checkpoints/last.ckpt"
+    evaluate(monkeypatch, checkpoint, "run.name=single", "data.batch_size=1")
+    single = numbers(finished.parents[1] / "evals" / "single" / "metrics.json")
+    for name, value in numbers(finished / "metrics.json").items():
+        assert single[name] == pytest.approx(value, abs=2e-3), name
+
+
+def test_tensorboard_has_sounds_pictures_and_histograms(finished):
+    events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
+    tags = events.Tags()
+    assert {"separation/mixture_0", "test_sources/sdr_by_class"} <= set(tags["images"])
+    kinds = {tag.split("/")[1].split("_")[0] for tag in tags["audio"] if tag.startswith("mixture_0/")}
+    assert kinds == {"mixture", "estimate", "truth"}
+    assert len([tag for tag in tags["audio"] if tag.startswith("mixture_0/estimate")]) == 2
+    assert {"test_sources/sdr", "test_sources/sdr_improvement"} <= set(tags["histograms"])
+
+
+def test_a_checkpoint_knows_its_model_and_its_run(finished):
+    record = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["record"]
+    assert record["task"] == "separate"
+    assert record["model"]["_target_"] == "deepavfusion.tasks.separate.Separate"
+    assert len(record["classes"]) == 8
+    assert "experiment=music_separation" in record["overrides"]
+
+
+def test_a_pretrained_encoder_is_taken_if_there_is_one_that_fits(finished, data_root, monkeypatch, capsys):
+    logs = finished.parents[2]
+    small = ["debug=fast", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "test=false"]
+    run = [*TINY, f"data.root={data_root}", f"paths.log_dir={logs}", *small]
+    latest = logs / "pretrain" / "latest"
+    (latest / "checkpoints").mkdir(parents=True)
+    train(monkeypatch, *run)
+    assert "encoder from scratch: nothing was pre-trained" in capsys.readouterr().out
+    state = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    encoder = {name: value for name, value in state.items() if name.startswith("net.encoder.")}
+    torch.save({"state_dict": encoder}, latest / "checkpoints" / "last.ckpt")
+    train(monkeypatch, *run)
+    assert f"encoder from {latest}/checkpoints/last.ckpt: {len(encoder) - 2} tensors loaded" in capsys.readouterr().out
+    train(monkeypatch, *run, "model.net.image.embed_dim=48")
+    assert "encoder from scratch: checkpoint" in capsys.readouterr().out
+    train(monkeypatch, *run, "model.pretrained=null")
+    assert "encoder from scratch\n" in capsys.readouterr().out
+
+
+def test_what_eval_says_when_it_cannot(finished, monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, "experiment=music_separation")
+    assert "ckpt_path is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, f"ckpt_path={tmp_path}/none.ckpt")
+    assert "does not exist" in capsys.readouterr().err
+    torch.save({"state_dict": {"net.encoder.fusion_tokens": torch.zeros(1, 4, 8)}}, tmp_path / "old.ckpt")
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, f"ckpt_path={tmp_path}/old.ckpt")
+    assert "add experiment=<name>" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, f"ckpt_path={finished}/checkpoints/last.ckpt", "model.net.image.embed_dim=48")
+    assert "is of another network" in capsys.readouterr().err
+
+
+# ---- the task itself
+
+
+def task_and_batch(data_root: Path, sources: int = 2, **model: object):
+    cfg = compose(
+        *(value for value in TINY if not value.startswith("~")),
+        f"data.root={data_root}",
+        f"data.samples.sources={sources}",
+        "model.pretrained=null",
+        *(f"model.{key}={value}" for key, value in model.items()),
+    )
+    torch.manual_seed(0)
+    task: Separate = instantiate(cfg.model)
+    data = instantiate(cfg.data)
+    data.setup()
+    return task, data.on_after_batch_transfer(next(iter(data.test_dataloader()[0])), 0)
+
+
+@pytest.mark.parametrize("sources", [2, 3, 4])
+def test_mixtures_of_several_sources(data_root, sources):
+    task, batch = task_and_batch(data_root, sources)
+    mixture, log_mel = task.mix(batch)
+    assert mixture.shape == (batch.items, 16000)
+    torch.testing.assert_close(mixture[0], batch.waveform[:sources].sum(dim=0))
+    assert task.net(batch.image, log_mel).shape == (len(batch), 1, 128, 64)
+    ideal = task._ideal_masks(batch)
+    torch.testing.assert_close(ideal["ideal"][:sources].sum(dim=0), torch.ones(1, 128, 64))
+    assert ideal["ideal_binary"][:sources].sum(dim=0).max() == 1
+
+
+@pytest.mark.parametrize("mask", ["ratio", "binary", "dominant"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_training_lowers_the_loss_of_a_batch(data_root, mask, weighted):
+    task, batch = task_and_batch(data_root, mask=mask, weighted_loss=weighted)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=2e-3)
+    task.log = lambda *args, **kwargs: None
+    losses = []
+    for _ in range(12):
+        loss = task.training_step(batch, 0)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_target_is_made_of_the_sources_power(data_root):
+    task, batch = task_and_batch(data_root)
+    _, log_mel = task.mix(batch)
+    source, mixture = 10**batch.spectrogram[1], 10 ** log_mel[0]
+    found = task._target(batch, 10**log_mel, "ratio")[1]
+    torch.testing.assert_close(found, target_mask(source, mixture, "ratio"))
+
+
+def test_a_batch_without_clips_is_no_step(data_root):
+    task, batch = task_and_batch(data_root)
+    task.log = lambda *args, **kwargs: None
+    loss = task.training_step(batch.first(0), 0)
+    loss.backward()
+    assert loss.item() == 0
+    assert not any(p.grad.any() for p in task.net.parameters() if p.grad is not None)
+
+
+def test_sizes_of_data_and_model_that_differ_are_named(data_root, monkeypatch, capsys, tmp_path):
+    told = sentence(
+        monkeypatch,
+        capsys,
+        *TINY,
+        f"data.root={data_root}",
+        f"paths.log_dir={tmp_path}",
+        "model.net.image.input_size=[96,96]",
+    )
+    assert "data.image_size" in told
+
+
+def test_sdr_by_class_is_a_mean_over_pairs():
+    rows = [
+        {"label": 0, "others": (1,), "sdr": 2.0},
+        {"label": 0, "others": (1,), "sdr": 4.0},
+        {"label": 1, "others": (0,), "sdr": float("nan")},
+    ]
+    table = class_table(rows, 2)
+    assert table[0, 1] == 3.0
+    assert torch.from_numpy(table).isnan().sum() == 3
