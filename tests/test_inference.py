@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from deepavfusion.data.decode import Media, read_audio
 from deepavfusion.data.encode import write_mp4, write_wav
-from deepavfusion.inference.boxes import Box, read_boxes, split_picture, square_view
+from deepavfusion.inference.boxes import Box, read_boxes, split_picture, views_of
 from deepavfusion.inference.checkpoint import load_task
 from deepavfusion.inference.files import draw, write_separation
 from deepavfusion.inference.separate import Separation, separate_video, source_mask
@@ -379,28 +379,32 @@ def test_short_sound_is_mirrored_for_the_model(task: Separate, tmp_path: Path, m
     assert found.mask.shape[-1] == math.ceil(1.2 * 64)  # and what is shown ends with the sound
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "live.mkv"])
 def test_the_model_sees_each_box_at_the_right_moment(
-    task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, task: Separate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two pictures a second whose brightness is their number; red on the left, blue on the right."""
-    frames = np.zeros((12, 64, 128, 3), np.uint8)
-    frames[:, :, :64, 0] = frames[:, :, 64:, 2] = 20 * np.arange(12)[:, None, None]
-    write_mp4(tmp_path / "a.mp4", frames, 2, noise(6.0), crf=1)
-    seen = []
+    """Brightness is time; red on the left, blue on the right. The header of a live recording knows no length."""
+    frames = np.zeros((150, 64, 128, 3), np.uint8)
+    frames[:, :, :64, 0] = frames[:, :, 64:, 2] = np.arange(150)[:, None, None]
+    if name == "a.mp4":
+        write_mp4(tmp_path / name, frames, 25, noise(6.0), crf=1)
+    else:
+        write_stream(tmp_path / name, noise(6.0), frames=frames, live="1")
+    found = []
 
     def forward(image: Tensor, mixture: Tensor) -> Tensor:
         assert image.shape == (2 * len(mixture), 3, 64, 64)
-        seen.append(image)
+        found.append(image)
         return torch.zeros(len(image), 1, 128, 192)
 
     monkeypatch.setattr(task.net, "forward", forward)
-    separate_video(task, tmp_path / "a.mp4", [[0, 0, 64, 64], [64, 0, 128, 64]], batch_size=2)
+    separate_video(task, tmp_path / name, [[0, 0, 64, 64], [64, 0, 128, 64]], batch_size=2)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    colours = 255 * (torch.cat(seen).mean(dim=(2, 3)).numpy() * std + mean)
-    # Windows begin at 0, 1.5 and 3 s; on screen in their middles are the pictures of 1.5, 3 and 4.5 s.
-    for (left, right), number in zip(colours.reshape(3, 2, 3), (3, 6, 9), strict=True):
-        assert left == pytest.approx([20 * number, 0, 0], abs=6)
-        assert right == pytest.approx([0, 0, 20 * number], abs=6)
+    colours = 255 * (torch.cat(found).mean(dim=(2, 3)).numpy() * std + mean)
+    # Windows begin at 0, 1.5 and 3 s; their middles are 1.5, 3 and 4.5 s.
+    for (left, right), moment in zip(colours.reshape(-1, 2, 3), (1.5, 3.0, 4.5), strict=False):
+        assert left == pytest.approx([25 * moment, 0, 0], abs=7)
+        assert right == pytest.approx([0, 0, 25 * moment], abs=7)
 
 
 def test_videos_that_cannot_be_separated(task: Separate, tmp_path: Path) -> None:
@@ -479,12 +483,26 @@ def test_number_of_sources_and_boxes(task: Separate, tmp_path: Path) -> None:
     assert separate_video(task, path, sources=3).waveforms.shape[0] == 3
 
 
+def seen(*boxes: tuple[float, ...]) -> list[tuple[float, ...]]:
+    """Edges of what the model sees of boxes in a picture of 400 × 300 pixels."""
+    views = views_of([Box(*box) for box in boxes], 400, 300)
+    edges = [(400 * view.left, 300 * view.top, 400 * view.right, 300 * view.bottom) for view in views]
+    return [tuple(round(edge, 6) for edge in box) for box in edges]
+
+
 def test_a_box_is_seen_with_the_square_around_it() -> None:
-    assert square_view(Box(100, 100, 140, 200), 400, 300) == square_view(Box(70, 100, 170, 200), 400, 300)
-    view = square_view(Box(100, 100, 140, 200), 400, 300)
-    assert (view.left, view.top, view.right, view.bottom) == pytest.approx((70 / 400, 1 / 3, 170 / 400, 2 / 3))
-    edge = square_view(Box(0, 0, 100, 300), 400, 300)
-    assert (edge.left, edge.top, edge.right, edge.bottom) == pytest.approx((0, 0, 200 / 400, 1))
+    assert seen((100, 100, 140, 200)) == [(70, 100, 170, 200)]
+    assert seen((0, 0, 100, 300)) == [(0, 0, 200, 300)]  # the picture ends
+    assert seen((0, 100, 400, 200)) == [(0, 0, 400, 300)]
+
+
+def test_a_box_is_not_widened_over_another() -> None:
+    halves = [(0, 0, 200, 300), (200, 0, 400, 300)]
+    assert seen(*halves) == halves
+    assert seen((0, 0, 400, 150), (0, 150, 400, 300)) == [(0, 0, 400, 150), (0, 150, 400, 300)]
+    tight = [(100, 100, 140, 200), (160, 150, 200, 250), (100, 210, 140, 250)]  # beside and below the first
+    assert seen(*tight)[0] == (70, 100, 160, 200)
+    assert seen((100, 100, 140, 200), (120, 100, 180, 200))[0] == (70, 100, 170, 200)  # they overlap already
 
 
 def planted(rows: int = 8, columns: int = 8, *parts: tuple[slice, slice, float]) -> Tensor:

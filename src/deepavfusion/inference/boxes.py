@@ -54,13 +54,26 @@ def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
     return found
 
 
-def square_view(box: Box, width: int, height: int) -> View:
-    """What the model sees of a box: the square around it, as far as the picture reaches."""
+def views_of(boxes: Sequence[Box], width: int, height: int) -> list[View]:
+    """What the model sees of each box: the square around it, as far as the picture reaches and no other box begins.
+
+    Training shows crops of nearly square parts; but a part that shows another source, too, would not tell them apart.
+    """
+    return [_widened(box, boxes, width, height) for box in boxes]
+
+
+def _widened(box: Box, boxes: Sequence[Box], width: int, height: int) -> View:
     half = max(box.right - box.left, box.bottom - box.top) / 2
     x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
-    return View(
-        max(x - half, 0) / width, max(y - half, 0) / height, min((x + half) / width, 1), min((y + half) / height, 1)
-    )
+    left, top, right, bottom = max(x - half, 0), max(y - half, 0), min(x + half, width), min(y + half, height)
+    for other in boxes:
+        if other.top < box.bottom and box.top < other.bottom:  # beside it
+            left = max(left, other.right) if other.right <= box.left else left
+            right = min(right, other.left) if other.left >= box.right else right
+        if other.left < box.right and box.left < other.right:  # above or below it
+            top = max(top, other.bottom) if other.bottom <= box.top else top
+            bottom = min(bottom, other.top) if other.top >= box.bottom else bottom
+    return View(left / width, top / height, right / width, bottom / height)
 
 
 def split_picture(tokens: Tensor, parts: int, width: int, height: int) -> list[Box]:

@@ -21,7 +21,7 @@ from torchaudio.functional import resample
 
 from deepavfusion.data.clips import on_grid
 from deepavfusion.data.decode import Media
-from deepavfusion.inference.boxes import Box, read_boxes, split_picture, square_view
+from deepavfusion.inference.boxes import Box, read_boxes, split_picture, views_of
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, MelMask, extend_by_mirror
@@ -152,7 +152,7 @@ class _Separator:
         found = self.choose_boxes(sources or 2, width, height) if boxes is None else read_boxes(boxes, width, height)
         if len(found) != (sources or len(found)):
             raise UserError(f"boxes holds {len(found)} boxes, sources is {sources}: give one box for each source.")
-        views = [square_view(box, width, height) for box in found]
+        views = views_of(found, width, height)
         overview = Overview(math.ceil(len(self.mixture) / HOP_LENGTH))
 
         def pieces() -> Iterator[tuple[int, Tensor]]:
@@ -219,9 +219,12 @@ class _Separator:
     def frames(self, starts: Sequence[int]) -> NDArray[np.uint8]:
         """The pictures in the windows' middles, on the grid that training and evaluation use; [B, H, W, 3]."""
         seconds, moments = self.window / SAMPLE_RATE, []
+        info = self.media.info
+        end = (
+            info.picture_end if info.video_duration else len(self.mixture) / SAMPLE_RATE
+        )  # recordings without a length
         for start in (start / SAMPLE_RATE for start in starts):
-            latest = min(start + seconds, self.media.info.picture_end)
-            moments.append(on_grid(start + seconds / 2, start, latest))
+            moments.append(on_grid(start + seconds / 2, start, min(start + seconds, end)))
         return self.media.frames(moments)
 
 
