@@ -29,7 +29,6 @@ from deepavfusion.utils.errors import DecodeError, UserError
 MOST_FPS = 30.0
 MOST_PIXELS = 720  # of the shorter side
 CHUNK_BYTES = 64 * 2**20  # of frames decoded at a time
-DIMMED = 0.35  # brightness outside the box
 AAC_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 QUIETEST = 70.0  # dB below the loudest of the mixture, drawn as black
 TICKS = (0.25, 0.5, 1, 2, 4, 8)  # kHz
@@ -108,25 +107,19 @@ def _marked(media: Media, times: list[float], separation: Separation, source: in
     height, width = separation.frame.shape[:2]
     scale = min(1.0, MOST_PIXELS / min(height, width))
     rows, columns = (max(2, 2 * round(side * scale / 2)) for side in (height, width))  # even, as H.264 wants them
-    box = Box(
-        *(edge * s for edge, s in zip(separation.boxes[source], (columns / width, rows / height) * 2, strict=True))
-    )
-    inside, outline = _inside(box, rows, columns)
-    brightness = np.where(inside, 1.0, DIMMED).astype(np.float32)[..., None]
-    colour = (255 * colour_of(source)).astype(np.uint8)
+    x, y = columns / width, rows / height
+    box, colour = separation.boxes[source], (255 * colour_of(source)).astype(np.uint8)
+    left, top, right, bottom = round(box.left * x), round(box.top * y), round(box.right * x), round(box.bottom * y)
+    line = max(2, min(rows, columns) // 120)
+    inside = (slice(top + line, max(bottom - line, 0)), slice(left + line, max(right - line, 0)))
     step = max(1, CHUNK_BYTES // separation.frame.nbytes)
     for first in range(0, len(times), step):
         for frame in media.frames(times[first : first + step]):
-            marked = (_resized(frame, rows, columns) * brightness).astype(np.uint8)
-            marked[outline] = colour
+            shown = _resized(frame, rows, columns)
+            marked: NDArray[np.uint8] = shown // 3
+            marked[top:bottom, left:right] = colour
+            marked[inside] = shown[inside]
             yield marked
-
-
-def _inside(box: Box, rows: int, columns: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which pixels of a picture are in a box, and which of these are its outline."""
-    y, x = np.mgrid[:rows, :columns] + 0.5
-    distance = np.minimum.reduce([x - box.left, box.right - x, y - box.top, box.bottom - y])
-    return distance > 0, (distance > 0) & (distance < max(2, min(rows, columns) / 120))
 
 
 def _resized(frame: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
