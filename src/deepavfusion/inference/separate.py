@@ -85,6 +85,7 @@ def separate_video(
     Raises:
         UserError: the video has no picture or no sound, is silent, or does not decode; or the boxes are wrong.
     """
+    assert not task.training, "the batch norms of a task in training would learn from the video: task.eval() first"
     for name, count in (("sources", sources), ("batch_size", batch_size)):
         if count is not None and (type(count) is not int or count < 1):
             raise UserError(f"{name} is {count!r}, expected a whole number of at least 1.")
