@@ -220,7 +220,7 @@ def test_training_lowers_the_loss_of_a_batch(data_root, mask, weighted):
 def test_the_target_is_made_of_the_sources_power(data_root):
     task, batch = task_and_batch(data_root)
     _, log_mel = task.mix(batch)
-    source, mixture = 10**batch.spectrogram[1], 10 ** log_mel[0]
+    source, mixture = 10 ** batch.spectrogram[1], 10 ** log_mel[0]
     found = task._target(batch, 10**log_mel, "ratio")[1]
     torch.testing.assert_close(found, target_mask(source, mixture, "ratio"))
 

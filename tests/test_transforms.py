@@ -114,7 +114,16 @@ def test_a_view_shows_the_same_of_a_smaller_picture_and_of_a_mask():
 def test_device_transform_applies_the_gain_and_fills_the_spectrogram():
     waveform = cases.wave((2, 48000), 0.05, 0.001, 0.2)
     zeros, gain = torch.zeros(2), torch.tensor([0.0, -20.0])
-    batch = Batch(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), waveform, zeros.long(), ["a", "b"], zeros, zeros, gain, zeros.long())
+    batch = Batch(
+        torch.zeros(2, 3, 16, 16, dtype=torch.uint8),
+        waveform,
+        zeros.long(),
+        ["a", "b"],
+        zeros,
+        zeros,
+        gain,
+        zeros.long(),
+    )
     out = DeviceTransform()(batch)
     torch.testing.assert_close(out.waveform, waveform * torch.tensor([[1.0], [0.1]]))
     torch.testing.assert_close(out.spectrogram, LogMel()(out.waveform))

@@ -40,7 +40,7 @@ class SeparationPictures(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: SeparationOutput | None,
+        outputs: Any,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,

@@ -270,9 +270,11 @@ def _plan_vggsound(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
 def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     """annotations/vggmusic_{train.txt,eval_ss.csv}; clips/playing_<instrument>/<id>_<start>_<end>.mp4.
 
-    Every test clip is in two pairs: as the first of one, and as the second of another; one pair in eight is of one class.
+    Every test clip is the first of one pair; one pair in eight is of one class.
     """
-    jobs, train, test = [], [], []
+    jobs: list[Job] = []
+    train: list[tuple[str, str]] = []
+    test: list[tuple[str, str]] = []
     for split, count in (("train", counts.vggsound_music_train), ("test", counts.vggsound_music_test)):
         for name, (label, _) in CLASSES.items():
             folder = label.translate(str.maketrans(" (),", "____"))
@@ -284,7 +286,9 @@ def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
                 jobs.append(Job("mp4", path, key, (name,), _silent(rng, [name]), SECONDS["vggsound_music"]))
                 names = label.removeprefix("playing ").translate(str.maketrans(" ", "_"))
                 (train if split == "train" else test).append((f"{clip}_{start:06d}", names))
-    lines = [f"{clip},{name.split(',')[0]}\n" for clip, name in sorted(train)]  # violin, but violin,_fiddle in the pairs
+    lines = [
+        f"{clip},{name.split(',')[0]}\n" for clip, name in sorted(train)
+    ]  # violin, but violin,_fiddle in the pairs
     order = _rng(seed, "vggsound_music/pairs").permutation(len(test))
     rows = [("source_1", "source_2", "class_1", "class_2", "sep_type")]
     for n in order:

@@ -20,6 +20,16 @@ SAMPLE_RATE = 16_000  # Hz
 
 # How hard it is to hear the class: wider ranges hide it better. Change VERSION in demo.py with them.
 REGISTER = (53.0, 69.0)  # lowest note of a melody, MIDI numbers; the same for every class
+OWN_REGISTER = {  # the same for solos, which keep to where their instrument is at home
+    "accordion": (53.0, 60.0),
+    "banjo": (58.0, 65.0),
+    "drum": REGISTER,
+    "flute": (72.0, 79.0),
+    "guitar": (40.0, 47.0),
+    "piano": (46.0, 58.0),
+    "trumpet": (56.0, 63.0),
+    "violin": (64.0, 71.0),
+}
 TEMPO = (70.0, 170.0)  # beats per minute
 REST = 0.12  # probability that a beat is silent
 TILT_DB = 3.0  # spectral tilt of a clip, ± dB per octave around 1 kHz
@@ -41,9 +51,9 @@ class Note:
     strength: float
 
 
-def melody(rng: Generator, seconds: float) -> list[Note]:
-    """A random tune; which instrument plays it has no influence."""
-    lowest, beat = rng.uniform(*REGISTER), 60.0 / rng.uniform(*TEMPO)
+def melody(rng: Generator, seconds: float, register: tuple[float, float] = REGISTER) -> list[Note]:
+    """A random tune whose lowest note lies in `register`, MIDI numbers."""
+    lowest, beat = rng.uniform(*register), 60.0 / rng.uniform(*TEMPO)
     notes: list[Note] = []
     time = rng.uniform(0.0, 0.3)
     while time < seconds - 0.1:

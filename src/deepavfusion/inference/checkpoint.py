@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from rich import get_console
 from torch import nn
 
-from deepavfusion.models.weights import _read as read_file
+from deepavfusion.models.weights import read_file
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.configs import instantiate
 from deepavfusion.utils.errors import UserError

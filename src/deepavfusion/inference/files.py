@@ -22,7 +22,8 @@ from torchaudio.functional import resample
 from deepavfusion.data.decode import Media
 from deepavfusion.data.encode import write_mp4, write_wav
 from deepavfusion.inference.boxes import Box, as_lists
-from deepavfusion.inference.separate import Separation
+from deepavfusion.inference.separate import Separation, separate_video
+from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import LOG_OFFSET, N_MELS, SAMPLE_RATE
 from deepavfusion.utils.errors import DecodeError, UserError
 
@@ -222,3 +223,15 @@ def _band(kilohertz: float) -> float:
         return math.log10(1 + hertz / 700)
 
     return min((N_MELS + 1) * mel(1000 * kilohertz) / mel(SAMPLE_RATE / 2) - 0.5, N_MELS)
+
+
+def separate_to_folder(task: Separate, video: str | Path, folder: Path) -> tuple[Tensor, int]:
+    """Separate a video, the model choosing the sources, and write everything; the waveforms and their rate.
+
+    Raises:
+        UserError: see `separate_video` and `write_separation`.
+    """
+    separation = separate_video(task, video)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_separation(separation, folder)
+    return separation.waveforms, separation.sample_rate

@@ -27,21 +27,26 @@ class SeparationHead(nn.Module):
     """Audio tokens of five layers and image tokens to the logits of a mask.
 
     Args:
-        dim: width of the encoder; the levels have dim, dim/2, /4, /8 and /16 channels.
+        dim: width of the encoder.
         depth: of the encoder.
         grid: of the audio tokens, mel bands × frames.
+        width: channels of the bottom; the levels above have width/2, /4, /8 and /16. None: dim, as published.
     """
 
-    def __init__(self, dim: int, depth: int, grid: tuple[int, int]) -> None:
+    def __init__(self, dim: int, depth: int, grid: tuple[int, int], width: int | None = None) -> None:
         super().__init__()
         self.grid, self.layers = grid, spread_layers(depth, LEVELS + 1)
-        widths = [dim // 2**level for level in range(LEVELS + 1)]
-        if widths[-1] < 1:
-            raise UserError(f"the separator needs model.net.image.embed_dim of at least {2**LEVELS}, not {dim}.")
+        width = width or dim
+        if width % 2**LEVELS:
+            raise UserError(
+                f"the separator halves its channels {LEVELS} times and starts with {width}: set model.head_dim, or "
+                f"model.net.image.embed_dim where that is null, to a multiple of {2**LEVELS}."
+            )
+        widths = [width // 2**level for level in range(LEVELS + 1)]
         self.image_norm = nn.LayerNorm(dim)
         self.audio_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in self.layers)  # first layer to last
-        self.conditions = nn.ModuleList(nn.Linear(dim, width) for width in widths)  # bottom to top
-        self.bottom = DoubleConv(2 * dim, dim)
+        self.conditions = nn.ModuleList(nn.Linear(dim, channels) for channels in widths)  # bottom to top
+        self.bottom = DoubleConv(dim + width, width)
         self.levels = nn.ModuleList(
             Level(widths[n - 1], dim, 2**n, up=widths[n], lateral=widths[n], channels=widths[n], condition=widths[n])
             for n in range(1, LEVELS + 1)
@@ -73,18 +78,18 @@ class Separator(nn.Module):
 
     Args:
         encoder: the backbone.
+        head_dim: see `SeparationHead`.
     """
 
-    def __init__(self, encoder: DeepAVFusion) -> None:
+    def __init__(self, encoder: DeepAVFusion, head_dim: int | None = None) -> None:
         super().__init__()
-        if (encoder.audio.patch_size, encoder.image.embed_dim % 2**LEVELS) != (2**LEVELS, 0):
+        if encoder.audio.patch_size != 2**LEVELS:
             raise UserError(
-                f"the separator works on patches of {2**LEVELS} and widths divisible by {2**LEVELS}; "
-                f"model.net.audio.patch_size is {encoder.audio.patch_size}, model.net.image.embed_dim "
-                f"{encoder.image.embed_dim}."
+                f"the separator doubles its resolution {LEVELS} times, so it needs model.net.audio.patch_size="
+                f"{2**LEVELS}, not {encoder.audio.patch_size}."
             )
         self.encoder = encoder
-        self.head = SeparationHead(encoder.embed_dim, encoder.depth, encoder.audio.grid)
+        self.head = SeparationHead(encoder.embed_dim, encoder.depth, encoder.audio.grid, head_dim)
 
     def encode(self, image: Tensor, mixture: Tensor) -> EncoderOutput:
         """See `forward`; what the head reads."""

@@ -81,7 +81,7 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist: expected {EXPECTED}.")
-    tensors = _tensors(_read(path), path)
+    tensors = _tensors(read_file(path), path)
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if any(name.startswith("net.") for name in tensors):
         inside = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
@@ -107,7 +107,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist: expected {EXPECTED}.")
-    content = _read(path)
+    content = read_file(path)
     record = content.get("record", {}) if isinstance(content, dict) else {}
     return record if isinstance(record, dict) else {}
 
@@ -132,7 +132,8 @@ def write_weights(weights: Weights, path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> object:
+def read_file(path: Path) -> object:
+    """The content of a checkpoint file; see `read_weights` for what is raised."""
     broken = (
         f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or something else; "
         f"expected {EXPECTED}; fetch or copy it again."

@@ -23,6 +23,7 @@ class Separate(FineTune):
 
     Args:
         net: the backbone.
+        head_dim: channels at the bottom of the head's U-Net; None: as wide as the encoder.
         mask: what is learned, see `models.separator.target_mask`.
         weighted_loss: louder positions of the mixture count more.
         spread: how a mel mask reaches the waveform in evaluation, see `transforms.audio.MelMask`.
@@ -43,6 +44,7 @@ class Separate(FineTune):
     def __init__(
         self,
         net: DeepAVFusion,
+        head_dim: int | None = None,
         mask: MaskKind = "ratio",
         weighted_loss: bool = True,
         spread: Literal["transposed", "normalised"] = "transposed",
@@ -60,7 +62,7 @@ class Separate(FineTune):
         super().__init__()
         self.save_hyperparameters(ignore=["net"])
         load_pretrained(net, pretrained, latest_pretraining)
-        self.net = Separator(net)
+        self.net = Separator(net, head_dim)
         self.log_mel = LogMel()
         self.mel_mask = MelMask(spread)
         self.val_metrics = SeparationMetrics(("model",), metric_workers)
@@ -121,10 +123,14 @@ class Separate(FineTune):
         together = sources.unflatten(0, (-1, batch.group)).sum(dim=1).repeat_interleave(batch.group, dim=0)
         return {"ideal": sources / together, "ideal_binary": target_mask(sources, together, "dominant")}
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> SeparationOutput | None:
+    def validation_step(  # type: ignore[override]  # Lightning hands whatever it is to the callbacks
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> SeparationOutput | None:
         return self._evaluate(batch, "val", self.val_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> SeparationOutput | None:
+    def test_step(  # type: ignore[override]  # Lightning hands whatever it is to the callbacks
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> SeparationOutput | None:
         return self._evaluate(batch, "test", self.test_metrics)
 
     def on_validation_epoch_start(self) -> None:

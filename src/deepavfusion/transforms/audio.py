@@ -52,14 +52,16 @@ class MelMask(nn.Module):
 
     Args:
         spread: how the mask of the bands becomes one of the frequencies. "transposed": by the transpose of the filter
-            bank, as published; the lowest frequency, the highest and the last frame are silent, and a mask of ones gives
-            the waveform back to 20 … 28 dB. "normalised": each frequency takes the weighted mean of its bands, those
-            three their neighbour's, and a mask of ones gives the waveform back.
+            bank, as published; the lowest frequency, the highest and the last frame are silent, and a mask of ones
+            gives the waveform back to 20 … 28 dB. "normalised": each frequency takes the weighted mean of its bands,
+            those three their neighbour's, and a mask of ones gives the waveform back.
     """
 
     def __init__(self, spread: Literal["transposed", "normalised"] = "normalised") -> None:
         super().__init__()
         assert spread in ("transposed", "normalised"), spread
+        self.bank: Tensor
+        self.window: Tensor
         self.spread = spread
         bank = LogMel().mel.mel_scale.fb.clone()  # [frequencies, bands]
         if spread == "normalised":
