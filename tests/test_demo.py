@@ -18,12 +18,13 @@ from PIL import Image
 from deepavfusion.data import demo
 from deepavfusion.data.demo_drawings import DRAWINGS
 from deepavfusion.data.demo_pictures import Scene
-from deepavfusion.data.demo_sounds import SAMPLE_RATE, VOICES, melody, mix, perform
+from deepavfusion.data.demo_sounds import OWN_REGISTER, SAMPLE_RATE, VOICES, melody, mix, perform
+from deepavfusion.data.vggsound_music import vggsound_music
 from deepavfusion.utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = demo.Counts(
-    vggsound_train=1, vggsound_test=1, solos=1, duets=1,
+    vggsound_train=1, vggsound_test=1, vggsound_music_train=1, vggsound_music_test=2, solos=1, duets=1,
     s4_train=3, s4_val=1, s4_test=1, ms3_train=2, ms3_val=1, ms3_test=1,
 )  # fmt: skip
 ONE_SET = demo.Counts(vggsound_train=1, vggsound_test=0)
@@ -64,8 +65,10 @@ def test_vggsound_layout(root: Path) -> None:
 
 def test_every_clip_decodes_with_sound(root: Path) -> None:
     clips = [(path, 4.0) for path in sorted((root / "vggsound").rglob("*.mp4"))[::5]]
-    clips += [(path, 6.0) for path in sorted((root / "music").rglob("*.mp4"))[::5]]
-    assert len(clips) == 4 + 2
+    solos = [path for path in sorted((root / "music").rglob("*.mp4")) if " " not in path.parent.name]
+    (duet,) = (path for path in (root / "music").rglob("*.mp4") if path not in solos)
+    clips += [(path, 3.2) for path in solos[::5]] + [(duet, 6.0)]
+    assert len(clips) == 4 + 2 + 1
     for path, seconds in clips:
         with av.open(str(path)) as container:
             frames = [frame.time for frame in container.decode(video=0)]
@@ -74,6 +77,25 @@ def test_every_clip_decodes_with_sound(root: Path) -> None:
         assert len(frames) == round(seconds * demo.FPS)
         assert len(sound) / SAMPLE_RATE == pytest.approx(seconds, abs=0.1)
         assert np.sqrt(np.mean(sound**2)) > 0.01
+
+
+def test_vggsound_music_layout(root: Path) -> None:
+    """The reader of the published lists reads them: instruments, pairs, and where the clips lie."""
+    train, test = (vggsound_music(root / "vggsound_music", split) for split in ("train", "test"))
+    assert (len(train), len(test), train.missing, test.missing) == (8, 16, [], [])
+    assert train.classes == test.classes == sorted(train.classes)
+    assert {"violin", "acoustic_guitar"} < set(train.classes)
+    label = {clip.id: clip.label for clip in test.clips}
+    assert [first for first, _ in test.mixtures] == list(dict.fromkeys(first for first, _ in test.mixtures))
+    assert sum(label[first] == label[second] for first, second in test.mixtures) == 2
+    assert all(first != second for first, second in test.mixtures)
+
+
+def test_solos_keep_to_their_register(root: Path) -> None:
+    """A flute plays where no guitar does: the solos' pitches are those of their instrument."""
+    low, high = (melody(np.random.default_rng(0), 9.0, OWN_REGISTER[name]) for name in ("guitar", "flute"))
+    assert max(note.frequency for note in low) < min(note.frequency for note in high)
+    assert all(70 < note.frequency < 200 for note in low)
 
 
 def test_music_lists_name_the_clips(root: Path) -> None:

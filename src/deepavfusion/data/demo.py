@@ -1,8 +1,10 @@
 """The generated demo data: small data sets in the official layouts of VGGSound, VGGSound-Music, MUSIC and AVSBench.
 
 Drawn instruments (demo_drawings.py, demo_pictures.py) play random tunes (demo_sounds.py), so any experiment runs
-offline. Who sounds moves at its note starts; in about half of the clips a silent instrument of another class is in
-the picture too, so neither picture nor sound tells everything. The files follow from the seed alone.
+offline. Who sounds moves at its note starts. In about half of the clips of VGGSound and AVSBench a silent instrument
+of another class is in the picture too, so neither picture nor sound tells everything; MUSIC and VGGSound-Music show
+who plays and no one else, on a grey stage, each in the register and colours of its instrument. The files follow from
+the seed alone.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 
 from deepavfusion.data.demo_pictures import Scene
-from deepavfusion.data.demo_sounds import SAMPLE_RATE, melody, mix, perform
+from deepavfusion.data.demo_sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody, mix, perform
 from deepavfusion.data.encode import write_mp4, write_wav
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import die_with_parent
@@ -37,7 +39,7 @@ from deepavfusion.utils.processes import die_with_parent
 VERSION = 2  # raise it whenever the same seed gives other files
 SILENT_SHARE = 0.5  # of the clips with one sounding instrument also show a silent one
 FPS = 10.0
-SECONDS = {"vggsound": 4.0, "vggsound_music": 4.0, "music": 6.0, "avsbench": 5.0}
+SECONDS = {"vggsound": 4.0, "vggsound_music": 3.2, "solo": 3.2, "duet": 6.0, "avsbench": 5.0}
 ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 # our name -> VGGSound's label, MUSIC's instrument
@@ -60,9 +62,9 @@ class Counts:
 
     vggsound_train: int = 48
     vggsound_test: int = 32
-    vggsound_music_train: int = 28
-    vggsound_music_test: int = 4
-    solos: int = 32
+    vggsound_music_train: int = 60
+    vggsound_music_test: int = 16
+    solos: int = 80
     duets: int = 24
     s4_train: int = 96
     s4_val: int = 32
@@ -86,6 +88,7 @@ class Job:
         sounding, silent: names of the instruments.
         seconds: length.
         masks: how many of the five pictures get a mask.
+        stage: instruments play in their own register, in their usual colours and before something grey.
     """
 
     kind: str
@@ -95,6 +98,7 @@ class Job:
     silent: tuple[str, ...]
     seconds: float
     masks: int = 0
+    stage: bool = False
 
 
 Texts = dict[str, str]  # file name -> content: the lists and annotations of a set
@@ -222,11 +226,12 @@ def _mapper(workers: int) -> Iterator[Callable[[list[Job], Path, int], Iterable[
 def render(job: Job, folder: Path, seed: int) -> None:
     """Write the files of one clip below `folder`."""
     rng = _rng(seed, job.key)
-    tunes = [melody(rng, job.seconds) for _ in job.sounding]
+    registers = [OWN_REGISTER[name] if job.stage else REGISTER for name in job.sounding]
+    tunes = [melody(rng, job.seconds, register) for register in registers]
     parts = [perform(name, tune, rng, job.seconds) for name, tune in zip(job.sounding, tunes, strict=True)]
     waveform = mix(parts, rng)
     onsets = [[note.start for note in tune] for tune in tunes]
-    scene = Scene(rng, [*job.sounding, *job.silent], onsets)
+    scene = Scene(rng, [*job.sounding, *job.silent], onsets, job.stage)
     target = folder / job.path
     if job.kind == "mp4":
         frames = (scene.frame(n / FPS) for n in range(round(job.seconds * FPS)))
@@ -283,7 +288,7 @@ def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
                 rng = _rng(seed, f"{key}/plan")
                 clip, start = _youtube_id(rng), int(rng.integers(290))
                 path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
-                jobs.append(Job("mp4", path, key, (name,), _silent(rng, [name]), SECONDS["vggsound_music"]))
+                jobs.append(Job("mp4", path, key, (name,), (), SECONDS["vggsound_music"], stage=True))
                 names = label.removeprefix("playing ").translate(str.maketrans(" ", "_"))
                 (train if split == "train" else test).append((f"{clip}_{start:06d}", names))
     lines = [
@@ -303,19 +308,18 @@ def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     solos: dict[str, list[str]] = {}
     duets: dict[str, list[str]] = {}
 
-    def add(videos: dict[str, list[str]], names: tuple[str, ...], key: str, silent: bool) -> None:
+    def add(videos: dict[str, list[str]], names: tuple[str, ...], key: str, seconds: float) -> None:
         rng = _rng(seed, f"{key}/plan")
         clip, folder = _youtube_id(rng), " ".join(CLASSES[name][1] for name in names)
-        others = _silent(rng, names) if silent else ()
-        jobs.append(Job("mp4", f"clips/{folder}/{clip}.mp4", key, names, others, SECONDS["music"]))
+        jobs.append(Job("mp4", f"clips/{folder}/{clip}.mp4", key, names, (), seconds, stage=True))
         videos.setdefault(folder, []).append(clip)
 
     for name in NAMES:
         for n in range(counts.solos):
-            add(solos, (name,), f"music/solo/{name}/{n}", silent=True)
+            add(solos, (name,), f"music/solo/{name}/{n}", SECONDS["solo"])
     for n in range(counts.duets):
         first, second = sorted(_choose(_rng(seed, f"music/duet/{n}/pair"), 2))
-        add(duets, (first, second), f"music/duet/{n}", silent=False)
+        add(duets, (first, second), f"music/duet/{n}", SECONDS["duet"])
     lists = {"MUSIC_solo_videos": solos, "MUSIC_duet_videos": duets, "MUSIC21_solo_videos": solos}
     return jobs, {f"{name}.json": json.dumps({"videos": videos}) + "\n" for name, videos in lists.items()}
 

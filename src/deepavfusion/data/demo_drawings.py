@@ -17,30 +17,30 @@ USUAL = 0.75  # chance that an instrument has its usual colours; otherwise it ha
 HUE_SPREAD = 0.03  # ± around the usual hue
 
 Range = tuple[float, float]
-# Usual colours of body and second part: hue, saturation, value. Neighbours overlap, as wood and brass do.
+# Usual colours of body and second part: hue, saturation, value.
 COLOURS: dict[str, tuple[tuple[float, Range, Range], tuple[float, Range, Range]]] = {
-    "accordion": ((0.98, (0.7, 0.95), (0.5, 0.85)), (0.98, (0.0, 0.2), (0.8, 1.0))),
-    "banjo": ((0.07, (0.4, 0.6), (0.35, 0.55)), (0.07, (0.4, 0.7), (0.3, 0.5))),
-    "drum": ((0.62, (0.6, 0.9), (0.4, 0.8)), (0.62, (0.0, 0.15), (0.7, 0.95))),
-    "flute": ((0.60, (0.0, 0.12), (0.75, 0.95)), (0.60, (0.0, 0.15), (0.6, 0.8))),
-    "guitar": ((0.10, (0.5, 0.8), (0.75, 1.0)), (0.07, (0.5, 0.8), (0.35, 0.6))),
-    "piano": ((0.60, (0.0, 0.3), (0.08, 0.22)), (0.07, (0.3, 0.6), (0.15, 0.3))),
-    "trumpet": ((0.14, (0.7, 0.95), (0.8, 1.0)), (0.14, (0.6, 0.9), (0.7, 0.9))),
-    "violin": ((0.03, (0.65, 0.9), (0.35, 0.6)), (0.05, (0.5, 0.8), (0.25, 0.45))),
+    "accordion": ((0.98, (0.7, 0.95), (0.5, 0.85)), (0.98, (0.3, 0.7), (0.7, 1.0))),
+    "banjo": ((0.36, (0.5, 0.8), (0.4, 0.7)), (0.36, (0.4, 0.7), (0.3, 0.6))),
+    "drum": ((0.62, (0.6, 0.9), (0.5, 0.9)), (0.62, (0.2, 0.5), (0.7, 0.95))),
+    "flute": ((0.52, (0.3, 0.6), (0.75, 0.95)), (0.52, (0.2, 0.5), (0.7, 0.9))),
+    "guitar": ((0.08, (0.6, 0.9), (0.75, 1.0)), (0.07, (0.5, 0.8), (0.4, 0.7))),
+    "piano": ((0.60, (0.0, 0.3), (0.06, 0.18)), (0.07, (0.2, 0.5), (0.12, 0.25))),
+    "trumpet": ((0.15, (0.7, 0.95), (0.8, 1.0)), (0.15, (0.6, 0.9), (0.7, 0.9))),
+    "violin": ((0.85, (0.5, 0.8), (0.4, 0.75)), (0.85, (0.4, 0.7), (0.3, 0.5))),
 }
 
 Colour = tuple[int, int, int]
 
 
 class Pen:
-    """Draws in units of the canvas, 0…1 from the top left, with the four colours of one instrument."""
+    """Draws in units of the canvas, 0…1 from the top left, in the four colours of an instrument: usual ones or any."""
 
-    def __init__(self, name: str, rng: Generator) -> None:
+    def __init__(self, name: str, rng: Generator, usual: float = USUAL) -> None:
         self.image = Image.new("RGBA", (CANVAS, CANVAS))
         self.draw = ImageDraw.Draw(self.image)
         dark, light = colour(rng, (0.05, 0.25)), colour(rng, (0.85, 1.0), (0.0, 0.25))
         self.body, self.second = (_usual(rng, *part) for part in COLOURS[name])
-        if rng.random() >= USUAL:
+        if rng.random() >= usual:
             self.body, self.second = colour(rng), colour(rng)
         self.ink, self.shine = (dark, light) if rng.random() < 0.7 else (light, dark)
         self.edge = rng.uniform(0.006, 0.014)

@@ -1,7 +1,7 @@
 """The pictures of the demo data: drawn instruments in random sizes, places and angles before a random backdrop.
 
-Colour, size, place, angle, background, brightness and contrast have the same distributions for every class,
-so raw pixels do not tell the instrument; its shape and parts do. Whoever sounds jumps when a note starts.
+Size, place, angle, background, brightness and contrast have the same distributions for every class; shape, parts and,
+most of the time, colour tell the instrument. Whoever sounds jumps when a note starts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from deepavfusion.data.demo_drawings import DRAWINGS, Pen, colour
+from deepavfusion.data.demo_drawings import DRAWINGS, USUAL, Pen, Range, colour
 
 # How hard it is to see the class: wider ranges hide it better. Change VERSION in demo.py with them.
 SHORT_SIDES = (216, 224, 232, 240, 248)  # pixels
@@ -23,7 +23,8 @@ STRETCH = 1.4  # long thin instruments are this much longer
 ANGLE = 12.0  # ± degrees
 BRIGHTNESS = 15.0  # ± of 255
 CONTRAST = (0.85, 1.1)
-BACKDROP_SATURATION = (0.05, 0.45)
+BACKDROP_VALUE, BACKDROP_SATURATION = (0.1, 0.95), (0.05, 0.45)
+STAGE_VALUE, STAGE_SATURATION = (0.3, 0.5), (0.0, 0.08)
 TEXTURE = (0.05, 0.35)  # how far the backdrop's second colour is from its first
 GRAIN = 3.0  # at most this standard deviation of pixel noise, of 255
 JUMP = (0.06, 0.12)  # height of the jump at a note's start, of the short side
@@ -68,9 +69,10 @@ class Scene:
         rng: decides everything else.
         instruments: keys of `DRAWINGS`, all different.
         onsets: seconds at which each sounding instrument starts a note.
+        stage: instruments have their usual colours and stand before something grey.
     """
 
-    def __init__(self, rng: Generator, instruments: list[str], onsets: list[list[float]]) -> None:
+    def __init__(self, rng: Generator, instruments: list[str], onsets: list[list[float]], stage: bool = False) -> None:
         short = int(rng.choice(SHORT_SIDES))
         long = 2 * round(short * rng.choice(ASPECTS) / 2)
         self.width: int
@@ -79,7 +81,8 @@ class Scene:
         self.onsets = onsets
         low, high = SIZE[len(instruments)]
         self.sprites = [
-            _sprite(name, short * rng.uniform(low, high), rng.uniform(-ANGLE, ANGLE), rng) for name in instruments
+            _sprite(name, short * rng.uniform(low, high), rng.uniform(-ANGLE, ANGLE), rng, 1.0 if stage else USUAL)
+            for name in instruments
         ]
         _place(self.sprites, self.width, self.height, rng)
         self.jump, self.swing = rng.uniform(*JUMP) * short, rng.choice([-1, 1]) * SWING
@@ -88,7 +91,8 @@ class Scene:
         for sprite in self.sprites:
             sprite.image = sprite.image.point([*levels, *range(256)])
             sprite.turned.clear()
-        self.backdrop = _backdrop(rng, self.width, self.height).point(levels)
+        colours = (STAGE_VALUE, STAGE_SATURATION) if stage else (BACKDROP_VALUE, BACKDROP_SATURATION)
+        self.backdrop = _backdrop(rng, self.width, self.height, *colours).point(levels)
         for sprite in self.sprites[len(onsets) :]:
             image, corner = sprite.posed((0, 0))
             self.backdrop.paste(image, corner, image)
@@ -131,8 +135,8 @@ class Scene:
         return alphas
 
 
-def _sprite(name: str, size: float, angle: float, rng: Generator) -> Sprite:
-    pen = Pen(name, rng)
+def _sprite(name: str, size: float, angle: float, rng: Generator, usual: float) -> Sprite:
+    pen = Pen(name, rng, usual)
     DRAWINGS[name](pen, rng)
     image = pen.image.crop(pen.image.getbbox())
     scale = size * (STRETCH if name in LONG else 1.0) / max(image.size)
@@ -169,7 +173,7 @@ def _place(sprites: list[Sprite], width: int, height: int, rng: Generator) -> No
         sprite.x, sprite.y = place
 
 
-def _backdrop(rng: Generator, width: int, height: int) -> Image.Image:
+def _backdrop(rng: Generator, width: int, height: int, value: Range, saturation: Range) -> Image.Image:
     """Two to four colours mixed by a smooth noise, a gradient, stripes or blobs."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / min(width, height)
     kind = rng.choice(["noise", "gradient", "stripes", "blobs"])
@@ -191,7 +195,7 @@ def _backdrop(rng: Generator, width: int, height: int) -> Image.Image:
             cx, cy, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(6, 50)
             draw.ellipse([cx - r, cy - r * rng.uniform(0.4, 1), cx + r, cy + r], int(rng.integers(60, 256)))
         field_ = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 5))), np.float32) / 255
-    first, second = (np.array(colour(rng, (0.1, 0.95), BACKDROP_SATURATION), np.float32) for _ in range(2))
+    first, second = (np.array(colour(rng, value, saturation), np.float32) for _ in range(2))
     mixed = first + rng.uniform(*TEXTURE) * np.clip(field_, 0, 1)[..., None] * (second - first)
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
