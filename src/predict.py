@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR
+from deepavfusion.utils.configs import CONFIG_DIR, register_resolvers
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.run_dir import CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 
@@ -50,6 +50,7 @@ def separate(cfg: DictConfig, folder: Path) -> None:
 
 
 TASKS = {"separate": separate}
+register_resolvers()
 
 
 def checkpoint(cfg: DictConfig) -> Path:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from deepavfusion.data.decode import Media, read_audio
 from deepavfusion.data.encode import write_mp4, write_wav
-from deepavfusion.inference.boxes import Box, read_boxes, split_picture, views_of
+from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
 from deepavfusion.inference.checkpoint import load_task
 from deepavfusion.inference.files import draw, write_separation
 from deepavfusion.inference.separate import Separation, separate_video, source_mask
@@ -491,18 +491,23 @@ def seen(*boxes: tuple[float, ...]) -> list[tuple[float, ...]]:
 
 
 def test_a_box_is_seen_with_the_square_around_it() -> None:
-    assert seen((100, 100, 140, 200)) == [(70, 100, 170, 200)]
-    assert seen((0, 0, 100, 300)) == [(0, 0, 200, 300)]  # the picture ends
+    assert seen((100, 100, 140, 200)) == [(0, 0, 300, 300)]  # as large as in training, inside the picture
+    assert seen((200, 100, 240, 200)) == [(70, 0, 370, 300)]
+    assert seen((0, 0, 100, 300), (300, 0, 400, 300)) == [(0, 0, 300, 300), (100, 0, 400, 300)]
     assert seen((0, 100, 400, 200)) == [(0, 0, 400, 300)]
 
 
-def test_a_box_is_not_widened_over_another() -> None:
-    halves = [(0, 0, 200, 300), (200, 0, 400, 300)]
-    assert seen(*halves) == halves
-    assert seen((0, 0, 400, 150), (0, 150, 400, 300)) == [(0, 0, 400, 150), (0, 150, 400, 300)]
-    tight = [(100, 100, 140, 200), (160, 150, 200, 250), (100, 210, 140, 250)]  # beside and below the first
-    assert seen(*tight)[0] == (70, 100, 160, 200)
-    assert seen((100, 100, 140, 200), (120, 100, 180, 200))[0] == (70, 100, 170, 200)  # they overlap already
+def test_a_source_is_seen_alone() -> None:
+    frame = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    mean = frame.mean(axis=(0, 1)).round().astype(np.uint8)
+    left, right = Box(0, 0, 4, 6), Box(3, 0, 6, 4)  # a column in both
+    shown = alone(frame, left, [left, right])
+    assert (shown[:, :4] == frame[:, :4]).all()
+    assert (shown[:4, 4:6] == mean).all()
+    assert (shown[4:, 4:] == frame[4:, 4:]).all()
+    assert (shown[:, 6:] == frame[:, 6:]).all()
+    assert (alone(frame, right, [left, right])[:, :3] == mean).all()
+    assert (alone(frame, left, [left]) == frame).all()
 
 
 def planted(rows: int = 8, columns: int = 8, *parts: tuple[slice, slice, float]) -> Tensor:

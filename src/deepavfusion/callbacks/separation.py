@@ -102,6 +102,7 @@ def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: in
                 axis.set_xticks([])
             if line == 0:
                 axis.set_title(title)
+        axes[-1, 1].set_xlabel("s")
     return figure
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepavfusion.transforms.image import View
@@ -55,25 +57,33 @@ def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
 
 
 def views_of(boxes: Sequence[Box], width: int, height: int) -> list[View]:
-    """What the model sees of each box: the square around it, as far as the picture reaches and no other box begins.
+    """The part of the picture in which the model looks for each box: a square of the picture's shorter side around it.
 
-    Training shows crops of nearly square parts; but a part that shows another source, too, would not tell them apart.
+    So the sources have the size that they have in training, where whole pictures are seen; see `alone`, too.
     """
-    return [_widened(box, boxes, width, height) for box in boxes]
+    return [_around(box, width, height) for box in boxes]
 
 
-def _widened(box: Box, boxes: Sequence[Box], width: int, height: int) -> View:
-    half = max(box.right - box.left, box.bottom - box.top) / 2
-    x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
-    left, top, right, bottom = max(x - half, 0), max(y - half, 0), min(x + half, width), min(y + half, height)
+def _around(box: Box, width: int, height: int) -> View:
+    side = max(min(width, height), box.right - box.left, box.bottom - box.top)
+    across, down = min(side, width), min(side, height)
+    left = min(max((box.left + box.right - across) / 2, 0), width - across)
+    top = min(max((box.top + box.bottom - down) / 2, 0), height - down)
+    return View(left / width, top / height, (left + across) / width, (top + down) / height)
+
+
+def alone(frame: NDArray[np.uint8], box: Box, boxes: Sequence[Box]) -> NDArray[np.uint8]:
+    """A picture [H, W, 3] with the other boxes, as far as they lie outside `box`, painted over in its mean colour."""
+    shown = frame.copy()
     for other in boxes:
-        if other.top < box.bottom and box.top < other.bottom:  # beside it
-            left = max(left, other.right) if other.right <= box.left else left
-            right = min(right, other.left) if other.left >= box.right else right
-        if other.left < box.right and box.left < other.right:  # above or below it
-            top = max(top, other.bottom) if other.bottom <= box.top else top
-            bottom = min(bottom, other.top) if other.top >= box.bottom else bottom
-    return View(left / width, top / height, right / width, bottom / height)
+        if other is not box:
+            _part(shown, other)[:] = frame.mean(axis=(0, 1)).round().astype(np.uint8)
+    _part(shown, box)[:] = _part(frame, box)
+    return shown
+
+
+def _part(frame: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    return frame[round(box.top) : round(box.bottom), round(box.left) : round(box.right)]
 
 
 def split_picture(tokens: Tensor, parts: int, width: int, height: int) -> list[Box]:

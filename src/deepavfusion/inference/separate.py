@@ -21,7 +21,7 @@ from torchaudio.functional import resample
 
 from deepavfusion.data.clips import on_grid
 from deepavfusion.data.decode import Media
-from deepavfusion.inference.boxes import Box, read_boxes, split_picture, views_of
+from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, MelMask, extend_by_mirror
@@ -153,13 +153,12 @@ class _Separator:
         found = self.choose_boxes(sources or 2, width, height) if boxes is None else read_boxes(boxes, width, height)
         if len(found) != (sources or len(found)):
             raise UserError(f"boxes holds {len(found)} boxes, sources is {sources}: give one box for each source.")
-        views = views_of(found, width, height)
         overview = Overview(math.ceil(len(self.mixture) / HOP_LENGTH))
 
         def pieces() -> Iterator[tuple[int, Tensor]]:
             for first in range(0, len(self.starts), batch_size):
                 starts = self.starts[first : first + batch_size]
-                estimates, maps = self.batch(starts, views)
+                estimates, maps = self.batch(starts, found)
                 for start, estimate, window_maps in zip(starts, estimates, maps, strict=True):
                     overview.add(start / HOP_LENGTH, window_maps)
                     yield start, estimate
@@ -167,7 +166,7 @@ class _Separator:
                     on_progress(first + len(starts), len(self.starts))
 
         estimates = overlap_add(pieces(), len(self.mixture))
-        mixture_mel, source_mel, mask = overview.maps.split([1, len(views), len(views)])
+        mixture_mel, source_mel, mask = overview.maps.split([1, len(found), len(found)])
         rate = self.media.info.sample_rate
         return Separation(
             video=self.media.container.path,
@@ -183,13 +182,13 @@ class _Separator:
             mask=mask,
         )
 
-    def batch(self, starts: Sequence[int], views: Sequence[View]) -> tuple[Tensor, Tensor]:
+    def batch(self, starts: Sequence[int], boxes: Sequence[Box]) -> tuple[Tensor, Tensor]:
         """Windows to the sources' sounds [B, sources, T] and the maps [B, 1 + 2 · sources, M, F] to look at."""
         mixture = self.sound(starts)
         log_mel = self.log_mel(mixture)
-        logits = self.task.net(self.images(starts, views), log_mel)
+        logits = self.task.net(self.images(starts, boxes), log_mel)
         mask = source_mask(logits, self.task.hparams["mask"])
-        estimate = self.mel_mask(mask, mixture.repeat_interleave(len(views), dim=0))
+        estimate = self.mel_mask(mask, mixture.repeat_interleave(len(boxes), dim=0))
         power = torch.cat(
             [10 ** x.unflatten(0, (len(starts), -1)).squeeze(2) for x in (log_mel, self.log_mel(estimate))], dim=1
         )
@@ -202,7 +201,7 @@ class _Separator:
         grid = self.task.net.encoder.image.grid
         tokens = []
         for start in self.starts[step // 2 :: step]:
-            encoded = self.task.net.encode(self.images([start], [View()]), self.log_mel(self.sound([start])))
+            encoded = self.task.net.encode(self.images([start]), self.log_mel(self.sound([start])))
             tokens.append(self.task.net.head.image_tokens(encoded).unflatten(1, grid).float().cpu())
         return split_picture(torch.cat(tokens), sources, width, height)
 
@@ -211,10 +210,16 @@ class _Separator:
         windows = [extend_by_mirror(self.mixture[start : start + self.window], self.window) for start in starts]
         return torch.stack(windows).to(self.device)
 
-    def images(self, starts: Sequence[int], views: Sequence[View]) -> Tensor:
-        """Parts of the pictures in the windows' middles, [B · views, 3, H, W], normalised."""
-        pictures = [Image.fromarray(frame) for frame in self.frames(starts)]
-        crops = [view.of(picture, self.image_size) for picture in pictures for view in views]
+    def images(self, starts: Sequence[int], boxes: Sequence[Box] = ()) -> Tensor:
+        """The pictures in the windows' middles with each box alone, [B · boxes, 3, H, W], normalised.
+
+        Without boxes: as they are, squeezed to a square.
+        """
+        crops = []
+        for frame in self.frames(starts):
+            shown = [Image.fromarray(alone(frame, box, boxes)) for box in boxes] or [Image.fromarray(frame)]
+            views = views_of(boxes, frame.shape[1], frame.shape[0]) or [View()]
+            crops += [view.of(picture, self.image_size) for view, picture in zip(views, shown, strict=True)]
         return self.normalise(torch.stack(crops).to(self.device))
 
     def frames(self, starts: Sequence[int]) -> NDArray[np.uint8]:

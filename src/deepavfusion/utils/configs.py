@@ -17,17 +17,18 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG_DIR = str(REPOSITORY / "configs")
 
 
-def register_resolvers(frames_per_second: int) -> None:
+def register_resolvers(frames_per_second: int | None = None) -> None:
     """The `${name:…}` of the config files.
 
     Args:
-        frames_per_second: of the spectrogram.
+        frames_per_second: of the spectrogram; None where no config of data or model is composed.
     """
     resolvers: dict[str, Callable[..., Any]] = {
         "project_root": lambda: str(REPOSITORY),
         "auto_precision": auto_precision,
-        "spectrogram_frames": lambda seconds: round(seconds * frames_per_second),
     }
+    if frames_per_second is not None:
+        resolvers["spectrogram_frames"] = lambda seconds: round(seconds * frames_per_second)
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(name, function, replace=True)
 
