@@ -390,7 +390,10 @@ def test_too_little_coverage_is_an_error_before_anything_runs(folder):
 
 @pytest.fixture(scope="module")
 def demo_root(tmp_path_factory):
-    counts = demo.Counts(2, 1, 2, 2, s4_train=4, s4_val=2, s4_test=2, ms3_train=4, ms3_val=2, ms3_test=2)
+    counts = demo.Counts(
+        vggsound_train=2, vggsound_test=1, vggsound_music_train=2, vggsound_music_test=2, solos=2, duets=2,
+        s4_train=4, s4_val=2, s4_test=2, ms3_train=4, ms3_val=2, ms3_test=2,
+    )  # fmt: skip
     root = tmp_path_factory.mktemp("demo")
     demo.generate(root, workers=1, counts=counts)
     return root
@@ -400,14 +403,16 @@ def demo_root(tmp_path_factory):
     ("config", "kind", "train", "test"),
     [
         ("vggsound", "windows", 16, 8),
-        ("music", "mixtures", 14, 2),
+        ("vggsound_music", "mixtures", 8, 8),
+        ("music", "mixtures", 7, 1),
         ("avsbench_s4", "frames", 4 * 10, 2 * 5),
         ("avsbench_ms3", "frames", 4 * 5 * 100, 2 * 5),
         ("avsbench_avss", "semantic_frames", (4 + 4 * 5) * 5, 4 * 5),
     ],
 )
 def test_every_dataset_config_streams(demo_root, config, kind, train, test):
-    name, group = config.split("_")[0], 2 if kind == "mixtures" else 1
+    name = "avsbench" if config.startswith("avsbench") else config
+    group = 2 if kind == "mixtures" else 1
     defaults = (REPOSITORY / "configs" / "data" / f"{config}.yaml").read_text()
     assert f"- samples: {kind}\n" in defaults  # the pre-training experiment takes windows of any dataset
     cfg = compose(
@@ -427,10 +432,11 @@ def test_every_dataset_config_streams(demo_root, config, kind, train, test):
     assert len(data.test_dataloader()[0].dataset) == test
     batch = next(iter(loader))
     assert (batch.items, batch.group, len(batch)) == (3, group, 3 * group)
+    assert batch.item.unflatten(0, (-1, group)).eq(batch.item[::group, None]).all()
     assert (batch.mask is not None) == (name == "avsbench")
     if config == "avsbench_avss":
         assert batch.mask is not None
         assert int(batch.mask.max()) < len(data.classes)
     whole = list(data.test_dataloader()[0])
-    assert sum(b.items for b in whole) == test
+    assert [int(n) for b in whole for n in b.item[::group]] == list(range(test))
     assert [p for b in whole for p in b.problems if not p.used] == []

@@ -232,6 +232,7 @@ def test_a_batch_without_clips_is_no_step(data_root):
     loss.backward()
     assert loss.item() == 0
     assert not any(p.grad.any() for p in task.net.parameters() if p.grad is not None)
+    assert all(value.isfinite().all() for value in task.net.state_dict().values())  # BatchNorm's statistics, too
 
 
 def test_sizes_of_data_and_model_that_differ_are_named(data_root, monkeypatch, capsys, tmp_path):

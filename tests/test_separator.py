@@ -145,7 +145,7 @@ def test_louder_positions_count_more():
 
 def test_sizes_that_do_not_fit_are_named():
     small = {"embed_dim": 24, "depth": 2, "num_heads": 2}
-    with pytest.raises(UserError, match=r"model\.net\.image\.embed_dim 24"):
+    with pytest.raises(UserError, match=r"starts with 24: set model\.head_dim"):
         Separator(DeepAVFusion(ViT((32, 32), **small), ViT((32, 32), in_chans=1, **small), num_fusion_tokens=(2, 1, 1)))
 
 

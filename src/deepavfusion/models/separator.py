@@ -127,6 +127,9 @@ def target_mask(source: Tensor, mixture: Tensor, kind: MaskKind = "ratio") -> Te
 
 
 def mask_loss(logits: Tensor, target: Tensor, mixture: Tensor | None = None) -> Tensor:
-    """Binary cross entropy of mask logits, each position weighted by log(1 + mixture's power) if that is given."""
+    """Binary cross entropy of mask logits, each position weighted by log(1 + mixture's power) if that is given.
+
+    The mean over all positions; 0 for none.
+    """
     weight = None if mixture is None else mixture.log1p().clamp(1e-3, 10)
-    return F.binary_cross_entropy_with_logits(logits, target, weight)
+    return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / max(logits.numel(), 1)

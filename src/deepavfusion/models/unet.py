@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 def spread_layers(depth: int, count: int) -> list[int]:
     """`count` layers evenly from the first to the last: (12, 5) -> [0, 2, 5, 8, 11]"""
-    return [int(layer) for layer in torch.linspace(0, depth - 1, count, dtype=torch.float64)]
+    return [n * (depth - 1) // (count - 1) for n in range(count)]
 
 
 def on_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
