@@ -21,7 +21,7 @@ from deepavfusion.utils.configs import REPOSITORY
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LEAST = {"01_data.ipynb": (9, 12)}  # pictures and sounds that a notebook shows, with two examples a section
 COUNTS = demo.Counts(
-    vggsound_train=1, vggsound_test=1, solos=2, duets=1,
+    vggsound_train=1, vggsound_test=1, vggsound_music_train=1, vggsound_music_test=1, solos=8, duets=1,
     s4_train=1, s4_val=1, s4_test=1, ms3_train=1, ms3_val=1, ms3_test=2,
 )  # fmt: skip
 
