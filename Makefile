@@ -30,6 +30,10 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 pretrain: $(STAMP)  ## Pre-train: your data/vggsound, or without it a demo that makes its own data
 	$(BIN)/python src/train.py experiment=pretrain_vggsound $(ARGS)
 
+.PHONY: separate
+separate: $(STAMP)  ## Separate sounds: your data/music, or without it a demo that makes its own data
+	$(BIN)/python src/train.py experiment=music_separation $(ARGS)
+
 .PHONY: datasets
 datasets:  ## How to get VGGSound, AudioSet, MUSIC, AVSBench: lists, folder trees, counts, download
 	@awk '/^## /{on = /^## The datasets/} on' README.md

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from deepavfusion.models.weights import check_resumable, read_record
 from deepavfusion.utils.cli import run, run_and_report
@@ -41,8 +41,10 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
     cfg.paths.run_dir = str(run_dir)
     try:
-        if "pretrained" in cfg.model:
+        with open_dict(cfg):  # nothing is trained: no start weights, no checkpoints
             cfg.model.pretrained = None
+            cfg.callbacks.pop("checkpoint", None)
+            cfg.trainer.enable_checkpointing = False
         trainer, model, datamodule = build(cfg)
         model.record = record(cfg, datamodule, overrides)
         check_resumable(model.net, cfg.ckpt_path)

@@ -24,7 +24,8 @@ from test_configs import compose
 from test_train import sentence, train
 
 TINY = [
-    "experiment=music_separation",
+    "experiment=music_duet_separation",
+    "callbacks.duets.limit=1",
     "scale=demo",
     "trainer=cpu",
     "trainer.max_epochs=2",
@@ -128,12 +129,23 @@ def test_tensorboard_has_sounds_pictures_and_histograms(finished):
     assert {"test_sources/sdr", "test_sources/sdr_improvement"} <= set(tags["histograms"])
 
 
+def test_duets_are_separated_after_the_test(finished, data_root):
+    listed = json.loads((data_root / "MUSIC_duet_videos.json").read_text())["videos"]
+    (folder,) = (finished / "duets").iterdir()
+    assert folder.name in {clip for clips in listed.values() for clip in clips}
+    expected = {f"{folder.name}_source{n}.{kind}" for n in (1, 2) for kind in ("wav", "mp4")}
+    expected |= {f"{folder.name}_separation.png", f"{folder.name}_sources.json"}
+    assert {file.name for file in folder.iterdir()} == expected
+    tags = EventAccumulator(str(finished / "tensorboard"), size_guidance={"audio": 0}).Reload().Tags()["audio"]
+    assert {f"duet_{folder.name}/source1", f"duet_{folder.name}/source2"} <= set(tags)
+
+
 def test_a_checkpoint_knows_its_model_and_its_run(finished):
     record = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["record"]
     assert record["task"] == "separate"
     assert record["model"]["_target_"] == "deepavfusion.tasks.separate.Separate"
     assert len(record["classes"]) == 4
-    assert "experiment=music_separation" in record["overrides"]
+    assert "experiment=music_duet_separation" in record["overrides"]
 
 
 def test_a_pretrained_encoder_is_taken_if_there_is_one_that_fits(finished, data_root, monkeypatch, capsys):

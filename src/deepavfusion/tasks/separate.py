@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -67,6 +68,11 @@ class Separate(FineTune):
         self.mel_mask = MelMask(spread)
         self.val_metrics = SeparationMetrics(("model",), metric_workers)
         self.test_metrics = SeparationMetrics(("model", "wrong_frame", "ideal", "ideal_binary"), metric_workers)
+
+    def setup(self, stage: str) -> None:
+        if self.hparams["metric_workers"] is None:  # the processes of this machine share its cores
+            for metrics in (self.val_metrics, self.test_metrics):
+                metrics.workers = max(1, len(os.sched_getaffinity(0)) // self.trainer.num_devices)
 
     def mix(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mixtures of a batch: waveforms [B / n, T] and log10 power mel [B / n, 1, M, F]."""
