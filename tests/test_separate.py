@@ -229,6 +229,17 @@ def test_training_lowers_the_loss_of_a_batch(data_root, mask, weighted):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_training_and_evaluation_run_in_mixed_precision(data_root):
+    task, batch = task_and_batch(data_root)
+    task.log = lambda *args, **kwargs: None
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = task.training_step(batch, 0)
+        output = task.eval().test_step(batch, 0)
+    assert loss.dtype == output.estimate.dtype == torch.float32
+    assert loss.isfinite()
+    assert {"sdr", "sdr_wrong_frame", "sdr_ideal"} <= set(task.test_metrics.compute())
+
+
 def test_the_target_is_made_of_the_sources_power(data_root):
     task, batch = task_and_batch(data_root)
     _, log_mel = task.mix(batch)

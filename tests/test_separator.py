@@ -189,3 +189,13 @@ def test_a_mask_lets_its_band_and_its_time_through():
     found = MelMask()(half, low.unsqueeze(0))[0]
     assert snr(low[:23000], found[:23000]) > 60
     assert found[25000:].abs().max() < 1e-6
+
+
+def test_sound_keeps_its_precision_where_the_network_has_less():
+    noise = torch.randn(1, 48000, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(1, 1, N_MELS, 192, generator=torch.Generator().manual_seed(1))
+    expected = LogMel()(noise), MelMask()(mask, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = LogMel()(noise), MelMask()(mask, noise)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)

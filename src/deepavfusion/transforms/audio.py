@@ -45,7 +45,8 @@ class LogMel(nn.Module):
         """waveform [B, T] at 16 kHz in [−1, 1] -> [B, 1, M, T // 250]; the last, half-empty frame is dropped."""
         if not len(waveform):  # the STFT refuses an empty batch
             return waveform.new_zeros(0, 1, N_MELS, waveform.shape[-1] // HOP_LENGTH)
-        return (self.mel(waveform)[..., :-1] + LOG_OFFSET).log10().unsqueeze(1)
+        with torch.autocast(waveform.device.type, enabled=False):  # sound does not fit into 8 bits of precision
+            return (self.mel(waveform)[..., :-1] + LOG_OFFSET).log10().unsqueeze(1)
 
 
 class MelMask(nn.Module):
@@ -75,7 +76,8 @@ class MelMask(nn.Module):
         """mask [B, 1, M, F] in 0…1, waveform [B, T] -> [B, T]"""
         mask = mask[:, 0].to(self.bank.dtype)
         last = torch.zeros_like(mask[..., :1]) if self.spread == "transposed" else mask[..., -1:]
-        return self.apply_to_bins(self.bank @ torch.cat([mask, last], dim=-1), waveform)
+        with torch.autocast(waveform.device.type, enabled=False):
+            return self.apply_to_bins(self.bank @ torch.cat([mask, last], dim=-1), waveform)
 
     def apply_to_bins(self, mask: Tensor, waveform: Tensor) -> Tensor:
         """The same with a mask for every frequency and frame, [B, N_FFT // 2 + 1, F + 1]."""
