@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,23 @@ def test_mixtures_of_several_sources(data_root, sources):
     ideal = task._ideal_masks(batch)
     torch.testing.assert_close(ideal["ideal"][:sources].sum(dim=0), torch.ones(1, 128, 64))
     assert ideal["ideal_binary"][:sources].sum(dim=0).max() == 1
+
+
+@pytest.mark.parametrize("sources", [2, 3])
+def test_a_wrong_frame_is_that_of_another_source(data_root, sources):
+    """The numbers under wrong_frame are those of the model shown the next source's frame."""
+    task, batch = task_and_batch(data_root, sources)
+    task.eval()
+    task.log = lambda *args, **kwargs: None
+    task.test_step(batch, 0)
+    task.test_metrics.compute()
+    swapped = replace(batch, image=batch.image.unflatten(0, (-1, sources)).roll(1, dims=1).flatten(0, 1))
+    expected = task.test_metrics.rows()
+    task.test_metrics.reset()
+    task.test_step(swapped, 0)
+    task.test_metrics.compute()
+    for row, other in zip(expected, task.test_metrics.rows(), strict=True):
+        assert row["sdr_wrong_frame"] == pytest.approx(other["sdr"], abs=1e-3)
 
 
 @pytest.mark.parametrize("mask", ["ratio", "binary", "dominant"])

@@ -100,6 +100,7 @@ class DeepAVFusion(nn.Module):
         audio_tokens = self.audio.embed(audio, audio_keep)
         fusion = self.fusion_tokens.expand(image.shape[0], -1, -1)
         pictures = image.shape[0] // max(audio.shape[0], 1)
+        assert image.shape[0] == pictures * audio.shape[0], (image.shape, audio.shape)
         layers: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for layer, (image_block, audio_block) in enumerate(zip(self.image.blocks, self.audio.blocks, strict=True)):
             if str(layer) in self.fusion_blocks:

@@ -38,9 +38,6 @@ class Task(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = self.record
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.record = self.record or checkpoint.get("record", {})
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """What is random in a step follows from seed, epoch, step and process: it survives a resume unchanged."""
         step = (self.hparams["seed"] * 100_003 + self.current_epoch) * 1_000_003 + batch_idx

@@ -116,8 +116,8 @@ class Separate(FineTune):
         estimate = estimated(logits.sigmoid())
         estimates = {"model": parted(estimate)}
         if stage == "test":
-            others = parted(batch.image).roll(1, dims=1).flatten(0, 1)
-            estimates["wrong_frame"] = parted(estimated(self.net(others, log_mel).sigmoid()))
+            # What the model makes of a mixture and the frame of another source is that source's estimate.
+            estimates["wrong_frame"] = estimates["model"].roll(1, dims=1)
             estimates |= {name: parted(estimated(mask)) for name, mask in self._ideal_masks(batch).items()}
         metrics.update(parted(batch.waveform), estimates, mixture, parted(batch.item)[:, 0], parted(batch.label))
         return SeparationOutput(mixture, estimate, mixture_mel, logits.sigmoid(), target)
