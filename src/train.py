@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
@@ -75,6 +76,8 @@ def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
         make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
     datamodule.setup("fit")
+    if "num_classes" in cfg.model and cfg.model.num_classes is None:
+        cfg.model.num_classes = datamodule.num_classes
     model: Task = instantiate(cfg.model)
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
@@ -123,8 +126,16 @@ def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
         trainer.validate(model, datamodule, verbose=False)
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     if cfg.test and not trainer.interrupted:
-        trainer.test(model, datamodule=datamodule, verbose=False)
+        trainer.test(model, datamodule=datamodule, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
     return trainer
+
+
+def best_checkpoint(trainer: Trainer) -> str | None:
+    """The weights that validation judged best, if a callback watches it; otherwise None: those of the last step."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
+            return callback.best_model_path
+    return None
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")

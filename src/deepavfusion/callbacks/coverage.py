@@ -43,7 +43,7 @@ class Coverage(Callback):
         pl_module.log_dict(values, batch_size=1, add_dataloader_idx=False)
         if coverage < 1:
             say_once(f"data: {used} of the {listed} items that {split} lists were evaluated", "yellow")
-        if coverage < self.min_coverage and limit == 1.0:
+        if coverage < self.min_coverage and isinstance(limit, float) and limit == 1.0:  # 1 is one batch
             raise UserError(
                 f"the evaluation rests on {used} of {listed} items of the {split} split ({coverage:.1%}), a number of "
                 f"this protocol needs {self.min_coverage:.0%}: mend the clips that data_problems.csv names, or set "

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepavfusion.data.index import ClipList
-from deepavfusion.data.mixtures import draw_partners, fixed_mixtures, seeded_mixtures
+from deepavfusion.data.mixtures import draw_partners, fixed_mixtures, seeded_mixtures, strangers
 from deepavfusion.data.sampler import Draw
 from deepavfusion.data.sources import FRAME_GRID, MASK_CENTRE, OpenClip, Picture, Source
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, extend_by_mirror
@@ -58,6 +58,11 @@ class ClipDataset(Dataset["Group | Problem"]):
     def listed(self) -> int:
         """How many items the list expects, on disk or not."""
         return self.list.listed
+
+    @property
+    def num_classes(self) -> int:
+        """What there is to tell apart: classes, or 1 for yes or no."""
+        return len(self.list.classes)
 
     def first_clip(self, item: int) -> int:
         """Position of the (first) clip that an item reads."""
@@ -249,6 +254,8 @@ class FrameDataset(ClipDataset):
         jitter: in training, the window's centre lies up to so many seconds from the picture.
         zoom: evaluation sees the square whose side is the shorter side divided by this; None: the whole picture,
             squeezed to a square.
+        wrong_sound: the sound comes from a clip of other classes, always the same one; without such clips there are no
+            samples.
     """
 
     def __init__(
@@ -263,13 +270,21 @@ class FrameDataset(ClipDataset):
         label_offset: int = 0,
         jitter: float = 1.0,
         zoom: float | None = 1.0,
+        wrong_sound: bool = False,
     ) -> None:
         super().__init__(clips, source, image_size, seconds, train, max_gain_db)
         self.semantic, self.label_offset, self.jitter, self.zoom = semantic, label_offset, jitter, zoom
+        self.strangers = strangers(self.clips) if wrong_sound else None
         self.frames = [(position, n) for position, clip in enumerate(self.clips) for n in clip.frames]
+        if wrong_sound and self.strangers is None:
+            self.frames = []
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.list.classes) if self.semantic else 1
 
     @property
     def listed(self) -> int:
@@ -282,20 +297,32 @@ class FrameDataset(ClipDataset):
     def read(self, item: int) -> Group | Problem:
         position, second = self.frames[item]
         clip, moment = self.clips[position], second + MASK_CENTRE
+        heard = clip if self.strangers is None else self.clips[self.strangers[position]]
         try:
             with self.source.open(clip) as opened:
                 shift = self.jitter * (2 * torch.rand(()).item() - 1) if self.train else 0.0
-                latest = max(opened.sound_end - self.seconds, 0.0)
-                start = _whole_sample(min(max(moment + shift - self.seconds / 2, 0.0), latest))
                 (picture,) = opened.pictures([moment])
                 view = self.view(picture)
                 image = view.of(picture.pixels, self.image_size)
                 mask = self._classes(clip, view.of_mask(self._checked(clip, second, opened), self.image_size))
                 gain_db = self.gain_db()
-                waveform, problems = self.fitted(clip, opened.sound(start, self.seconds), start)
-                return [Sample(image, waveform, clip, moment, start, gain_db, mask, problems)]
+                if heard is clip:
+                    start, waveform, problems = self._around(clip, opened, moment + shift)
         except DecodeError as error:
             return problem_of(clip, error)
+        if heard is not clip:
+            try:
+                with self.source.open(heard) as opened:
+                    start, waveform, problems = self._around(heard, opened, moment)
+            except DecodeError as error:
+                return problem_of(heard, error)
+        return [Sample(image, waveform, clip, moment, start, gain_db, mask, problems)]
+
+    def _around(self, clip: Clip, opened: OpenClip, moment: float) -> tuple[float, Tensor, list[Problem]]:
+        """Where the window around a moment begins, moved to lie within the sound, and `fitted` for it."""
+        latest = max(opened.sound_end - self.seconds, 0.0)
+        start = _whole_sample(min(max(moment - self.seconds / 2, 0.0), latest))
+        return start, *self.fitted(clip, opened.sound(start, self.seconds), start)
 
     def view(self, picture: Picture) -> View:
         if self.train:
@@ -310,7 +337,7 @@ class FrameDataset(ClipDataset):
             raise DecodeError(
                 clip.path,
                 "bad_mask",
-                f"the mask of second {second} holds the value {greatest}, which is no class of the "
+                f"labels_semantic/{second}.png holds the value {greatest}, which is no class of the "
                 f"{len(self.list.classes)} (data.samples.label_offset is {self.label_offset})",
             )
         return mask

@@ -31,8 +31,9 @@ class ClipDataModule(LightningDataModule):
     """Streams samples of clips, from the files as published or from packed chunks (`root` decides).
 
     Validation passes over `val_split` and then, if asked for, over a gallery of train clips (loader 1), for
-    nearest-neighbour accuracy; test over `eval_split` and then, if asked for, over dense windows of the same clips
-    (loader 1). Neither is shuffled, padded or repeated. Training resumes in mid-epoch.
+    nearest-neighbour accuracy; test over `eval_split` and then, if asked for, over dense windows of the same clips or
+    over its frames with wrong sounds (loader 1). Neither is shuffled, padded or repeated. Training resumes within an
+    epoch.
 
     Args:
         index: reader of the layout: called as index(root=…, split=…), returns a `ClipList`.
@@ -51,6 +52,7 @@ class ClipDataModule(LightningDataModule):
         class_balanced: an epoch draws as many clips as there are, rare classes as often as common ones.
         gallery_clips: at most so many train clips, evenly spread over the list, form the gallery; 0: none.
         dense_windows: windows a clip in the second test loader; 0: none.
+        wrong_sound: in the second test loader annotated frames come with the sound of a clip of other classes.
         min_coverage: an evaluation that rests on a smaller part of its list is an error, 0…1.
         verify_report: CSV file of `prepare.py command=verify`; none is needed.
         leave_out: what the report says of clips that are not used.
@@ -77,6 +79,7 @@ class ClipDataModule(LightningDataModule):
         class_balanced: bool = False,
         gallery_clips: int = 0,
         dense_windows: int = 0,
+        wrong_sound: bool = False,
         min_coverage: float = 0.0,
         verify_report: str | None = None,
         leave_out: Sequence[str] = (),
@@ -90,7 +93,8 @@ class ClipDataModule(LightningDataModule):
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
         self.max_gain_db, self.num_workers = max_gain_db, num_workers
         self.repeats, self.class_balanced = repeats, class_balanced
-        self.gallery_clips, self.dense_windows, self.min_coverage = gallery_clips, dense_windows, min_coverage
+        self.gallery_clips, self.dense_windows, self.wrong_sound = gallery_clips, dense_windows, wrong_sound
+        self.min_coverage = min_coverage
         self.verify_report, self.leave_out, self.cache_dir = verify_report, tuple(leave_out), cache_dir
         self.seed = seed
         self.device_transform = DeviceTransform()
@@ -159,6 +163,11 @@ class ClipDataModule(LightningDataModule):
     def classes(self) -> list[str]:
         return self.lists["train"].classes
 
+    @property
+    def num_classes(self) -> int:
+        """What a network has to tell apart: classes, or 1 for sounding or not."""
+        return self._dataset("train").num_classes
+
     # ---- loaders
 
     def train_dataloader(self) -> ResumableLoader:
@@ -201,6 +210,8 @@ class ClipDataModule(LightningDataModule):
         datasets = [self._dataset("test")]
         if self.dense_windows:
             datasets.append(self._dataset("test", windows=self.dense_windows))
+        if self.wrong_sound and len(wrong := self._dataset("test", wrong_sound=True)):
+            datasets.append(wrong)
         return [self._in_order(dataset) for dataset in datasets]
 
     def workers(self, processes: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,26 @@ def seeded_mixtures(clips: ClipList, sources: int, different_class: bool, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return [draw_partners(clips.clips, n, everything, sources, different_class) for n in everything]
+
+
+def strangers(clips: Sequence[Clip]) -> list[int] | None:
+    """For each clip the position of one of another video whose classes are others; None if a clip has no such one.
+
+    It is the next one without a common class, in an order that follows from the ids alone; where every clip shares
+    one, that with the fewest in common.
+    """
+    order = sorted(range(len(clips)), key=lambda n: zlib.crc32(clips[n].id.encode()))
+    classes = [frozenset(_classes(clip)) for clip in clips]
+    found = [-1] * len(clips)
+    for place, n in enumerate(order):
+        least = len(classes[n])
+        for m in (*order[place + 1 :], *order[:place]):
+            common = len(classes[m] & classes[n])
+            if common < least and clips[m].source != clips[n].source:
+                found[n], least = m, common
+                if not common:
+                    break
+    return None if -1 in found else found
 
 
 def draw_partners(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from deepavfusion.inference.boxes import Box, as_lists
 from deepavfusion.inference.separate import Separation, separate_video
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import LOG_OFFSET, N_MELS, SAMPLE_RATE
+from deepavfusion.utils.drawing import colour_of
 from deepavfusion.utils.errors import DecodeError, UserError
 
 MOST_FPS = 30.0
@@ -129,11 +129,6 @@ def _resized(frame: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.ui
     pixels = torch.from_numpy(frame).permute(2, 0, 1)[None]
     pixels = F.interpolate(pixels, size=(rows, columns), mode="bilinear", antialias=True)
     return pixels[0].permute(1, 2, 0).numpy()
-
-
-def colour_of(source: int) -> NDArray[np.float64]:
-    """RGB in 0…1, another for each source."""
-    return hsv_to_rgb(((0.48 + 0.618 * source) % 1, 0.75, 1.0))
 
 
 # ---------------------------------------------------------------- figure

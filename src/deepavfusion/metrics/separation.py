@@ -254,7 +254,9 @@ class SeparationMetrics(Metric):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """`update`, and `compute` of this batch alone: waits for the threads."""
         self._collect(0)  # torchmetrics resets before the batch
-        return super().forward(*args, **kwargs)
+        result = super().forward(*args, **kwargs)
+        self._seen = None  # it was this batch
+        return result
 
     def reset(self) -> None:
         """Forget everything; mixtures that wait are not evaluated."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
@@ -99,6 +100,19 @@ class FineTune(Task):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         weight_decay, layer_decay = self.hparams["weight_decay"], self.hparams["layer_decay"]
         return self.adamw(layer_decay_groups(self.net, weight_decay, layer_decay, self.net.encoder.depth))
+
+
+def freeze_unread(encoder: DeepAVFusion) -> None:
+    """For heads that read the layers of image and sound: what only the final tokens depend on is not trained.
+
+    These are the final norms and the last fusion block. Processes that train together would wait for their gradients.
+    """
+    unread: list[nn.Module] = [encoder.image.norm, encoder.audio.norm, encoder.fusion_norm]
+    unread += list(encoder.fusion_blocks.values())[-1:]
+    for module in unread:
+        module.requires_grad_(False)
+    if not encoder.fusion_blocks:
+        encoder.fusion_tokens.requires_grad_(False)
 
 
 def load_pretrained(encoder: DeepAVFusion, pretrained: str | None, latest: str | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deepavfusion.metrics.separation import SeparationMetrics
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.separator import MaskKind, Separator, mask_loss, target_mask
-from deepavfusion.tasks.base import FineTune, load_pretrained
+from deepavfusion.tasks.base import FineTune, freeze_unread, load_pretrained
 from deepavfusion.transforms.audio import LogMel, MelMask
 from deepavfusion.types import Batch, SeparationOutput
 
@@ -63,6 +63,7 @@ class Separate(FineTune):
         super().__init__()
         self.save_hyperparameters(ignore=["net"])
         load_pretrained(net, pretrained, latest_pretraining)
+        freeze_unread(net)
         self.net = Separator(net, head_dim)
         self.log_mel = LogMel()
         self.mel_mask = MelMask(spread)

@@ -1,0 +1,274 @@
+"""How well the pixels that sound were marked: the figures of the AVSBench papers and those of DeepAVFusion's.
+
+Letters: B frames of a batch · F frames · C classes · K thresholds · H × W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+def _cuts(thresholds: int) -> list[float]:
+    """Logits whose probabilities are `thresholds` equal steps from 0 to 1 − 1e-10; ascending."""
+    top = 1 - 1e-10
+    inner = [k * top / (thresholds - 1) for k in range(1, thresholds)]
+    return [-math.inf, *(math.log(p / (1 - p)) for p in inner)]
+
+
+# Logits are compared with these, not probabilities with thresholds: no rounding, the same on every device.
+CUTS = sorted({*_cuts(255), *_cuts(256)})
+AVSBENCH = [CUTS.index(cut) for cut in _cuts(255)]
+PUBLISHED = [CUTS.index(cut) for cut in _cuts(256)]
+BINS = len(CUTS) + 1
+
+
+class SegmentationMetrics(Metric):
+    """Mean IoU and F-score of audio-visual segmentation, in each of the ways that papers publish; values in 0…1.
+
+    F has β² = 0.3. A class occurs in a frame if truth or prediction has a pixel of it. 0/0 counts as 0. The prediction
+    is probability > 0.5, or the class of the highest logit, the first of equals.
+
+    DeepAVFusion's published evaluator, which skips frames without a sounding pixel:
+    - `miou`, `precision`, `recall`: mean over the frames in which a class occurs, then over the classes that occur;
+      binary segmentation has the two classes background and sounding. `_nobg`: without the background.
+    - `fscore`, semantic: likewise. Binary: of each frame the best F among 256 thresholds of the probability, from 0 to
+      1 − 1e-10, then the mean; there `fscore_nobg` is the same.
+
+    AVSBench, binary (Zhou et al. 2022, "Audio-Visual Segmentation"):
+    - `miou_fg`: IoU of the sounding pixels, mean over all frames; of a frame that has none, the share of its pixels
+      that are not marked.
+    - `fscore_fg`: at each of 255 thresholds precision and recall, means over the frames with a sounding pixel; F of the
+      two; then the best. `fscore_fg_frames`: at each threshold the mean of the frames' own F, then the best. AVSBench
+      picks the best threshold for each batch (a clip of five frames) and averages these, usually more; here one
+      threshold serves the whole dataset, so that the value does not depend on batches.
+
+    AVSBench, semantic (Zhou et al. 2023, "Audio-Visual Segmentation with Semantics"), over all frames:
+    - `miou_class`, `fscore_class`: mean over the frames in which a class occurs, then over the classes that occur.
+      (AVSBench counts a class that never occurs as 0.) `_nobg`: without class 0. (AVSBench's code leaves out its last
+      class instead.)
+
+    Frames are counted pixel by pixel in integers and told apart by `item`, so the result is the same to the last bit
+    for all batches, orders and numbers of processes, and a frame evaluated twice (samplers pad with repetitions)
+    counts once.
+
+    Args:
+        num_classes: 1: sounding or not, one logit a pixel. Otherwise C, with the background as class 0.
+    """
+
+    full_state_update = False
+    counts: list[Tensor]  # int64 [F, columns]; one tensor once processes are synchronised
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"expected at least one class, got num_classes {num_classes}")
+        self.num_classes = num_classes
+        self.binary = num_classes == 1
+        self._classes = 2 if self.binary else num_classes
+        self._columns = 1 + 3 * self._classes + self.binary * 2 * BINS
+        self._seen: Tensor | None = None  # the frames behind the last `compute`
+        self.add_state("counts", default=[], dist_reduce_fx="cat")
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, mask: Tensor, item: Tensor) -> None:
+        """logits [B, num_classes, H, W]; mask [B, H, W], a class a pixel, in the binary case 0 or 1;
+        item int [B], which frame of the dataset it is. NaN and classes that do not exist are a ValueError.
+        """
+        frames, _, *size = logits.shape
+        assert logits.shape[1] == self.num_classes, (logits.shape, self.num_classes)
+        assert mask.shape == (frames, *size), (mask.shape, logits.shape)
+        assert item.shape == (frames,), (item.shape, logits.shape)
+        assert not mask.is_floating_point(), mask.dtype
+        assert not item.is_floating_point(), item.dtype
+        self._seen = None
+        mask, item = mask.long(), item.long()
+        nan = logits.amax(dim=1).isnan().flatten(1).any(dim=1)
+        unknown = ((mask < 0) | (mask >= self._classes)).flatten(1).any(dim=1)
+        if (nan | unknown).any():
+            wrong = {"NaN logits": item[nan].tolist(), "masks of unknown classes": item[unknown].tolist()}
+            raise ValueError("; ".join(f"{what} in frames {which}" for what, which in wrong.items() if which))
+
+        predicted = logits[:, 0] > 0 if self.binary else logits.argmax(dim=1)
+        pairs = _histogram(mask * self._classes + predicted, self._classes**2).unflatten(1, (-1, self._classes))
+        hit, marked, true = pairs.diagonal(dim1=1, dim2=2), pairs.sum(dim=1), pairs.sum(dim=2)
+        columns = [item.unsqueeze(1), hit, marked, true]
+        if self.binary:
+            passed = torch.bucketize(logits[:, 0].double(), _cuts_on(logits.device), right=True)
+            columns.append(_histogram(mask * BINS + passed, 2 * BINS))
+        self.counts.append(torch.cat(columns, dim=1))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Float64 scalars by name (see the class), and the counts `frames` and `empty_frames`, those without a
+        sounding pixel. A mean over nothing is left out.
+        """
+        counts = self._seen = self._table()
+        hit, marked, true = self._areas(counts)
+        sounding = true[:, 1:].sum(dim=1) > 0
+        occurs = marked + true > 0
+        measures = {name: measure(hit, marked, true) for name, measure in MEASURES.items()}
+
+        means = {}
+        for name, values in measures.items():
+            per_class = _mean_over_frames(values[sounding], occurs[sounding])
+            means[name], means[f"{name}_nobg"] = _mean(per_class), _mean(per_class[1:])
+        if self.binary:  # F not at 0.5, but at the best threshold
+            means["miou_fg"] = _mean(self._iou_fg(counts).tolist())
+            best = _fscore(*self._at_thresholds(counts[sounding], PUBLISHED)).amax(dim=1).tolist()
+            means["fscore"] = means["fscore_nobg"] = _mean(best)
+            areas = self._at_thresholds(counts[sounding], AVSBENCH)  # of [F, K]
+            every = torch.ones_like(areas[0], dtype=torch.bool)
+            precision, recall, own = (_mean_over_frames(f(*areas), every) for f in (_precision, _recall, _fscore))
+            means["fscore_fg"] = max(map(_fscore_of, precision, recall))
+            means["fscore_fg_frames"] = max(own)
+        else:
+            for name in ("miou", "fscore"):
+                per_class = _mean_over_frames(measures[name], occurs)
+                means[f"{name}_class"], means[f"{name}_class_nobg"] = _mean(per_class), _mean(per_class[1:])
+        result = {name: value for name, value in means.items() if not math.isnan(value)}
+        result |= {"frames": len(counts), "empty_frames": int((~sounding).sum())}
+        return {name: torch.tensor(v, dtype=torch.float64, device=self.device) for name, v in result.items()}
+
+    def per_class(self) -> Tensor:
+        """IoU of each class, float64 [C], nan where it never occurs; `miou_class` is the mean of the rest.
+
+        Semantic segmentation only. After `compute` of the frames of all processes, before it of our own.
+        """
+        assert not self.binary, "sounding or not: no classes"
+        hit, marked, true = self._areas(self._own())
+        means = _mean_over_frames(_iou(hit, marked, true), marked + true > 0)
+        return torch.tensor(means, dtype=torch.float64, device=self.device)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a frame, by item: after `compute` those of all processes, before it our own.
+
+        Keys: `item`; `iou`: binary the frame's `miou_fg`, semantic the mean over the classes that occur in the frame;
+        `miou`, `fscore`: as published, of this frame alone, nan where it has no sounding pixel; `sounding` and
+        `marked`: the share of its pixels that sound in truth and in the prediction.
+        """
+        counts = self._own()
+        hit, marked, true = self._areas(counts)
+        pixels = true.sum(dim=1)
+        occurs = marked + true > 0
+        mious = _mean_over_classes(_iou(hit, marked, true), occurs)
+        if self.binary:
+            ious = self._iou_fg(counts).tolist()
+            fscores = _fscore(*self._at_thresholds(counts, PUBLISHED)).amax(dim=1).tolist()
+        else:
+            ious, fscores = mious, _mean_over_classes(_fscore(hit, marked, true), occurs)
+        shares = [(areas[:, 1:].sum(dim=1) / pixels).tolist() for areas in (true, marked)]
+        rows = []
+        for item, iou, miou, fscore, *share in zip(counts[:, 0].tolist(), ious, mious, fscores, *shares, strict=True):
+            row = {"item": item, "iou": iou, "miou": miou, "fscore": fscore, "sounding": share[0], "marked": share[1]}
+            rows.append(row if share[0] else row | {"miou": math.nan, "fscore": math.nan})
+        return rows
+
+    def _own(self) -> Tensor:
+        return self._table() if self._seen is None else self._seen
+
+    def _table(self) -> Tensor:
+        """Counts of the frames, each once, by item, on the CPU."""
+        self._fill()
+        counts = dim_zero_cat(self.counts).cpu()
+        counts = counts[counts[:, 0].argsort(stable=True)]
+        first = torch.ones(len(counts), dtype=torch.bool)
+        first[1:] = counts[1:, 0] != counts[:-1, 0]
+        return counts[first]
+
+    def _areas(self, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels of each class, float64 [F, C]: rightly predicted, predicted, in truth."""
+        hit, marked, true = counts[:, 1 : 1 + 3 * self._classes].double().split(self._classes, dim=1)
+        return hit, marked, true
+
+    def _at_thresholds(self, counts: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels of what sounds, as `_areas`, at each of the chosen thresholds: float64 [F, K], [F, K] and [F, 1]."""
+        bins = counts[:, -2 * BINS :].unflatten(1, (2, BINS))
+        passed = bins.flip(2).cumsum(dim=2).flip(2)[:, :, 1:].double()  # [F, silent or sounding, cut]
+        return passed[:, 1, chosen], passed[:, :, chosen].sum(dim=1), bins[:, 1].sum(dim=1, keepdim=True).double()
+
+    def _iou_fg(self, counts: Tensor) -> Tensor:
+        """AVSBench's of each frame, float64 [F]."""
+        hit, marked, true = self._areas(counts)
+        return torch.where(true[:, 1] > 0, _iou(hit, marked, true)[:, 1], hit[:, 0] / true.sum(dim=1))
+
+    def _fill(self) -> None:
+        if isinstance(self.counts, list) and not self.counts:
+            # torchmetrics would gather a process without frames as one dimension of float32
+            self.counts.append(torch.zeros(0, self._columns, dtype=torch.int64, device=self.device))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the frames of all processes; `compute` calls it first."""
+        self._fill()
+        super().sync(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """`update`, and `compute` of this batch alone."""
+        result = super().forward(*args, **kwargs)
+        self._seen = None  # it was this batch
+        return result
+
+    def reset(self) -> None:
+        self._seen = None
+        super().reset()
+
+
+@cache
+def _cuts_on(device: torch.device) -> Tensor:
+    return torch.tensor(CUTS, dtype=torch.float64, device=device)
+
+
+def _histogram(values: Tensor, bins: int) -> Tensor:
+    """int64 [B, H, W] in 0…bins − 1 -> how often each is in each frame [B, bins]"""
+    offset = bins * torch.arange(len(values), device=values.device).view(-1, 1, 1)
+    return torch.bincount((values + offset).flatten(), minlength=bins * len(values)).view(-1, bins)
+
+
+# Of pixel counts, float64; 0/0, which the bound of 1 makes 0/1, is 0.
+
+
+def _iou(hit: Tensor, marked: Tensor, true: Tensor) -> Tensor:
+    return hit / (marked + true - hit).clamp(min=1)
+
+
+def _precision(hit: Tensor, marked: Tensor, true: Tensor) -> Tensor:
+    return hit / marked.clamp(min=1)
+
+
+def _recall(hit: Tensor, marked: Tensor, true: Tensor) -> Tensor:
+    return hit / true.clamp(min=1)
+
+
+def _fscore(hit: Tensor, marked: Tensor, true: Tensor) -> Tensor:
+    """(1 + β²)·P·R / (β²·P + R) = (1 + β²)·hit / (marked + β²·true), β² = 3/10, in whole numbers: rounded once"""
+    return 13 * hit / (10 * marked + 3 * true).clamp(min=1)
+
+
+def _fscore_of(precision: float, recall: float) -> float:
+    return 1.3 * precision * recall / (0.3 * precision + recall) if precision and recall else 0.0
+
+
+MEASURES = {"miou": _iou, "precision": _precision, "recall": _recall, "fscore": _fscore}
+
+
+# fsum rounds once: neither the order nor torch's threads matter.
+
+
+def _mean(values: list[float]) -> float:
+    """Of those that are not nan; nan of none."""
+    values = [value for value in values if not math.isnan(value)]
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _mean_over_frames(values: Tensor, defined: Tensor) -> list[float]:
+    """values [F, C], bool defined [F, C] -> means [C], nan where nothing is defined"""
+    return [_mean(v[d].tolist()) for v, d in zip(values.T, defined.T, strict=True)]
+
+
+def _mean_over_classes(values: Tensor, defined: Tensor) -> list[float]:
+    return _mean_over_frames(values.T, defined.T)

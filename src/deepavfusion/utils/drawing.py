@@ -1,0 +1,50 @@
+"""Colours, and masks on pictures: the same ones in TensorBoard and in predicted films."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+RIGHT, TOO_MUCH, TOO_LITTLE = (40, 200, 90), (235, 60, 50), (60, 120, 255)  # RGB, of an error picture
+
+
+def colour_of(number: int) -> NDArray[np.float64]:
+    """RGB in 0…1, another for each number, neighbours far apart."""
+    return hsv_to_rgb(((0.48 + 0.618 * number) % 1, 0.75, 1.0))
+
+
+def palette(classes: int) -> Pixels:
+    """The colours of classes, uint8 [classes, 3]; class 0, the background, is black."""
+    colours = np.array([colour_of(n) for n in range(max(classes, 2))])
+    colours[0] = 0
+    return (255 * colours).round().astype(np.uint8)
+
+
+def highlight(picture: Pixels, classes: NDArray[np.integer], colours: Pixels, strength: float = 0.55) -> Pixels:
+    """A picture with its marked pixels in colour and the rest dimmed.
+
+    Args:
+        picture: RGB, uint8 [H, W, 3].
+        classes: [H, W], a position in `colours` for each pixel; 0 is not marked.
+        colours: uint8 [classes, 3].
+        strength: of the colour, 0…1.
+    """
+    marked = (classes > 0)[..., None]
+    coloured = (1 - strength) * picture + strength * colours[classes]
+    return np.where(marked, coloured, 0.45 * picture).astype(np.uint8)
+
+
+def errors(picture: Pixels, predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> Pixels:
+    """A grey picture with what was marked rightly (green), wrongly or with the wrong class (red), and missed (blue)."""
+    grey = np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2) * 0.6
+    out = grey.astype(np.uint8)
+    for pixels, colour in (
+        ((predicted == truth) & (truth > 0), RIGHT),
+        ((predicted != truth) & (predicted > 0), TOO_MUCH),
+        ((predicted == 0) & (truth > 0), TOO_LITTLE),
+    ):
+        out[pixels] = (0.35 * grey[pixels] + 0.65 * np.array(colour)).astype(np.uint8)
+    return out
