@@ -43,7 +43,8 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     try:
         with open_dict(cfg):  # nothing is trained: no start weights, no checkpoints
             cfg.model.pretrained = None
-            cfg.callbacks.pop("checkpoint", None)
+            for name in [n for n, callback in cfg.callbacks.items() if callback._target_.endswith(".ModelCheckpoint")]:
+                cfg.callbacks.pop(name)
             cfg.trainer.enable_checkpointing = False
         trainer, model, datamodule = build(cfg)
         model.record = record(cfg, datamodule, overrides)

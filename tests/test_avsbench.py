@@ -300,7 +300,7 @@ def test_the_demo_data(tmp_path: Path) -> None:
     for (subset, split), listed in expected.items():
         found = avsbench(root, split, subset)
         assert (len(found.clips), found.missing, found.notes) == (listed, [], [])
-        assert found.classes == ["background", *demo.NAMES]
+        assert found.classes == ["background", *demo.STAGE]
         for clip in found.clips:
             row = rows[Path(clip.path).name]
             names = [found.classes[label] for label in clip.labels]

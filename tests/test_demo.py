@@ -121,7 +121,7 @@ def test_avsbench_layout(root: Path) -> None:
     assert header == ["vid", "uid", "s_min", "s_sec", "a_obj", "split", "label"]
     assert len(lines) == 9
     index = json.loads((folder / "label2idx.json").read_text())
-    assert sorted(index.values()) == list(range(9))
+    assert sorted(index.values()) == list(range(5))
     assert index["background"] == 0
     for _, uid, _, _, a_obj, split, label in lines:
         clip = folder / label / uid

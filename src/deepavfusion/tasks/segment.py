@@ -121,7 +121,8 @@ class Segment(FineTune):
 
     def on_test_epoch_end(self) -> None:
         found = {f"test/{name}": value for name, value in self.test_metrics.compute().items()}
-        wrong = self.wrong_audio_metrics.compute()
-        if wrong["frames"] > 0:
+        loaders = self.trainer.test_dataloaders
+        if isinstance(loaders, list) and len(loaders) > WRONG_SOUND:
+            wrong = self.wrong_audio_metrics.compute()
             found |= {f"test/{name}_wrong_audio": value for name, value in wrong.items() if name not in COUNTS}
         self.log_dict(found)

@@ -1,0 +1,304 @@
+"""Segmentation runs from the command line down: what they write, that evaluation repeats, that they listen."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from deepavfusion.callbacks.segmentation import Shown, draw, iou_by_class
+from deepavfusion.data import demo
+from deepavfusion.data.mixtures import strangers
+from deepavfusion.tasks.segment import Segment
+from deepavfusion.types import Clip
+from deepavfusion.utils.configs import instantiate
+from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, errors, highlight, palette
+from test_configs import compose
+from test_separate import evaluate, numbers
+from test_train import sentence, train
+
+SMALL = [
+    "scale=demo",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    "model.net.image.embed_dim=32",
+    "model.net.image.depth=2",
+    "model.net.image.num_heads=2",
+    "model.head_dim=16",
+    "model.least_head_dim=8",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "data.image_size=64",
+]
+TINY = ["experiment=avsbench_s4", *SMALL, "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    counts = demo.Counts(s4_train=8, s4_val=4, s4_test=4, ms3_train=4, ms3_val=2, ms3_test=4)
+    return demo.generate(tmp_path_factory.mktemp("demo"), ["avsbench"], workers=1, counts=counts)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(data_root, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, *TINY, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
+    return logs / "segment" / "runs" / "whole"
+
+
+def test_a_run_ends_with_the_numbers_of_the_test_split(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    measures = {"miou_fg", "fscore_fg", "fscore_fg_frames", "miou", "fscore"}
+    assert {f"test/{name}" for name in measures} <= set(metrics)
+    assert {f"test/{name}_wrong_audio" for name in measures} <= set(metrics)
+    assert {"test/loss", "val/loss", "val/miou_fg", "train/loss_last", "data/coverage"} <= set(metrics)
+    assert metrics["test/frames"] == metrics["data/listed"] == 4 * 5
+    assert "test/frames_wrong_audio" not in metrics
+    assert 0 <= metrics["test/miou_fg"] <= 1
+
+
+def test_tested_are_the_weights_that_validation_judged_best(finished, monkeypatch):
+    best = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)
+    (state,) = (s for name, s in best["callbacks"].items() if "val/miou_fg" in name)
+    values = EventAccumulator(str(finished / "tensorboard")).Reload().Scalars("val/miou_fg")
+    assert len(values) == 2
+    assert state["best_model_score"].item() == pytest.approx(max(v.value for v in values), abs=1e-6)
+    evaluate(monkeypatch, f"ckpt_path={finished}/checkpoints/best.ckpt", "run.name=best")
+    assert numbers(finished.parents[1] / "evals" / "best" / "metrics.json") == numbers(finished / "metrics.json")
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_evaluation_does_not_depend_on_batches(finished, monkeypatch, size):
+    """To rounding of the logits, which may move a pixel across a threshold."""
+    evaluate(
+        monkeypatch, f"ckpt_path={finished}/checkpoints/best.ckpt", f"run.name=of_{size}", f"data.batch_size={size}"
+    )
+    found = numbers(finished.parents[1] / "evals" / f"of_{size}" / "metrics.json")
+    for name, value in numbers(finished / "metrics.json").items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_the_table_has_every_frame_with_its_iou(finished, data_root):
+    with (finished / "segmentation_test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["item"]) for row in rows] == list(range(20))
+    with (data_root / "metadata.csv").open() as file:
+        listed = {f"v1s_{row['uid']}": row["a_obj"] for row in csv.DictReader(file) if row["label"] == "v1s"}
+    assert all(listed[row["id"]] == row["classes"] for row in rows)
+    assert [int(row["second"]) for row in rows] == [0, 1, 2, 3, 4] * 4
+    for column, name in (("iou", "test/miou_fg"), ("iou_wrong_audio", "test/miou_fg_wrong_audio")):
+        mean = sum(float(row[column]) for row in rows) / len(rows)
+        assert numbers(finished / "metrics.json")[name] == pytest.approx(mean, abs=1e-9)
+
+
+def test_tensorboard_has_overlays_sounds_classes_and_failures(finished):
+    events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
+    tags = events.Tags()
+    assert {"segmentation/frames", "iou_by_class/val", "iou_by_class/test", "failures/frames"} <= set(tags["images"])
+    assert len(events.Images("segmentation/frames")) == 2
+    sounds = [tag for tag in tags["audio"] if tag.startswith("sound/")]
+    assert len(sounds) == len({tag.split("_v1s_")[1] for tag in sounds}) == 8
+    assert len([tag for tag in tags["audio"] if tag.startswith("failures/")]) == 8
+
+
+def test_classes_of_the_data_become_those_of_the_network(data_root, tmp_path, monkeypatch, capsys):
+    run = ["experiment=avsbench_avss", *SMALL, f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
+    run += ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "data.repeats=1"]
+    train(monkeypatch, *run, "run.name=avss")
+    folder = tmp_path / "segment" / "runs" / "avss"
+    record = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["record"]
+    assert record["model"]["num_classes"] == len(record["classes"]) == 5
+    metrics = json.loads((folder / "metrics.json").read_text())
+    measures = {"miou", "miou_nobg", "miou_class", "miou_class_nobg", "fscore", "fscore_class", "fscore_class_nobg"}
+    assert {f"test/{name}" for name in measures} <= set(metrics)
+    assert metrics["test/frames"] == 8 * 5
+    evaluate(monkeypatch, f"ckpt_path={folder}/checkpoints/best.ckpt", f"paths.log_dir={tmp_path}", "run.name=again")
+    assert numbers(tmp_path / "segment" / "evals" / "again" / "metrics.json") == numbers(folder / "metrics.json")
+    capsys.readouterr()
+    told = sentence(monkeypatch, capsys, *run, "model.num_classes=3")
+    assert "tell 5 classes apart" in told
+    assert "model.num_classes" in told
+
+
+@pytest.mark.full
+def test_two_processes_learn_and_give_the_numbers_of_one(finished, data_root, tmp_path):
+    """They train (no parameter is left without a gradient) and evaluate each frame once."""
+    source = Path(__file__).resolve().parents[1] / "src"
+    both = ["trainer.devices=2", "trainer.strategy=ddp", "run.name=two"]
+    command = [sys.executable, source / "train.py", *TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", *both]
+    subprocess.run(command, check=True, timeout=600)
+    metrics = json.loads((tmp_path / "segment" / "runs" / "two" / "metrics.json").read_text())
+    assert metrics["test/frames"] == 20
+    assert metrics["train/loss_last"] < metrics["train/loss_first"]
+    command = [sys.executable, source / "eval.py", f"ckpt_path={finished}/checkpoints/best.ckpt", *both]
+    subprocess.run([*command, f"paths.log_dir={tmp_path}"], check=True, timeout=600)
+    found = numbers(tmp_path / "segment" / "evals" / "two" / "metrics.json")
+    for name, value in numbers(finished / "metrics.json").items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
+
+
+# ---- bad data
+
+
+def test_bad_frames_and_masks_are_named_with_file_and_value(data_root, tmp_path, monkeypatch, capsys):
+    root = shutil.copytree(data_root, tmp_path / "data")
+    with (root / "metadata.csv").open() as file:
+        uids = [row["uid"] for row in csv.DictReader(file) if (row["label"], row["split"]) == ("v1s", "test")]
+    no_mask, strange, other_size, no_masks = (root / "v1s" / uid for uid in uids)
+    (no_mask / "labels_semantic" / "3.png").unlink()
+    Image.fromarray(np.full(Image.open(strange / "frames" / "1.jpg").size[::-1], 77, np.uint8)).save(
+        strange / "labels_semantic" / "1.png"
+    )
+    Image.new("L", (50, 40), 1).save(other_size / "labels_semantic" / "2.png")
+    shutil.rmtree(no_masks / "labels_semantic")
+    run = ["experiment=avsbench_avss", *SMALL, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.name=bad"]
+    run += ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "data.repeats=1", "data.index.subset=s4"]
+    told = sentence(monkeypatch, capsys, *run)
+    assert "data.min_coverage" in told  # so many that the number would not be the protocol's
+    train(monkeypatch, *run, "data.min_coverage=0.5", "run.name=accepted")
+    out = capsys.readouterr().out
+    folder = tmp_path / "segment" / "runs" / "accepted"
+    assert "1 clip has no masks in labels_semantic" in out
+    assert "1 clip has fewer pictures with masks than published" in out
+    report = (folder / "data_problems.csv").read_text()
+    assert "labels_semantic/1.png holds the value 77, which is no class of the 5" in report
+    assert "labels_semantic/2.png has 50 × 40 pixels, frames/2.jpg has" in report
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test/frames"] == 4 + 4 + 4
+
+
+# ---- the task itself
+
+
+def task_and_data(data_root: Path, *overrides: str):
+    cfg = compose(
+        "experiment=avsbench_s4",
+        *(value for value in SMALL if not value.startswith("~")),
+        f"data.root={data_root}",
+        "model.pretrained=null",
+        "model.num_classes=1",
+        *overrides,
+    )
+    torch.manual_seed(0)
+    task: Segment = instantiate(cfg.model)
+    data = instantiate(cfg.data)
+    data.setup()
+    task.log = lambda *args, **kwargs: None
+    return task, data
+
+
+def first_batch(data, loader):
+    return data.on_after_batch_transfer(next(iter(loader)), 0)
+
+
+def test_wrong_sounds_come_with_the_same_pictures_and_another_class(data_root):
+    _, data = task_and_data(data_root)
+    right, wrong = data.test_dataloader()
+    assert len(right.dataset) == len(wrong.dataset) == 20
+    for item in (0, 7, 19):
+        (one,), (other,) = right.dataset[item, 0], wrong.dataset[item, 0]
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.mask, other.mask)
+        assert one.clip == other.clip
+        clips, heard = wrong.dataset.clips, wrong.dataset.strangers[wrong.dataset.first_clip(item)]
+        assert clips[heard].label != one.clip.label
+        second = int(one.frame_time)
+        (truly,) = (s for n in range(20) for s in [right.dataset[n, 0][0]] if s.clip == clips[heard]
+                    and int(s.frame_time) == second)  # fmt: skip
+        assert torch.equal(truly.waveform, other.waveform)
+
+
+def test_strangers():
+    def clip(name: str, *labels: int) -> Clip:
+        return Clip(name, name, labels[0], labels=labels)
+
+    clips = [clip("a", 0), clip("b", 1), clip("c", 0, 1), clip("d", 2)]
+    found = strangers(clips)
+    assert found is not None
+    assert all(not set(clips[n].labels) & set(clips[m].labels) for n, m in enumerate(found))
+    assert strangers(clips[::-1]) == [3 - m for m in found[::-1]]  # the order of the list does not matter
+    assert strangers([clip("a", 0), clip("b", 0)]) is None
+    assert strangers([clip("a", 0, 1), clip("b", 1)]) is None  # b hears nothing else in a than b
+    assert strangers([clip("a", 0, 1), clip("b", 1, 2)]) == [1, 0]
+
+
+def test_a_class_alone_has_no_wrong_sound(data_root):
+    _, data = task_and_data(data_root)
+    data.lists["test"] = replace(data.lists["test"], clips=data.lists["test"].clips[:1])
+    assert len(data.test_dataloader()) == 1
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_training_lowers_the_loss_of_a_batch(data_root, precision):
+    task, data = task_and_data(data_root)
+    batch = first_batch(data, data.test_dataloader()[0])
+    optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=2e-3)
+    losses = []
+    for _ in range(12):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = task.training_step(batch, 0)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []  # processes would wait for it
+
+
+def test_a_batch_without_frames_is_no_step(data_root):
+    task, data = task_and_data(data_root)
+    batch = first_batch(data, data.test_dataloader()[0])
+    loss = task.training_step(batch.first(0), 0)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(value.isfinite().all() for value in task.net.state_dict().values())
+    assert task.eval().test_step(batch.first(0), 0) is None
+    assert set(task.test_metrics.compute()) == {"frames", "empty_frames"}
+
+
+# ---- pictures
+
+
+def test_overlays_show_what_is_right_too_much_and_missed():
+    picture = np.full((2, 2, 3), 100, np.uint8)
+    truth, predicted = np.array([[1, 1], [0, 0]]), np.array([[1, 0], [1, 0]])
+    shown = errors(picture, predicted, truth).astype(int)
+    for (row, column), colour in (((0, 0), RIGHT), ((0, 1), TOO_LITTLE), ((1, 0), TOO_MUCH)):
+        assert shown[row, column].argmax() == np.argmax(colour)
+    assert len(set(shown[1, 1])) == 1  # grey
+    lit = highlight(picture, predicted, palette(2))
+    assert (lit[0, 1] == 45).all()
+    assert not (lit[0, 0] == lit[0, 1]).all()
+    assert len({tuple(colour) for colour in palette(71)}) == 71
+    frame = Shown("drum_x_0.5s", picture, truth.astype(np.uint8), predicted.astype(np.uint8), torch.zeros(10))
+    figure = draw([frame, frame], ["silent", "sounding"])
+    assert len(figure.axes) == 8
+    assert "33%" in figure.axes[3].get_xlabel()
+
+
+def test_iou_by_class_is_a_mean_over_the_frames_of_the_class(data_root):
+    task, data = task_and_data(data_root)
+    (loader, _) = data.test_dataloader()
+    task.eval()
+    with torch.no_grad():
+        for batch in loader:
+            task.test_step(data.on_after_batch_transfer(batch, 0), 0)
+    found = iou_by_class(task.test_metrics, loader.dataset)
+    rows = task.test_metrics.rows()
+    assert set(found) == set(demo.STAGE)
+    mean = sum(found.values()) / 4  # as many frames each
+    assert mean == pytest.approx(sum(row["iou"] for row in rows) / 20)
