@@ -76,7 +76,8 @@ class RawSource:
     @contextmanager
     def open(self, clip: Clip) -> Iterator[OpenClip]:
         if clip.frames:
-            yield FolderClip(clip)
+            with Media(Path(clip.path, "audio.wav")) as sound:
+                yield FolderClip(clip, sound)
             return
         with Media(clip.path) as media:
             yield MediaClip(media, clip.path)
@@ -118,10 +119,9 @@ class MediaClip:
 class FolderClip:
     """A clip of AVSBench: frames/<n>.jpg at n + 0.5 s, labels_semantic/<n>.png, audio.wav."""
 
-    def __init__(self, clip: Clip) -> None:
-        self.folder = Path(clip.path)
-        with Media(self.folder / "audio.wav") as media:
-            self.sound_end = media.info.sound_end
+    def __init__(self, clip: Clip, sound: Media) -> None:
+        self.folder, self.media = Path(clip.path), sound
+        self.sound_end = sound.info.sound_end
         try:
             self.numbers = sorted(int(file.stem) for file in (self.folder / "frames").glob("[0-9]*.jpg"))
         except ValueError as error:
@@ -140,8 +140,7 @@ class FolderClip:
         return [number + MASK_CENTRE for number in self.numbers]
 
     def sound(self, start: float, seconds: float) -> Tensor:
-        with Media(self.folder / "audio.wav") as media:
-            return media.audio(start, seconds, SAMPLE_RATE)
+        return self.media.audio(start, seconds, SAMPLE_RATE)
 
     def mask(self, second: int) -> Image.Image:
         mask = read_mask(self.folder / "labels_semantic" / f"{second}.png")
