@@ -34,6 +34,10 @@ pretrain: $(STAMP)  ## Pre-train: your data/vggsound, or without it a demo that 
 separate: $(STAMP)  ## Separate sounds: your data/music, or without it a demo that makes its own data
 	$(BIN)/python src/train.py experiment=music_separation $(ARGS)
 
+.PHONY: segment
+segment: $(STAMP)  ## Mark what sounds: your data/avsbench, or without it a demo that makes its own data
+	$(BIN)/python src/train.py experiment=avsbench_s4 $(ARGS)
+
 .PHONY: datasets
 datasets:  ## How to get VGGSound, AudioSet, MUSIC, AVSBench: lists, folder trees, counts, download
 	@awk '/^## /{on = /^## The datasets/} on' README.md

@@ -1,4 +1,4 @@
-"""Use a trained model: `python src/predict.py task=separate video=clip.mp4`. Keys: configs/predict.yaml."""
+"""Use a trained model: `python src/predict.py task=separate video=clip.mp4`, or task=segment; configs/predict.yaml."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, register_resolvers
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.run_dir import CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
+
+BEST = "best.ckpt"  # of the checkpoints of a run that evaluates while it trains
 
 # What a task needs is imported in it: a missing key is told at once.
 
@@ -49,13 +51,52 @@ def separate(cfg: DictConfig, folder: Path) -> None:
         say(f"The model chose the boxes; to correct them: boxes='{boxes}'")
 
 
-TASKS = {"separate": separate}
+def segment(cfg: DictConfig, folder: Path) -> None:
+    """The pixels of a video that sound: masks, and the video with them in colour, in a folder."""
+    from rich import get_console
+    from rich.progress import Progress
+
+    from deepavfusion.inference.checkpoint import load_task
+    from deepavfusion.inference.overlays import shares, write_segmentation
+    from deepavfusion.inference.segment import segment_video
+    from deepavfusion.tasks.segment import Segment
+    from deepavfusion.utils.console import say
+
+    task = load_task(checkpoint(cfg), "segment", device(cfg))
+    assert isinstance(task, Segment)
+    with Progress(console=get_console(), transient=True) as progress:
+        looking, writing = progress.add_task("segmenting"), progress.add_task("writing the film", start=False)
+
+        def on_film(done: int, total: int) -> None:
+            progress.start_task(writing)
+            progress.update(writing, completed=done, total=total)
+
+        segmentation = segment_video(
+            task,
+            str(cfg.video),
+            cfg.masks_per_second,
+            cfg.batch_size,
+            on_progress=lambda done, total: progress.update(looking, completed=done, total=total),
+        )
+        listed = write_segmentation(segmentation, folder, on_film)
+    moments = listed["moments"]
+    mean = sum(moment["share"] for moment in moments) / len(moments)
+    say(f"Written to {folder}; {mean:.1%} of the pixels are marked:")
+    for name, share in shares(listed).items():
+        say(f"  {name}, {share:.1%}")
+    say(f"  {listed['film']}, {listed['picture']}, {listed['list']}")
+    say(f"  {listed['masks']}/: {len(moments)} masks")
+
+
+TASKS = {"separate": separate, "segment": segment}
 register_resolvers()
 
 
 def checkpoint(cfg: DictConfig) -> Path:
-    """What is asked for, or the newest of the task."""
-    return Path(cfg.ckpt_path or Path(cfg.paths.log_dir, cfg.task, "latest", CHECKPOINTS, LAST))
+    """What is asked for, or of the newest run of the task: for segment the best, where there is one, else the last."""
+    folder = Path(cfg.paths.log_dir, cfg.task, "latest", CHECKPOINTS)
+    best = cfg.task == "segment" and (folder / BEST).is_file()
+    return Path(cfg.ckpt_path or folder / (BEST if best else LAST))
 
 
 def device(cfg: DictConfig) -> str:
@@ -83,7 +124,8 @@ def output(cfg: DictConfig) -> Path:
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
 @run_and_report
 def main(cfg: DictConfig) -> None:
-    example = "e.g. python src/predict.py task=separate video=clip.mp4"
+    task = cfg.task if cfg.task in TASKS else next(iter(TASKS))
+    example = f"e.g. python src/predict.py task={task} video=clip.mp4"
     if cfg.task not in TASKS:
         given = "no task was given" if cfg.task is None else f"there is no task {cfg.task!r}"
         raise UserError(f"predict.py: {given}; add task=<one of: {', '.join(TASKS)}>, {example}.")

@@ -13,6 +13,7 @@ import torch
 
 from deepavfusion.utils import cli
 from test_inference import noise, write_checkpoint, write_video
+from test_inference_segment import write_segmenter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import predict as entry_point
@@ -66,6 +67,39 @@ def test_given_boxes_and_output(
     assert not (logs / "predict").exists()
 
 
+def test_segment_with_the_best_checkpoint_or_the_last(
+    logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, given = logs.parent / "clip.mp4", [f"paths.log_dir={logs}", "device=cpu", "masks_per_second=2"]
+    checkpoints = logs / "segment" / "latest" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    write_segmenter(checkpoints / "last.ckpt", 1)
+    predict(monkeypatch, "task=segment", f"video={video}", *given)
+    (run_dir,) = (logs / "predict" / "runs").iterdir()
+    assert (logs / "predict" / "latest").resolve() == run_dir.resolve()
+    files = {f"clip_segmentation.{kind}" for kind in ("mp4", "png", "json")}
+    assert {path.name for path in run_dir.iterdir()} == files | {"clip_masks"}
+    assert len(list((run_dir / "clip_masks").iterdir())) == 8
+    listed = json.loads((run_dir / "clip_segmentation.json").read_text())
+    assert (listed["classes"], listed["masks_per_second"], len(listed["moments"])) == (None, 2, 8)
+    out = capsys.readouterr().out
+    assert str(run_dir) in out
+    assert all(name in out for name in files)
+    mean = sum(moment["share"] for moment in listed["moments"]) / 8
+    assert f"{mean:.1%} of the pixels are marked" in out
+    assert "clip_masks/: 8 masks" in out
+
+    write_segmenter(checkpoints / "best.ckpt", 5)
+    output = logs.parent / "new"
+    predict(monkeypatch, "task=segment", f"video={video}", f"output={output}", "batch_size=3", *given)
+    listed = json.loads((output / "clip_segmentation.json").read_text())
+    assert listed["classes"][1:3] == ["dog", "cello"]
+    found = {name for moment in listed["moments"] for name in moment["classes"]}
+    out = capsys.readouterr().out
+    assert found
+    assert all(f"  {name}, " in out for name in found)
+
+
 def test_what_cannot_be_done_is_one_sentence(
     logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,8 +113,8 @@ def test_what_cannot_be_done_is_one_sentence(
     video = f"video={logs.parent / 'clip.mp4'}"
     (logs.parent / "file").touch()
     example = "e.g. python src/predict.py task=separate video=clip.mp4"
-    assert sentence() == f"predict.py: no task was given; add task=<one of: separate>, {example}."
-    assert "there is no task 'cook'; add task=<one of: separate>" in sentence("task=cook", video)
+    assert sentence() == f"predict.py: no task was given; add task=<one of: separate, segment>, {example}."
+    assert "there is no task 'cook'; add task=<one of: separate, segment>" in sentence("task=cook", video)
     assert "no video was given; add video=" in sentence("task=separate")
     assert "nothing.mp4 cannot be separated, missing" in sentence("task=separate", "video=nothing.mp4")
     assert "checkpoint nothing.ckpt does not exist" in sentence("task=separate", video, "ckpt_path=nothing.ckpt")
@@ -93,6 +127,17 @@ def test_what_cannot_be_done_is_one_sentence(
     assert "vidio" in sentence("task=separate", "vidio=a.mp4")
     if not torch.cuda.is_available():
         assert "there is no such device" in sentence("task=separate", video, "device=cuda")
+    ckpt = f"ckpt_path={write_segmenter(logs.parent / 'segmenter.ckpt')}"
+    write_video(logs.parent / "silent.mp4", noise(1.0) * 0)
+    assert "segment/latest/checkpoints/last.ckpt does not exist" in sentence("task=segment", video)
+    assert "e.g. python src/predict.py task=segment video=clip.mp4" in sentence("task=segment")
+    assert "nothing.mp4 cannot be segmented, missing" in sentence("task=segment", "video=nothing.mp4", ckpt)
+    assert "masks_per_second is 0, expected" in sentence("task=segment", video, ckpt, "masks_per_second=0")
+    assert "batch_size is 0" in sentence("task=segment", video, ckpt, "batch_size=0")
+    assert "is silent: its 1.00 s" in sentence("task=segment", f"video={logs.parent / 'silent.mp4'}", ckpt)
+    wrong = f"ckpt_path={logs / 'separate' / 'latest' / 'checkpoints' / 'last.ckpt'}"
+    assert "is a checkpoint of separate, task=segment needs one of segment" in sentence("task=segment", video, wrong)
+    assert "is a checkpoint of segment, task=separate needs one of separate" in sentence("task=separate", video, ckpt)
     assert not list((logs / "predict" / "runs").iterdir())  # nothing is left of what did not begin
     (logs / "separate" / "latest" / "checkpoints" / "last.ckpt").unlink()
     assert "last.ckpt does not exist" in sentence("task=separate", video)

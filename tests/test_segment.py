@@ -281,7 +281,7 @@ def test_overlays_show_what_is_right_too_much_and_missed():
         assert shown[row, column].argmax() == np.argmax(colour)
     assert len(set(shown[1, 1])) == 1  # grey
     lit = highlight(picture, predicted, palette(2))
-    assert (lit[0, 1] == 45).all()
+    assert (lit[0, 1] == 100 * 115 // 256).all()
     assert not (lit[0, 0] == lit[0, 1]).all()
     assert len({tuple(colour) for colour in palette(71)}) == 71
     frame = Shown("drum_x_0.5s", picture, truth.astype(np.uint8), predicted.astype(np.uint8), torch.zeros(10))

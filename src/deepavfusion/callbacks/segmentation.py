@@ -18,9 +18,6 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from deepavfusion.callbacks.pictures import is_due, writer_of
-from deepavfusion.data.clips import FrameDataset
-from deepavfusion.data.collate import Collate
-from deepavfusion.models.segmenter import decide
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch
@@ -113,7 +110,8 @@ class SegmentationReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        dataset = first_loader(trainer.test_dataloaders).dataset
+        loader = first_loader(trainer.test_dataloaders)
+        dataset = loader.dataset
         metrics = _metrics(pl_module, "test")
         rows = metrics.rows()
         if not rows:
@@ -125,13 +123,13 @@ class SegmentationReport(Callback):
         step = trainer.global_step
         writer.add_figure("iou_by_class/test", draw_classes(iou_by_class(metrics, dataset), "test"), step)
         worst = sorted((row["iou"], row["item"]) for row in rows if not math.isnan(row["iou"]))[: self.num_failures]
-        frames = self._read(trainer, pl_module, dataset, [item for _, item in worst])
+        frames = self._read(trainer, pl_module, loader, [item for _, item in worst])
         if frames:
             writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer)), step)
         for place, frame in enumerate(frames, 1):
             writer.add_audio(f"failures/{place}_{frame.name}", frame.waveform.unsqueeze(0), step, SAMPLE_RATE)
 
-    def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: FrameDataset) -> None:
+    def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: Any) -> None:
         values = [name for name in rows[0] if name != "item"]
         with_wrong_sound = {row["item"]: row["iou"] for row in wrong}
         with (self.run_dir / "segmentation_test.csv").open("w", newline="") as file:
@@ -153,39 +151,38 @@ class SegmentationReport(Callback):
                 )
 
     @staticmethod
-    def _read(trainer: Trainer, pl_module: Any, dataset: FrameDataset, items: list[int]) -> list[Shown]:
+    def _read(trainer: Trainer, pl_module: Any, loader: Any, items: list[int]) -> list[Shown]:
         """The frames once more, through the network."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         out: list[Shown] = []
         for item in items:
-            batch = Collate(dataset)([dataset[item, 0]])
+            batch = loader.collate_fn([loader.dataset[item, 0]])
             batch = datamodule.on_after_batch_transfer(batch.to(pl_module.device), 0)
             if len(batch):
-                logits = pl_module.net(batch.image, batch.spectrogram)
-                out += shown(batch, logits, [0], dataset)
+                out += shown(batch, pl_module.mark(batch), [0], loader.dataset)
         return out
 
 
 def first_loader(loaders: Any) -> Any:
-    """Lightning hands over a loader, or a list of them."""
+    """Lightning hands over a loader, or a list of them. Its dataset is a `data.clips.FrameDataset`."""
     return loaders[0] if isinstance(loaders, list) else loaders
 
 
-def class_names(dataset: FrameDataset, item: int) -> list[str]:
+def class_names(dataset: Any, item: int) -> list[str]:
     """Of what the clip of a frame is annotated with."""
     clip, classes = dataset.clips[dataset.first_clip(item)], dataset.list.classes
     return [classes[label] for label in clip.labels or (clip.label,) if 0 <= label < len(classes)]
 
 
-def shown(batch: Batch, logits: Tensor, rows: Sequence[int], dataset: FrameDataset) -> list[Shown]:
-    """Some rows of a batch, to draw."""
+def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> list[Shown]:
+    """Some rows of a batch and of what was marked in it, to draw."""
     if not rows:
         return []
     assert batch.mask is not None
     index = torch.tensor(rows, device=batch.image.device)
     pictures = Normalise().to(batch.image.device).reverse(batch.image[index]) * 255
     pixels = pictures.round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    predicted, truth = decide(logits[index]).cpu().numpy(), batch.mask[index].cpu().numpy()
+    predicted, truth = marked[index].cpu().numpy(), batch.mask[index].cpu().numpy()
     out = []
     for n, row in enumerate(rows):
         names = "+".join(class_names(dataset, int(batch.item[row])))
@@ -237,7 +234,7 @@ def _rgb(colour: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def iou_by_class(metrics: Any, dataset: FrameDataset) -> dict[str, float]:
+def iou_by_class(metrics: Any, dataset: Any) -> dict[str, float]:
     """Class -> IoU: of the pixels of each class, or where masks have none, the mean over the frames of its clips."""
     if metrics.num_classes > 1:
         found = metrics.per_class().tolist()

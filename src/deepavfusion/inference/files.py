@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torchaudio.functional import resample
 
 from deepavfusion.data.decode import Media
 from deepavfusion.data.encode import write_mp4, write_wav
 from deepavfusion.inference.boxes import Box, as_lists
+from deepavfusion.inference.film import AAC_BIT_RATE, AAC_RATES, film_frames, film_size, film_times
 from deepavfusion.inference.separate import Separation, separate_video
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import LOG_OFFSET, N_MELS, SAMPLE_RATE
 from deepavfusion.utils.drawing import colour_of
 from deepavfusion.utils.errors import DecodeError, UserError
 
-MOST_FPS = 30.0
-MOST_PIXELS = 720  # of the shorter side
-CHUNK_BYTES = 64 * 2**20  # of frames decoded at a time
-AAC_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 QUIETEST = 70.0  # dB below the loudest of the mixture, drawn as black
 TICKS = (0.25, 0.5, 1, 2, 4, 8)  # kHz
 
@@ -97,38 +92,25 @@ def _write_video(path: Path, separation: Separation, source: int) -> None:
     if rate not in AAC_RATES:
         waveform, rate = resample(waveform, rate, 48_000), 48_000
     with Media(separation.video) as media:
-        fps = media.info.fps or MOST_FPS
-        fps /= math.ceil(fps / MOST_FPS - 1e-3)  # 50 -> 25, and no picture twice
-        count = max(1, round(max(media.info.picture_end, separation.seconds) * fps))
-        frames = _marked(media, [n / fps for n in range(count)], separation, source)
-        write_mp4(path, frames, fps, waveform.numpy(), rate, audio_bit_rate=128_000)
+        times, fps = film_times(media.info, separation.seconds)
+        rows, columns = film_size(*separation.frame.shape[:2])
+        frames = _marked(film_frames(media, times, rows, columns), separation, source)
+        write_mp4(path, frames, fps, waveform.numpy(), rate, audio_bit_rate=AAC_BIT_RATE)
 
 
-def _marked(media: Media, times: list[float], separation: Separation, source: int) -> Iterator[NDArray[np.uint8]]:
+def _marked(frames: Iterable[NDArray[np.uint8]], separation: Separation, source: int) -> Iterator[NDArray[np.uint8]]:
     height, width = separation.frame.shape[:2]
-    scale = min(1.0, MOST_PIXELS / min(height, width))
-    rows, columns = (max(2, 2 * round(side * scale / 2)) for side in (height, width))  # even, as H.264 wants them
-    x, y = columns / width, rows / height
     box, colour = separation.boxes[source], (255 * colour_of(source)).astype(np.uint8)
-    left, top, right, bottom = round(box.left * x), round(box.top * y), round(box.right * x), round(box.bottom * y)
-    line = max(2, min(rows, columns) // 120)
-    inside = (slice(top + line, max(bottom - line, 0)), slice(left + line, max(right - line, 0)))
-    step = max(1, CHUNK_BYTES // separation.frame.nbytes)
-    for first in range(0, len(times), step):
-        for frame in media.frames(times[first : first + step]):
-            shown = _resized(frame, rows, columns)
-            marked: NDArray[np.uint8] = shown // 3
-            marked[top:bottom, left:right] = colour
-            marked[inside] = shown[inside]
-            yield marked
-
-
-def _resized(frame: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
-    if frame.shape[:2] == (rows, columns):
-        return frame
-    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None]
-    pixels = F.interpolate(pixels, size=(rows, columns), mode="bilinear", antialias=True)
-    return pixels[0].permute(1, 2, 0).numpy()
+    for shown in frames:
+        rows, columns = shown.shape[:2]
+        x, y = columns / width, rows / height
+        left, top, right, bottom = round(box.left * x), round(box.top * y), round(box.right * x), round(box.bottom * y)
+        line = max(2, min(rows, columns) // 120)
+        inside = (slice(top + line, max(bottom - line, 0)), slice(left + line, max(right - line, 0)))
+        marked: NDArray[np.uint8] = shown // 3
+        marked[top:bottom, left:right] = colour
+        marked[inside] = shown[inside]
+        yield marked
 
 
 # ---------------------------------------------------------------- figure

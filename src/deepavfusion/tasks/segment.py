@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deepavfusion.metrics.segmentation import SegmentationMetrics
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.models.segmenter import Segmenter, pixel_loss
+from deepavfusion.models.segmenter import Segmenter, decide, pixel_loss
 from deepavfusion.tasks.base import FineTune, freeze_unread, load_pretrained
 from deepavfusion.types import Batch
 from deepavfusion.utils.errors import UserError
@@ -88,8 +88,12 @@ class Segment(FineTune):
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.items)
         return loss
 
+    def mark(self, batch: Batch) -> Tensor:
+        """The class of each pixel, or whether it sounds: uint8 [B, H, W]"""
+        return decide(self.net(batch.image, batch.spectrogram))
+
     def _evaluate(self, batch: Batch, loss_name: str | None, metrics: SegmentationMetrics) -> Tensor | None:
-        """The logits, which Lightning hands to the callbacks."""
+        """What `mark` gives; Lightning hands it to the callbacks."""
         if not len(batch):
             return None
         self.check_shapes(batch)
@@ -99,7 +103,7 @@ class Segment(FineTune):
             loss = pixel_loss(logits, batch.mask)
             self.log(loss_name, loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
         metrics.update(logits, batch.mask, batch.item)
-        return logits
+        return decide(logits)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
         return self._evaluate(batch, "val/loss", self.val_metrics)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
+DIMMED = 115  # of 256, what is left of the light of unmarked pixels
 RIGHT, TOO_MUCH, TOO_LITTLE = (40, 200, 90), (235, 60, 50), (60, 120, 255)  # RGB, of an error picture
 
 
@@ -32,9 +33,10 @@ def highlight(picture: Pixels, classes: NDArray[np.integer], colours: Pixels, st
         colours: uint8 [classes, 3].
         strength: of the colour, 0…1.
     """
-    marked = (classes > 0)[..., None]
-    coloured = (1 - strength) * picture + strength * colours[classes]
-    return np.where(marked, coloured, 0.45 * picture).astype(np.uint8)
+    share = round(256 * strength)  # in whole numbers, which is several times faster
+    marked = picture.astype(np.uint16) * (256 - share) + (colours.astype(np.uint16) * share)[classes]
+    dimmed = picture.astype(np.uint16) * DIMMED
+    return (np.where((classes > 0)[..., None], marked, dimmed) >> 8).astype(np.uint8)
 
 
 def errors(picture: Pixels, predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> Pixels:
