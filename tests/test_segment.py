@@ -111,7 +111,8 @@ def test_tensorboard_has_overlays_sounds_classes_and_failures(finished):
     assert len(events.Images("segmentation/frames")) == 2
     sounds = [tag for tag in tags["audio"] if tag.startswith("sound/")]
     assert len(sounds) == len({tag.split("_v1s_")[1] for tag in sounds}) == 8
-    assert len([tag for tag in tags["audio"] if tag.startswith("failures/")]) == 8
+    failures = [tag for tag in tags["audio"] if tag.startswith("failures/")]
+    assert [tag.split("/")[1][0] for tag in sorted(failures)] == ["1", "2", "3", "4"]  # one a clip
 
 
 def test_classes_of_the_data_become_those_of_the_network(data_root, tmp_path, monkeypatch, capsys):
@@ -287,7 +288,7 @@ def test_overlays_show_what_is_right_too_much_and_missed():
     frame = Shown("drum_x_0.5s", picture, truth.astype(np.uint8), predicted.astype(np.uint8), torch.zeros(10))
     figure = draw([frame, frame], ["silent", "sounding"])
     assert len(figure.axes) == 8
-    assert "33%" in figure.axes[3].get_xlabel()
+    assert "IoU 0.33" in figure.axes[3].get_xlabel()
 
 
 def test_iou_by_class_is_a_mean_over_the_frames_of_the_class(data_root):

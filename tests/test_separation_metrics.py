@@ -6,7 +6,6 @@ import copy
 import math
 import pickle
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 from deepavfusion.metrics import separation
 from deepavfusion.metrics.separation import SeparationMetrics, bss_eval
 from golden_cases import float64, load_json, wave
+from two_processes import in_two_processes, in_two_threads
 
 SAMPLES = 4000
 
@@ -341,41 +341,12 @@ def _expected() -> dict[str, tuple]:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_give_the_same_as_one():
-    """Threads play the processes; what they gather must fit together as it must for the network."""
-    meet, sent = threading.Barrier(2, timeout=60), [torch.empty(0)] * 2
-    found: dict[int, dict] = {}
-
-    def process(rank: int) -> None:
-        def gather(tensor: Tensor, group: object) -> list[Tensor]:
-            sent[rank] = tensor
-            meet.wait()
-            both = list(sent)
-            meet.wait()
-            assert both[0].dtype == both[1].dtype
-            assert both[0].shape[1:] == both[1].shape[1:]
-            return both
-
-        found[rank] = _accumulate(rank, dist_sync_fn=gather, distributed_available_fn=lambda: True)
-
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
     expected = _expected()
-    assert found == {0: expected, 1: expected}
-
-
-def _process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(_accumulate(rank), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    assert in_two_threads(_accumulate) == {0: expected, 1: expected}
 
 
 @pytest.mark.full  # starting two processes takes as long as all other tests
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_real_processes_give_the_same_as_one(tmp_path):
-    torch.multiprocessing.spawn(_process, (tmp_path,), nprocs=2)
-    for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt") == _expected()
+    expected = _expected()
+    assert in_two_processes(_accumulate, tmp_path) == {0: expected, 1: expected}

@@ -93,7 +93,7 @@ class SegmentationReport(Callback):
 
     Args:
         run_dir: where the table goes.
-        num_failures: frames shown, the worst first.
+        num_failures: frames shown, the worst first, one a clip.
     """
 
     def __init__(self, run_dir: str, num_failures: int = 8) -> None:
@@ -122,8 +122,10 @@ class SegmentationReport(Callback):
             return
         step = trainer.global_step
         writer.add_figure("iou_by_class/test", draw_classes(iou_by_class(metrics, dataset), "test"), step)
-        worst = sorted((row["iou"], row["item"]) for row in rows if not math.isnan(row["iou"]))[: self.num_failures]
-        frames = self._read(trainer, pl_module, loader, [item for _, item in worst])
+        worst: dict[int, int] = {}  # clip -> its worst frame
+        for row in sorted(rows, key=lambda row: row["iou"]):
+            worst.setdefault(dataset.first_clip(row["item"]), row["item"])
+        frames = self._read(trainer, pl_module, loader, list(worst.values())[: self.num_failures])
         if frames:
             writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer)), step)
         for place, frame in enumerate(frames, 1):
@@ -215,7 +217,7 @@ def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
         either = int(((frame.predicted > 0) | (frame.truth > 0)).sum())
         both = int(((frame.predicted == frame.truth) & (frame.truth > 0)).sum())
         line[0].set_ylabel("\n".join(frame.name.split("_", 1)), fontsize=7)
-        line[-1].set_xlabel(f"{both / either:.0%} of what is marked or sounds" if either else "nothing", fontsize=7)
+        line[-1].set_xlabel(f"IoU {both / either:.2f}" if either else "nothing sounds", fontsize=7)
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title)
     handles = [
@@ -255,7 +257,7 @@ def draw_classes(means: dict[str, float], split: str) -> Figure:
     for place, (_, value) in enumerate(best):
         axis.text(value, place, f" {value:.2f}", va="center", fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1)
+    axis.set_xlim(0, 1.08)  # room for the number
     axis.set_xlabel(f"IoU, {split}")
     return figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from deepavfusion.data.decode import Media
 from deepavfusion.data.encode import write_mp4
 from deepavfusion.inference.film import AAC_BIT_RATE, AAC_RATES, film_frames, film_size, film_times
 from deepavfusion.inference.segment import Segmentation
-from deepavfusion.inference.separate import BLOCK
+from deepavfusion.inference.sound import blocks
 from deepavfusion.utils.drawing import Pixels, highlight, palette
 from deepavfusion.utils.errors import DecodeError, UserError
 
@@ -133,7 +132,7 @@ def _write_film(
     strip = legend(names, columns, rows)
     with Media(segmentation.video) as media:
         rate = media.info.sample_rate if media.info.sample_rate in AAC_RATES else 48_000
-        sound = torch.cat(list(_blocks(media, rate)))
+        sound = torch.cat(list(blocks(media, rate)))
         times, fps = film_times(media.info, segmentation.seconds, segmentation.masks_per_second)
         masks = _nearest(folder, segmentation, listed, times)
 
@@ -144,15 +143,6 @@ def _write_film(
                     on_progress(n, len(times))
 
         write_mp4(folder / listed["film"], pictures(), fps, sound.numpy(), rate, audio_bit_rate=AAC_BIT_RATE)
-
-
-def _blocks(media: Media, rate: int) -> Iterator[torch.Tensor]:
-    """All of a file's sound at a rate, mono, from second 0."""
-    for n in count():
-        block = media.audio(n * BLOCK, BLOCK, rate)
-        yield block
-        if len(block) < BLOCK * rate:
-            return
 
 
 def _nearest(

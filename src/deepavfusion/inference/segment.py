@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepavfusion.data.decode import Media
-from deepavfusion.inference.separate import SILENT, read_sound
+from deepavfusion.inference.sound import told, whole_sound
 from deepavfusion.models.segmenter import probabilities
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, View
-from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.errors import UserError
 
 MOST_A_SECOND = 1000  # masks: their files are named by the millisecond
 MOST_CLASSES = 256  # that a mask of bytes can hold
@@ -79,8 +78,8 @@ def segment_video(
             f"masks_per_second is {masks_per_second!r}, expected a number above 0 and at most {MOST_A_SECOND}, e.g. 5."
         )
     path, classes = str(video), class_names(task)
-    with _failures(), Media(path) as media:
-        mixture, end = _sound(media), media.info.picture_end
+    with told("segmented"), Media(path) as media:
+        mixture, end = whole_sound(media, "mark"), media.info.picture_end
         height, width = media.frames([0.0]).shape[1:3]
     seconds = max(end, len(mixture) / SAMPLE_RATE)
     times = [n / masks_per_second for n in range(max(1, math.ceil(seconds * masks_per_second - 1e-6)))]
@@ -103,38 +102,6 @@ def class_names(task: Segment) -> list[str] | None:
     return names
 
 
-@contextmanager
-def _failures() -> Iterator[None]:
-    """What does not decode, as one sentence."""
-    try:
-        yield
-    except DecodeError as error:
-        raise UserError(
-            f"video {error.path} cannot be segmented, {error.reason.replace('_', ' ')}: {error.detail}; expected a "
-            f"whole video with picture and sound."
-        ) from error
-
-
-def _sound(media: Media) -> Tensor:
-    """All of the sound, mono at 16 kHz, [T]; there is some, and there is a picture."""
-    info, path = media.info, media.container.path
-    for there, reason, what in (
-        (info.has_video, "no_video", "the file has no picture"),
-        (info.has_audio, "no_audio", "the file has no sound"),
-    ):
-        if not there:
-            raise DecodeError(path, reason, what)
-    mixture, _ = read_sound(media)
-    peak = mixture.abs().max().item() if len(mixture) else 0.0
-    if peak < SILENT:
-        found = f"peak at {20 * math.log10(peak):.0f} dB" if peak > 0 else "are all zero"
-        raise UserError(
-            f"video {path} is silent: its {len(mixture) / SAMPLE_RATE:.2f} s of sound {found}, expected a peak above "
-            f"{20 * math.log10(SILENT):.0f} dB of full scale; there is nothing to mark."
-        )
-    return mixture
-
-
 class _VideoSegmenter:
     """The sound of one video, what covers its picture, and one model."""
 
@@ -148,7 +115,7 @@ class _VideoSegmenter:
         self, path: str, times: Sequence[float], batch_size: int, on_progress: Callable[[int, int], Any] | None
     ) -> Iterator[NDArray[np.uint8]]:
         views = len(self.tiling.views)
-        with _failures(), Media(path) as media:
+        with told("segmented"), Media(path) as media:
             for first in range(0, len(times), batch_size):
                 moments = times[first : first + batch_size]
                 frames = media.frames(moments)

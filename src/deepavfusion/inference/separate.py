@@ -23,13 +23,12 @@ from deepavfusion.data.clips import on_grid
 from deepavfusion.data.decode import Media
 from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
+from deepavfusion.inference.sound import BLOCK, told, whole_sound
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, MelMask, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, View
-from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.errors import UserError
 
-SILENT = 1e-4  # −80 dB; the last bit of 16-bit sound is −90 dB
-BLOCK = 10  # s of sound decoded at a time
 LOOKS = 16  # moments at which the model looks for the sources
 
 
@@ -89,14 +88,8 @@ def separate_video(
     for name, count in (("sources", sources), ("batch_size", batch_size)):
         if count is not None and (type(count) is not int or count < 1):
             raise UserError(f"{name} is {count!r}, expected a whole number of at least 1.")
-    try:
-        with Media(video) as media:
-            return _Separator(task, media, spread).run(boxes, sources, batch_size, on_progress)
-    except DecodeError as error:
-        raise UserError(
-            f"video {error.path} cannot be separated, {error.reason.replace('_', ' ')}: {error.detail}; expected a "
-            f"whole video with picture and sound."
-        ) from error
+    with told("separated"), Media(video) as media:
+        return _Separator(task, media, spread).run(boxes, sources, batch_size, on_progress)
 
 
 def source_mask(logits: Tensor, kind: str) -> Tensor:
@@ -124,21 +117,8 @@ class _Separator:
         self.window = encoder.audio.patch_embed.input_size[1] * HOP_LENGTH
         self.normalise, self.log_mel = Normalise().to(self.device), LogMel().to(self.device)
         self.mel_mask = MelMask(spread).to(self.device)
-        info, path = media.info, media.container.path
-        for there, reason, what in (
-            (info.has_video, "no_video", "the file has no picture"),
-            (info.has_audio, "no_audio", "the file has no sound"),
-        ):
-            if not there:
-                raise DecodeError(path, reason, what)
-        self.mixture, self.length = read_sound(media)
-        peak = self.mixture.abs().max().item() if len(self.mixture) else 0.0
-        if peak < SILENT:
-            found = f"peak at {20 * math.log10(peak):.0f} dB" if peak > 0 else "are all zero"
-            raise UserError(
-                f"video {path} is silent: its {len(self.mixture) / SAMPLE_RATE:.2f} s of sound {found}, expected a "
-                f"peak above {20 * math.log10(SILENT):.0f} dB of full scale; there is nothing to separate."
-            )
+        self.mixture = whole_sound(media, "separate")
+        self.length = own_length(media, self.mixture)
         self.starts = window_starts(len(self.mixture), self.window)
 
     def run(
@@ -234,13 +214,10 @@ class _Separator:
         return self.media.frames(moments)
 
 
-def read_sound(media: Media) -> tuple[Tensor, int]:
-    """All of a file's sound, from second 0: mono at 16 kHz, [T]; and its length in samples of its own rate."""
-    parts: list[Tensor] = []
-    while not parts or len(parts[-1]) == BLOCK * SAMPLE_RATE:
-        parts.append(media.audio(len(parts) * BLOCK, BLOCK, SAMPLE_RATE))
-    rate, last = media.info.sample_rate, (len(parts) - 1) * BLOCK
-    return torch.cat(parts), last * rate + len(media.audio(last, BLOCK, rate))
+def own_length(media: Media, mixture: Tensor) -> int:
+    """Of a file's sound, of which `mixture` [T] is all at 16 kHz, in samples of its own rate."""
+    rate, last = media.info.sample_rate, len(mixture) // (BLOCK * SAMPLE_RATE) * BLOCK
+    return last * rate + len(media.audio(last, BLOCK, rate))
 
 
 def at_rate(waveforms: Tensor, rate: int, length: int) -> Tensor:
