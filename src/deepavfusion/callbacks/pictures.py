@@ -34,6 +34,12 @@ def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
     return trainer.state.fn == "validate" or passed % every_n_epochs == 0 or passed == trainer.max_epochs
 
 
+def playable(waveform: Tensor) -> Tensor:
+    """[T] -> [1, T] on the CPU, no louder than full scale"""
+    waveform = waveform.detach().float().cpu()
+    return (waveform / waveform.abs().max().clamp(min=1.0)).unsqueeze(0)
+
+
 def spectrogram_picture(spectrogram: Tensor) -> Tensor:
     """log10 power mel spectrogram [B, 1, M, F] -> RGB [B, 3, M, F] in 0…1, low bands at the bottom."""
     level = ((spectrogram[:, 0].float() - QUIET) / (LOUD - QUIET)).clamp(0, 1).flip(1)

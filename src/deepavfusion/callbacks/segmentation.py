@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from deepavfusion.callbacks.pictures import is_due, writer_of
+from deepavfusion.callbacks.pictures import is_due, playable, writer_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch
@@ -28,7 +28,7 @@ TITLES = ("picture", "truth", "prediction", "error")
 
 @dataclass
 class Shown:
-    """A frame to draw: picture uint8 [H, W, 3], truth and prediction uint8 [H, W], waveform [T]."""
+    """A frame to draw: picture uint8 [H, W, 3], truth and prediction uint8 [H, W], waveform [1, T]."""
 
     name: str
     picture: Pixels
@@ -81,7 +81,7 @@ class SegmentationPictures(Callback):
         writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer)), step)
         if not self.written_sounds:
             for frame in frames:
-                writer.add_audio(f"sound/{frame.name}", frame.waveform.unsqueeze(0), step, SAMPLE_RATE)
+                writer.add_audio(f"sound/{frame.name}", frame.waveform, step, SAMPLE_RATE)
         self.written_sounds, self.shown = True, []
 
 
@@ -99,7 +99,8 @@ class SegmentationReport(Callback):
     def __init__(self, run_dir: str, num_failures: int = 8) -> None:
         self.run_dir, self.num_failures = Path(run_dir), num_failures
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """By now the metrics know the frames of all processes."""
         writer = writer_of(trainer)
         if writer is not None and is_due(trainer, 1):
             dataset = first_loader(trainer.val_dataloaders).dataset
@@ -129,7 +130,7 @@ class SegmentationReport(Callback):
         if frames:
             writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer)), step)
         for place, frame in enumerate(frames, 1):
-            writer.add_audio(f"failures/{place}_{frame.name}", frame.waveform.unsqueeze(0), step, SAMPLE_RATE)
+            writer.add_audio(f"failures/{place}_{frame.name}", frame.waveform, step, SAMPLE_RATE)
 
     def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: Any) -> None:
         values = [name for name in rows[0] if name != "item"]
@@ -139,18 +140,9 @@ class SegmentationReport(Callback):
             table.writerow(["item", "id", "second", "classes", *values, "iou_wrong_audio"])
             for row in rows:
                 position, second = dataset.frames[row["item"]]
-                names = " + ".join(class_names(dataset, row["item"]))
+                known = [row["item"], dataset.clips[position].id, second, " + ".join(class_names(dataset, row["item"]))]
                 measured = [row[name] for name in values]
-                table.writerow(
-                    [
-                        row["item"],
-                        dataset.clips[position].id,
-                        second,
-                        names,
-                        *measured,
-                        with_wrong_sound.get(row["item"], ""),
-                    ]
-                )
+                table.writerow([*known, *measured, with_wrong_sound.get(row["item"], "")])
 
     @staticmethod
     def _read(trainer: Trainer, pl_module: Any, loader: Any, items: list[int]) -> list[Shown]:
@@ -189,7 +181,7 @@ def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> li
     for n, row in enumerate(rows):
         names = "+".join(class_names(dataset, int(batch.item[row])))
         name = f"{names}_{batch.id[row]}_{batch.frame_time[row].item():.1f}s"
-        out.append(Shown(name, pixels[n], truth[n], predicted[n], _playable(batch.waveform[row])))
+        out.append(Shown(name, pixels[n], truth[n], predicted[n], playable(batch.waveform[row])))
     return out
 
 
@@ -269,9 +261,3 @@ def _mask_classes(trainer: Trainer) -> list[str]:
 
 def _metrics(pl_module: Any, name: str) -> Any:
     return getattr(pl_module, f"{name}_metrics")
-
-
-def _playable(waveform: Tensor) -> Tensor:
-    """[T], no louder than full scale"""
-    waveform = waveform.detach().float().cpu()
-    return waveform / waveform.abs().max().clamp(min=1.0)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepavfusion.callbacks.pictures import LOUD, QUIET, is_due, writer_of
+from deepavfusion.callbacks.pictures import LOUD, QUIET, is_due, playable, writer_of
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, LOG_OFFSET, SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch, SeparationOutput
@@ -57,22 +57,16 @@ class SeparationPictures(Callback):
             names = [classes[int(batch.label[row])] if classes else batch.id[row] for row in rows]
             for row, name in zip(rows, names, strict=True):
                 writer.add_audio(
-                    f"mixture_{mixture}/estimate_{name}", _playable(outputs.estimate[row]), step, SAMPLE_RATE
+                    f"mixture_{mixture}/estimate_{name}", playable(outputs.estimate[row]), step, SAMPLE_RATE
                 )
                 if not self.written_truths:
                     writer.add_audio(
-                        f"mixture_{mixture}/truth_{name}", _playable(batch.waveform[row]), step, SAMPLE_RATE
+                        f"mixture_{mixture}/truth_{name}", playable(batch.waveform[row]), step, SAMPLE_RATE
                     )
             if not self.written_truths:
-                writer.add_audio(f"mixture_{mixture}/mixture", _playable(outputs.mixture[mixture]), step, SAMPLE_RATE)
+                writer.add_audio(f"mixture_{mixture}/mixture", playable(outputs.mixture[mixture]), step, SAMPLE_RATE)
             writer.add_figure(f"separation/mixture_{mixture}", _figure(batch, outputs, frames, mixture, names), step)
         self.written_truths = True
-
-
-def _playable(waveform: Tensor) -> Tensor:
-    """[T] -> [1, T], no louder than full scale"""
-    waveform = waveform.detach().float().cpu()
-    return (waveform / waveform.abs().max().clamp(min=1.0)).unsqueeze(0)
 
 
 def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: int, names: list[str]) -> Figure:
