@@ -19,7 +19,7 @@ KNOWN = "known_"  # before the word of an earlier `prepare.py command=verify`: n
 
 
 class DataReport(Callback):
-    """Names each problematic clip once in the terminal, writes all of them to a file, and counts them.
+    """Names each problematic file of a clip once in the terminal, writes all of them to a file, and counts the clips.
 
     Clips that a list names and the disk lacks, or that are known to be unusable, go to the file, too. `data/failed`
     counts the clips that were tried and had to be left out so far, `data/extended` those whose sound was too short,
@@ -32,7 +32,7 @@ class DataReport(Callback):
 
     def __init__(self, path: str, max_lines: int = 20) -> None:
         self.base, self.path, self.max_lines = Path(path), Path(path), max_lines
-        self.seen: dict[str, Problem] = {}
+        self.seen: dict[tuple[str, str], Problem] = {}  # clip and file
         self.used_clips = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -41,7 +41,7 @@ class DataReport(Callback):
         if self.path.is_file():  # the run goes on
             with self.path.open(newline="") as file:
                 rows = [Problem(**{**row, "used": row["used"] == "True"}) for row in csv.DictReader(file)]  # type: ignore
-            self.seen = {problem.id: problem for problem in rows}
+            self.seen = {(problem.id, problem.path): problem for problem in rows}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -57,9 +57,10 @@ class DataReport(Callback):
 
     def _write(self, problems: list[Problem]) -> list[Problem]:
         """Add the problems that are new to the file, and return them."""
-        new = [problem for problem in problems if problem.id not in self.seen]
+        by_file = {(problem.id, problem.path): problem for problem in problems}
+        new = [problem for key, problem in by_file.items() if key not in self.seen]
         if new:
-            self.seen.update((problem.id, problem) for problem in new)
+            self.seen = by_file | self.seen
             header = not self.path.exists()
             with self.path.open("a", newline="") as file:
                 rows = csv.writer(file)
@@ -109,7 +110,8 @@ class DataReport(Callback):
         self._tell(batch.problems)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tried = [problem for problem in self.seen.values() if _was_tried(problem)]
+        # A clip of which one file failed has failed, whatever is said of the others.
+        tried = sorted(filter(_was_tried, self.seen.values()), key=lambda problem: not problem.used)
         mine = self.used_clips, {problem.id: (problem.used, problem.path, problem.detail) for problem in tried}
         shares: list[Any] = [mine]
         if trainer.world_size > 1:

@@ -335,7 +335,7 @@ class FrameDataset(ClipDataset):
         greatest = int(np.asarray(mask).max())
         if self.semantic and greatest + self.label_offset >= len(self.list.classes):
             raise DecodeError(
-                clip.path,
+                f"{clip.path}/labels_semantic/{second}.png",
                 "bad_mask",
                 f"labels_semantic/{second}.png holds the value {greatest}, which is no class of the "
                 f"{len(self.list.classes)} (data.samples.label_offset is {self.label_offset})",

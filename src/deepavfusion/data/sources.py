@@ -143,11 +143,12 @@ class FolderClip:
         return self.media.audio(start, seconds, SAMPLE_RATE)
 
     def mask(self, second: int) -> Image.Image:
-        mask = read_mask(self.folder / "labels_semantic" / f"{second}.png")
+        file = self.folder / "labels_semantic" / f"{second}.png"
+        mask = read_mask(file)
         size = read_size(self.folder / "frames" / f"{second}.jpg")
         if mask.size != size:
             raise DecodeError(
-                str(self.folder),
+                str(file),
                 "bad_mask",
                 f"labels_semantic/{second}.png has {mask.width} × {mask.height} pixels, frames/{second}.jpg has "
                 f"{size[0]} × {size[1]}",

@@ -73,11 +73,14 @@ class Segment(FineTune):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             return
-        if datamodule.num_classes != self.net.num_classes:
+        theirs, ours = (
+            f"{count} classes apart" if count > 1 else "sounding from silent"
+            for count in (datamodule.num_classes, self.net.num_classes)
+        )
+        if theirs != ours:
             raise UserError(
-                f"the masks of {datamodule.dataset_name} tell {datamodule.num_classes} classes apart (1: sounding or "
-                f"not), the network {self.net.num_classes}: leave model.num_classes out, or choose other masks with "
-                f"data.samples.semantic."
+                f"the masks of {datamodule.dataset_name} tell {theirs}, the network tells {ours}: leave "
+                f"model.num_classes out, or choose other masks with data.samples.semantic."
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
