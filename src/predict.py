@@ -89,14 +89,23 @@ def segment(cfg: DictConfig, folder: Path) -> None:
 
 
 TASKS = {"separate": separate, "segment": segment}
+EXPERIMENTS = {"separate": "music_separation", "segment": "avsbench_s4"}  # that train a network for a task
 register_resolvers()
 
 
 def checkpoint(cfg: DictConfig) -> Path:
     """What is asked for, or of the newest run of the task: for segment the best, where there is one, else the last."""
+    if cfg.ckpt_path:
+        return Path(cfg.ckpt_path)
     folder = Path(cfg.paths.log_dir, cfg.task, "latest", CHECKPOINTS)
     best = cfg.task == "segment" and (folder / BEST).is_file()
-    return Path(cfg.ckpt_path or folder / (BEST if best else LAST))
+    path = folder / (BEST if best else LAST)
+    if not path.is_file():
+        raise UserError(
+            f"no network for task={cfg.task} was trained here, {path} does not exist: train one, "
+            f"python src/train.py experiment={EXPERIMENTS[cfg.task]}, or give ckpt_path=<file.ckpt>."
+        )
+    return path
 
 
 def device(cfg: DictConfig) -> str:

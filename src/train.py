@@ -13,7 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
@@ -26,6 +26,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers, resolve_scale
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.run_dir import (
     checkpoint_to_go_on_from,
@@ -120,8 +121,10 @@ def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
         raise
     if trainer.is_global_zero:
         write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
-        if cfg.run.latest:
-            link_latest(run_dir)
+        if ckpt_path:
+            say(f"going on from {ckpt_path}")
+        if cfg.run.latest:  # a run that stops before its first step leaves `latest` where it was
+            trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: link_latest(run_dir)))  # type: ignore
     if ckpt_path is None and cfg.validate_before:
         trainer.validate(model, datamodule, verbose=False)
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)

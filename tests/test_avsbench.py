@@ -120,7 +120,8 @@ def test_incomplete_folders(tmp_path: Path) -> None:
         (str(partial), (0, 2, 3)),
     ]
     assert [Path(clip.path).name[0] for clip in found.missing] == ["h", "i", "j", "k", "m"]
-    assert [(clip.labels, clip.frames) for clip in found.missing] == [((1,), ())] * 5
+    assert [(clip.labels, clip.frames) for clip in found.missing] == [((1,), (0, 1, 2, 3, 4))] * 5  # as published
+    assert found.lost_frames == 2  # of the partial one
     assert found.notes == [
         f"1 clip has fewer pictures with masks than published (5, in v2 10) in the val split, e.g. {clips[5]}.",
         f"2 clips have no audio.wav (taken as missing) in the val split, e.g. {clips[1]}.",

@@ -129,9 +129,11 @@ def test_classes_of_the_data_become_those_of_the_network(data_root, tmp_path, mo
     evaluate(monkeypatch, f"ckpt_path={folder}/checkpoints/best.ckpt", f"paths.log_dir={tmp_path}", "run.name=again")
     assert numbers(tmp_path / "segment" / "evals" / "again" / "metrics.json") == numbers(folder / "metrics.json")
     capsys.readouterr()
+    before = (tmp_path / "segment" / "latest").resolve()
     told = sentence(monkeypatch, capsys, *run, "model.num_classes=3")
     assert "tell 5 classes apart" in told
     assert "model.num_classes" in told
+    assert (tmp_path / "segment" / "latest").resolve() == before == folder  # not of a run that never began
 
 
 @pytest.mark.full
@@ -181,6 +183,8 @@ def test_bad_frames_and_masks_are_named_with_file_and_value(data_root, tmp_path,
     assert report.count("labels_semantic/2.png has 50 × 40 pixels, frames/2.jpg has") == 1
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test/frames"] == 4 + 3 + 4
+    assert metrics["data/listed"] == 4 * 5  # what is published, also of the clip that is missing
+    assert metrics["data/coverage"] == pytest.approx(11 / 20)
 
 
 # ---- the task itself

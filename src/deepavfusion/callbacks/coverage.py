@@ -47,7 +47,7 @@ class Coverage(Callback):
             raise UserError(
                 f"the evaluation rests on {used} of {listed} items of the {split} split ({coverage:.1%}), a number of "
                 f"this protocol needs {self.min_coverage:.0%}: mend the clips that data_problems.csv names, or set "
-                f" data.min_coverage={int(coverage * 100) / 100:g} to accept it."
+                f"data.min_coverage={int(coverage * 100) / 100:g} to accept it."
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from rich import get_console
-from rich.panel import Panel
 from rich.table import Table
 
 
@@ -98,7 +97,7 @@ class RunSummary(Callback):
         lines = [f"Run directory  {self.run_dir}", *(f"Next           {command}" for command in self.next_commands)]
         console = get_console()
         console.print(table)
-        console.print(Panel("\n".join(lines), expand=False), soft_wrap=True)
+        console.print("\n".join(lines), soft_wrap=True, highlight=False)  # unbroken, to be copied
 
 
 def write_metrics(path: Path, metrics: dict[str, float]) -> None:

@@ -68,9 +68,10 @@ def avsbench(
 
     Returns:
         The split. Clip: id `<label>_<uid>`, path of the folder, `labels` the sorted class indices of its sounding
-        objects, `label` the one written first, `frames` the seconds whose picture and mask are on disk. `classes` are
-        the names by index; where label2idx begins with 1 instead of 0, class 0 is its 1. A clip without sound, without
-        pictures or without masks is missing, and a note counts it.
+        objects, `label` the one written first, `frames` the seconds whose picture and mask are on disk (of a
+        missing clip, those that are published). `classes` are the names by index; where label2idx begins with 1
+        instead of 0, class 0 is its 1. A clip without sound, without pictures or without masks is missing, and
+        a note counts it.
 
     Raises:
         UserError: no root, table or names, a malformed line, an object that has no name, or no clip on disk.
@@ -87,6 +88,7 @@ def avsbench(
     notes += _strangers(folders, rows, metadata)
     first_only = split == "train" and train_frames == "first"
     remarks: dict[str, list[str]] = {}
+    lost: list[int] = []
 
     def clips() -> Iterator[tuple[Clip, bool]]:
         for row in rows:
@@ -94,8 +96,11 @@ def avsbench(
                 frames, remark = _frames(folders, row, first_only)
                 if remark:
                     remarks.setdefault(remark, []).append(row.path)
+                expected = 1 if first_only or _one_mask(row) else MASKS_OF_LABEL[row.label]
+                lost.append(max(expected - len(frames), 0) if frames else 0)
                 labels = tuple(sorted(set(row.sources)))
-                clip = Clip(row.id, f"{base}/{row.path}", row.sources[0], row.video, labels, frames)
+                listed = frames or tuple(range(expected))  # of a missing clip, those that it should have
+                clip = Clip(row.id, f"{base}/{row.path}", row.sources[0], row.video, labels, listed)
                 yield clip, bool(frames)
 
     there, missing = parted(base, split, clips(), folders)
@@ -104,7 +109,7 @@ def avsbench(
         for remark, paths in sorted(remarks.items())
     ]
     multi_label = any(len(set(row.sources)) > 1 for row in rows)
-    return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=multi_label)
+    return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=multi_label, lost_frames=sum(lost))
 
 
 def names_in(joined: str, names: Sequence[str]) -> tuple[str, ...] | None:
@@ -178,9 +183,13 @@ def _frames(folders: Folders, row: _Row, first_only: bool) -> tuple[tuple[int, .
         return (), f"no {'masks in labels_semantic' if pictures else 'pictures in frames'} (taken as missing)"
     if not frames:
         return (), "no mask of a picture in use (taken as missing)"
-    one = first_only or (row.label, row.split) == ("v1s", "train")
-    complete = len(frames) >= (1 if one else MASKS_OF_LABEL[row.label])
+    complete = len(frames) >= (1 if first_only or _one_mask(row) else MASKS_OF_LABEL[row.label])
     return frames, "" if complete else "fewer pictures with masks than published (5, in v2 10)"
+
+
+def _one_mask(row: _Row) -> bool:
+    """S4 publishes the first mask only of the clips to train on."""
+    return (row.label, row.split) == ("v1s", "train")
 
 
 def _numbers(files: frozenset[str], suffix: str) -> set[int]:

@@ -289,7 +289,7 @@ class FrameDataset(ClipDataset):
     @property
     def listed(self) -> int:
         lost = [*self.list.missing, *(clip for clip, _ in self.list.excluded)]
-        return len(self.frames) + sum(len(clip.frames) or 1 for clip in lost)
+        return len(self.frames) + self.list.lost_frames + sum(len(clip.frames) or 1 for clip in lost)
 
     def first_clip(self, item: int) -> int:
         return self.frames[item][0]

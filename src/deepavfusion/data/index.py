@@ -30,6 +30,7 @@ class ClipList:
         notes: one sentence each for a person to read.
         multi_label: whether a clip may have several classes (`Clip.labels`).
         mixtures: where the protocol fixes which clips are mixed: their ids, missing ones too, in the list's order.
+        lost_frames: annotated pictures that the clips on disk should have and have not.
         excluded: those on disk that an earlier `command=verify` found unusable, with its word for why.
     """
 
@@ -41,6 +42,7 @@ class ClipList:
     multi_label: bool = False
     mixtures: list[tuple[str, ...]] = field(default_factory=list)
     excluded: list[tuple[Clip, str]] = field(default_factory=list)
+    lost_frames: int = 0
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -41,8 +41,8 @@ class SegmentationHead(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.layers = grid, spread_layers(depth, LEVELS + 1)
-        width = width or dim
-        if width % 2**LEVELS:
+        width = dim if width is None else width
+        if width % 2**LEVELS or width < 1:
             raise UserError(
                 f"the segmenter halves its channels {LEVELS} times and starts with {width}: set model.head_dim, or "
                 f"model.net.image.embed_dim where that is null, to a multiple of {2**LEVELS}."

@@ -36,8 +36,8 @@ class SeparationHead(nn.Module):
     def __init__(self, dim: int, depth: int, grid: tuple[int, int], width: int | None = None) -> None:
         super().__init__()
         self.grid, self.layers = grid, spread_layers(depth, LEVELS + 1)
-        width = width or dim
-        if width % 2**LEVELS:
+        width = dim if width is None else width
+        if width % 2**LEVELS or width < 1:
             raise UserError(
                 f"the separator halves its channels {LEVELS} times and starts with {width}: set model.head_dim, or "
                 f"model.net.image.embed_dim where that is null, to a multiple of {2**LEVELS}."

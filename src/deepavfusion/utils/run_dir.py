@@ -50,9 +50,10 @@ def choose_run_dir(
             )
         run_dir = _named(Path(log_dir) / task / kind, name)
     if (run_dir / METRICS).exists():
+        weights = f", or go on from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
         raise UserError(
-            f"run {run_dir} is finished ({METRICS} is there): choose another run.name, or go on from its weights with "
-            f"model.pretrained={run_dir / CHECKPOINTS / LAST}."
+            f"run {run_dir} is finished ({METRICS} is there): choose another run.name"
+            f"{weights if kind == 'runs' else ''}."
         )
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
     return run_dir
