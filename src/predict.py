@@ -10,9 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, register_resolvers
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.run_dir import CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
-
-BEST = "best.ckpt"  # of the checkpoints of a run that evaluates while it trains
+from deepavfusion.utils.run_dir import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 
 # What a task needs is imported in it: a missing key is told at once.
 

@@ -147,9 +147,10 @@ def test_annotated_frames_keep_their_masks_exactly(tmp_path):
         Image.fromarray(np.full((400, 600, 3), 40 * n, np.uint8)).save(folder / "frames" / f"{n}.jpg")
         Image.fromarray(rng.integers(0, 4, (400, 600), dtype=np.uint8)).save(folder / "labels_semantic" / f"{n}.png")
     clip = Clip("u", str(folder), 1, "v", (1, 3), (0, 2))
-    clips = ClipList("train", [clip], ["background", "a", "b", "c"])
+    clips = ClipList("train", [clip], ["background", "a", "b", "c"], lost_frames=3)
     pack({"train": clips}, tmp_path / "packed", "avsbench", SMALL, workers=1)
     found, source = packed_list(str(tmp_path / "packed"), "train", "avsbench")
+    assert found.lost_frames == 3
     assert [(c.id, c.labels, c.frames, c.video) for c in found.clips] == [("u", (1, 3), (0, 2), "v")]
     raw = FrameDataset(clips, RawSource(), 112, semantic=True, train=True)
     packed = FrameDataset(found, source, 112, semantic=True, train=True)

@@ -93,10 +93,12 @@ def avsbench(
     def clips() -> Iterator[tuple[Clip, bool]]:
         for row in rows:
             if row.split == split:
-                frames, remark = _frames(folders, row, first_only)
+                # S4 publishes the first mask only of the clips to train on.
+                one = first_only or (row.label, split) == ("v1s", "train")
+                expected = 1 if one else MASKS_OF_LABEL[row.label]
+                frames, remark = _frames(folders, row, first_only, expected)
                 if remark:
                     remarks.setdefault(remark, []).append(row.path)
-                expected = 1 if first_only or _one_mask(row) else MASKS_OF_LABEL[row.label]
                 lost.append(max(expected - len(frames), 0) if frames else 0)
                 labels = tuple(sorted(set(row.sources)))
                 listed = frames or tuple(range(expected))  # of a missing clip, those that it should have
@@ -172,7 +174,7 @@ def _rows(
         yield line, _Row(f"{row['label']}_{uid}", row["vid"], path, row["label"], row["split"], labels_of)
 
 
-def _frames(folders: Folders, row: _Row, first_only: bool) -> tuple[tuple[int, ...], str]:
+def _frames(folders: Folders, row: _Row, first_only: bool, expected: int) -> tuple[tuple[int, ...], str]:
     """Seconds with picture and mask, none if the clip counts as missing; and what its folder lacks, if it exists."""
     pictures = _numbers(folders.files(f"{row.path}/frames"), ".jpg")
     masks = _numbers(folders.files(f"{row.path}/labels_semantic"), ".png")
@@ -183,13 +185,7 @@ def _frames(folders: Folders, row: _Row, first_only: bool) -> tuple[tuple[int, .
         return (), f"no {'masks in labels_semantic' if pictures else 'pictures in frames'} (taken as missing)"
     if not frames:
         return (), "no mask of a picture in use (taken as missing)"
-    complete = len(frames) >= (1 if first_only or _one_mask(row) else MASKS_OF_LABEL[row.label])
-    return frames, "" if complete else "fewer pictures with masks than published (5, in v2 10)"
-
-
-def _one_mask(row: _Row) -> bool:
-    """S4 publishes the first mask only of the clips to train on."""
-    return (row.label, row.split) == ("v1s", "train")
+    return frames, "" if len(frames) >= expected else "fewer pictures with masks than published (5, in v2 10)"
 
 
 def _numbers(files: frozenset[str], suffix: str) -> set[int]:

@@ -235,6 +235,7 @@ def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Cl
         "classes": clips.classes,
         "multi_label": clips.multi_label,
         "mixtures": clips.mixtures,
+        "lost_frames": clips.lost_frames,
         "notes": clips.notes,
         "clips": columns(packed),
         "missing": columns(clips.missing),
@@ -263,4 +264,5 @@ def from_json(found: dict[str, Any], files: Sequence[str]) -> ClipList:
         multi_label=found["multi_label"],
         mixtures=[tuple(ids) for ids in found["mixtures"]],
         excluded=list(zip(left_out, found["excluded"]["why"], strict=True)),
+        lost_frames=found.get("lost_frames", 0),  # packed before they were counted
     )

@@ -13,6 +13,7 @@ from deepavfusion.utils.errors import UserError
 RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # tells the other processes of this machine which directory it is
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
+BEST = "best.ckpt"  # of a run that judges its weights by validation
 OVERRIDES = "overrides.yaml"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
