@@ -77,8 +77,9 @@ def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
         make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
     datamodule.setup("fit")
-    if "num_classes" in cfg.model and cfg.model.num_classes is None:
-        cfg.model.num_classes = datamodule.num_classes
+    for key in ("num_classes", "multi_label"):
+        if key in cfg.model and cfg.model[key] is None:
+            cfg.model[key] = getattr(datamodule, key)
     model: Task = instantiate(cfg.model)
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in cfg.logger.values()]

@@ -168,6 +168,17 @@ class ClipDataModule(LightningDataModule):
         """What a network has to tell apart: classes, or 1 for sounding or not."""
         return self._dataset("train").num_classes
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have several classes."""
+        return self.lists["train"].multi_label
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Train clips of each class; a clip counts for each of its classes."""
+        counts = Counter(label for clip in self.lists["train"].clips for label in (clip.labels or (clip.label,)))
+        return [counts[label] for label in range(len(self.classes))]
+
     # ---- loaders
 
     def train_dataloader(self) -> ResumableLoader:

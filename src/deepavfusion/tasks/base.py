@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
@@ -47,15 +48,23 @@ class Task(LightningModule):
     def adamw(
         self, groups: list[Group], extra: Callable[[Group, float, int], float] | None = None
     ) -> OptimizerLRSchedulerConfig:
-        """AdamW with the learning rate for the effective batch: linear warm-up, then a cosine to 0, by the step.
+        """`scheduled` AdamW."""
+        betas = tuple(self.hparams["betas"])
+        return self.scheduled(lambda lr: torch.optim.AdamW(groups, lr=lr, betas=betas), extra)
+
+    def scheduled(
+        self,
+        optimizer_of: Callable[[float], Optimizer],
+        extra: Callable[[Group, float, int], float] | None = None,
+    ) -> OptimizerLRSchedulerConfig:
+        """The learning rate for the effective batch: linear warm-up, then a cosine to 0, by the step.
 
         Args:
-            groups: of parameters; `lr_scale` of a group multiplies its learning rate.
+            optimizer_of: makes the optimizer of a learning rate; `lr_scale` of a group multiplies its rate.
             extra: a further factor, as a function of group, epoch (fractions included) and epochs of the run.
         """
         effective = self.hparams["batch_size"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        lr, betas = self.hparams["blr"] * effective / 256, tuple(self.hparams["betas"])
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
+        optimizer = optimizer_of(self.hparams["blr"] * effective / 256)
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise UserError(f"trainer.max_epochs is {epochs}: the learning-rate schedule needs the number of epochs.")

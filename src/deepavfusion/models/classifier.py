@@ -1,0 +1,124 @@
+"""The classifier: one linear head on the mean token of each stream (Mo & Morgado, CVPR 2024, section 3.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.layers import init_linear
+
+STREAMS = ("image", "audio", "fusion")
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm without affine; a batch of one clip, which has no statistics, is normalised by the running ones."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 2:
+            return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(x)
+
+
+class Classifier(nn.Module):
+    """Mean over the tokens of image, audio and fusion to three linear heads; their mean logit is the prediction.
+
+    Args:
+        encoder: the backbone.
+        num_classes: outputs of each head.
+        frozen: a linear probe: the encoder is not trained and stays in evaluation mode, whatever `train()` says; each
+            stream passes a BatchNorm without affine before its head.
+    """
+
+    def __init__(self, encoder: DeepAVFusion, num_classes: int, frozen: bool = False) -> None:
+        super().__init__()
+        self.encoder, self.num_classes, self.frozen = encoder, num_classes, frozen
+        dim = encoder.embed_dim
+        if frozen:
+            encoder.requires_grad_(False)
+            self.norms = nn.ModuleDict({stream: BatchNorm(dim) for stream in STREAMS})
+        self.image_head, self.audio_head, self.fusion_head = (nn.Linear(dim, num_classes) for _ in STREAMS)
+        for head in self.heads.values():
+            init_linear(head)
+        self.train()
+
+    @property
+    def heads(self) -> dict[str, nn.Linear]:
+        return {stream: getattr(self, f"{stream}_head") for stream in STREAMS}
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, image: Tensor, audio: Tensor) -> dict[str, Tensor]:
+        """Logits of each stream.
+
+        Args:
+            image: [B, 3, H, W], ImageNet-normalised.
+            audio: [B, 1, M, F], log10 power mel spectrogram.
+
+        Returns:
+            {"image", "audio", "fusion"} -> [B, num_classes]
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            pooled = self.encoder(image, audio).pooled()
+        if self.frozen:
+            pooled = {stream: self.norms[stream](x) for stream, x in pooled.items()}
+        return {stream: head(pooled[stream]) for stream, head in self.heads.items()}
+
+    @torch.no_grad()
+    def start_from_log_odds(self, counts: Tensor) -> None:
+        """Set the biases so that the heads begin with the frequencies of the classes.
+
+        Args:
+            counts: clips of each class [num_classes]; with f = count / all counts the bias is
+                log((f + 1e-3) / (1 − f + 1e-3)).
+        """
+        frequency = counts / counts.sum()
+        for head in self.heads.values():
+            head.bias.copy_(torch.log((frequency + 1e-3) / (1 - frequency + 1e-3)))
+
+
+def mean_of_heads(logits: dict[str, Tensor]) -> Tensor:
+    """{stream: [B, C]} -> [B, C]"""
+    return torch.stack([logits[stream] for stream in STREAMS]).mean(dim=0)
+
+
+def classification_loss(
+    logits: dict[str, Tensor],
+    target: Tensor,
+    multi_label: bool = False,
+    per_head: bool = False,
+    smoothing: float = 0.0,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy, or for several classes a clip binary cross entropy; scalar, the mean over clips.
+
+    Args:
+        logits: {stream: [B, C]}
+        target: the share of each class [B, C], in 0…1; without several classes a clip a row sums to 1.
+        multi_label: whether a clip may have several classes.
+        per_head: the mean of the three heads' losses, instead of the loss of their mean logit.
+        smoothing: share of the target that is spread over all classes, as torch's cross_entropy does; several labels
+            are smoothed by the same rule, target · (1 − smoothing) + smoothing / C.
+        class_weight: [C], of each class's part of the loss.
+    """
+    total = target.new_zeros(())
+    rows = [logits[stream] for stream in STREAMS] if per_head else [mean_of_heads(logits)]
+    for row in rows:
+        row = row.float()
+        if not len(row):
+            loss = row.sum()
+        elif multi_label:
+            smooth = target * (1 - smoothing) + smoothing / target.shape[1]
+            loss = F.binary_cross_entropy_with_logits(row, smooth, weight=class_weight)
+        else:
+            loss = F.cross_entropy(row, target, weight=class_weight, label_smoothing=smoothing)
+        total = total + loss / len(rows)
+    return total

@@ -1,0 +1,214 @@
+"""Classification: what a clip shows and sounds like; as a linear probe of a frozen encoder, or fine-tuned."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepavfusion.metrics.classification import ClassificationMetrics
+from deepavfusion.models.classifier import Classifier, classification_loss
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.optim.lars import LARS
+from deepavfusion.optim.param_groups import param_groups
+from deepavfusion.tasks.base import FineTune, load_pretrained
+from deepavfusion.transforms.mixup import draw_shares, mixup
+from deepavfusion.types import Batch
+from deepavfusion.utils.errors import UserError
+
+DENSE = 1  # number of the test loader that gives several windows of each clip
+
+
+class Classify(FineTune):
+    """Name the classes of clips by image, by audio, by fusion tokens and by all (Mo & Morgado, section 4.2).
+
+    Test evaluates the centre window of every clip; where there is a second loader, the mean logits of its windows, too
+    (`…_dense`). With `compare_untrained` the same probe learns on an untrained encoder, step by step, and is tested
+    on the centre windows (`…_untrained`): what pre-training is worth.
+
+    Args:
+        net: the backbone.
+        num_classes: of the data.
+        multi_label: clips may have several classes (AudioSet): binary cross entropy and mAP, not top-1.
+        frozen: linear probe, see `models.classifier`; otherwise everything is trained.
+        per_head: the loss is the mean of the three heads' own, instead of that of their mean logit.
+        compare_untrained: only with `frozen`.
+        batch_size: clips a step and process, for the learning rate.
+        blr: learning rate for 256 clips; the run's is blr · effective batch / 256.
+        optimizer: "adamw" or "lars".
+        weight_decay: parameters of one dimension do not decay.
+        betas: of AdamW.
+        momentum, trust: of LARS.
+        warmup_epochs: linear warm-up, then a cosine to 0.
+        layer_decay: factor of the learning rate from layer to layer, from the head down.
+        mixup: α of the share that a clip keeps of itself, one for picture and sound; 0: none.
+        label_smoothing: share of the target that is spread over all classes.
+        log_odds_bias: the heads start from the frequencies of the classes among the train clips.
+        class_weighted: divides each class's part of the loss by its frequency (mean 1 over the classes that occur;
+            those that do not count nothing).
+        pretrained: checkpoint of the encoder; "auto": `latest_pretraining` if it is there and fits; None: from scratch.
+        latest_pretraining: checkpoint of the newest pre-training.
+        seed: each step and process draws its own from it.
+
+    Raises:
+        UserError: an unknown optimizer; a checkpoint that cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        net: DeepAVFusion,
+        num_classes: int,
+        multi_label: bool = False,
+        frozen: bool = False,
+        per_head: bool = False,
+        compare_untrained: bool = False,
+        batch_size: int = 32,
+        blr: float = 3e-4,
+        optimizer: str = "adamw",
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        momentum: float = 0.9,
+        trust: float = 0.001,
+        warmup_epochs: float = 20,
+        layer_decay: float = 0.75,
+        mixup: float = 0.0,
+        label_smoothing: float = 0.0,
+        log_odds_bias: bool = False,
+        class_weighted: bool = False,
+        pretrained: str | None = "auto",
+        latest_pretraining: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["net"])
+        if optimizer not in ("adamw", "lars"):
+            raise UserError(f"model.optimizer is {optimizer!r}: expected adamw or lars.")
+        if compare_untrained and not frozen:
+            raise UserError(
+                "model.compare_untrained is for linear probes: set model.frozen=true, or leave it out and run the "
+                "fine-tuning once more with model.pretrained=null."
+            )
+        untrained = deepcopy(net) if compare_untrained else None
+        load_pretrained(net, pretrained, latest_pretraining)
+        self.net = Classifier(net, num_classes, frozen)
+        self.untrained = None
+        if untrained is not None:
+            self.untrained = Classifier(untrained, num_classes, frozen)
+            for stream, head in self.untrained.heads.items():
+                head.load_state_dict(self.net.heads[stream].state_dict())
+        self.register_buffer("class_weight", torch.ones(num_classes) if class_weighted else None)
+        self.val_metrics = ClassificationMetrics(num_classes, multi_label)
+        self.test_metrics = ClassificationMetrics(num_classes, multi_label)
+        self.dense_metrics = ClassificationMetrics(num_classes, multi_label)
+        self.untrained_metrics = ClassificationMetrics(num_classes, multi_label)
+
+    def setup(self, stage: str) -> None:
+        """The classes of the data are those of the network; before training, what depends on their frequencies.
+
+        Raises:
+            UserError: with the keys that set them.
+        """
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        ours = (self.net.num_classes, self.hparams["multi_label"])
+        theirs = (datamodule.num_classes, datamodule.multi_label)
+        if ours != theirs:
+            there, here = (f"{count} classes, {'several' if many else 'one'} a clip" for count, many in (theirs, ours))
+            raise UserError(
+                f"{datamodule.dataset_name} has {there}, the network {here}: leave model.num_classes and "
+                f"model.multi_label out, or choose other data."
+            )
+        if stage == "fit":  # a checkpoint to go on from is loaded after this
+            counts = torch.tensor(datamodule.class_counts, dtype=torch.float64)
+            if self.hparams["log_odds_bias"]:
+                for net in self._nets():
+                    net.start_from_log_odds(counts)
+            if self.class_weight is not None:
+                weight = torch.where(counts > 0, 1 / counts.clamp(min=1), 0)
+                self.class_weight.copy_(weight * (counts > 0).sum() / weight.sum())
+
+    def _nets(self) -> list[Classifier]:
+        return [self.net] if self.untrained is None else [self.net, self.untrained]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        if self.hparams["optimizer"] == "adamw":
+            return super().configure_optimizers()
+        momentum, trust = self.hparams["momentum"], self.hparams["trust"]
+        groups = param_groups(self, self.hparams["weight_decay"])
+        return self.scheduled(lambda lr: LARS(groups, lr, momentum=momentum, trust=trust))
+
+    def target(self, batch: Batch) -> Tensor:
+        """The share of each class, float32 [B, C]."""
+        if self.hparams["multi_label"]:
+            assert batch.labels is not None
+            return batch.labels
+        return F.one_hot(batch.label, self.net.num_classes).float()
+
+    def loss(self, logits: dict[str, Tensor], target: Tensor, smoothing: float = 0.0) -> Tensor:
+        multi_label, per_head = self.hparams["multi_label"], self.hparams["per_head"]
+        return classification_loss(logits, target, multi_label, per_head, smoothing, self.class_weight)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.check_shapes(batch)
+        assert batch.spectrogram is not None
+        image, sound, target = batch.image, batch.spectrogram, self.target(batch)
+        if self.hparams["mixup"] > 0:
+            share = draw_shares(len(batch), self.hparams["mixup"], image.device)
+            image, sound, target = mixup([image, sound, target], share)
+        losses = [self.loss(net(image, sound), target, self.hparams["label_smoothing"]) for net in self._nets()]
+        self.log("train/loss_step", losses[0].detach(), batch_size=batch.items)
+        self.log("train/loss", losses[0].detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.items)
+        return torch.stack(losses).sum()
+
+    def _evaluate(self, batch: Batch, loss_name: str | None, metrics: ClassificationMetrics) -> None:
+        if not len(batch):
+            return
+        self.check_shapes(batch)
+        logits = self.net(batch.image, batch.spectrogram)
+        if loss_name:
+            loss = self.loss(logits, self.target(batch))
+            self.log(loss_name, loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
+        self._count(metrics, logits, batch)
+
+    def _count(self, metrics: ClassificationMetrics, logits: dict[str, Tensor], batch: Batch) -> None:
+        """The windows of a clip, whose logits are averaged, count once."""
+        means = {stream: x.unflatten(0, (-1, batch.group)).mean(dim=1) for stream, x in logits.items()}
+        target = batch.labels if self.hparams["multi_label"] else batch.label
+        assert target is not None
+        metrics.update(means, target[:: batch.group], batch.item[:: batch.group])
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "val/loss", self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == DENSE:
+            return self._evaluate(batch, None, self.dense_metrics)
+        self._evaluate(batch, "test/loss", self.test_metrics)
+        if self.untrained is not None and len(batch):
+            self._count(self.untrained_metrics, self.untrained(batch.image, batch.spectrogram), batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        for metrics in (self.test_metrics, self.dense_metrics, self.untrained_metrics):
+            metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute().items()})
+
+    def on_test_epoch_end(self) -> None:
+        found = {f"test/{name}": value for name, value in self.test_metrics.compute().items()}
+        loaders, more = self.trainer.test_dataloaders, {}
+        if isinstance(loaders, list) and len(loaders) > DENSE:
+            more["dense"] = self.dense_metrics
+        if self.untrained is not None:
+            more["untrained"] = self.untrained_metrics
+        for suffix, metrics in more.items():
+            values = metrics.compute()
+            found |= {f"test/{name}_{suffix}": value for name, value in values.items() if name != "clips"}
+        self.log_dict(found)

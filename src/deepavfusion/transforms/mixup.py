@@ -1,0 +1,27 @@
+"""Mixup: clips and their labels, blended in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta
+
+
+def draw_shares(count: int, alpha: float, device: torch.device | str = "cpu") -> Tensor:
+    """What each clip keeps of itself: `count` draws from Beta(alpha, alpha), alpha > 0, [count]"""
+    concentration = torch.tensor(alpha, device=device)
+    return Beta(concentration, concentration).sample((count,))
+
+
+def mixup(tensors: Sequence[Tensor], share: Tensor) -> list[Tensor]:
+    """Each row blended with its partner, the first with the last and so on (Zhang et al. 2018, "mixup").
+
+    timm's Mixup blends pairs likewise, but one tensor of pictures, batches of even size and one class a clip only.
+
+    Args:
+        tensors: pictures, spectrograms and targets of the same clips, each [B, …].
+        share: [B], of each row's own; the same for picture and sound.
+    """
+    return [torch.lerp(x.flip(0), x, share.to(x.dtype).view(-1, *[1] * (x.ndim - 1))) for x in tensors]
