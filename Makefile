@@ -30,6 +30,14 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 pretrain: $(STAMP)  ## Pre-train: your data/vggsound, or without it a demo that makes its own data
 	$(BIN)/python src/train.py experiment=pretrain_vggsound $(ARGS)
 
+.PHONY: probe
+probe: $(STAMP)  ## Linear probe of what was pre-trained: your data/vggsound, or without it a demo
+	$(BIN)/python src/train.py experiment=vggsound_linear_probe $(ARGS)
+
+.PHONY: finetune
+finetune: $(STAMP)  ## Fine-tune a classifier: your data/vggsound, or without it a demo that makes its own data
+	$(BIN)/python src/train.py experiment=vggsound_finetune $(ARGS)
+
 .PHONY: separate
 separate: $(STAMP)  ## Separate sounds: your data/music, or without it a demo that makes its own data
 	$(BIN)/python src/train.py experiment=music_separation $(ARGS)

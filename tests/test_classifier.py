@@ -86,7 +86,9 @@ def test_layers_of_a_classifier_decay_as_those_of_a_separator():
     }
     heads = {name: found.pop(name) for name in list(found) if "_head." in name}
     assert found == {name: expected[name] for name in found}
-    assert heads == {f"{s}_head.{part}": (1.0, decay) for s in STREAMS for part, decay in (("weight", 0.05), ("bias", 0.0))}
+    assert heads == {
+        f"{s}_head.{part}": (1.0, decay) for s in STREAMS for part, decay in (("weight", 0.05), ("bias", 0.0))
+    }
 
 
 def small_classifier(frozen: bool = False, drop_path: float = 0.0) -> Classifier:

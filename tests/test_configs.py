@@ -41,6 +41,8 @@ def test_experiments_build(experiment, scale, tmp_path):
     OmegaConf.resolve(cfg)
     if "num_classes" in cfg.model:
         cfg.model.num_classes = 5  # train.py asks the data
+    if "multi_label" in cfg.model:
+        cfg.model.multi_label = "audioset" in experiment
     with torch.device("meta"):
         model = instantiate(cfg.model)
     assert isinstance(model, LightningModule)

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from deepavfusion.utils import cli
 from test_inference import noise, write_checkpoint, write_video
+from test_inference_classify import write_classifier
 from test_inference_segment import write_segmenter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -100,6 +102,71 @@ def test_segment_with_the_best_checkpoint_or_the_last(
     assert all(f"  {name}, " in out for name in found)
 
 
+def test_classify_with_the_newest_checkpoint(
+    logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, checkpoints = logs.parent / "clip.mp4", logs / "classify" / "latest" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    write_classifier(checkpoints / "last.ckpt")
+    given = [f"video={video}", f"paths.log_dir={logs}", "device=cpu"]
+    predict(monkeypatch, "task=classify", *given)
+    (run_dir,) = (logs / "predict" / "runs").iterdir()
+    assert (logs / "predict" / "latest").resolve() == run_dir.resolve()
+    files = {"clip_classes.csv", "clip_classes.json", "clip_timeline.png"}
+    assert {path.name for path in run_dir.iterdir()} == files
+    listed = json.loads((run_dir / "clip_classes.json").read_text())
+    assert (listed["checkpoint"], listed["video"]) == (str(checkpoints / "last.ckpt"), str(video))
+    assert listed["windows"] == [[0.0, 2.0], [1.0, 3.0], [2.0, 4.0]]
+    out = capsys.readouterr().out
+    assert str(run_dir) in out
+    assert all(name in out for name in files)
+    parts = [f"  {p['start']:.1f}–{p['end']:.1f} s  {p['class']} {p['probability']:.2f}" for p in listed["parts"]]
+    assert [line for line in out.splitlines() if line.startswith("  0.0–")] == parts[:1]
+    assert all(part in out.splitlines() for part in parts)
+
+    output = logs.parent / "new"
+    predict(monkeypatch, "task=classify", *given, f"output={output}", "hop_seconds=0.5", "top_k=1", "batch_size=2")
+    listed = json.loads((output / "clip_classes.json").read_text())
+    assert len(listed["windows"]) == 5
+    assert [len(best) for best in listed["whole"].values()] == [1, 1, 1, 1]
+    assert len((output / "clip_classes.csv").read_text().splitlines()) == 1 + 5 * 4
+
+
+def test_features_of_a_folder(logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, checkpoints = logs.parent / "videos", logs / "pretrain" / "latest" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    folder.mkdir()
+    write_checkpoint(checkpoints / "last.ckpt")
+    shutil.copy(logs.parent / "clip.mp4", folder / "b.mp4")
+    (folder / "a.mp4").write_text("a film?")
+    given = [f"input={folder}", f"paths.log_dir={logs}", "device=cpu", "num_workers=0"]
+    predict(monkeypatch, "task=features", *given)
+    (run_dir,) = (logs / "predict" / "runs").iterdir()
+    assert (logs / "predict" / "latest").resolve() == run_dir.resolve()
+    assert {path.name for path in run_dir.iterdir()} == {"features.npz", "features_failed.txt"}
+    with np.load(run_dir / "features.npz", allow_pickle=False) as file:
+        pooled = dict(file)
+    assert (pooled["path"].tolist(), pooled["failed"].tolist()) == ([f"{folder}/b.mp4"], [f"{folder}/a.mp4"])
+    assert pooled["image"].shape == pooled["audio"].shape == pooled["fusion"].shape == (1, 16)
+    assert pooled["checkpoint"].item() == str(checkpoints / "last.ckpt")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"Written to {run_dir / 'features.npz'}: 1 of 2 videos") for line in lines)
+    assert f"    {folder}/a.mp4: {pooled['failed_reason'][0]}" in lines
+    assert f"encoder of {checkpoints / 'last.ckpt'}, a checkpoint of separate" in lines
+
+    output = logs.parent / "new" / "tokens.npz"
+    more = ["level=tokens", "batch_size=3", "num_workers=2"]
+    predict(monkeypatch, "task=features", *given[:3], *more, f"output={output}")
+    with np.load(output, allow_pickle=False) as file:
+        assert {name: file[name].shape for name in ("image", "audio", "fusion")} == {
+            "image": (1, 16, 16),
+            "audio": (1, 96, 16),
+            "fusion": (1, 8, 16),
+        }
+        np.testing.assert_allclose(file["audio"].mean(axis=1), pooled["audio"], atol=1e-5)
+    assert {path.name for path in output.parent.iterdir()} == {"tokens.npz", "tokens_failed.txt"}
+
+
 def test_what_cannot_be_done_is_one_sentence(
     logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,9 +179,9 @@ def test_what_cannot_be_done_is_one_sentence(
 
     video = f"video={logs.parent / 'clip.mp4'}"
     (logs.parent / "file").touch()
-    example = "e.g. python src/predict.py task=separate video=clip.mp4"
-    assert sentence() == f"predict.py: no task was given; add task=<one of: separate, segment>, {example}."
-    assert "there is no task 'cook'; add task=<one of: separate, segment>" in sentence("task=cook", video)
+    tasks, example = "separate, segment, classify, features", "e.g. python src/predict.py task=separate video=clip.mp4"
+    assert sentence() == f"predict.py: no task was given; add task=<one of: {tasks}>, {example}."
+    assert f"there is no task 'cook'; add task=<one of: {tasks}>" in sentence("task=cook", video)
     assert "no video was given; add video=" in sentence("task=separate")
     assert "nothing.mp4 cannot be separated, missing" in sentence("task=separate", "video=nothing.mp4")
     assert "checkpoint nothing.ckpt does not exist" in sentence("task=separate", video, "ckpt_path=nothing.ckpt")
@@ -138,6 +205,46 @@ def test_what_cannot_be_done_is_one_sentence(
     wrong = f"ckpt_path={logs / 'separate' / 'latest' / 'checkpoints' / 'last.ckpt'}"
     assert "is a checkpoint of separate, task=segment needs one of segment" in sentence("task=segment", video, wrong)
     assert "is a checkpoint of segment, task=separate needs one of separate" in sentence("task=separate", video, ckpt)
+    classifier = f"ckpt_path={write_classifier(logs.parent / 'classifier.ckpt')}"
+    assert (
+        "classify/latest/checkpoints/last.ckpt does not exist: train one, python src/train.py experiment="
+        in sentence("task=classify", video)
+    )
+    assert "e.g. python src/predict.py task=classify video=clip.mp4" in sentence("task=classify")
+    assert "nothing.mp4 cannot be classified, missing" in sentence("task=classify", "video=nothing.mp4", classifier)
+    assert "hop_seconds is 0, expected" in sentence("task=classify", video, classifier, "hop_seconds=0")
+    assert "top_k is 0, expected" in sentence("task=classify", video, classifier, "top_k=0")
+    assert "checkpoint of segment, task=classify needs one of classify" in sentence("task=classify", video, ckpt)
+    features = ["task=features", classifier]
+    asked = "no input was given; add input=<folder of videos, list of them or video>"
+    assert f"{asked}, e.g. python src/predict.py task=features input=videos/." in sentence("task=features", video)
+    assert "input nothing does not exist" in sentence(*features, "input=nothing")
+    assert "pretrain/latest/checkpoints/last.ckpt does not exist" in sentence("task=features", "input=nothing")
+    assert "level is 'all', expected" in sentence(*features, "input=nothing", "level=all")
+    npz = "output=a is no name of a features file: expected one that ends in .npz"
+    assert npz in sentence(*features, "input=nothing", "output=a")
     assert not list((logs / "predict" / "runs").iterdir())  # nothing is left of what did not begin
     (logs / "separate" / "latest" / "checkpoints" / "last.ckpt").unlink()
     assert "last.ckpt does not exist" in sentence("task=separate", video)
+
+
+def test_features_of_nothing_that_can_be_used(
+    logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (logs.parent / "a.mp4").write_text("a film?")
+    ckpt = logs / "separate" / "latest" / "checkpoints" / "last.ckpt"
+    given = [f"input={logs.parent / 'a.mp4'}", f"ckpt_path={ckpt}", f"paths.log_dir={logs}", "num_workers=0"]
+    new = logs.parent / "new"
+    with pytest.raises(SystemExit) as end:
+        predict(monkeypatch, "task=features", *given, f"output={new / 'features.npz'}")
+    assert end.value.code == 2
+    (text,) = capsys.readouterr().err.strip().splitlines()
+    assert text.startswith(f"of 1 video not one could be used ({logs.parent / 'a.mp4'}: undecodable: ")
+    assert f"see {new / 'features_failed.txt'}: expected whole videos" in text
+    assert [path.name for path in new.iterdir()] == ["features_failed.txt"]
+
+    # A folder that is asked for stays, even where nothing is written to it.
+    (logs.parent / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        predict(monkeypatch, "task=features", *given, "level=all", f"output={logs.parent / 'empty' / 'features.npz'}")
+    assert (logs.parent / "empty").is_dir()

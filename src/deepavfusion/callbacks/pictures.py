@@ -34,6 +34,11 @@ def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
     return trainer.state.fn == "validate" or passed % every_n_epochs == 0 or passed == trainer.max_epochs
 
 
+def first_loader(loaders: Any) -> Any:
+    """Lightning hands over a loader, or a list of them. Its dataset is a `data.clips.ClipDataset`."""
+    return loaders[0] if isinstance(loaders, list) else loaders
+
+
 def playable(waveform: Tensor) -> Tensor:
     """[T] -> [1, T] on the CPU, no louder than full scale"""
     waveform = waveform.detach().float().cpu()

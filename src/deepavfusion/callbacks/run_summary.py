@@ -24,6 +24,7 @@ class RunSummary(Callback):
         run_dir: where `metrics.json` goes; its presence marks a run as finished.
         test_follows: the run is not finished before a test, whose metrics belong to it.
         keep_before: prefixes of metrics whose value before training is kept.
+        headline: names of the metrics that the run is for; the table begins with them.
         next_commands: shown at the end.
     """
 
@@ -32,10 +33,12 @@ class RunSummary(Callback):
         run_dir: str,
         test_follows: bool = False,
         keep_before: tuple[str, ...] = ("knn/",),
+        headline: tuple[str, ...] = (),
         next_commands: tuple[str, ...] = (),
     ) -> None:
         self.run_dir, self.test_follows = Path(run_dir), test_follows
-        self.keep_before, self.next_commands = tuple(keep_before), tuple(next_commands)
+        self.keep_before, self.headline = tuple(keep_before), tuple(headline)
+        self.next_commands = tuple(next_commands)
         self.kept: dict[str, float] = {}
         self.final: dict[str, float] = {}
         self.finished = False
@@ -92,8 +95,12 @@ class RunSummary(Callback):
 
     def _show(self, metrics: dict[str, float]) -> None:
         table = Table(title="Final metrics", show_header=False, title_justify="left")
+        first = [name for name in self.headline if name in metrics]
+        for name in first:
+            table.add_row(name, f"{metrics[name]:,.4g}", style="bold", end_section=name == first[-1])
         for name, value in sorted(metrics.items()):
-            table.add_row(name, f"{value:,.4g}")
+            if name not in first and not name.startswith("lr/"):  # 0 by now
+                table.add_row(name, f"{value:,.4g}")
         lines = [f"Run directory  {self.run_dir}", *(f"Next           {command}" for command in self.next_commands)]
         console = get_console()
         console.print(table)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from deepavfusion.callbacks.pictures import is_due, playable, writer_of
+from deepavfusion.callbacks.pictures import first_loader, is_due, playable, writer_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch
@@ -155,11 +155,6 @@ class SegmentationReport(Callback):
             if len(batch):
                 out += shown(batch, pl_module.mark(batch), [0], loader.dataset)
         return out
-
-
-def first_loader(loaders: Any) -> Any:
-    """Lightning hands over a loader, or a list of them. Its dataset is a `data.clips.FrameDataset`."""
-    return loaders[0] if isinstance(loaders, list) else loaders
 
 
 def class_names(dataset: Any, item: int) -> list[str]:

@@ -1,11 +1,12 @@
-"""The generated demo data: small data sets in the official layouts of VGGSound, VGGSound-Music, MUSIC and AVSBench.
+"""The generated demo data: small sets in the official layouts of VGGSound, VGGSound-Music, MUSIC, AVSBench, AudioSet.
 
 Drawn instruments (demo_drawings.py, demo_pictures.py) play random tunes (demo_sounds.py), so any experiment runs
 offline. Who sounds moves at its note starts. In about half of the clips of VGGSound a silent instrument of another
-class is in the picture too, so neither picture nor sound tells everything. The other sets have four of the eight
-instruments on a grey stage, each in its own register and colours: a tiny network has a thousand steps to learn to see,
-to hear and to connect the two. MUSIC and VGGSound-Music show who plays and no one else; every picture of AVSBench S4
-and some of MS3 show a silent instrument, too. The files follow from the seed alone.
+class is in the picture too, so neither picture nor sound tells everything. AudioSet is like it, but one, two or three
+instruments sound together, and the labels name them all. The other sets have four of the eight instruments on a grey
+stage, each in its own register and colours: a tiny network has a thousand steps to learn to see, to hear and to connect
+the two. MUSIC and VGGSound-Music show who plays and no one else; every picture of AVSBench S4 and some of MS3 show a
+silent instrument, too. The files follow from the seed alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,16 +32,17 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from deepavfusion.data.demo_pictures import Scene
+from deepavfusion.data.demo_pictures import SIZE, Scene
 from deepavfusion.data.demo_sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody, mix, perform
 from deepavfusion.data.encode import write_mp4, write_wav
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import die_with_parent
 
 VERSION = 3  # raise it whenever the same seed gives other files
-SILENT_SHARE = 0.5  # of the clips of VGGSound also show a silent instrument
+SILENT_SHARE = 0.5  # of the clips of VGGSound, and of AudioSet's with room for it, also show a silent instrument
+SOUNDING = (2, 1, 3, 1, 2, 1, 2, 1)  # how many sound together in AudioSet, by turns of eight clips
 FPS = 10.0
-SECONDS = {"vggsound": 4.0, "vggsound_music": 3.2, "solo": 3.2, "duet": 6.0, "avsbench": 5.0}
+SECONDS = {"vggsound": 4.0, "vggsound_music": 3.2, "solo": 3.2, "duet": 6.0, "avsbench": 5.0, "audioset": 4.0}
 ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 # our name -> VGGSound's label, MUSIC's instrument
@@ -55,7 +57,19 @@ CLASSES = {
     "violin": ("playing violin, fiddle", "violin"),
 }
 NAMES = list(CLASSES)
-STAGE = list(OWN_REGISTER)  # the instruments of all sets but VGGSound
+STAGE = list(OWN_REGISTER)  # the instruments of all sets but VGGSound and AudioSet
+
+# our name -> AudioSet's mid, display name
+AUDIOSET = {
+    "accordion": ("/m/0mkg", "Accordion"),
+    "banjo": ("/m/018j2", "Banjo"),
+    "drum": ("/m/02hnl", "Drum kit"),
+    "flute": ("/m/0l14j_", "Flute"),
+    "guitar": ("/m/042v_gx", "Acoustic guitar"),
+    "piano": ("/m/05r5c", "Piano"),
+    "trumpet": ("/m/07gql", "Trumpet"),
+    "violin": ("/m/07y_7", "Violin, fiddle"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,9 +88,22 @@ class Counts:
     ms3_train: int = 128
     ms3_val: int = 16
     ms3_test: int = 32
+    audioset_balanced: int = 384
+    audioset_unbalanced: int = 192
+    audioset_eval: int = 160
 
 
 FULL = Counts()
+
+# set -> the counts that concern it
+COUNTS = {
+    "vggsound": ("vggsound_train", "vggsound_test"),
+    "vggsound_music": ("vggsound_music_train", "vggsound_music_test"),
+    "music": ("solos", "duets"),
+    "avsbench": ("s4_train", "s4_val", "s4_test", "ms3_train", "ms3_val", "ms3_test"),
+    "audioset": ("audioset_balanced", "audioset_unbalanced", "audioset_eval"),
+}
+SETS = tuple(COUNTS)
 
 
 @dataclass(frozen=True)
@@ -112,7 +139,7 @@ Plan = Callable[[int, Counts], tuple[list[Job], Texts]]
 
 def ensure(
     root: str | Path,
-    sets: Sequence[str] = ("vggsound", "vggsound_music", "music", "avsbench"),
+    sets: Sequence[str] = SETS,
     seed: int = 0,
     workers: int | None = None,
     force: bool = False,
@@ -136,7 +163,7 @@ def ensure(
 
 def generate(
     root: str | Path,
-    sets: Sequence[str] = ("vggsound", "vggsound_music", "music", "avsbench"),
+    sets: Sequence[str] = SETS,
     seed: int = 0,
     workers: int | None = None,
     counts: Counts = FULL,
@@ -150,9 +177,10 @@ def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FUL
     manifest = Path(root) / name / "manifest.json"
     if not manifest.is_file():
         return False
-    found = json.loads(manifest.read_text())
-    files = found.pop("files", None)
-    return found == _manifest(seed, counts) and files == _count_files(manifest.parent)
+    found, expected = json.loads(manifest.read_text()), _manifest(name, seed, counts)
+    known = found.get("counts", {})
+    found["counts"] = {key: known.get(key) for key in COUNTS[name]}  # older manifests hold those of every set
+    return found == {**expected, "files": _count_files(manifest.parent)}
 
 
 # ---- how a set comes to be
@@ -171,8 +199,8 @@ def _checked(root: str | Path, sets: Iterable[str]) -> Path:
     return Path(root)
 
 
-def _manifest(seed: int, counts: Counts) -> dict[str, object]:
-    return {"version": VERSION, "seed": seed, "counts": asdict(counts)}
+def _manifest(name: str, seed: int, counts: Counts) -> dict[str, object]:
+    return {"version": VERSION, "seed": seed, "counts": {key: getattr(counts, key) for key in COUNTS[name]}}
 
 
 def _count_files(folder: Path) -> int:
@@ -206,7 +234,7 @@ def _generate(root: Path, sets: Sequence[str], seed: int, workers: int | None, c
             done = run(jobs, unfinished, seed)
             for _ in track(done, description=f"{name:9}", total=len(jobs), console=Console(stderr=True)):
                 pass
-            manifest = {**_manifest(seed, counts), "files": _count_files(unfinished) + 1}
+            manifest = {**_manifest(name, seed, counts), "files": _count_files(unfinished) + 1}
             (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
             if (root / name).exists():
                 os.rename(root / name, old)
@@ -357,11 +385,55 @@ def _plan_avsbench(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     return jobs, {"metadata.csv": _csv(rows), "label2idx.json": json.dumps(index, indent=1) + "\n"}
 
 
+def _plan_audioset(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """class_labels_indices.csv, three lists *_segments.csv; clips/<id[:2]>/<id>_<start>_<end>.mp4."""
+    jobs: list[Job] = []
+    classes = [f'{n},{mid},"{name}"\n' for n, (mid, name) in enumerate(AUDIOSET.values())]
+    texts = {"annotations/class_labels_indices.csv": "".join(["index,mid,display_name\n", *classes])}
+    sizes = {
+        "balanced_train": counts.audioset_balanced,
+        "unbalanced_train": counts.audioset_unbalanced,
+        "eval": counts.audioset_eval,
+    }
+    for split, count in sizes.items():
+        lines, labels = [], []
+        for n in range(count):
+            key = f"audioset/{split}/{n}"
+            rng = _rng(seed, f"{key}/plan")
+            video, start = _youtube_id(rng, dash=n % 15 == 0), int(rng.integers(290))
+            sounding = _sounding(seed, split, n)
+            silent = _silent(rng, sounding) if len(sounding) < max(SIZE) else ()
+            path = f"clips/{video[:2]}/{video}_{start:06d}_{start + 10:06d}.mp4"
+            jobs.append(Job("mp4", path, key, sounding, silent, SECONDS["audioset"]))
+            mids = sorted(AUDIOSET[name][0] for name in sounding)
+            lines.append(f'{video}, {start:.3f}, {start + 10:.3f}, "{",".join(mids)}"\n')
+            labels += mids
+        texts[f"annotations/{split}_segments.csv"] = "".join(
+            [
+                f"# Segments csv of generated clips, seed {seed}\n",
+                f"# num_ytids={count}, num_segs={count}, num_unique_labels={len(set(labels))}, "
+                f"num_positive_labels={len(labels)}\n",
+                "# YTID, start_seconds, end_seconds, positive_labels\n",
+                *sorted(lines),
+            ]
+        )
+    return jobs, texts
+
+
+def _sounding(seed: int, split: str, n: int) -> tuple[str, ...]:
+    """Who sounds in the n-th clip of AudioSet: in each turn of eight clips every instrument equally often."""
+    turn, first = divmod(n, len(NAMES))
+    steps = _rng(seed, f"audioset/{split}/turn/{turn}").permutation(np.arange(1, len(NAMES)))
+    others = steps[: SOUNDING[turn % len(SOUNDING)] - 1]
+    return tuple(NAMES[(first + step) % len(NAMES)] for step in (0, *others))
+
+
 PLANS: dict[str, Plan] = {
     "vggsound": _plan_vggsound,
     "vggsound_music": _plan_vggsound_music,
     "music": _plan_music,
     "avsbench": _plan_avsbench,
+    "audioset": _plan_audioset,
 }
 
 

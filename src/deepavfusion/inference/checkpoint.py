@@ -76,6 +76,26 @@ def load_task(path: str | Path, expected: type[Task] | str | None = None, device
     return task.eval().to(device)
 
 
+def recorded_classes(task: Task, most: int | None = None) -> list[str]:
+    """The names of the classes that a network tells apart.
+
+    Args:
+        task: of a checkpoint; its network has `num_classes`.
+        most: how many there may be.
+
+    Raises:
+        UserError: the record names another number of classes, or there are too many.
+    """
+    count, names = task.net.num_classes, [str(name) for name in task.record.get("classes", [])]
+    if len(names) != count or count > (most or count):
+        at_most = f", at most {most}" if most else ""
+        raise UserError(
+            f"the checkpoint names {len(names)} classes and its network tells {count} apart, expected the same number"
+            f"{at_most}: use a checkpoint that train.py wrote."
+        )
+    return names
+
+
 def _targets(config: Any) -> Iterator[Any]:
     """Everything that a config would have called."""
     if isinstance(config, dict):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepavfusion.data.decode import Media
+from deepavfusion.inference.checkpoint import recorded_classes
 from deepavfusion.inference.sound import told, whole_sound
 from deepavfusion.models.segmenter import probabilities
 from deepavfusion.tasks.segment import Segment
@@ -90,16 +91,7 @@ def segment_video(
 
 def class_names(task: Segment) -> list[str] | None:
     """What a mask's values mean, the background first; None where they say sounding or not."""
-    count = task.net.num_classes
-    if count == 1:
-        return None
-    names = [str(name) for name in task.record.get("classes", [])]
-    if len(names) != count or count > MOST_CLASSES:
-        raise UserError(
-            f"the checkpoint names {len(names)} classes and its network tells {count} apart, expected the same number, "
-            f"at most {MOST_CLASSES}: use a checkpoint that train.py wrote."
-        )
-    return names
+    return None if task.net.num_classes == 1 else recorded_classes(task, MOST_CLASSES)
 
 
 class _VideoSegmenter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 
 import torch
@@ -122,6 +123,8 @@ class Classify(FineTune):
                 f"{datamodule.dataset_name} has {there}, the network {here}: leave model.num_classes and "
                 f"model.multi_label out, or choose other data."
             )
+        if self.net.frozen:
+            warnings.filterwarnings("ignore", r".*in eval mode at the start of training")  # as it has to be
         if stage == "fit":  # a checkpoint to go on from is loaded after this
             counts = torch.tensor(datamodule.class_counts, dtype=torch.float64)
             if self.hparams["log_odds_bias"]:

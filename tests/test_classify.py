@@ -1,0 +1,391 @@
+"""Classification runs from the command line down: what they write, that evaluation repeats, what is trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional as F
+
+from deepavfusion.data import demo
+from deepavfusion.models.classifier import STREAMS, mean_of_heads
+from deepavfusion.tasks.classify import Classify
+from deepavfusion.transforms.mixup import draw_shares, mixup
+from deepavfusion.utils.configs import instantiate
+from test_configs import compose
+from test_separate import evaluate, numbers
+from test_train import sentence, train
+
+SMALL = [
+    "scale=demo",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    "model.net.image.embed_dim=32",
+    "model.net.image.depth=2",
+    "model.net.image.num_heads=2",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "data.image_size=64",
+    "data.audio_seconds=1.0",
+    "data.dense_windows=3",
+    "data.holdout_share=0.2",
+    "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
+    "model.warmup_epochs=0.5",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Demo data, and logs beside it."""
+    counts = demo.Counts(
+        vggsound_train=3, vggsound_test=1, audioset_balanced=12, audioset_unbalanced=2, audioset_eval=8
+    )
+    root = tmp_path_factory.mktemp("demo")
+    demo.generate(root, ["vggsound", "audioset"], workers=1, counts=counts)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder):
+    """A checkpoint as pre-training writes it."""
+    known = ("model.warmup_epochs", "data.dense", "data.holdout", "~")
+    cfg = compose("experiment=pretrain_vggsound", *(value for value in SMALL if not value.startswith(known)))
+    torch.manual_seed(5)
+    path = folder / "pretrained.ckpt"
+    torch.save({"state_dict": instantiate(cfg.model).state_dict()}, path)
+    return path
+
+
+def run(folder: Path, experiment: str, name: str, *overrides: object) -> Path:
+    root = folder / experiment.split("_")[0]
+    with pytest.MonkeyPatch.context() as patch:
+        given = [f"experiment={experiment}", *SMALL, f"data.root={root}", f"paths.log_dir={folder}/logs"]
+        train(patch, *given, f"run.name={name}", *overrides)
+    return folder / "logs" / "classify" / "runs" / name
+
+
+@pytest.fixture(scope="module")
+def finetuned(folder, pretrained):
+    return run(folder, "vggsound_finetune", "finetuned", f"model.pretrained={pretrained}")
+
+
+@pytest.fixture(scope="module")
+def probed(folder, pretrained):
+    return run(folder, "vggsound_linear_probe", "probed", f"model.pretrained={pretrained}")
+
+
+@pytest.fixture(scope="module")
+def several(folder, pretrained):
+    return run(folder, "audioset_finetune", "several", f"model.pretrained={pretrained}")
+
+
+def evaluated(run_dir: Path, monkeypatch, name: str, *overrides: object) -> dict[str, float]:
+    evaluate(monkeypatch, f"ckpt_path={run_dir}/checkpoints/last.ckpt", f"run.name={name}", *overrides)
+    return numbers(run_dir.parents[1] / "evals" / name / "metrics.json")
+
+
+def saved(run_dir: Path) -> dict[str, np.ndarray]:
+    with np.load(run_dir / "predictions_test.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+# ---- what a run says
+
+
+def test_a_run_ends_with_the_accuracy_of_each_stream_of_all_and_of_dense_windows(finetuned):
+    found = numbers(finetuned / "metrics.json")
+    names = {f"test/{measure}{stream}{dense}" for measure in ("top1", "top5", "top1_class")
+             for stream in ("", "_image", "_audio", "_fusion") for dense in ("", "_dense")}  # fmt: skip
+    assert names <= set(found)
+    assert found["test/clips"] == 8
+    assert "test/top1_untrained" not in found
+    metrics = json.loads((finetuned / "metrics.json").read_text())
+    assert {"val/top1", "val/loss", "train/loss_last", "data/coverage"} <= set(metrics)
+    assert metrics["val/clips"] == metrics["data/val_listed"] > 0
+    assert metrics["data/train_listed"] + metrics["data/val_listed"] == 24  # the hold-out is not trained on
+
+
+def test_numbers_are_those_of_scikit_learn_on_the_saved_predictions(finetuned):
+    found, file = numbers(finetuned / "metrics.json"), saved(finetuned)
+    target, classes = file["target"], np.arange(8)
+    for prefix, suffix in (("logits", ""), ("dense_logits", "_dense")):
+        for stream in ("all", *STREAMS):
+            scores = file[f"{prefix}_{stream}"]
+            name = ("" if stream == "all" else f"_{stream}") + suffix
+            assert found[f"test/top1{name}"] == pytest.approx(sk.accuracy_score(target, scores.argmax(1)))
+            top5 = sk.top_k_accuracy_score(target, scores, k=5, labels=classes)
+            assert found[f"test/top5{name}"] == pytest.approx(top5)
+            balanced = sk.balanced_accuracy_score(target, scores.argmax(1))
+            assert found[f"test/top1_class{name}"] == pytest.approx(balanced)
+        mean = np.mean([file[f"{prefix}_{stream}"] for stream in STREAMS], axis=0)
+        np.testing.assert_allclose(file[f"{prefix}_all"], mean, atol=1e-6)
+    loss = sk.log_loss(target, F.softmax(torch.from_numpy(file["logits_all"]), dim=1), labels=classes)
+    assert found["test/loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_several_labels_are_measured_by_map_auc_and_d_prime(several):
+    found, file = numbers(several / "metrics.json"), saved(several)
+    assert not any("top1" in name for name in found)
+    for stream, name in (("all", ""), *((s, f"_{s}") for s in STREAMS)):
+        scores = file[f"logits_{stream}"]
+        present = file["target"].any(axis=0)
+        average = sk.average_precision_score(file["target"][:, present], scores[:, present], average="macro")
+        assert found[f"test/map{name}"] == pytest.approx(average, abs=1e-6)
+        assert {f"test/auc{name}", f"test/dprime{name}", f"test/map{name}_dense"} <= set(found) | skipped(found, name)
+    assert file["target"].sum(axis=1).max() > 1  # clips do have several
+
+
+def skipped(found: dict[str, float], name: str) -> set[str]:
+    """d′ of a perfect AUC is not finite, and not written."""
+    return {f"test/dprime{name}"} if found[f"test/auc{name}"] in (0.0, 1.0) else set()
+
+
+def test_the_probe_is_compared_with_one_on_an_untrained_encoder(probed):
+    found = numbers(probed / "metrics.json")
+    assert {f"test/top1{stream}_untrained" for stream in ("", "_image", "_audio", "_fusion")} <= set(found)
+
+
+def test_tensorboard_has_the_confusion_and_examples_with_sound(finetuned):
+    events = EventAccumulator(str(finetuned / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
+    tags = events.Tags()
+    pictures = {"confusion/val", "confusion/test", "accuracy_by_class/test", "examples/worst", "examples/best"}
+    assert pictures <= set(tags["images"])
+    assert sum(tag.startswith("examples/worst") for tag in tags["audio"]) == 8
+    rates = [tag for tag in tags["scalars"] if tag.startswith("lr/")]
+    assert len(rates) == 8  # four layers, with and without decay
+
+
+# ---- what is trained
+
+
+def state_of(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_probe_leaves_the_encoder_bitwise_as_it_was(probed, pretrained):
+    before, after = torch.load(pretrained, weights_only=True)["state_dict"], state_of(probed)
+    encoder = {name for name in after if name.startswith("net.encoder.")}
+    assert encoder == {name for name in before if name.startswith("net.encoder.")}
+    for name in encoder:
+        assert torch.equal(after[name], before[name]), name
+    clips = json.loads((probed / "metrics.json").read_text())["data/train_listed"]
+    assert after["net.norms.image.num_batches_tracked"] == 2 * (clips // 4)
+    fresh = classify(compose_task("vggsound_linear_probe"))
+    for name, value in fresh.untrained.encoder.state_dict().items():
+        assert torch.equal(after[f"untrained.encoder.{name}"], value), name  # that of the seed
+    heads = {name for name in after if "_head." in name}
+    assert len(heads) == 12
+    assert not any(torch.equal(after[name], fresh.state_dict()[name]) for name in heads)
+
+
+def test_fine_tuning_trains_everything(finetuned, pretrained):
+    before, after = torch.load(pretrained, weights_only=True)["state_dict"], state_of(finetuned)
+    same = [name for name in before if name in after and torch.equal(before[name], after[name])]
+    # Fixed by design; a key's bias shifts all scores of a query alike and has no gradient.
+    assert {name.split(".")[-1] if "pos_embed" in name else name.split("attn.")[-1] for name in same} <= {
+        "pos_embed",
+        "k.bias",
+    }
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("kind", ["finetuned", "probed", "several"])
+def test_evaluation_repeats_every_number_of_the_run(kind, request, monkeypatch):
+    run_dir = request.getfixturevalue(kind)
+    assert evaluated(run_dir, monkeypatch, f"{kind}_again") == numbers(run_dir / "metrics.json")
+
+
+@pytest.mark.parametrize("given", [["data.batch_size=1"], ["data.batch_size=7"], ["data.num_workers=2"]])
+def test_evaluation_depends_neither_on_batches_nor_on_workers(finetuned, monkeypatch, given):
+    found = evaluated(finetuned, monkeypatch, f"with_{given[0].replace('=', '_')}", *given)
+    for name, value in numbers(finetuned / "metrics.json").items():
+        assert found[name] == pytest.approx(value, abs=1e-5), name
+
+
+@pytest.mark.full
+def test_two_processes_learn_and_give_the_numbers_of_one(folder, finetuned, probed, pretrained, tmp_path):
+    source = Path(__file__).resolve().parents[1] / "src"
+    both = ["trainer.devices=2", "trainer.strategy=ddp", f"paths.log_dir={tmp_path}"]
+    for experiment, run_dir in (("vggsound_finetune", finetuned), ("vggsound_linear_probe", probed)):
+        given = [f"experiment={experiment}", *SMALL, f"data.root={folder}/vggsound", f"model.pretrained={pretrained}"]
+        command = [sys.executable, source / "train.py", *given, *both, f"run.name={experiment}"]
+        subprocess.run(command, check=True, timeout=600)
+        metrics = json.loads((tmp_path / "classify" / "runs" / experiment / "metrics.json").read_text())
+        assert metrics["test/clips"] == 8
+        command = [sys.executable, source / "eval.py", f"ckpt_path={run_dir}/checkpoints/last.ckpt", *both]
+        subprocess.run([*command, f"run.name={experiment}"], check=True, timeout=600)
+        found = numbers(tmp_path / "classify" / "evals" / experiment / "metrics.json")
+        for name, value in numbers(run_dir / "metrics.json").items():
+            assert found[name] == pytest.approx(value, abs=1e-5 if name == "test/loss" else 0), name
+
+
+# ---- start weights
+
+
+def test_a_checkpoint_of_another_architecture_names_keys_and_values(folder, pretrained, monkeypatch, capsys):
+    given = ["experiment=vggsound_finetune", *SMALL, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+    told = sentence(monkeypatch, capsys, *given, f"model.pretrained={pretrained}", "model.net.image.depth=3")
+    assert "does not fit the model: image.blocks.2." in told
+    assert "model.net.image.depth=2" in told
+
+
+def test_what_was_loaded_is_said_in_one_line(folder, pretrained, capsys):
+    classify(compose_task("vggsound_finetune", f"model.pretrained={pretrained}"))
+    (line,) = capsys.readouterr().out.strip().splitlines()
+    assert line.startswith(f"encoder from {pretrained}: ")
+    assert "tensors loaded" in line
+    assert "in the file not used (audio_decoder" in line
+    classify(compose_task("vggsound_linear_probe", "model.pretrained=null"))
+    assert capsys.readouterr().out.strip() == "encoder from scratch"
+
+
+def test_classes_of_other_data_are_an_error(folder, monkeypatch, capsys):
+    given = ["experiment=vggsound_finetune", *SMALL, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+    told = sentence(monkeypatch, capsys, *given, "model.num_classes=9", "model.pretrained=null")
+    assert "vggsound has 8 classes, one a clip, the network 9 classes" in told
+
+
+@pytest.mark.parametrize(
+    ("experiment", "override", "words"),
+    [
+        ("vggsound_finetune", "+model.compare_untrained=true", "model.frozen=true"),
+        ("vggsound_finetune", "model.optimizer=sgd", "expected adamw or lars"),
+    ],
+)
+def test_settings_that_cannot_be(folder, monkeypatch, capsys, experiment, override, words):
+    given = [f"experiment={experiment}", *SMALL, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+    assert words in sentence(monkeypatch, capsys, *given, override, "model.pretrained=null")
+
+
+# ---- the task itself
+
+
+def compose_task(experiment: str, *overrides: str):
+    small = (value for value in SMALL if not value.startswith("~"))
+    cfg = compose(f"experiment={experiment}", *small, "model.pretrained=null", *overrides)
+    cfg.model.num_classes, cfg.model.multi_label = 8, "audioset" in experiment
+    return cfg
+
+
+def classify(cfg) -> Classify:
+    torch.manual_seed(0)
+    task: Classify = instantiate(cfg.model)
+    task.log = lambda *args, **kwargs: None
+    return task
+
+
+def batch_of(folder: Path, cfg, loader: int = 0):
+    cfg.data.root = str(folder / cfg.data.name)
+    data = instantiate(cfg.data)
+    data.setup()
+    return data.on_after_batch_transfer(next(iter(data.test_dataloader()[loader])), loader)
+
+
+@pytest.mark.parametrize("experiment", ["vggsound_finetune", "audioset_finetune"])
+def test_mixup_that_keeps_all_and_no_smoothing_is_the_plain_loss(folder, experiment, monkeypatch):
+    plain = ["model.label_smoothing=0", "model.net.image.drop_path=0", "model.class_weighted=false"]
+    cfg = compose_task(experiment, *plain)
+    task, batch = classify(cfg), batch_of(folder, cfg)
+    monkeypatch.setattr("deepavfusion.tasks.classify.draw_shares", lambda count, *_: torch.ones(count))
+    logits = mean_of_heads(task.net(batch.image, batch.spectrogram))
+    if experiment == "vggsound_finetune":
+        expected = F.cross_entropy(logits, batch.label)
+    else:
+        expected = F.binary_cross_entropy_with_logits(logits, batch.labels)
+    torch.testing.assert_close(task.training_step(batch, 0), expected, atol=1e-6, rtol=0)
+
+
+def test_mixup_blends_picture_sound_and_target_by_the_same_share():
+    share = torch.tensor([1.0, 0.75, 0.5])
+    image, target = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 3, 2, 2), torch.eye(3)
+    mixed, blended = mixup([image, target], share)
+    assert mixed[:, 0, 0, 0].tolist() == [0.0, 1.0, 0.5 * 2 + 0.5 * 0]
+    assert blended.tolist() == [[1, 0, 0], [0, 1, 0], [0.5, 0, 0.5]]
+    torch.manual_seed(0)
+    shares = draw_shares(4000, 1.0)
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.02)  # Beta(1, 1): uniform
+    assert shares.std().item() == pytest.approx(12**-0.5, abs=0.02)
+    assert draw_shares(4000, 0.2).std() > 0.38
+    assert draw_shares(0, 1.0).shape == (0,)
+
+
+def test_dense_windows_count_as_the_mean_of_their_logits(folder):
+    cfg = compose_task("vggsound_finetune")
+    task, batch = classify(cfg).eval(), batch_of(folder, cfg, loader=1)
+    assert batch.group == 3
+    assert len(batch) == 12
+    with torch.no_grad():
+        task.test_step(batch, 0, 1)
+        logits = task.net(batch.image, batch.spectrogram)
+    found = task.dense_metrics.predictions()
+    assert found["item"].tolist() == [0, 1, 2, 3]
+    for stream in STREAMS:
+        for row in range(4):
+            torch.testing.assert_close(found[stream][row], logits[stream][3 * row : 3 * row + 3].mean(dim=0))
+    assert len(task.test_metrics.predictions()["item"]) == 0
+
+
+def test_heads_start_from_the_classes_and_rare_ones_weigh_more(folder):
+    cfg = compose_task("audioset_finetune")
+    task = classify(cfg)
+    cfg.data.root = str(folder / "audioset")
+    data = instantiate(cfg.data)
+    data.setup()
+
+    class Trainer:
+        datamodule = data
+
+    task._trainer = Trainer()  # type: ignore[assignment]
+    task.setup("test")
+    assert not task.net.image_head.bias.any()
+    task.setup("fit")
+    counts = torch.tensor(data.class_counts).double()
+    assert counts.sum() > len(data.lists["train"])
+    f = counts / counts.sum()
+    expected = torch.log((f + 1e-3) / (1 - f + 1e-3)).float()
+    torch.testing.assert_close(task.net.fusion_head.bias.detach(), expected)
+    there = counts > 0
+    weighted = (task.class_weight * counts)[there]
+    torch.testing.assert_close(weighted, weighted[:1].expand_as(weighted))
+    assert task.class_weight[there].mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("experiment", ["vggsound_finetune", "vggsound_linear_probe", "audioset_finetune"])
+def test_training_lowers_the_loss_of_a_batch(folder, experiment):
+    cfg = compose_task(experiment, "+model.mixup=0" if "probe" in experiment else "model.mixup=0")
+    task, batch = classify(cfg), batch_of(folder, cfg)
+    optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = task.training_step(batch, 0)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []  # processes would wait for it
+
+
+@pytest.mark.parametrize("experiment", ["vggsound_finetune", "vggsound_linear_probe"])
+def test_a_batch_without_clips_is_no_step(folder, experiment):
+    cfg = compose_task(experiment)
+    task, batch = classify(cfg), batch_of(folder, cfg)
+    loss = task.training_step(batch.first(0), 0)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(value.isfinite().all() for value in task.state_dict().values())
+    assert task.eval().test_step(batch.first(0), 0) is None
+    assert set(task.test_metrics.compute()) == {"clips"}

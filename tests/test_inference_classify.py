@@ -1,0 +1,371 @@
+"""What `predict.py task=classify` makes of a video: windows, scores checked by hand, tables and a figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from deepavfusion.data.clips import WindowDataset
+from deepavfusion.data.decode import Media
+from deepavfusion.data.encode import write_mp4
+from deepavfusion.data.index import ClipList
+from deepavfusion.data.sources import RawSource
+from deepavfusion.inference.checkpoint import load_task
+from deepavfusion.inference.classify import HEADS, Classification, best_of, classify_video, spans
+from deepavfusion.inference.timeline import as_table, draw, write_classification
+from deepavfusion.models.classifier import STREAMS
+from deepavfusion.tasks.classify import Classify
+from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
+from deepavfusion.transforms.image import Normalise
+from deepavfusion.types import Clip
+from deepavfusion.utils.configs import instantiate
+from deepavfusion.utils.errors import UserError
+from test_decode import write_stream
+from test_inference import noise
+from test_inference_segment import coloured_noise
+
+VIT = {"_target_": "deepavfusion.models.vit.ViT", "embed_dim": 32, "depth": 2, "num_heads": 2}
+SIZE, SECONDS = 64, 2.0
+NAMES = ["playing flute", "dog barking", "train [horn]"]
+
+
+def model(**more: Any) -> dict[str, Any]:
+    return {
+        "_target_": "deepavfusion.tasks.classify.Classify",
+        "num_classes": len(NAMES),
+        "pretrained": "auto",
+        "latest_pretraining": "nowhere.ckpt",
+        "net": {
+            "_target_": "deepavfusion.models.deepavfusion.DeepAVFusion",
+            "image": {**VIT, "input_size": [SIZE, SIZE], "in_chans": 3},
+            "audio": {**VIT, "input_size": [128, 128], "in_chans": 1},
+            "num_fusion_tokens": [4, 2, 2],
+        },
+        **more,
+    }
+
+
+def write_classifier(path: Path, classes: list[str] = NAMES, **more: Any) -> Path:
+    """A checkpoint in Lightning's layout of a random network that does not say the same of everything."""
+    torch.manual_seed(0)
+    config = model(num_classes=len(classes), **more)
+    task = instantiate({**config, "pretrained": None, "latest_pretraining": None}).eval()
+    with torch.no_grad():
+        for head in task.net.heads.values():
+            head.weight.mul_(2)
+    record = {"task": "classify", "model": config, "data": {"name": "vggsound"}, "classes": classes}
+    content = {"pytorch-lightning_version": "2.6.0", "epoch": 1, "hyper_parameters": {}}
+    torch.save({**content, "state_dict": task.state_dict(), "record": record}, path)
+    return path
+
+
+def opened(path: Path) -> Classify:
+    task = load_task(path, Classify)
+    assert isinstance(task, Classify)
+    return task
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Classify:
+    return opened(write_classifier(tmp_path / "a.ckpt"))
+
+
+def film(path: Path, seconds: float, fps: float = 4, picture: float | None = None, sound: float = 1.0) -> Path:
+    frames = coloured_noise(round((picture or seconds) * fps), 96, 128)
+    write_mp4(path, frames, fps, sound * noise(seconds), SAMPLE_RATE, audio_bit_rate=128_000)
+    return path
+
+
+def by_hand(task: Classify, path: Path, start: float) -> Tensor:
+    """Probabilities [4, C] of the window from `start` on, by the data path of evaluation and the network's forward."""
+    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawSource(), SIZE, SECONDS)
+    with RawSource().open(dataset.clips[0]) as clip:
+        sample = dataset.window(dataset.clips[0], clip, start)
+    with torch.no_grad():
+        logits = task.net(Normalise()(sample.image[None]), LogMel()(sample.waveform[None]))
+    rows = torch.cat([*(logits[stream] for stream in STREAMS), sum(logits[stream] for stream in STREAMS) / 3])
+    return rows.sigmoid() if task.hparams["multi_label"] else rows.softmax(dim=1)
+
+
+def sentence(*args: Any, **kwargs: Any) -> str:
+    with pytest.raises(UserError) as error:
+        classify_video(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------- windows and scores
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_scores_are_those_of_evaluation(multi_label: bool, frozen: bool, tmp_path: Path) -> None:
+    task = opened(write_classifier(tmp_path / "a.ckpt", multi_label=multi_label, frozen=frozen))
+    video = film(tmp_path / "a.mp4", 5.5)
+    found = classify_video(task, video, batch_size=3)
+    assert HEADS == ("image", "audio", "fusion", "all")
+    assert (found.classes, found.multi_label, found.window, found.hop_seconds) == (NAMES, multi_label, SECONDS, 1.0)
+    assert found.seconds == pytest.approx(5.5, abs=0.07)  # the codec fills up its last frame
+    assert found.starts[:-1] == [0.0, 1.0, 2.0, 3.0]
+    assert found.starts[-1] + SECONDS == pytest.approx(found.seconds, abs=1e-9)
+    assert (found.scores.shape, found.scores.dtype) == ((5, 4, 3), np.float32)
+    expected = torch.stack([by_hand(task, video, start) for start in found.starts]).numpy()
+    np.testing.assert_allclose(found.scores, expected, atol=1e-5)
+    sums = found.scores.sum(axis=2)
+    if multi_label:
+        assert np.abs(sums - 1).max() > 0.05
+        assert (found.scores > 0).all()
+        assert (found.scores < 1).all()
+    else:
+        np.testing.assert_allclose(sums, 1, atol=1e-5)
+    np.testing.assert_allclose(found.mean, expected.mean(axis=0), atol=1e-6)
+    assert np.ptp(found.scores, axis=0).max() > 0.01  # another window, another score
+    assert found.notes == []
+
+
+def test_hops_and_batches(task: Classify, tmp_path: Path) -> None:
+    video = film(tmp_path / "a.mp4", 6.0)
+    calls: list[tuple[int, int]] = []
+    whole = classify_video(task, video, 0.5, batch_size=4, on_progress=lambda *n: calls.append(n))
+    assert whole.starts == [n / 2 for n in range(9)]  # what the codec fills up is no window
+    assert calls[-1] == (9, 9)
+    assert [done for done, _ in calls[:-1]] == [4, 8, 9]
+    again = classify_video(task, video, 0.5, batch_size=100)
+    np.testing.assert_allclose(whole.scores, again.scores, atol=1e-5)
+    coarse = classify_video(task, video, 2)
+    assert coarse.starts == [0.0, 2.0, 4.0]
+    np.testing.assert_allclose(coarse.scores, whole.scores[::4], atol=1e-5)
+    sparse = classify_video(task, video, 3.5)  # longer than a window: the end is found all the same
+    assert sparse.starts == pytest.approx([0.0, 3.5, 4.0], abs=0.07)
+    assert classify_video(task, video, 50).starts == pytest.approx([0.0, 4.0], abs=0.07)
+
+
+def test_a_short_video_is_extended_by_its_mirror_image(task: Classify, tmp_path: Path) -> None:
+    video = film(tmp_path / "a.mp4", 1.0)
+    found = classify_video(task, video)
+    assert found.starts == [0.0]
+    np.testing.assert_allclose(found.scores[0], by_hand(task, video, 0.0), atol=1e-5)
+    assert found.edges() == [0.0, found.seconds]
+    (note,) = found.notes
+    assert note.startswith("there are 1.0")
+    assert note.endswith("where 2 s are read; extended by its mirror image")
+
+
+def test_a_long_video_is_never_held(task: Classify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute: no read is longer than a window or a batch of pictures, and the scores lie on disk."""
+    video = film(tmp_path / "a.mp4", 60.0, fps=1)
+    read, frames, audio = [], Media.frames, Media.audio
+
+    def watched_audio(self: Media, start: float, seconds: float, rate: int = SAMPLE_RATE) -> Tensor:
+        read.append(seconds)
+        return audio(self, start, seconds, rate)
+
+    def watched_frames(self: Media, times: Any) -> np.ndarray:
+        assert len(times) <= 8
+        return frames(self, times)
+
+    monkeypatch.setattr(Media, "audio", watched_audio)
+    monkeypatch.setattr(Media, "frames", watched_frames)
+    found = classify_video(task, video, 2.0)
+    assert found.starts == [2.0 * n for n in range(30)]
+    assert max(read) == SECONDS
+    assert sum(read) <= 33 * SECONDS
+    assert isinstance(found.scores, np.memmap)
+    assert sorted({round(float(edge), 6) for edge in np.diff(found.edges())[1:-1]}) == [2.0]
+
+
+def test_what_is_worth_a_note(task: Classify, tmp_path: Path) -> None:
+    silent = classify_video(task, film(tmp_path / "silent.mp4", 3.0, sound=0.0))
+    assert silent.notes == ["the sound is silent: only the scores of the picture say anything"]
+    (note,) = classify_video(task, film(tmp_path / "late.mp4", 2.5, picture=9.0)).notes
+    assert note.startswith("the sound ends at 2.")
+    assert "the picture at 9.0 s" in note
+
+
+def test_videos_that_cannot_be_classified(task: Classify, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("a film?")
+    whole = film(tmp_path / "a.mp4", 3.0)
+    (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:3000])
+    write_mp4(tmp_path / "mute.mp4", coloured_noise(8, 64, 64), 4)
+    write_stream(tmp_path / "blind.m4a", noise(2.0))
+    for name in ("text.mp4", "cut.mp4"):
+        assert f"{name} cannot be classified" in sentence(task, tmp_path / name)
+    assert "mute.mp4 cannot be classified, no audio: the file has no sound" in sentence(task, tmp_path / "mute.mp4")
+    assert "blind.m4a cannot be classified, no video" in sentence(task, tmp_path / "blind.m4a")
+    assert "nothing.mp4 cannot be classified, missing" in sentence(task, tmp_path / "nothing.mp4")
+    assert "hop_seconds is 0, expected seconds, at least 0.01" in sentence(task, whole, 0)
+    assert "hop_seconds is nan" in sentence(task, whole, float("nan"))
+    assert "hop_seconds is '1'" in sentence(task, whole, "1")
+    assert "batch_size is 0" in sentence(task, whole, batch_size=0)
+    task.record["classes"] = NAMES[:2]
+    assert "names 2 classes and its network tells 3 apart, expected the same number: use" in sentence(task, whole)
+
+
+# ---------------------------------------------------------------- parts of equal class
+
+
+def made_up(tops: list[int], hop: float = 1.0, window: float = 3.0, sure: float = 0.8) -> Classification:
+    """Windows whose best class of all is that; the image says class 0 always."""
+    scores = np.full((len(tops), 4, 3), (1 - sure) / 2, np.float32)
+    for n, top in enumerate(tops):
+        scores[n, :, :] = (1 - sure) / 2
+        scores[n, 1:, top] = sure
+        scores[n, 0, 0] = sure
+    seconds = hop * (len(tops) - 1) + window
+    starts = [hop * n for n in range(len(tops))]
+    mean = scores.astype(np.float64).mean(axis=0)
+    return Classification("a.mp4", NAMES, False, seconds, window, hop, starts, scores, mean)
+
+
+def test_parts_of_equal_class() -> None:
+    found = made_up([1, 1, 1, 0, 2, 2])
+    expected = [(0.0, 4.0, "dog barking", 0.8), (4.0, 5.0, "playing flute", 0.8), (5.0, 8.0, "train [horn]", 0.8)]
+    parts = spans(found)
+    assert [part[:3] for part in parts] == [part[:3] for part in expected]
+    assert [part.score for part in parts] == pytest.approx([0.8] * 3)
+    assert [part[:3] for part in spans(found, "image")] == [(0.0, 8.0, "playing flute")]
+    assert [part.label for part in spans(made_up([2]))] == ["train [horn]"]
+
+
+def test_a_restless_video_is_told_in_few_parts() -> None:
+    tops = [0, 1] * 50 + [2] * 100
+    parts = spans(made_up(tops), most=20)
+    assert len(parts) <= 20
+    assert (parts[0].start, parts[-1].end) == (0.0, 202.0)
+    assert all(a.end == b.start for a, b in itertools.pairwise(parts))
+    assert parts[-1].label == "train [horn]"
+    assert parts[-1].start == pytest.approx(101.0)
+    assert parts[0].score == pytest.approx((0.8 + 0.1) / 2)
+
+
+def test_the_best_of_the_whole_video() -> None:
+    found = made_up([1, 1, 1, 0, 2, 2])
+    assert found.top("all", 5) == [1, 2, 0]
+    assert found.top("image", 1) == [0]
+    names, values = zip(*best_of(found.mean[3], NAMES, 2), strict=True)
+    assert names == ("dog barking", "train [horn]")
+    assert values == pytest.approx([(3 * 0.8 + 3 * 0.1) / 6, (2 * 0.8 + 4 * 0.1) / 6])
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_files(task: Classify, tmp_path: Path) -> None:
+    found = classify_video(task, film(tmp_path / "clip.mp4", 5.5))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    listed = write_classification(found, folder, top_k=2, checkpoint="some/last.ckpt")
+    assert {path.name for path in folder.iterdir()} == {"clip_classes.csv", "clip_classes.json", "clip_timeline.png"}
+    assert (listed["list"], listed["table"], listed["picture"]) == (
+        "clip_classes.json",
+        "clip_classes.csv",
+        "clip_timeline.png",
+    )
+    with open(folder / "clip_classes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["start", "end", "stream", "rank", "class", "probability"]
+    assert len(rows) == 5 * 4 * 2
+    for n, row in enumerate(rows):
+        window, head, rank = n // 8, n // 2 % 4, n % 2
+        scores = found.scores[window, head]
+        best = int(np.argsort(-scores)[rank])
+        assert (row["stream"], row["rank"], row["class"]) == (HEADS[head], str(rank + 1), NAMES[best])
+        assert float(row["probability"]) == pytest.approx(scores[best], abs=1e-6)
+        assert float(row["start"]) == pytest.approx(found.starts[window], abs=1e-3)
+        assert float(row["end"]) == pytest.approx(found.starts[window] + 2, abs=1e-3)
+    saved = json.loads((folder / "clip_classes.json").read_text())
+    assert saved == {key: value for key, value in listed.items() if key != "list"}
+    assert (saved["checkpoint"], saved["classes"], len(saved["windows"])) == ("some/last.ckpt", NAMES, 5)
+    assert saved["windows"][1] == [1.0, 3.0]
+    for number, head in enumerate(HEADS):
+        mean = found.scores[:, number].mean(axis=0)
+        best = np.argsort(-mean)[:2]
+        assert [cell["class"] for cell in saved["whole"][head]] == [NAMES[n] for n in best]
+        assert [cell["probability"] for cell in saved["whole"][head]] == pytest.approx(mean[best].tolist(), abs=2e-6)
+    assert (saved["parts"][0]["start"], saved["parts"][-1]["end"]) == (0.0, round(found.seconds, 3))
+    table = as_table(listed)
+    assert [str(column.header) for column in table.columns] == ["", *HEADS]
+    assert table.row_count == 2
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert all(f"{cell['probability']:.2f} {cell['class']}" in text for row in listed["whole"].values() for cell in row)
+
+
+def test_figure(task: Classify, tmp_path: Path) -> None:
+    found = classify_video(task, film(tmp_path / "clip.mp4", 5.5))
+    figure = draw(found, top_k=2)
+    pictures, *panels = figure.axes
+    assert len(pictures.images) == 8  # 11 × 1.05 inches of 4:3
+    assert pictures.get_xlim() == (0, found.seconds)
+    colours: dict[str, Any] = {}
+    for number, (head, panel) in enumerate(zip(HEADS, panels, strict=True)):
+        assert panel.get_xlim() == (0, found.seconds)
+        legend = panel.get_legend()
+        labels = [text.get_text() for text in legend.get_texts()]
+        best = found.top(head, 2)
+        assert labels == [f"{NAMES[n]}  {found.mean[number, n]:.2f}" for n in best]
+        lines = [line for line in panel.lines if line.get_linestyle() == "-"]
+        for n, line in zip(best, lines, strict=True):
+            assert colours.setdefault(NAMES[n], tuple(line.get_color())) == tuple(line.get_color())
+            times, values = line.get_data()
+            np.testing.assert_allclose(times[1:-1], np.array(found.starts) + 1)
+            np.testing.assert_allclose(values[1:-1], found.scores[:, number, n])
+            assert (times[0], times[-1]) == (0.0, found.seconds)
+    assert len(set(colours.values())) == len(colours)
+
+
+def test_a_long_figure_draws_means(tmp_path: Path) -> None:
+    found = made_up([0, 1] * 450, window=2.0)
+    found.video = str(film(tmp_path / "clip.mp4", 2.0))
+    figure = draw(found)
+    assert figure.texts[0].get_text() == "clip.mp4 · 901.0 s · 900 windows of 2 s, drawn as means over 3"
+    line = figure.axes[-1].lines[0]
+    times, values = line.get_data()
+    assert line.get_label().startswith("playing flute")
+    assert len(times) == 302
+    assert times[1:4] == pytest.approx([1.75, 5.0, 8.0])
+    assert values[1:4] == pytest.approx([(0.8 * 2 + 0.1) / 3, (0.8 + 0.1 * 2) / 3, (0.8 * 2 + 0.1) / 3])
+    assert np.diff(times).min() > 0
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda p: film(p, 0.5), lambda p: film(p, 2.0, fps=0.5), lambda p: film(p, 60.0, fps=1)]
+)
+def test_a_figure_of_any_length(kind: Callable[[Path], Path], task: Classify, tmp_path: Path) -> None:
+    found = classify_video(task, kind(tmp_path / "clip.mp4"))
+    listed = write_classification(found, tmp_path)
+    picture = np.asarray(Image.open(tmp_path / listed["picture"]).convert("RGB"))
+    assert picture.shape[1] == 1500
+    assert picture.std() > 30
+    assert len(listed["whole"]["all"]) == len(NAMES)  # fewer classes than were asked for
+
+
+def test_what_cannot_be_written(task: Classify, tmp_path: Path) -> None:
+    found = classify_video(task, film(tmp_path / "clip.mp4", 2.0))
+    with pytest.raises(UserError, match="top_k is 0, expected a whole number of at least 1"):
+        write_classification(found, tmp_path, 0)
+    with pytest.raises(UserError, match="cannot be written: No such file or directory; choose another"):
+        write_classification(found, tmp_path / "nowhere")
+
+
+def test_real_clips(real_clips: Path, task: Classify) -> None:
+    bunny = classify_video(task, real_clips / "bigbuckbunny.mp4")
+    assert bunny.starts[:4] == [0.0, 1.0, 2.0, 3.0]
+    assert bunny.seconds == pytest.approx(5.312, abs=1e-2)
+    still = classify_video(task, real_clips / "music_duet_1.mp4")
+    assert still.starts == [0.0, 1.0]
+    assert np.isfinite(still.scores).all()
+    assert "no audio: the file has no sound" in sentence(task, real_clips / "bikes.mp4")

@@ -1,0 +1,452 @@
+"""What `predict.py task=features` makes of videos: embeddings that evaluation would see, and a list of what failed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import deepavfusion.inference as inference
+from deepavfusion.data.clips import WindowDataset
+from deepavfusion.data.encode import write_mp4
+from deepavfusion.data.index import ClipList
+from deepavfusion.data.sources import RawSource
+from deepavfusion.inference.encoder import open_encoder, sizes_of
+from deepavfusion.inference.features import Features, extract_features, summary, write_features
+from deepavfusion.inference.inputs import read_input
+from deepavfusion.inference.rows import Rows
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.mae import MaskedAutoencoder
+from deepavfusion.models.vit import ViT
+from deepavfusion.models.weights import original_name
+from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
+from deepavfusion.transforms.image import Normalise
+from deepavfusion.types import Clip
+from deepavfusion.utils.errors import UserError
+from test_inference import noise, write_checkpoint
+from test_inference_classify import write_classifier
+from test_inference_segment import coloured_noise, write_segmenter
+
+STREAMS = ("image", "audio", "fusion")
+
+
+def tiny(dim: int = 64, size: int = 64, frames: int = 64, depth: int = 2, seed: int = 0, **more: Any) -> DeepAVFusion:
+    """One second of sound; heads of 64 channels, as where they are not recorded."""
+    torch.manual_seed(seed)
+    sizes: Any = {"patch_size": 16, "embed_dim": dim, "depth": depth, "num_heads": max(1, dim // 64), "mlp_ratio": 2.0}
+    image, audio = ViT((size, size), in_chans=3, **sizes), ViT((128, frames), in_chans=1, **sizes)
+    encoder = DeepAVFusion(image, audio, **{"num_fusion_tokens": (4, 2, 2), **more}).eval()
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "pos_embed" not in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> DeepAVFusion:
+    return tiny()
+
+
+def film(path: Path, seconds: float, seed: int = 0) -> Path:
+    frames = np.roll(coloured_noise(round(seconds * 4), 96, 128), 8 * seed, axis=2)
+    write_mp4(path, frames, 4, noise(seconds, seed=seed), SAMPLE_RATE, audio_bit_rate=128_000)
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five videos of different lengths in two folders, three files that cannot be used, and two that are no videos."""
+    folder = tmp_path_factory.mktemp("videos")
+    for n, name in enumerate(("b.mp4", "sub/a.MP4", "sub/c.mkv", "a.mp4")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        film(folder / "new.mp4", 2.0 + 0.7 * n, seed=n).rename(folder / name)
+    film(folder / "short.mp4", 0.5, seed=9)
+    (folder / "broken.mp4").write_bytes(b"not a film" * 100)
+    (folder / "cut.mp4").write_bytes((folder / "a.mp4").read_bytes()[:4000])
+    write_mp4(folder / "mute.mp4", coloured_noise(8, 64, 64), 4)
+    (folder / "notes.txt").write_text("a")
+    (folder / "sub" / "README").write_text("a")
+    (folder / ".hidden.mp4").write_text("a")
+    return folder
+
+
+GOOD, BAD = ["a.mp4", "b.mp4", "short.mp4", "sub/a.MP4", "sub/c.mkv"], ["broken.mp4", "cut.mp4", "mute.mp4"]
+
+
+def windows_of(encoder: DeepAVFusion, path: Path, windows: int = 1) -> tuple[Tensor, Tensor]:
+    """Pictures and spectrograms of a file, by evaluation's dataset and the transforms one by one."""
+    size, seconds = sizes_of(encoder)
+    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawSource(), size, seconds, windows=windows)
+    group = dataset[0, 0]
+    assert isinstance(group, list)
+    image = Normalise()(torch.stack([sample.image for sample in group]))
+    return image, LogMel()(torch.stack([sample.waveform for sample in group]))
+
+
+def same(found: Features, other: Features, tolerance: float = 1e-5) -> None:
+    assert found.paths == other.paths
+    for stream in STREAMS:
+        np.testing.assert_allclose(getattr(found, stream), getattr(other, stream), atol=tolerance)
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_features_are_those_of_evaluation(windows: int, encoder: DeepAVFusion, videos: Path) -> None:
+    found = extract_features(encoder, videos, windows=windows)
+    assert found.paths == [str(videos / name) for name in GOOD]
+    assert (found.level, found.windows, found.image_size, found.audio_seconds) == ("pooled", windows, 64, 1.0)
+    for n, name in enumerate(GOOD):
+        image, audio = windows_of(encoder, videos / name, windows)
+        with torch.no_grad():
+            output = encoder(image, audio)
+        for stream in STREAMS:
+            array = getattr(found, stream)
+            assert (array.shape, array.dtype) == ((5, 64), np.float32)
+            expected = getattr(output, stream).mean(dim=1).mean(dim=0)
+            np.testing.assert_allclose(array[n], expected.numpy(), atol=1e-5)
+    assert np.ptp(found.image, axis=0).max() > 0.01
+    assert np.ptp(found.audio, axis=0).max() > 0.01
+
+
+def test_the_middle_window_counts(encoder: DeepAVFusion, videos: Path) -> None:
+    """Of b.mp4, 2 s: from 0.5 s to 1.5 s, with the picture at 1 s."""
+    dataset = WindowDataset(ClipList("", [Clip("", str(videos / "b.mp4"))], []), RawSource(), 64, 1.0)
+    (sample,) = dataset[0, 0]
+    assert (sample.window_start, sample.frame_time) == (pytest.approx(0.5, abs=0.04), 1.0)
+    with RawSource().open(dataset.clips[0]) as clip, torch.no_grad():
+        by_hand = dataset.window(dataset.clips[0], clip, sample.window_start)
+        output = encoder(Normalise()(by_hand.image[None]), LogMel()(by_hand.waveform[None]))
+    found = extract_features(encoder, [videos / "b.mp4"])
+    np.testing.assert_allclose(found.fusion, output.fusion.mean(dim=1), atol=1e-5)
+
+
+def test_tokens(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
+    found = extract_features(encoder, videos, level="tokens", scratch=tmp_path, batch_size=2)
+    shapes = {"image": (5, 16, 64), "audio": (5, 32, 64), "fusion": (5, 8, 64)}
+    for n, name in enumerate(GOOD):
+        with torch.no_grad():
+            output = encoder(*windows_of(encoder, videos / name))
+        for stream in STREAMS:
+            array = getattr(found, stream)
+            assert (array.shape, array.dtype) == (shapes[stream], np.float32)
+            assert isinstance(array, np.memmap)  # on disk
+            np.testing.assert_allclose(array[n], getattr(output, stream)[0], atol=1e-5)
+    assert not list(tmp_path.iterdir())  # in files without names
+    pooled = extract_features(encoder, videos)
+    np.testing.assert_allclose(pooled.audio, found.audio.mean(axis=1), atol=1e-5)
+    assert not isinstance(extract_features(encoder, [videos / "a.mp4"], level="tokens").image, np.memmap)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 2), (100, 1)])
+@pytest.mark.parametrize("windows", [1, 4])
+def test_batches_and_workers_change_nothing(
+    batch_size: int, workers: int, windows: int, encoder: DeepAVFusion, videos: Path
+) -> None:
+    calls: list[tuple[int, int]] = []
+    reference = extract_features(encoder, videos, windows=windows)
+    found = extract_features(
+        encoder,
+        videos,
+        windows=windows,
+        batch_size=batch_size,
+        num_workers=workers,
+        on_progress=lambda *n: calls.append(n),
+    )
+    same(found, reference)
+    assert found.failed == reference.failed
+    together = max(1, batch_size // windows)
+    assert calls == [(min(n, 8), 8) for n in range(together, 8 + together, together)]
+
+
+def test_half_precision_gives_float32(videos: Path) -> None:
+    reference = extract_features(tiny(), [videos / "a.mp4"])
+    half = extract_features(tiny().bfloat16(), [videos / "a.mp4"])
+    assert half.image.dtype == half.audio.dtype == half.fusion.dtype == np.float32
+    same(half, reference, 0.1)
+
+
+# ---------------------------------------------------------------- which videos
+
+
+def test_what_failed_is_told(encoder: DeepAVFusion, videos: Path) -> None:
+    found = extract_features(encoder, videos, batch_size=2)
+    assert [failure.path for failure in found.failed] == [str(videos / name) for name in BAD]
+    reasons = [failure.reason for failure in found.failed]
+    assert reasons[0].startswith("undecodable: ")
+    assert reasons[1].startswith("truncated: ")
+    assert reasons[2] == "no audio: the file has no audio stream"
+    (remark,) = found.remarks
+    assert remark.path == str(videos / "short.mp4")
+    assert remark.reason.startswith("too short: 0.5")
+    assert remark.reason.endswith("where 1 s were wanted; extended by its mirror image")
+    (note,) = found.notes
+    assert note == "2 files are no video by name and left out (.txt: 1, no suffix: 1)"
+    assert len(found) + len(found.failed) == 8
+
+
+def test_lists(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "list.txt"
+    other.write_text(f"# mine\n\n  {videos}/b.mp4 \nnowhere.mp4\n{videos}/sub/../a.mp4\n{videos}/a.mp4\n")
+    found = extract_features(encoder, other)
+    assert found.paths == [f"{videos}/b.mp4", f"{videos}/sub/../a.mp4"]
+    assert [(failure.path, failure.reason) for failure in found.failed] == [
+        ("nowhere.mp4", "missing: there is no such file")
+    ]
+    assert found.failed[0].place == str(tmp_path / "nowhere.mp4")
+    assert found.notes == [f"1 path is listed more than once and counted once, e.g. {videos}/a.mp4"]
+    np.testing.assert_array_equal(found.image, extract_features(encoder, [videos / "b.mp4", videos / "a.mp4"]).image)
+
+
+def test_relative_to_the_list(videos: Path) -> None:
+    for name, text in (
+        ("list.txt", "sub/c.mkv\nb.mp4\n"),
+        ("plain.csv", 'sub/c.mkv,3\n"b.mp4",4\n'),
+        ("table.csv", "\ufeffid,Path,label\n1,sub/c.mkv,x\n# 2,a.mp4,x\n3,b.mp4,y\n4,,z\n"),
+    ):
+        path = videos.parent / "lists" / name
+        path.parent.mkdir(exist_ok=True)
+        (path.parent / "sub").mkdir(exist_ok=True)
+        path.write_text(text)
+        read = read_input(path)
+        assert read.files == {"sub/c.mkv": f"{path.parent}/sub/c.mkv", "b.mp4": f"{path.parent}/b.mp4"}
+        assert read.notes == []
+    assert list(read_input(videos / "b.mp4").files) == [str(videos / "b.mp4")]
+
+
+def test_a_folder_that_links_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.webm").touch()
+    (tmp_path / "in" / "loop").symlink_to(tmp_path)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "b.mp4").touch()
+    assert list(read_input(tmp_path).files) == [str(tmp_path / "in" / "a.webm")]
+
+
+def test_inputs_that_cannot_be(encoder: DeepAVFusion, tmp_path: Path) -> None:
+    def sentence(*args: Any, **kwargs: Any) -> str:
+        with pytest.raises(UserError) as error:
+            extract_features(encoder, *args, **kwargs)
+        return str(error.value)
+
+    (tmp_path / "empty.txt").write_text("# nothing\n\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9.mp4\n")
+    (tmp_path / "latin.csv").write_bytes(b"caf\xe9.mp4\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").touch()
+    assert "nowhere does not exist: expected a folder of videos, a list" in sentence(tmp_path / "nowhere")
+    assert "folder holds no video: none of its 1 file ends in .3gp, .avi" in sentence(tmp_path / "folder")
+    assert "empty.txt lists no video" in sentence(tmp_path / "empty.txt")
+    assert "latin.txt is not UTF-8 text" in sentence(tmp_path / "latin.txt")
+    assert "latin.csv is not UTF-8 text" in sentence(tmp_path / "latin.csv")
+    paths = [tmp_path / "a.mp4"]
+    assert "level is 'frames', expected one of pooled, tokens" in sentence(paths, level="frames")
+    assert "expected windows=1, or level=pooled" in sentence(paths, level="tokens", windows=2)
+    assert "windows is 0, expected a whole number of at least 1" in sentence(paths, windows=0)
+    assert "batch_size is '8'" in sentence(paths, batch_size="8")
+    assert "num_workers is -1, expected a whole number of at least 0" in sentence(paths, num_workers=-1)
+
+
+# ---------------------------------------------------------------- file
+
+
+def test_the_file(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
+    found = extract_features(encoder, videos, windows=2)
+    output = tmp_path / "new" / "features.npz"
+    failed = write_features(found, output, "some/last.ckpt")
+    assert failed == tmp_path / "new" / "features_failed.txt"
+    assert {path.name for path in output.parent.iterdir()} == {"features.npz", "features_failed.txt"}
+    with np.load(output, allow_pickle=False) as file:
+        saved = dict(file)
+    for stream in STREAMS:
+        np.testing.assert_array_equal(saved[stream], getattr(found, stream))
+        assert saved[stream].dtype == np.float32
+    assert saved["path"].tolist() == found.paths
+    assert saved["failed"].tolist() == [str(videos / name) for name in BAD]
+    assert saved["failed_reason"].tolist() == [failure.reason for failure in found.failed]
+    assert saved["remark"].tolist() == [str(videos / "short.mp4")]
+    assert saved["remark_reason"].tolist() == [found.remarks[0].reason]
+    described = {"checkpoint": "some/last.ckpt", "level": "pooled", "windows": 2, "image_size": 64, "audio_seconds": 1}
+    assert {key: saved[key].item() for key in described} == described
+    assert read_input(failed).files == {str(videos / name): str(videos / name) for name in BAD}
+    assert f"# {found.failed[2].reason}\n{videos / 'mute.mp4'}\n" in failed.read_text()
+
+    lines = summary(found, output, failed)
+    assert lines[0].startswith(
+        f"Written to {output}: 5 of 8 videos; means over the tokens, 2 windows of 1 s: image [5, 64]"
+    )
+    assert f"    {videos / 'mute.mp4'}: no audio: the file has no audio stream" in lines
+    assert sum("mirror image" in line for line in lines) == 1
+
+    # Nothing failed this time: the list of the failed goes.
+    assert write_features(extract_features(encoder, [videos / "a.mp4"]), output) is None
+    assert {path.name for path in output.parent.iterdir()} == {"features.npz"}
+
+
+def test_tokens_in_the_file(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
+    found = extract_features(encoder, videos, level="tokens", scratch=tmp_path)
+    write_features(found, tmp_path / "tokens.npz")
+    with np.load(tmp_path / "tokens.npz", allow_pickle=False) as file:
+        assert file["level"].item() == "tokens"
+        np.testing.assert_array_equal(file["audio"], found.audio)
+        assert file["audio"].shape == (5, 32, 64)
+
+
+def test_all_failed(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
+    found = extract_features(encoder, [*(videos / name for name in BAD), "gone.mp4"])
+    assert (found.image.shape, found.paths) == ((0, 64), [])
+    with pytest.raises(UserError, match=r"of 4 videos not one could be used .*mute.mp4: no audio.*; and 1 more.*see "):
+        write_features(found, tmp_path / "features.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["features_failed.txt"]
+    assert len(read_input(tmp_path / "features_failed.txt").files) == 4
+
+
+def test_whole_or_not_at_all(
+    encoder: DeepAVFusion, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = extract_features(encoder, [videos / "a.mp4"])
+    for name in ("features.npy", "features", "folder.npz"):
+        (tmp_path / "folder.npz").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=r"expected one that ends in \.npz"):
+            write_features(found, tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        write_features(found, tmp_path / "file" / "features.npz")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_features(found, tmp_path / "features.npz")
+    before = (tmp_path / "features.npz").read_bytes()
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device; choose another"):
+        write_features(found, tmp_path / "features.npz")
+    assert (tmp_path / "features.npz").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_rows(on_disk: bool, tmp_path: Path) -> None:
+    rows = Rows((2, 3), tmp_path if on_disk else None)
+    assert rows.array().shape == (0, 2, 3)
+    parts = [torch.randn(n, 2, 3) for n in (3, 0, 5)]
+    for part in parts:
+        rows.add(part)
+    array = rows.array()
+    assert isinstance(array, np.memmap) == on_disk
+    np.testing.assert_array_equal(array, torch.cat(parts).numpy())
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_any_checkpoint_of_ours(tmp_path: Path, videos: Path) -> None:
+    for path, task, size, dim in (
+        (write_checkpoint(tmp_path / "separate.ckpt"), "separate", (64, 3.0), 16),
+        (write_segmenter(tmp_path / "segment.ckpt"), "segment", (64, 1.0), 32),
+        (write_classifier(tmp_path / "classify.ckpt"), "classify", (64, 2.0), 32),
+    ):
+        encoder, told = open_encoder(path)
+        assert told == f"encoder of {path}, a checkpoint of {task}"
+        assert sizes_of(encoder) == size
+        assert not encoder.training
+        saved = torch.load(path, weights_only=True)["state_dict"]
+        assert torch.equal(encoder.fusion_tokens, saved["net.encoder.fusion_tokens"])
+        assert extract_features(encoder, [videos / "a.mp4"]).fusion.shape == (1, dim)
+    task = inference.load_task(tmp_path / "segment.ckpt")
+    same(
+        extract_features(task, [videos / "a.mp4"]),
+        extract_features(open_encoder(tmp_path / "segment.ckpt")[0], [videos / "a.mp4"]),
+        0,
+    )
+
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"fusion": "dense", "fusion_layers": [1], "fusion_mlp_ratio": 2.0, "fusion_attn_ratio": 0.5},
+    {"fusion": "token", "num_fusion_tokens": (6, 3, 3)},
+    {"dim": 128, "depth": 3, "fusion_layers": "none"},
+    {"size": 96, "frames": 192},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_without_a_record(kind: dict[str, Any], tmp_path: Path) -> None:
+    """As published, and as convert.py writes ours: the same encoder, and a sentence that says what is assumed."""
+    encoder = tiny(**kind, seed=3)
+    mae = MaskedAutoencoder(encoder, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+    state = mae.state_dict()
+    torch.save({"state_dict": {original_name(name): t for name, t in state.items()}}, tmp_path / "published.pth")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "ours.safetensors")
+    size, frames = kind.get("size", 64), kind.get("frames", 64)
+    image, audio = torch.randn(2, 3, size, size), torch.randn(2, 1, 128, frames)
+    with torch.no_grad():
+        expected = encoder(image, audio)
+        for name in ("published.pth", "ours.safetensors"):
+            opened, told = open_encoder(tmp_path / name)
+            found = opened(image, audio)
+            for stream in STREAMS:
+                torch.testing.assert_close(getattr(found, stream), getattr(expected, stream))
+            assert not opened.training
+            assert told.startswith(
+                f"encoder of {tmp_path / name}, which holds weights alone: its tensors tell embed_dim "
+            )
+            a, b, c = kind.get("num_fusion_tokens", (4, 2, 2))
+            assert told.endswith(
+                f"pictures of {size} pixels, {frames / 64:g} s of sound; assumed as in the paper: "
+                f"{kind.get('dim', 64) // 64} heads, fusion tokens in groups of {a}, {b} and {c}"
+            )
+
+
+def test_without_positions_the_sizes_are_the_papers(tmp_path: Path) -> None:
+    state = {f"encoder.{name}": t for name, t in tiny().state_dict().items() if "pos_embed" not in name}
+    save_file(state, tmp_path / "a.safetensors")
+    encoder, told = open_encoder(tmp_path / "a.safetensors")
+    assert sizes_of(encoder) == (224, 3.0)
+    assert told.endswith("fusion tokens in groups of 4, 2 and 2, pictures of 224 pixels, 3 s of sound")
+
+
+def test_files_without_an_encoder(tmp_path: Path) -> None:
+    def sentence(name: str) -> str:
+        with pytest.raises(UserError) as error:
+            open_encoder(tmp_path / name)
+        return str(error.value)
+
+    state = tiny().state_dict()
+    vit = {name.removeprefix("image."): t for name, t in state.items() if name.startswith("image.")}
+    torch.save({"model": vit}, tmp_path / "mae.pth")
+    torch.save({"state_dict": {"encoder.fusion_tokens": torch.zeros(1, 8, 64)}}, tmp_path / "tokens.pth")
+    torch.save({"state_dict": {f"encoder.{n}": t for n, t in tiny(dim=48).state_dict().items()}}, tmp_path / "48.pth")
+    lacking = {f"encoder.{n}": t for n, t in state.items() if "fusion_norm" not in n}
+    torch.save({"state_dict": lacking}, tmp_path / "lacking.pth")
+    assert "nothing.ckpt does not exist" in sentence("nothing.ckpt")
+    assert "is an MAE or AudioMAE ViT, of picture or sound alone" in sentence("mae.pth")
+    assert "holds no encoder of DeepAVFusion (net.image.depth, net.audio.depth cannot" in sentence("tokens.pth")
+    assert "has embed_dim 48 and does not say how many heads, expected a multiple of 64" in sentence("48.pth")
+    assert "lacks fusion_norm.weight, fusion_norm.bias of an encoder" in sentence("lacking.pth")
+
+
+def test_the_public_functions_are_imported_late() -> None:
+    code = "import sys, deepavfusion.inference as i; print('torch' in sys.modules, *sorted(i.__all__))"
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="src").stdout
+    assert lines.split() == ["False", *sorted(inference.__all__)]
+    for name in inference.__all__:
+        assert callable(getattr(inference, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        inference.nothing  # noqa: B018
+
+
+def test_real_clips(real_clips: Path, encoder: DeepAVFusion) -> None:
+    found = extract_features(encoder, real_clips, num_workers=1)
+    assert [Path(path).name for path in found.paths] == ["bigbuckbunny.mp4", "music_duet_1.mp4", "music_duet_2.mp4"]
+    assert [Path(failure.path).name for failure in found.failed] == ["bikes.mp4"]
+    assert np.isfinite(found.fusion).all()
