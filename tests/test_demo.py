@@ -5,27 +5,37 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import wave
+from collections import Counter
+from dataclasses import fields, replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import av
+import hydra
 import numpy as np
 import pytest
 from PIL import Image
 
+import prepare
 from deepavfusion.data import demo
+from deepavfusion.data.audioset import audioset
 from deepavfusion.data.demo_drawings import DRAWINGS
 from deepavfusion.data.demo_pictures import Scene
 from deepavfusion.data.demo_sounds import OWN_REGISTER, SAMPLE_RATE, VOICES, melody, mix, perform
 from deepavfusion.data.vggsound_music import vggsound_music
+from deepavfusion.utils.configs import CONFIG_DIR
 from deepavfusion.utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = demo.Counts(
     vggsound_train=1, vggsound_test=1, vggsound_music_train=1, vggsound_music_test=2, solos=1, duets=1,
     s4_train=3, s4_val=1, s4_test=1, ms3_train=2, ms3_val=1, ms3_test=1,
+    audioset_balanced=18, audioset_unbalanced=2, audioset_eval=8,
 )  # fmt: skip
 ONE_SET = demo.Counts(vggsound_train=1, vggsound_test=0)
 
@@ -65,10 +75,11 @@ def test_vggsound_layout(root: Path) -> None:
 
 def test_every_clip_decodes_with_sound(root: Path) -> None:
     clips = [(path, 4.0) for path in sorted((root / "vggsound").rglob("*.mp4"))[::5]]
+    clips += [(path, 4.0) for path in sorted((root / "audioset").rglob("*.mp4"))[::7]]
     solos = [path for path in sorted((root / "music").rglob("*.mp4")) if " " not in path.parent.name]
     (duet,) = (path for path in (root / "music").rglob("*.mp4") if path not in solos)
     clips += [(path, 3.2) for path in solos[::5]] + [(duet, 6.0)]
-    assert len(clips) == 4 + 1 + 1
+    assert len(clips) == 4 + 4 + 1 + 1
     for path, seconds in clips:
         with av.open(str(path)) as container:
             frames = [frame.time for frame in container.decode(video=0)]
@@ -138,6 +149,124 @@ def test_avsbench_layout(root: Path) -> None:
             assert set(np.unique(mask)) == {0, *sounding}
 
 
+AUDIOSET_SPLITS = {"balanced": "balanced_train", "unbalanced": "unbalanced_train", "eval": "eval"}  # and their lists
+
+
+def test_audioset_lists_are_written_as_published(root: Path) -> None:
+    folder = root / "audioset/annotations"
+    header, *classes = rows(folder / "class_labels_indices.csv")
+    assert header == ["index", "mid", "display_name"]
+    assert [int(index) for index, _, _ in classes] == list(range(8))
+    assert dict(row[1:] for row in classes) == {
+        "/m/0mkg": "Accordion",
+        "/m/018j2": "Banjo",
+        "/m/02hnl": "Drum kit",
+        "/m/0l14j_": "Flute",
+        "/m/042v_gx": "Acoustic guitar",
+        "/m/05r5c": "Piano",
+        "/m/07gql": "Trumpet",
+        "/m/07y_7": "Violin, fiddle",
+    }
+    line = re.compile(r'(?P<id>[\w-]{11}), (?P<start>\d+)\.000, (?P<end>\d+)\.000, "(?P<mids>/m/\w+(,/m/\w+){0,2})"')
+    first_letters = set()
+    for file in AUDIOSET_SPLITS.values():
+        lines = (folder / f"{file}_segments.csv").read_text().splitlines()
+        found = [match for match in map(line.fullmatch, lines[3:]) if match]
+        assert len(found) == len(lines) - 3
+        assert [text[:2] for text in lines[:3]] == ["# "] * 3
+        mids = [mid for match in found for mid in match["mids"].split(",")]
+        counts = f"num_ytids={len(found)}, num_segs={len(found)}"
+        assert lines[1] == f"# {counts}, num_unique_labels={len(set(mids))}, num_positive_labels={len(mids)}"
+        assert lines[2] == "# YTID, start_seconds, end_seconds, positive_labels"
+        for match in found:
+            name = f"{match['id']}_{int(match['start']):06d}_{int(match['end']):06d}.mp4"
+            assert int(match["end"]) == int(match["start"]) + 10
+            assert (root / "audioset/clips" / match["id"][:2] / name).is_file()
+        first_letters |= {match["id"][0] for match in found}
+    assert "-" in first_letters
+
+
+def test_audioset_labels_are_what_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader's labels are the instruments that were performed for the clip's sound, and no others."""
+    performed: list[str] = []
+    heard: dict[str, set[str]] = {}
+    perform_, write_ = demo.perform, demo.write_mp4
+
+    def listen(instrument: str, *rest: Any) -> Any:
+        performed.append(instrument)
+        return perform_(instrument, *rest)
+
+    def note(path: Path, *rest: Any) -> None:
+        heard[path.name] = {demo.AUDIOSET[name][1] for name in performed}
+        performed.clear()
+        write_(path, *rest)
+
+    monkeypatch.setattr(demo, "perform", listen)
+    monkeypatch.setattr(demo, "write_mp4", note)
+    counts = demo.Counts(audioset_balanced=18, audioset_unbalanced=1, audioset_eval=1)
+    (root,) = demo.generate(tmp_path, ["audioset"], workers=1, counts=counts)
+    found = audioset(root, "balanced")
+    assert {Path(clip.path).name: {found.classes[label] for label in clip.labels} for clip in found.clips}.items() <= (
+        heard.items()
+    )
+    assert Counter(len(clip.labels) for clip in found.clips) == {1: 8, 2: 8, 3: 2}
+    assert {clip.label for clip in found.clips} <= set(range(8))
+    assert all(clip.label in clip.labels for clip in found.clips)
+
+
+def test_the_reader_finds_all_of_audioset_and_verify_finds_nothing_wrong(root: Path) -> None:
+    folder = root / "audioset"
+    found = {split: audioset(folder, split) for split in (*AUDIOSET_SPLITS, "full")}
+    assert {split: len(clips) for split, clips in found.items()} == {
+        "balanced": 18, "unbalanced": 2, "eval": 8, "full": 20,
+    }  # fmt: skip
+    for clips in found.values():
+        assert (clips.missing, clips.excluded, clips.notes, clips.multi_label) == ([], [], [], True)
+        assert clips.classes == [name for _, name in demo.AUDIOSET.values()]
+    overrides = ["command=verify", "data=audioset", f"data.root={folder}", "splits=[full,eval]", "workers=1"]
+    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        prepare.verify_data(hydra.compose("prepare", overrides=overrides))
+    header, *lines = rows(folder / "verify.csv")
+    assert [line[header.index("status")] for line in lines] == ["ok"] * 28
+    for file in folder.glob("verify*"):
+        file.unlink()
+
+
+def test_audioset_is_balanced() -> None:
+    """Of the full size: in every split each instrument sounds equally often; no video is in two splits."""
+    jobs, _ = demo.PLANS["audioset"](0, demo.FULL)
+    videos = [Path(job.path).name[:11] for job in jobs]
+    assert len(videos) == len(set(videos)) == 384 + 192 + 160
+    for file, size in {"balanced_train": 384, "unbalanced_train": 192, "eval": 160}.items():
+        of_split = [job for job in jobs if job.key.startswith(f"audioset/{file}/")]
+        assert len(of_split) == size
+        times = Counter(name for job in of_split for name in job.sounding)
+        assert set(times) == set(demo.NAMES)
+        assert len(set(times.values())) == 1
+        numbers = Counter(len(job.sounding) for job in of_split)
+        assert numbers[1] > numbers[2] > numbers[3] > 0.1 * size
+        assert numbers.total() == size == sum(numbers[number] for number in (1, 2, 3))
+        pairs = {frozenset(pair) for job in of_split for pair in combinations(job.sounding, 2)}
+        assert len(pairs) == 28  # any two play together somewhere
+        assert 0.35 < np.mean([len(job.silent) for job in of_split]) < 0.55
+        seen = [[*job.sounding, *job.silent] for job in of_split]
+        assert all(len(names) == len(set(names)) <= 3 for names in seen)
+        dashed = {job.sounding[0] for job in of_split if Path(job.path).name.startswith("-")}
+        assert len(dashed) > 4  # the id does not tell the class
+
+
+def test_fewer_clips_of_audioset_are_the_same_ones(root: Path, tmp_path: Path) -> None:
+    counts = demo.Counts(audioset_balanced=2, audioset_unbalanced=1, audioset_eval=1)
+    for name, seed, workers in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
+        demo.generate(tmp_path / name, ["audioset"], seed, workers, counts)
+    one, two, other = (hashes(tmp_path / name / "audioset") for name in ("one", "two", "other"))
+    assert one == two
+    clips = {name: value for name, value in one.items() if name.endswith(".mp4")}
+    assert len(clips) == 4
+    assert not set(clips.values()) & set(other.values())
+    assert clips.items() <= hashes(root / "audioset").items()
+
+
 def test_masks_cover_the_sounding_instrument_and_no_other() -> None:
     """The sounding one moves, and all that changes in the picture lies in the masks of before and after."""
     for seed in range(8):
@@ -177,7 +306,7 @@ def test_no_two_clips_are_the_same(root: Path) -> None:
     same = len(clips) - len(set(clips))
     assert same <= 5 * 9 / 4  # pictures of one AVSBench clip may agree when nothing moves; sounds and clips never
     sounds = [value for name, value in hashes(root).items() if name.endswith((".mp4", ".wav"))]
-    assert len(sounds) == len(set(sounds)) == 16 + 12 + 5 + 9
+    assert len(sounds) == len(set(sounds)) == 16 + 12 + 5 + 9 + 28
 
 
 def test_ensure_leaves_a_complete_set_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -210,6 +339,24 @@ def test_another_seed_or_version_is_not_what_was_asked_for(tmp_path: Path, monke
     assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
     assert not demo.is_complete(tmp_path, "vggsound", seed=1, counts=ONE_SET)
     monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
+    assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
+
+
+def test_a_set_knows_its_own_counts_only(tmp_path: Path) -> None:
+    """Other sets may grow; manifests from before it was so, which hold the counts of all sets, count too."""
+    assert sorted(name for names in demo.COUNTS.values() for name in names) == sorted(
+        field.name for field in fields(demo.Counts)
+    )
+    assert list(demo.COUNTS) == list(demo.PLANS) == list(demo.SETS)
+    demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    path = tmp_path / "vggsound/manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["counts"] == {"vggsound_train": 1, "vggsound_test": 0}
+    assert demo.is_complete(tmp_path, "vggsound", counts=replace(ONE_SET, audioset_eval=8, solos=1))
+    assert not demo.is_complete(tmp_path, "vggsound", counts=replace(ONE_SET, vggsound_test=1))
+    path.write_text(json.dumps({**manifest, "counts": {**manifest["counts"], "solos": 5}}))
+    assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
+    path.write_text(json.dumps({**manifest, "counts": {"vggsound_train": 1}}))
     assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
 
 

@@ -347,7 +347,7 @@ def _draw_many(counts: NDArray[np.int64], share: NDArray[np.float64], classes: S
         right.text(value, place, f" {counts[pair]} of {counts[pair[0]].sum()}", va="center", fontsize=8)
     right.set_yticks(range(len(pairs)), texts, fontsize=8)
     right.set_ylim(EXTREMES - 0.4, -0.6)
-    right.set_xlim(0, 1.3 * max(shares, default=1.0))
+    right.set_xlim(0, 1.4 * max(shares, default=1.0))
     right.set_title("most often confused: truth → prediction (numbers)", loc="right", fontsize=9)
     right.set_xlabel("share of the true clips")
     return figure
@@ -379,10 +379,10 @@ def draw_classes(values: dict[str, list[float]], clips: Sequence[int], classes: 
     """
     known = [n for n, value in enumerate(values[ALL]) if not math.isnan(value)]
     order = sorted(known, key=lambda n: [-values[stream][n] for stream in (ALL, *STREAMS[::-1])])
-    parts = {f"all {len(order)} classes": order}
+    parts = {f"all {len(order)} classes (clips)": order}
     if len(order) > 2 * EXTREMES:
-        rest = f"of {len(order)} classes"
-        parts = {f"the best {EXTREMES} {rest}": order[:EXTREMES], f"the worst {EXTREMES}": order[-EXTREMES:]}
+        best = f"the best {EXTREMES} of {len(order)} classes (clips)"
+        parts = {best: order[:EXTREMES], f"the worst {EXTREMES}": order[-EXTREMES:]}
     lines = max(len(part) for part in parts.values())
     figure = Figure(figsize=(6.5 * len(parts), 0.24 * lines + 1.6), layout="constrained")
     axes = figure.subplots(1, len(parts), squeeze=False)[0]

@@ -58,6 +58,8 @@ class Classify(FineTune):
         UserError: an unknown optimizer; a checkpoint that cannot be read or does not fit.
     """
 
+    class_weight: Tensor | None
+
     def __init__(
         self,
         net: DeepAVFusion,
