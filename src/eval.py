@@ -23,7 +23,7 @@ def compose() -> tuple[DictConfig, list[str]]:
     if path is None:
         raise UserError(
             "ckpt_path is missing: expected the checkpoint to evaluate, e.g. "
-            "ckpt_path=logs/separate/latest/checkpoints/last.ckpt, or best.ckpt under logs/segment."
+            "ckpt_path=logs/classify/latest/checkpoints/last.ckpt, or best.ckpt under logs/segment."
         )
     not_of_a_run = ("resume=", "run.", "ckpt_path=")
     known = [
