@@ -12,7 +12,8 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
-from deepavfusion.metrics.classification import ALL, STREAMS, ClassificationMetrics
+from deepavfusion.metrics.classification import ALL, ClassificationMetrics
+from deepavfusion.types import STREAMS
 from two_processes import in_two_processes, in_two_threads
 
 CLASSES = 8

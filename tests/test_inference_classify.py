@@ -25,11 +25,10 @@ from deepavfusion.data.sources import RawSource
 from deepavfusion.inference.checkpoint import load_task
 from deepavfusion.inference.classify import HEADS, Classification, best_of, classify_video, spans
 from deepavfusion.inference.timeline import as_table, draw, write_classification
-from deepavfusion.models.classifier import STREAMS
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
-from deepavfusion.types import Clip
+from deepavfusion.types import STREAMS, Clip
 from deepavfusion.utils.configs import instantiate
 from deepavfusion.utils.errors import UserError
 from test_decode import write_stream

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+STREAMS = ("image", "audio", "fusion")
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -143,7 +145,7 @@ class EncoderOutput:
 
     def pooled(self) -> dict[str, Tensor]:
         """The mean over the tokens of each stream: {"image", "audio", "fusion"} -> [B, D]."""
-        return {name: getattr(self, name).mean(dim=1) for name in ("image", "audio", "fusion")}
+        return {name: getattr(self, name).mean(dim=1) for name in STREAMS}
 
 
 @dataclass

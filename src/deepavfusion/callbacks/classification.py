@@ -27,9 +27,10 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from deepavfusion.callbacks.pictures import first_loader, is_due, playable, spectrogram_picture, writer_of
-from deepavfusion.metrics.classification import ALL, STREAMS
+from deepavfusion.metrics.classification import ALL
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
+from deepavfusion.types import STREAMS
 
 HEADS = (ALL, *STREAMS)
 EXTREMES = 20  # of many classes, so many best and worst ones, and pairs that are confused

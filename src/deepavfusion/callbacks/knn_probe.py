@@ -7,10 +7,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
-from deepavfusion.types import Batch
+from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.console import say_once
-
-STREAMS = ("image", "audio", "fusion")
 
 
 class KNNProbe(Callback):

@@ -26,10 +26,11 @@ from deepavfusion.inference.checkpoint import recorded_classes
 from deepavfusion.inference.encoder import sizes_of
 from deepavfusion.inference.rows import Rows
 from deepavfusion.inference.sound import SILENT, told
-from deepavfusion.models.classifier import STREAMS, mean_of_heads
+from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, centre_view
+from deepavfusion.types import STREAMS
 from deepavfusion.utils.errors import DecodeError, UserError
 
 HEADS = (*STREAMS, "all")  # "all": by the mean of their logits

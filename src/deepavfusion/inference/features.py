@@ -29,10 +29,9 @@ from deepavfusion.inference.rows import Rows
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.device import DeviceTransform
-from deepavfusion.types import Batch, Clip, Problem
+from deepavfusion.types import STREAMS, Batch, Clip, Problem
 from deepavfusion.utils.errors import UserError
 
-STREAMS = ("image", "audio", "fusion")
 LEVELS = ("pooled", "tokens")
 TOLD = 3  # failures in one sentence
 Level = Literal["pooled", "tokens"]

@@ -6,24 +6,23 @@ Letters: B clips of a batch · N clips · C classes.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     binary_auroc,
     binary_average_precision,
     multiclass_confusion_matrix,
 )
-from torchmetrics.utilities import dim_zero_cat
 
-STREAMS = ("image", "audio", "fusion")
+from deepavfusion.metrics.by_item import ItemMetric, mean
+from deepavfusion.types import STREAMS
+
 ALL = "all"
 """The mean of the three heads' logits."""
 
 
-class ClassificationMetrics(Metric):
+class ClassificationMetrics(ItemMetric):
     """Accuracy of three heads and of the mean of their logits.
 
     Names without suffix are of the mean, `_image`, `_audio` and `_fusion` of one head, e.g. `top1_class_image`.
@@ -40,32 +39,21 @@ class ClassificationMetrics(Metric):
     - `dprime`: d′ = √2 · Φ⁻¹(auc) of the mean auc, as usual for AudioSet (Hershey et al. 2017, "CNN Architectures for
       Large-Scale Audio Classification"). 0 is chance; inf or, by rounding, at least 7 where auc is 1.
 
-    Clips are told apart by `item` and counted in integers, so the result is the same to the last bit for all batches,
-    orders and numbers of processes, and a clip evaluated twice (samplers pad with repetitions) counts once.
-    torchmetrics divides average precision and AUC in float32: they are exact to 1e-6.
+    The result depends neither on batches and order nor on the number of processes, see `ItemMetric`. torchmetrics
+    divides average precision and AUC in float32: they are exact to 1e-6.
 
     Args:
         num_classes: C.
         multi_label: several classes, or none, a clip.
     """
 
-    full_state_update = False
-    # One tensor each once processes are synchronised; logits float32 [N, C].
-    item: list[Tensor]  # int64 [N]
-    target: list[Tensor]  # int64 [N]; multi label uint8 [N, C]
-    image: list[Tensor]
-    audio: list[Tensor]
-    fusion: list[Tensor]
-
     def __init__(self, num_classes: int, multi_label: bool = False) -> None:
-        super().__init__()
         if num_classes < 1:
             raise ValueError(f"expected at least one class, got num_classes {num_classes}")
+        label = torch.zeros(0, num_classes, dtype=torch.uint8) if multi_label else torch.zeros(0, dtype=torch.int64)
+        super().__init__({"target": label, **dict.fromkeys(STREAMS, torch.zeros(0, num_classes))})
         self.num_classes = num_classes
         self.multi_label = multi_label
-        self._seen: dict[str, Tensor] | None = None  # the clips behind the last `compute`
-        for name in ("item", "target", *STREAMS):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     @torch.no_grad()
     def update(self, logits: dict[str, Tensor], target: Tensor, item: Tensor) -> None:
@@ -83,7 +71,6 @@ class ClassificationMetrics(Metric):
         assert self.multi_label or not target.is_floating_point(), target.dtype
         assert item.shape == (clips,), item.shape
         assert not item.is_floating_point(), item.dtype
-        self._seen = None
         heads = {name: logits[name].detach().float() for name in STREAMS}
         nan = _mean_of_heads(heads).isnan().any(dim=1)
         if self.multi_label:
@@ -94,21 +81,20 @@ class ClassificationMetrics(Metric):
             wrong = {"NaN logits": item[nan].tolist(), f"targets other than {known}": item[unknown].tolist()}
             raise ValueError("; ".join(f"{what} in clips {which}" for what, which in wrong.items() if which))
 
-        self.item.append(item.long())
-        self.target.append(target.to(torch.uint8) if self.multi_label else target.long())
-        for name in STREAMS:
-            getattr(self, name).append(heads[name])
+        self.keep({"item": item, "target": target, **heads})
 
     def compute(self) -> dict[str, Tensor]:
         """Float64 scalars by name (see the class), and `clips`, their count. A mean over nothing is left out."""
-        table = self._seen = self._table()
+        table = self.gathered()
         figures = self._multi_label if self.multi_label else self._single_label
         result: dict[str, float] = {}
         for stream, suffix in {ALL: "", **{name: f"_{name}" for name in STREAMS}}.items():
             result |= {f"{name}{suffix}": value for name, value in figures(table[stream], table["target"]).items()}
-        result = {name: value for name, value in result.items() if not math.isnan(value)}
-        result["clips"] = len(table["item"])
-        return {name: torch.tensor(v, dtype=torch.float64, device=self.device) for name, v in result.items()}
+        return self.scalars({**result, "clips": len(table["item"])})
+
+    def table(self) -> dict[str, Tensor]:
+        table = super().table()
+        return table if ALL in table else {**table, ALL: _mean_of_heads(table)}
 
     def confusion(self, stream: str = ALL) -> Tensor:
         """How many clips of each class (row) were predicted as each (column), int64 [C, C]; not for multi label.
@@ -116,7 +102,7 @@ class ClassificationMetrics(Metric):
         After `compute` of the clips of all processes, before it of our own. `stream`: a head, or "all".
         """
         assert not self.multi_label, "several classes a clip: no confusion matrix"
-        table = self._own()
+        table = self.table()
         return self._confusion(_ranked(table[stream])[:, 0], table["target"]).to(self.device)
 
     def per_class(self, stream: str = ALL) -> Tensor:
@@ -126,7 +112,7 @@ class ClassificationMetrics(Metric):
         After `compute` of the clips of all processes, before it of our own. `stream`: a head, or "all".
         """
         if self.multi_label:
-            table = self._own()
+            table = self.table()
             precision, _ = _precision_and_auc(table[stream], table["target"])
             return torch.tensor(precision, dtype=torch.float64, device=self.device)
         return _accuracy_per_class(self.confusion(stream))
@@ -137,7 +123,7 @@ class ClassificationMetrics(Metric):
         {"item": int64 [N], "target": int64 [N] or uint8 [N, C], "image", "audio", "fusion", "all": logits, float32
         [N, C]}. All figures are those of these numbers.
         """
-        return dict(self._own())
+        return dict(self.table())
 
     def _single_label(self, logits: Tensor, target: Tensor) -> dict[str, float]:
         clips = len(target)
@@ -148,55 +134,16 @@ class ClassificationMetrics(Metric):
         return {
             "top1": int(hits[:, 0].sum()) / clips,
             "top5": int(hits.sum()) / clips,
-            "top1_class": _mean(_accuracy_per_class(self._confusion(ranked[:, 0], target)).tolist()),
+            "top1_class": mean(_accuracy_per_class(self._confusion(ranked[:, 0], target)).tolist()),
         }
 
     def _multi_label(self, logits: Tensor, target: Tensor) -> dict[str, float]:
         precision, auc = _precision_and_auc(logits, target)
-        mean = torch.tensor(_mean(auc), dtype=torch.float64)
-        return {"map": _mean(precision), "auc": mean.item(), "dprime": math.sqrt(2) * torch.special.ndtri(mean).item()}
+        area = torch.tensor(mean(auc), dtype=torch.float64)
+        return {"map": mean(precision), "auc": area.item(), "dprime": math.sqrt(2) * torch.special.ndtri(area).item()}
 
     def _confusion(self, predicted: Tensor, target: Tensor) -> Tensor:
         return multiclass_confusion_matrix(predicted, target, self.num_classes, validate_args=False)
-
-    def _own(self) -> dict[str, Tensor]:
-        return self._table() if self._seen is None else self._seen
-
-    def _table(self) -> dict[str, Tensor]:
-        """See `predictions`."""
-        self._fill()
-        item = dim_zero_cat(self.item).cpu()
-        order = item.argsort(stable=True)
-        item = item[order]
-        first = torch.ones(len(item), dtype=torch.bool)
-        first[1:] = item[1:] != item[:-1]
-        table = {name: dim_zero_cat(getattr(self, name)).cpu()[order[first]] for name in ("item", "target", *STREAMS)}
-        return table | {ALL: _mean_of_heads(table)}
-
-    def _fill(self) -> None:
-        if isinstance(self.item, list) and not self.item:
-            # torchmetrics would gather a process without clips as one dimension of float32
-            numbers = torch.zeros(0, dtype=torch.int64, device=self.device)
-            logits = torch.zeros(0, self.num_classes, dtype=torch.float32, device=self.device)
-            self.item.append(numbers)
-            self.target.append(logits.to(torch.uint8) if self.multi_label else numbers)
-            for name in STREAMS:
-                getattr(self, name).append(logits)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the clips of all processes; `compute` calls it first."""
-        self._fill()
-        super().sync(*args, **kwargs)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """`update`, and `compute` of this batch alone."""
-        result = super().forward(*args, **kwargs)
-        self._seen = None  # it was this batch
-        return result
-
-    def reset(self) -> None:
-        self._seen = None
-        super().reset()
 
 
 def _mean_of_heads(logits: dict[str, Tensor]) -> Tensor:
@@ -227,9 +174,3 @@ def _precision_and_auc(logits: Tensor, target: Tensor) -> tuple[list[float], lis
         both = 0 < positives < len(true)
         areas.append(min(binary_auroc(score, true).item(), 1.0) if both else math.nan)  # up to 1 + 1e-7
     return precisions, areas
-
-
-def _mean(values: list[float]) -> float:
-    """Of those that are not nan; nan of none. fsum rounds once: the order does not matter."""
-    values = [value for value in values if not math.isnan(value)]
-    return math.fsum(values) / len(values) if values else math.nan

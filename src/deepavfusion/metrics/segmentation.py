@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from deepavfusion.metrics.by_item import ItemMetric, mean
 
 
 def _cuts(thresholds: int) -> list[float]:
@@ -29,7 +29,7 @@ PUBLISHED = [CUTS.index(cut) for cut in _cuts(256)]
 BINS = len(CUTS) + 1
 
 
-class SegmentationMetrics(Metric):
+class SegmentationMetrics(ItemMetric):
     """Mean IoU and F-score of audio-visual segmentation, in each of the ways that papers publish; values in 0…1.
 
     F has β² = 0.3. A class occurs in a frame if truth or prediction has a pixel of it. 0/0 counts as 0. The prediction
@@ -62,19 +62,13 @@ class SegmentationMetrics(Metric):
         num_classes: 1: sounding or not, one logit a pixel. Otherwise C, with the background as class 0.
     """
 
-    full_state_update = False
-    counts: list[Tensor]  # int64 [F, columns]; one tensor once processes are synchronised
-
     def __init__(self, num_classes: int) -> None:
-        super().__init__()
         if num_classes < 1:
             raise ValueError(f"expected at least one class, got num_classes {num_classes}")
-        self.num_classes = num_classes
-        self.binary = num_classes == 1
-        self._classes = 2 if self.binary else num_classes
-        self._columns = 1 + 3 * self._classes + self.binary * 2 * BINS
-        self._seen: Tensor | None = None  # the frames behind the last `compute`
-        self.add_state("counts", default=[], dist_reduce_fx="cat")
+        binary = num_classes == 1
+        classes = 2 if binary else num_classes
+        super().__init__({"counts": torch.zeros(0, 3 * classes + binary * 2 * BINS, dtype=torch.int64)})
+        self.num_classes, self.binary, self._classes = num_classes, binary, classes
 
     @torch.no_grad()
     def update(self, logits: Tensor, mask: Tensor, item: Tensor) -> None:
@@ -87,8 +81,7 @@ class SegmentationMetrics(Metric):
         assert item.shape == (frames,), (item.shape, logits.shape)
         assert not mask.is_floating_point(), mask.dtype
         assert not item.is_floating_point(), item.dtype
-        self._seen = None
-        mask, item = mask.long(), item.long()
+        mask = mask.long()
         nan = logits.amax(dim=1).isnan().flatten(1).any(dim=1)
         unknown = ((mask < 0) | (mask >= self._classes)).flatten(1).any(dim=1)
         if (nan | unknown).any():
@@ -98,17 +91,17 @@ class SegmentationMetrics(Metric):
         predicted = logits[:, 0] > 0 if self.binary else logits.argmax(dim=1)
         pairs = _histogram(mask * self._classes + predicted, self._classes**2).unflatten(1, (-1, self._classes))
         hit, marked, true = pairs.diagonal(dim1=1, dim2=2), pairs.sum(dim=1), pairs.sum(dim=2)
-        columns = [item.unsqueeze(1), hit, marked, true]
+        columns = [hit, marked, true]
         if self.binary:
             passed = torch.bucketize(logits[:, 0].double(), _cuts_on(logits.device), right=True)
             columns.append(_histogram(mask * BINS + passed, 2 * BINS))
-        self.counts.append(torch.cat(columns, dim=1))
+        self.keep({"item": item, "counts": torch.cat(columns, dim=1)})
 
     def compute(self) -> dict[str, Tensor]:
         """Float64 scalars by name (see the class), and the counts `frames` and `empty_frames`, those without a
         sounding pixel. A mean over nothing is left out.
         """
-        counts = self._seen = self._table()
+        counts = self.gathered()["counts"]
         hit, marked, true = self._areas(counts)
         sounding = true[:, 1:].sum(dim=1) > 0
         occurs = marked + true > 0
@@ -117,11 +110,11 @@ class SegmentationMetrics(Metric):
         means = {}
         for name, values in measures.items():
             per_class = _mean_over_frames(values[sounding], occurs[sounding])
-            means[name], means[f"{name}_nobg"] = _mean(per_class), _mean(per_class[1:])
+            means[name], means[f"{name}_nobg"] = mean(per_class), mean(per_class[1:])
         if self.binary:  # F not at 0.5, but at the best threshold
-            means["miou_fg"] = _mean(self._iou_fg(counts).tolist())
+            means["miou_fg"] = mean(self._iou_fg(counts).tolist())
             best = _fscore(*self._at_thresholds(counts[sounding], PUBLISHED)).amax(dim=1).tolist()
-            means["fscore"] = means["fscore_nobg"] = _mean(best)
+            means["fscore"] = means["fscore_nobg"] = mean(best)
             areas = self._at_thresholds(counts[sounding], AVSBENCH)  # of [F, K]
             every = torch.ones_like(areas[0], dtype=torch.bool)
             precision, recall, own = (_mean_over_frames(f(*areas), every) for f in (_precision, _recall, _fscore))
@@ -130,10 +123,8 @@ class SegmentationMetrics(Metric):
         else:
             for name in ("miou", "fscore"):
                 per_class = _mean_over_frames(measures[name], occurs)
-                means[f"{name}_class"], means[f"{name}_class_nobg"] = _mean(per_class), _mean(per_class[1:])
-        result = {name: value for name, value in means.items() if not math.isnan(value)}
-        result |= {"frames": len(counts), "empty_frames": int((~sounding).sum())}
-        return {name: torch.tensor(v, dtype=torch.float64, device=self.device) for name, v in result.items()}
+                means[f"{name}_class"], means[f"{name}_class_nobg"] = mean(per_class), mean(per_class[1:])
+        return self.scalars({**means, "frames": len(counts), "empty_frames": int((~sounding).sum())})
 
     def per_class(self) -> Tensor:
         """IoU of each class, float64 [C], nan where it never occurs; `miou_class` is the mean of the rest.
@@ -141,7 +132,7 @@ class SegmentationMetrics(Metric):
         Semantic segmentation only. After `compute` of the frames of all processes, before it of our own.
         """
         assert not self.binary, "sounding or not: no classes"
-        hit, marked, true = self._areas(self._own())
+        hit, marked, true = self._areas(self.table()["counts"])
         means = _mean_over_frames(_iou(hit, marked, true), marked + true > 0)
         return torch.tensor(means, dtype=torch.float64, device=self.device)
 
@@ -152,7 +143,8 @@ class SegmentationMetrics(Metric):
         `miou`, `fscore`: as published, of this frame alone, nan where it has no sounding pixel; `sounding` and
         `marked`: the share of its pixels that sound in truth and in the prediction.
         """
-        counts = self._own()
+        table = self.table()
+        items, counts = table["item"].tolist(), table["counts"]
         hit, marked, true = self._areas(counts)
         pixels = true.sum(dim=1)
         occurs = marked + true > 0
@@ -164,26 +156,14 @@ class SegmentationMetrics(Metric):
             ious, fscores = mious, _mean_over_classes(_fscore(hit, marked, true), occurs)
         shares = [(areas[:, 1:].sum(dim=1) / pixels).tolist() for areas in (true, marked)]
         rows = []
-        for item, iou, miou, fscore, *share in zip(counts[:, 0].tolist(), ious, mious, fscores, *shares, strict=True):
+        for item, iou, miou, fscore, *share in zip(items, ious, mious, fscores, *shares, strict=True):
             row = {"item": item, "iou": iou, "miou": miou, "fscore": fscore, "sounding": share[0], "marked": share[1]}
             rows.append(row if share[0] else row | {"miou": math.nan, "fscore": math.nan})
         return rows
 
-    def _own(self) -> Tensor:
-        return self._table() if self._seen is None else self._seen
-
-    def _table(self) -> Tensor:
-        """Counts of the frames, each once, by item, on the CPU."""
-        self._fill()
-        counts = dim_zero_cat(self.counts).cpu()
-        counts = counts[counts[:, 0].argsort(stable=True)]
-        first = torch.ones(len(counts), dtype=torch.bool)
-        first[1:] = counts[1:, 0] != counts[:-1, 0]
-        return counts[first]
-
     def _areas(self, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels of each class, float64 [F, C]: rightly predicted, predicted, in truth."""
-        hit, marked, true = counts[:, 1 : 1 + 3 * self._classes].double().split(self._classes, dim=1)
+        hit, marked, true = counts[:, : 3 * self._classes].double().split(self._classes, dim=1)
         return hit, marked, true
 
     def _at_thresholds(self, counts: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,26 +176,6 @@ class SegmentationMetrics(Metric):
         """AVSBench's of each frame, float64 [F]."""
         hit, marked, true = self._areas(counts)
         return torch.where(true[:, 1] > 0, _iou(hit, marked, true)[:, 1], hit[:, 0] / true.sum(dim=1))
-
-    def _fill(self) -> None:
-        if isinstance(self.counts, list) and not self.counts:
-            # torchmetrics would gather a process without frames as one dimension of float32
-            self.counts.append(torch.zeros(0, self._columns, dtype=torch.int64, device=self.device))
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the frames of all processes; `compute` calls it first."""
-        self._fill()
-        super().sync(*args, **kwargs)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """`update`, and `compute` of this batch alone."""
-        result = super().forward(*args, **kwargs)
-        self._seen = None  # it was this batch
-        return result
-
-    def reset(self) -> None:
-        self._seen = None
-        super().reset()
 
 
 @cache
@@ -256,18 +216,9 @@ def _fscore_of(precision: float, recall: float) -> float:
 MEASURES = {"miou": _iou, "precision": _precision, "recall": _recall, "fscore": _fscore}
 
 
-# fsum rounds once: neither the order nor torch's threads matter.
-
-
-def _mean(values: list[float]) -> float:
-    """Of those that are not nan; nan of none."""
-    values = [value for value in values if not math.isnan(value)]
-    return math.fsum(values) / len(values) if values else math.nan
-
-
 def _mean_over_frames(values: Tensor, defined: Tensor) -> list[float]:
     """values [F, C], bool defined [F, C] -> means [C], nan where nothing is defined"""
-    return [_mean(v[d].tolist()) for v, d in zip(values.T, defined.T, strict=True)]
+    return [mean(v[d].tolist()) for v, d in zip(values.T, defined.T, strict=True)]
 
 
 def _mean_over_classes(values: Tensor, defined: Tensor) -> list[float]:

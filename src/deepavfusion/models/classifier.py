@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.layers import init_linear
-
-STREAMS = ("image", "audio", "fusion")
+from deepavfusion.types import STREAMS
 
 
 class BatchNorm(nn.BatchNorm1d):
