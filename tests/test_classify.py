@@ -380,6 +380,33 @@ def test_training_lowers_the_loss_of_a_batch(folder, experiment):
     assert [name for name, p in trained.items() if p.grad is None] == []  # processes would wait for it
 
 
+@pytest.mark.parametrize(
+    ("experiment", "optimizer", "lrs"),
+    [
+        ("vggsound_finetune", "adamw", {0.75**n for n in range(4)}),
+        ("vggsound_linear_probe", "adamw", {1.0}),
+        ("vggsound_linear_probe", "lars", {1.0}),
+    ],
+)
+def test_every_trained_parameter_has_one_learning_rate(experiment, optimizer, lrs):
+    task = classify(
+        compose_task(experiment, f"model.optimizer={optimizer}", "model.blr=0.256", "model.warmup_epochs=0")
+    )
+
+    class Trainer:
+        world_size = accumulate_grad_batches = 1
+        max_epochs, estimated_stepping_batches = 2, 10
+
+    task._trainer = Trainer()  # type: ignore[assignment]
+    made = task.configure_optimizers()["optimizer"]
+    assert type(made).__name__.lower() == optimizer
+    listed = [id(p) for group in made.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in task.parameters() if p.requires_grad)
+    first = max(group["lr"] for group in made.param_groups)
+    assert first == pytest.approx(0.256 * 4 / 256)  # four clips a step
+    assert {round(group["lr"] / first, 6) for group in made.param_groups} == {round(lr, 6) for lr in lrs}
+
+
 @pytest.mark.parametrize("experiment", ["vggsound_finetune", "vggsound_linear_probe"])
 def test_a_batch_without_clips_is_no_step(folder, experiment):
     cfg = compose_task(experiment)

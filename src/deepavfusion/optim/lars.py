@@ -14,9 +14,9 @@ class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017, "Large Batch Training of Convolutional
     Networks"), as masked autoencoders are probed with (He et al. 2022).
 
-    The gradient of a matrix, weight decay included, is scaled by trust · ‖parameter‖ / ‖gradient‖, where neither is 0;
-    parameters of one dimension are neither scaled nor decayed. Momentum is summed before the learning rate:
-    v ← momentum · v + gradient, p ← p − lr · v.
+    The gradient of a matrix, weight decay included, is scaled by trust_coefficient · ‖parameter‖ / ‖gradient‖, where
+    neither is 0; parameters of one dimension are neither scaled nor decayed. Momentum is summed before the learning
+    rate: v ← momentum · v + gradient, p ← p − lr · v.
 
     timm's LARS divides by ‖gradient‖ + decay · ‖parameter‖ instead and does not adapt without weight decay.
 
@@ -25,7 +25,7 @@ class LARS(Optimizer):
         lr: learning rate.
         weight_decay: of matrices and larger.
         momentum: 0…1.
-        trust: trust coefficient.
+        trust_coefficient: share of a matrix's norm that a step of learning rate 1 moves it by.
     """
 
     def __init__(
@@ -34,9 +34,12 @@ class LARS(Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         momentum: float = 0.9,
-        trust: float = 0.001,
+        trust_coefficient: float = 0.001,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
+        super().__init__(
+            params,
+            {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust_coefficient": trust_coefficient},
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -52,7 +55,7 @@ class LARS(Optimizer):
                 if parameter.ndim > 1:
                     gradient = gradient.add(parameter, alpha=group["weight_decay"])
                     size, slope = parameter.norm(), gradient.norm()
-                    ratio = torch.where((size > 0) & (slope > 0), group["trust"] * size / slope, 1.0)
+                    ratio = torch.where((size > 0) & (slope > 0), group["trust_coefficient"] * size / slope, 1.0)
                     gradient = gradient * ratio
                 state = self.state[parameter]
                 if "momentum" not in state:

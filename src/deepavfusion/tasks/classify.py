@@ -42,9 +42,9 @@ class Classify(FineTune):
         optimizer: "adamw" or "lars".
         weight_decay: parameters of one dimension do not decay.
         betas: of AdamW.
-        momentum, trust: of LARS.
+        momentum, trust_coefficient: of LARS.
         warmup_epochs: linear warm-up, then a cosine to 0.
-        layer_decay: factor of the learning rate from layer to layer, from the head down.
+        layer_decay: fine-tuning with AdamW: factor of the learning rate from layer to layer, from the head down.
         mixup: α of the share that a clip keeps of itself, one for picture and sound; 0: none.
         label_smoothing: share of the target that is spread over all classes.
         log_odds_bias: the heads start from the frequencies of the classes among the train clips.
@@ -74,7 +74,7 @@ class Classify(FineTune):
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.999),
         momentum: float = 0.9,
-        trust: float = 0.001,
+        trust_coefficient: float = 0.001,
         warmup_epochs: float = 20,
         layer_decay: float = 0.75,
         mixup: float = 0.0,
@@ -140,11 +140,13 @@ class Classify(FineTune):
         return [self.net] if self.untrained is None else [self.net, self.untrained]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        if self.hparams["optimizer"] == "adamw":
+        if not self.net.frozen and self.hparams["optimizer"] == "adamw":
             return super().configure_optimizers()
-        momentum, trust = self.hparams["momentum"], self.hparams["trust"]
         groups = param_groups(self, self.hparams["weight_decay"])
-        return self.scheduled(lambda lr: LARS(groups, lr, momentum=momentum, trust=trust))
+        if self.hparams["optimizer"] == "adamw":
+            return self.adamw(groups)
+        momentum, trust = self.hparams["momentum"], self.hparams["trust_coefficient"]
+        return self.scheduled(lambda lr: LARS(groups, lr, momentum=momentum, trust_coefficient=trust))
 
     def target(self, batch: Batch) -> Tensor:
         """The share of each class, float32 [B, C]."""
