@@ -153,21 +153,20 @@ class ClassificationReport(Callback):
             batch = datamodule.on_after_batch_transfer(batch.to(pl_module.device), 0)
             if not len(batch):
                 continue
-            likeliest = {stream: verdict.predicted[n][0] for stream, verdict in verdicts.items()}
+            words = {}
+            for stream, verdict in verdicts.items():
+                likely = verdict.predicted[n][0]
+                words[stream] = (classes[likely], verdict.probability[n], verdict.of_truth[n], bool(true[likely]))
             examples.append(
                 Example(
                     name=batch.id[0],
                     truth=names(true.nonzero().flatten().tolist(), classes),
-                    said={
-                        stream: (classes[likely], verdicts[stream].probability[n], verdicts[stream].of_truth[n],
-                                 bool(true[likely]))
-                        for stream, likely in likeliest.items()
-                    },
+                    said=words,
                     picture=Normalise().to(batch.image.device).reverse(batch.image[:1])[0].cpu(),
                     spectrogram=spectrogram_picture(batch.spectrogram[:1])[0],
                     waveform=playable(batch.waveform[0]),
                 )
-            )  # fmt: skip
+            )
         return examples
 
 
@@ -281,7 +280,7 @@ def write_logits(path: Path, found: dict[str, Tensor], dense: dict[str, Tensor],
             arrays |= {f"{prefix}{name}": table[name].numpy() for name in ("item", "target")}
             arrays |= {f"{prefix}logits_{stream}": table[stream].numpy() for stream in HEADS}
     with _whole(path, binary=True) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 @contextmanager
