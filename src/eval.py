@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from deepavfusion.models.weights import check_resumable, read_record
 from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, resolve_scale
+from deepavfusion.utils.configs import CONFIG_DIR, check_choices, resolve_scale
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.run_dir import choose_run_dir, remove_if_empty, write_record
 from train import build, record
@@ -19,6 +19,7 @@ from train import build, record
 def compose() -> tuple[DictConfig, list[str]]:
     """The config of the checkpoint's run with the command's overrides on top."""
     given = list(HydraConfig.get().overrides.task)
+    check_choices(given)
     path = next((value.split("=", 1)[1] for value in given if value.startswith("ckpt_path=")), None)
     if path is None:
         raise UserError(
@@ -42,7 +43,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     cfg.paths.run_dir = str(run_dir)
     try:
         with open_dict(cfg):  # nothing is trained: no start weights, no checkpoints
-            cfg.model.pretrained = None
+            cfg.model.pretrained = ""
             for name in [n for n, callback in cfg.callbacks.items() if callback._target_.endswith(".ModelCheckpoint")]:
                 cfg.callbacks.pop(name)
             cfg.trainer.enable_checkpointing = False

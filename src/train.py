@@ -25,7 +25,14 @@ from deepavfusion.models.weights import check_resumable
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers, resolve_scale
+from deepavfusion.utils.configs import (
+    CONFIG_DIR,
+    REPOSITORY,
+    check_choices,
+    instantiate,
+    register_resolvers,
+    resolve_scale,
+)
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.run_dir import (
@@ -43,6 +50,7 @@ register_resolvers(FRAMES_PER_SECOND)
 def compose() -> tuple[DictConfig, list[str]]:
     """The config of this run and its overrides: the command's, or an unfinished run's with the command's on top."""
     overrides = list(HydraConfig.get().overrides.task)
+    check_choices(overrides)
     cfg = hydra.compose("train", overrides=overrides)
     if cfg.resume:
         overrides = list(dict.fromkeys(read_overrides(cfg.resume) + overrides))
@@ -81,6 +89,7 @@ def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
         if key in cfg.model and cfg.model[key] is None:
             cfg.model[key] = getattr(datamodule, key)
     model: Task = instantiate(cfg.model)
+    model.check_data(datamodule)
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
@@ -112,7 +121,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
     try:
         ckpt_path = checkpoint_to_go_on_from(run_dir, cfg.ckpt_path)
         if ckpt_path and "pretrained" in cfg.model:
-            cfg.model.pretrained = None  # the weights come from the checkpoint
+            cfg.model.pretrained = ""  # the weights come from the checkpoint
         trainer, model, datamodule = build(cfg)
         model.record = record(cfg, datamodule, overrides)
         if ckpt_path:

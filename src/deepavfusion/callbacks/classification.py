@@ -280,7 +280,7 @@ def write_logits(path: Path, found: dict[str, Tensor], dense: dict[str, Tensor],
             arrays |= {f"{prefix}{name}": table[name].numpy() for name in ("item", "target")}
             arrays |= {f"{prefix}logits_{stream}": table[stream].numpy() for stream in HEADS}
     with _whole(path, binary=True) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -143,6 +143,9 @@ def read_file(path: Path) -> object:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(broken) from error
+    with path.open("rb") as file:
+        if file.read(1) not in (b"P", b"\x80"):  # neither a zip archive nor a pickle
+            raise UserError(broken)
     try:
         # A Namespace is a bag of values: MAE's own training code stores its arguments as one.
         with torch.serialization.safe_globals([argparse.Namespace]):

@@ -82,6 +82,9 @@ class Task(LightningModule):
         schedule = LambdaLR(optimizer, [factor(group) for group in optimizer.param_groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
+    def check_data(self, datamodule: Any) -> None:
+        """Raise a `UserError` unless the classes of the data are those of the network."""
+
     def check_shapes(self, batch: Batch) -> None:
         """The sizes of the data are those of the model.
 
@@ -129,12 +132,15 @@ def load_pretrained(encoder: DeepAVFusion, pretrained: str | None, latest: str |
 
     Args:
         encoder: to fill.
-        pretrained: a file; "auto": `latest` if it is there and fits; None: start from scratch.
+        pretrained: a file; "auto": `latest` if it is there and fits; None: start from scratch; "": the weights of a
+            whole run follow, and nothing is said.
         latest: checkpoint of the newest pre-training.
 
     Raises:
         UserError: a file that was asked for cannot be read or does not fit.
     """
+    if pretrained == "":
+        return
     if pretrained != "auto":
         say_once(f"encoder from {load_encoder(encoder, pretrained)}" if pretrained else "encoder from scratch")
         return

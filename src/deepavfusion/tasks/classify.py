@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -17,7 +18,7 @@ from deepavfusion.optim.lars import LARS
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.tasks.base import FineTune, load_pretrained
 from deepavfusion.transforms.mixup import draw_shares, mixup
-from deepavfusion.types import Batch
+from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.errors import UserError
 
 DENSE = 1  # number of the test loader that gives several windows of each clip
@@ -55,7 +56,7 @@ class Classify(FineTune):
         seed: each step and process draws its own from it.
 
     Raises:
-        UserError: an unknown optimizer; a checkpoint that cannot be read or does not fit.
+        UserError: a setting that cannot be; a checkpoint that cannot be read or does not fit.
     """
 
     class_weight: Tensor | None
@@ -94,6 +95,9 @@ class Classify(FineTune):
                 "model.compare_untrained is for linear probes: set model.frozen=true, or leave it out and run the "
                 "fine-tuning once more with model.pretrained=null."
             )
+        for name, value, most in (("mixup", mixup, float("inf")), ("label_smoothing", label_smoothing, 1.0)):
+            if not 0 <= value < most:
+                raise UserError(f"model.{name} is {value}, expected a number from 0 to {most:g}, 0 for none.")
         untrained = deepcopy(net) if compare_untrained else None
         load_pretrained(net, pretrained, latest_pretraining)
         self.net = Classifier(net, num_classes, frozen)
@@ -108,15 +112,7 @@ class Classify(FineTune):
         self.dense_metrics = ClassificationMetrics(num_classes, multi_label)
         self.untrained_metrics = ClassificationMetrics(num_classes, multi_label)
 
-    def setup(self, stage: str) -> None:
-        """The classes of the data are those of the network; before training, what depends on their frequencies.
-
-        Raises:
-            UserError: with the keys that set them.
-        """
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None:
-            return
+    def check_data(self, datamodule: Any) -> None:
         ours = (self.net.num_classes, self.hparams["multi_label"])
         theirs = (datamodule.num_classes, datamodule.multi_label)
         if ours != theirs:
@@ -125,9 +121,13 @@ class Classify(FineTune):
                 f"{datamodule.dataset_name} has {there}, the network {here}: leave model.num_classes and "
                 f"model.multi_label out, or choose other data."
             )
+
+    def setup(self, stage: str) -> None:
+        """Before training, what depends on the frequencies of the classes."""
+        datamodule = getattr(self.trainer, "datamodule", None)
         if self.net.frozen:
             warnings.filterwarnings("ignore", r".*in eval mode at the start of training")  # as it has to be
-        if stage == "fit":  # a checkpoint to go on from is loaded after this
+        if stage == "fit" and datamodule is not None:  # a checkpoint to go on from is loaded after this
             counts = torch.tensor(datamodule.class_counts, dtype=torch.float64)
             if self.hparams["log_odds_bias"]:
                 for net in self._nets():
@@ -148,21 +148,24 @@ class Classify(FineTune):
         momentum, trust = self.hparams["momentum"], self.hparams["trust_coefficient"]
         return self.scheduled(lambda lr: LARS(groups, lr, momentum=momentum, trust_coefficient=trust))
 
-    def target(self, batch: Batch) -> Tensor:
-        """The share of each class, float32 [B, C]."""
-        if self.hparams["multi_label"]:
-            assert batch.labels is not None
-            return batch.labels
-        return F.one_hot(batch.label, self.net.num_classes).float()
+    def shares(self, label: Tensor) -> Tensor:
+        """The share of each class, float32 [B, C], of a class a clip [B], or of 0 and 1 for each [B, C]."""
+        return label.float() if self.hparams["multi_label"] else F.one_hot(label, self.net.num_classes).float()
+
+    def label(self, batch: Batch) -> Tensor:
+        label = batch.labels if self.hparams["multi_label"] else batch.label
+        assert label is not None
+        return label
 
     def loss(self, logits: dict[str, Tensor], target: Tensor, smoothing: float = 0.0) -> Tensor:
         multi_label, per_head = self.hparams["multi_label"], self.hparams["per_head"]
-        return classification_loss(logits, target, multi_label, per_head, smoothing, self.class_weight)
+        weight = None if self.class_weight is None else self.class_weight.to(target.device)
+        return classification_loss(logits, target, multi_label, per_head, smoothing, weight)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_shapes(batch)
         assert batch.spectrogram is not None
-        image, sound, target = batch.image, batch.spectrogram, self.target(batch)
+        image, sound, target = batch.image, batch.spectrogram, self.shares(self.label(batch))
         if self.hparams["mixup"] > 0:
             share = draw_shares(len(batch), self.hparams["mixup"], image.device)
             image, sound, target = mixup([image, sound, target], share)
@@ -171,32 +174,31 @@ class Classify(FineTune):
         self.log("train/loss", losses[0].detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.items)
         return torch.stack(losses).sum()
 
-    def _evaluate(self, batch: Batch, loss_name: str | None, metrics: ClassificationMetrics) -> None:
+    def _evaluate(self, net: Classifier, batch: Batch, metrics: ClassificationMetrics) -> None:
+        """The windows of a clip, whose logits are averaged, count once."""
         if not len(batch):
             return
         self.check_shapes(batch)
-        logits = self.net(batch.image, batch.spectrogram)
-        if loss_name:
-            loss = self.loss(logits, self.target(batch))
-            self.log(loss_name, loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
-        self._count(metrics, logits, batch)
-
-    def _count(self, metrics: ClassificationMetrics, logits: dict[str, Tensor], batch: Batch) -> None:
-        """The windows of a clip, whose logits are averaged, count once."""
+        logits = net(batch.image, batch.spectrogram)
         means = {stream: x.unflatten(0, (-1, batch.group)).mean(dim=1) for stream, x in logits.items()}
-        target = batch.labels if self.hparams["multi_label"] else batch.label
-        assert target is not None
-        metrics.update(means, target[:: batch.group], batch.item[:: batch.group])
+        metrics.update(means, self.label(batch)[:: batch.group], batch.item[:: batch.group])
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, "val/loss", self.val_metrics)
+        self._evaluate(self.net, batch, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx == DENSE:
-            return self._evaluate(batch, None, self.dense_metrics)
-        self._evaluate(batch, "test/loss", self.test_metrics)
-        if self.untrained is not None and len(batch):
-            self._count(self.untrained_metrics, self.untrained(batch.image, batch.spectrogram), batch)
+            return self._evaluate(self.net, batch, self.dense_metrics)
+        self._evaluate(self.net, batch, self.test_metrics)
+        if self.untrained is not None:
+            self._evaluate(self.untrained, batch, self.untrained_metrics)
+
+    def _found(self, metrics: ClassificationMetrics) -> dict[str, Tensor]:
+        """What the metrics say, and the loss: of all clips at once, so that batches and processes do not matter."""
+        found, table = metrics.compute(), metrics.table()
+        if len(table["item"]):
+            found["loss"] = self.loss({stream: table[stream] for stream in STREAMS}, self.shares(table["target"]))
+        return found
 
     def on_validation_epoch_start(self) -> None:
         self.val_metrics.reset()
@@ -206,10 +208,10 @@ class Classify(FineTune):
             metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute().items()})
+        self.log_dict({f"val/{name}": value for name, value in self._found(self.val_metrics).items()})
 
     def on_test_epoch_end(self) -> None:
-        found = {f"test/{name}": value for name, value in self.test_metrics.compute().items()}
+        found = {f"test/{name}": value for name, value in self._found(self.test_metrics).items()}
         loaders, more = self.trainer.test_dataloaders, {}
         if isinstance(loaders, list) and len(loaders) > DENSE:
             more["dense"] = self.dense_metrics

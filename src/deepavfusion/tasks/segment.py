@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from deepavfusion.metrics.segmentation import SegmentationMetrics
@@ -64,15 +66,7 @@ class Segment(FineTune):
         self.test_metrics = SegmentationMetrics(num_classes)
         self.wrong_audio_metrics = SegmentationMetrics(num_classes)
 
-    def setup(self, stage: str) -> None:
-        """The classes of the masks are those of the network.
-
-        Raises:
-            UserError: with the keys that set them.
-        """
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None:
-            return
+    def check_data(self, datamodule: Any) -> None:
         theirs, ours = (
             f"{count} classes apart" if count > 1 else "sounding from silent"
             for count in (datamodule.num_classes, self.net.num_classes)

@@ -56,6 +56,17 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
         raise
 
 
+def check_choices(overrides: list[str]) -> None:
+    """Raise a `UserError` where a file of a config group is named as if it were the value of a key."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if "." in key and Path(CONFIG_DIR, *key.split("."), f"{value}.yaml").is_file():
+            group = key.replace(".", "/")
+            raise UserError(
+                f"{override} would put a word in place of a config: to choose {value}, write {group}={value}."
+            )
+
+
 def resolve_scale(cfg: DictConfig, config_name: str, overrides: list[str]) -> tuple[DictConfig, str | None]:
     """Turn scale=auto into paper or demo.
 
