@@ -136,7 +136,7 @@ def checkpoint(cfg: DictConfig) -> Path:
             f"no network for task={cfg.task} was trained here, {path} does not exist: train one, "
             f"python src/train.py experiment={EXPERIMENTS[cfg.task]}, or give ckpt_path=<file.ckpt>."
         )
-    return path
+    return path.resolve()  # what is written says which run it was
 
 
 def device(cfg: DictConfig) -> str:

@@ -473,7 +473,7 @@ def test_examples_show_picture_sound_and_words():
     assert said_by.get_title(loc="left").startswith("truth: class number 0 + class number 1")
     assert said_by.get_title(loc="left").count("\n") == 1
     texts = [text.get_text() for text in said_by.texts]
-    assert texts[1:3] == ["20 %", r"banjo \$5 to \$6  60 %"]
-    assert texts[-1] == "flute  1.23 %"  # no truth, no probability of it
+    assert texts[1:3] == ["20.0 %", r"banjo \$5 to \$6  60.0 %"]
+    assert texts[-1] == "flute  1.2 %"  # no truth, no probability of it
     assert Counter(bar.get_facecolor() for bar in said_by.patches).most_common(1)[0][1] == 3  # those that are wrong
     assert drawn_outside(figure) == []

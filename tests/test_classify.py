@@ -203,9 +203,13 @@ def test_fine_tuning_trains_everything(finetuned, pretrained):
 
 
 @pytest.mark.parametrize("kind", ["finetuned", "probed", "several"])
-def test_evaluation_repeats_every_number_of_the_run(kind, request, monkeypatch):
+def test_evaluation_repeats_every_number_of_the_run(kind, request, monkeypatch, capsys):
     run_dir = request.getfixturevalue(kind)
+    capsys.readouterr()
     assert evaluated(run_dir, monkeypatch, f"{kind}_again") == numbers(run_dir / "metrics.json")
+    out = capsys.readouterr().out
+    assert "from scratch" not in out
+    assert "last.ckpt" not in out.split("Final metrics")[1]  # an evaluation writes none
 
 
 @pytest.mark.parametrize("given", [["data.batch_size=1"], ["data.batch_size=7"], ["data.num_workers=2"]])

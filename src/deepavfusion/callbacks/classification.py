@@ -428,9 +428,9 @@ def draw_examples(examples: Sequence[Example]) -> Figure:
         line[2].set_title("\n".join(truth), loc="left", fontsize=8)
         for place, (name, probability, of_truth, right) in enumerate(example.said.values()):
             line[2].barh(place, probability, color=RIGHT if right else WRONG)
-            line[2].text(0.01, place, f"{_short(name, 40)}  {100 * probability:.3g} %", va="center", fontsize=8)
+            line[2].text(0.01, place, f"{_short(name, 40)}  {100 * probability:.1f} %", va="center", fontsize=8)
             if not math.isnan(of_truth):
-                line[2].text(1.02, place, f"{100 * of_truth:.3g} %", va="center", fontsize=8)
+                line[2].text(1.02, place, f"{100 * of_truth:.1f} %", va="center", fontsize=8)
         line[2].set_yticks(range(len(example.said)), list(example.said), fontsize=8)
         line[2].set_ylim(len(example.said) - 0.5, -0.5)
         line[2].set_xlim(0, 1)

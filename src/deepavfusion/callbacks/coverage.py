@@ -40,7 +40,7 @@ class Coverage(Callback):
         listed = dataset.listed
         coverage = used / listed if listed else 1.0
         values = {"data/coverage": coverage, "data/used": float(used), "data/listed": float(listed)}
-        pl_module.log_dict(values, batch_size=1, add_dataloader_idx=False)
+        pl_module.log_dict(values, batch_size=1, add_dataloader_idx=False, sync_dist=True)  # they are equal
         if coverage < 1:
             say_once(f"data: {used} of the {listed} items that {split} lists were evaluated", "yellow")
         if coverage < self.min_coverage and isinstance(limit, float) and limit == 1.0:  # 1 is one batch
