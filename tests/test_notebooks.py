@@ -23,6 +23,7 @@ LEAST = {"01_data.ipynb": (9, 12)}  # pictures and sounds that a notebook shows,
 COUNTS = demo.Counts(
     vggsound_train=1, vggsound_test=1, vggsound_music_train=1, vggsound_music_test=1, solos=8, duets=1,
     s4_train=1, s4_val=1, s4_test=1, ms3_train=1, ms3_val=1, ms3_test=2,
+    audioset_balanced=1, audioset_unbalanced=1, audioset_eval=1,
 )  # fmt: skip
 
 

@@ -393,6 +393,7 @@ def demo_root(tmp_path_factory):
     counts = demo.Counts(
         vggsound_train=2, vggsound_test=1, vggsound_music_train=2, vggsound_music_test=2, solos=8, duets=2,
         s4_train=4, s4_val=2, s4_test=2, ms3_train=4, ms3_val=2, ms3_test=2,
+        audioset_balanced=8, audioset_unbalanced=4, audioset_eval=2,
     )  # fmt: skip
     root = tmp_path_factory.mktemp("demo")
     demo.generate(root, workers=1, counts=counts)
@@ -404,6 +405,7 @@ def demo_root(tmp_path_factory):
     [
         ("vggsound", "windows", 16, 8),
         ("vggsound_music", "mixtures", 8, 8),
+        ("audioset", "windows", 4, 2),
         ("music", "mixtures", 28, 4),
         ("avsbench_s4", "frames", 4 * 10, 2 * 5),
         ("avsbench_ms3", "frames", 4 * 5 * 100, 2 * 5),
