@@ -405,7 +405,6 @@ def demo_root(tmp_path_factory):
     [
         ("vggsound", "windows", 16, 8),
         ("vggsound_music", "mixtures", 8, 8),
-        ("audioset", "windows", 4, 2),
         ("music", "mixtures", 28, 4),
         ("avsbench_s4", "frames", 4 * 10, 2 * 5),
         ("avsbench_ms3", "frames", 4 * 5 * 100, 2 * 5),
