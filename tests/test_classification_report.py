@@ -167,7 +167,7 @@ def several(folder: Path, **more):
 
 
 def test_accuracy_follows_from_the_file_of_logits(tmp_path):
-    module = single(tmp_path, broken=3, dense=2)
+    module = single(tmp_path, tensorboard=False, broken=3, dense=2)
     with np.load(tmp_path / "predictions_test.npz", allow_pickle=False) as file:
         found = dict(file)
     assert found["classes"].tolist() == NAMES
@@ -186,7 +186,7 @@ def test_accuracy_follows_from_the_file_of_logits(tmp_path):
 
 
 def test_precision_follows_from_the_file_of_logits(tmp_path):
-    module = several(tmp_path)
+    module = several(tmp_path, tensorboard=False)
     with np.load(tmp_path / "predictions_test.npz", allow_pickle=False) as found:
         assert found["target"].shape == (11, 8)
         for stream in HEADS:
@@ -195,7 +195,7 @@ def test_precision_follows_from_the_file_of_logits(tmp_path):
 
 
 def test_the_table_tells_what_each_stream_said(tmp_path):
-    module = single(tmp_path, broken=1, dense=2)
+    module = single(tmp_path, tensorboard=False, broken=1, dense=2)
     rows, found = table(tmp_path), module.test_metrics.predictions()
     assert [int(row["item"]) for row in rows] == found["item"].tolist()
     assert [row["id"] for row in rows] == [f"clip_{n:02d}" for n in range(1, 40)]
@@ -212,14 +212,14 @@ def test_the_table_tells_what_each_stream_said(tmp_path):
 
 
 def test_without_dense_windows_there_are_no_columns_for_them(tmp_path):
-    single(tmp_path)
+    single(tmp_path, tensorboard=False)
     assert not any("dense" in column for column in table(tmp_path)[0])
     with np.load(tmp_path / "predictions_test.npz") as found:
         assert not any("dense" in name for name in found)
 
 
 def test_with_several_classes_all_likely_ones_are_named(tmp_path):
-    module = several(tmp_path)
+    module = several(tmp_path, tensorboard=False)
     found = module.test_metrics.predictions()
     for row, logits, target in zip(table(tmp_path), found[ALL], found["target"].bool(), strict=True):
         assert row["classes"] == " + ".join(NAMES[n] for n in target.nonzero().flatten())
@@ -263,17 +263,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_tensorboard_has_confusions_classes_and_examples_with_sounds(tmp_path):
-    module = single(tmp_path, num_examples=5)
+    module = single(tmp_path, num_examples=3)
     found = tags(tmp_path)
     assert set(found["images"]) == {"confusion/test", "accuracy_by_class/test", "examples/worst", "examples/best"}
-    order = choose(module.test_metrics.predictions(), False, 5, best=False)
+    order = choose(module.test_metrics.predictions(), False, 3, best=False)
     expected = [f"examples/worst_{place}_clip_{row:02d}" for place, row in enumerate(order, 1)]
     assert sorted(tag for tag in found["audio"] if "worst" in tag) == expected
-    assert len([tag for tag in found["audio"] if "best" in tag]) == 5
+    assert len([tag for tag in found["audio"] if "best" in tag]) == 3
 
 
 def test_several_classes_have_no_confusion_matrix(tmp_path):
-    several(tmp_path)
+    several(tmp_path, num_examples=2)
     assert set(tags(tmp_path)["images"]) == {"average_precision_by_class/test", "examples/worst", "examples/best"}
 
 
