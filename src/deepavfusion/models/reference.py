@@ -1,0 +1,246 @@
+"""The paper taken literally: what `deepavfusion.py`, `fusion.py` and `mae.py` compute, spelled out.
+
+Documentation one can run. Every patch is projected before the kept ones are chosen, every token goes through every
+layer it is handed to, and every pair of an image and an audio token exists in memory. The fast models leave out
+what nobody reads and separate the sums (REFERENCE: "Exact and cheaper"); outputs and gradients are the same. The
+tests compare the two, `benchmark=model reference=true` times them; nothing else imports this file.
+
+The parameters are declared by the fast classes, so a state dict fits both; none of their forward passes is used.
+Read the functions from top to bottom: patches, ViT block, three kinds of fusion, encoder, decoder, loss.
+
+Shapes: B clips · N image tokens · M audio tokens · F fusion tokens · K kept patches · H heads · D embedding dimension
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.fusion import DenseAttention, FactorizedAttention, FusionBlock, TokenAttention
+from deepavfusion.models.layers import Block, take_tokens
+from deepavfusion.models.mae import MAEDecoder, MaskedAutoencoder
+from deepavfusion.models.vit import ViT
+from deepavfusion.types import EncoderOutput, MAEOutput, PatchMask
+
+# Patches and the ViT block ------------------------------------------------------------------------------------------
+
+
+def embed_patches(vit: ViT, x: Tensor, keep: Tensor | None) -> Tensor:
+    """x [B, C, rows, columns], keep [B, K] or None for all -> tokens [B, K or N, D]
+
+    Literal: *every* patch is projected by the convolution and gets its position; then the kept ones are chosen.
+    """
+    tokens = vit.patch_embed.proj(x).flatten(2).transpose(1, 2) + vit.pos_embed  # [B, N, D], row by row
+    return tokens if keep is None else take_tokens(tokens, keep)
+
+
+def vit_block(block: nn.Module, x: Tensor) -> Tensor:
+    """Pre-norm self-attention and MLP over all tokens that are handed in: [B, N, D] -> [B, N, D]"""
+    assert isinstance(block, Block)
+    qkv = block.attn.qkv(block.norm1(x))  # [B, N, 3D], packed [q; k; v]
+    q, k, v = qkv.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, D / H]
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [B, N, D]
+    x = x + block.drop_path(block.attn.proj(attended))
+    return x + block.drop_path(block.mlp(block.norm2(x)))
+
+
+def modality_block(block: nn.Module, fusion: Tensor, tokens: Tensor) -> Tensor:
+    """fusion [B, F, D], tokens [B, N, D] -> [B, N, D]   (paper, section 3.2)
+
+    Literal: the ViT block runs over the concatenation, fusion tokens first, and *all* of them go through its norms,
+    projections and MLP; only the modality's own outputs are kept.
+    """
+    return vit_block(block, torch.cat([fusion, tokens], dim=1))[:, fusion.shape[1] :]
+
+
+# Fusion -------------------------------------------------------------------------------------------------------------
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Explicit softmax attention: query [B, F, d], key [B, S, d], value [B, S, d'] -> [B, F, d']"""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))  # [B, H, F or S, ·]
+    weights = (q @ k.transpose(-2, -1) * scale).softmax(dim=-1)  # [B, H, F, S]
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def all_pairs(first: Tensor, second: Tensor) -> Tensor:
+    """first [B, N, D], second [B, M, D] -> concat(first i, second j) for every i and j: [B, N · M, 2D]"""
+    n, m = first.shape[1], second.shape[1]
+    first = first.unsqueeze(2).expand(-1, -1, m, -1)  # [B, N, M, D]
+    second = second.unsqueeze(1).expand(-1, n, -1, -1)  # [B, N, M, D]
+    return torch.cat([first, second], dim=-1).flatten(1, 2)
+
+
+def factorized_attention(attn: FactorizedAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (paper, section 3.2; REFERENCE, section 2)
+
+    Two groups of fusion tokens aggregate one modality each. Literal: the third then attends to every *pair* of an
+    image aggregate and an audio aggregate, with key and value linear in their concatenation.
+    """
+    scale = (fusion.shape[-1] / attn.num_heads) ** -0.5  # parity: of the full width, though q and k are narrower
+    mixed, image_group, audio_group = fusion.split(attn.num_tokens, dim=1)
+
+    key, value = attn.attn_v.kv(image).chunk(2, dim=-1)  # each [B, N, D]
+    image_group = attention(attn.attn_v.q(image_group), key, value, attn.num_heads, scale)
+    image_group = attn.attn_v.proj(image_group)  # [B, n_image, D]
+
+    key, value = attn.attn_a.kv(audio).chunk(2, dim=-1)  # each [B, M, D]
+    audio_group = attention(attn.attn_a.q(audio_group), key, value, attn.num_heads, scale)
+    audio_group = attn.attn_a.proj(audio_group)  # [B, n_audio, D]
+
+    pairs = all_pairs(image_group, audio_group)  # [B, n_image · n_audio, 2D]
+    mixed = attention(attn.q(mixed), attn.k(pairs), attn.v(pairs), attn.num_heads, scale)
+    return torch.cat([attn.proj(mixed), image_group, audio_group], dim=1)  # parity: proj acts on this group only
+
+
+def dense_attention(attn: DenseAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (paper, section 3.2; REFERENCE, section 2)
+
+    Literal: every fusion token attends to all N · M pairs of raw tokens; at 196 × 96 they are 18 816 a clip.
+    """
+    scale = (fusion.shape[-1] / attn.num_heads) ** -0.5  # parity: of the full width, though q and k are narrower
+    pairs = all_pairs(audio, image)  # [B, M · N, 2D]; parity: the audio token comes first
+    key, value = attn.kv(pairs).chunk(2, dim=-1)  # each [B, M · N, D · attn_ratio]
+    return attn.proj(attention(attn.q(fusion), key, value, attn.num_heads, scale))
+
+
+def token_attention(attn: TokenAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (REFERENCE, section 2)
+
+    Every fusion token attends to the concatenation of both modalities.
+    """
+    query = attn.q(fusion)
+    scale = (query.shape[-1] / attn.num_heads) ** -0.5
+    key, value = attn.kv(torch.cat([audio, image], dim=1)).chunk(2, dim=-1)  # each [B, M + N, D · attn_ratio]
+    return attn.proj(attention(query, key, value, attn.num_heads, scale))
+
+
+def fusion_block(block: nn.Module, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D], the *inputs* of the layer -> fusion [B, F, D]"""
+    assert isinstance(block, FusionBlock)
+    fusion = block.norm1_mm(fusion)  # parity: the residual starts from the normalised tokens
+    if isinstance(block.attn, FactorizedAttention):
+        change = factorized_attention(block.attn, fusion, block.norm1_img(image), block.norm1_aud(audio))
+    elif isinstance(block.attn, DenseAttention):
+        change = dense_attention(block.attn, fusion, block.norm1_img(image), block.norm1_aud(audio))
+    else:
+        assert isinstance(block.attn, TokenAttention)
+        # parity: the two modalities' norms are exchanged
+        change = token_attention(block.attn, fusion, block.norm1_aud(image), block.norm1_img(audio))
+    fusion = fusion + block.drop_path(change)
+    return fusion + block.drop_path(block.mlp(block.norm2(fusion)))
+
+
+class ReferenceDeepAVFusion(DeepAVFusion):
+    """The encoder of the paper's section 3.2, literally.
+
+    Arguments, parameters and `forward`: see `DeepAVFusion`; `checkpoint_layers` has no effect here.
+    """
+
+    def forward(
+        self,
+        image: Tensor,
+        audio: Tensor,
+        image_keep: Tensor | None = None,
+        audio_keep: Tensor | None = None,
+        return_layers: bool = False,
+    ) -> EncoderOutput:
+        """Encode a batch of clips, or the kept patches of each; see `DeepAVFusion.forward`.
+
+        Literal: a sound that is heard with n pictures is encoded n times.
+        """
+        pictures = image.shape[0] // audio.shape[0]
+        audio = audio.repeat_interleave(pictures, dim=0)
+        audio_keep = None if audio_keep is None else audio_keep.repeat_interleave(pictures, dim=0)
+
+        image_tokens = embed_patches(self.image, image, image_keep)  # [B, N, D]
+        audio_tokens = embed_patches(self.audio, audio, audio_keep)  # [B, M, D]
+        fusion = self.fusion_tokens.expand(image.shape[0], -1, -1)  # [B, F, D]
+        layers: list[tuple[Tensor, Tensor, Tensor]] = []
+        for layer, (image_block, audio_block) in enumerate(zip(self.image.blocks, self.audio.blocks, strict=True)):
+            if str(layer) in self.fusion_blocks:
+                image_tokens, audio_tokens, fusion = (
+                    modality_block(image_block, fusion, image_tokens),
+                    modality_block(audio_block, fusion, audio_tokens),
+                    fusion_block(self.fusion_blocks[str(layer)], fusion, image_tokens, audio_tokens),
+                )
+            else:
+                image_tokens = vit_block(image_block, image_tokens)
+                audio_tokens = vit_block(audio_block, audio_tokens)
+            layers.append((image_tokens, audio_tokens, fusion))
+        out = EncoderOutput(self.image.norm(image_tokens), self.audio.norm(audio_tokens), self.fusion_norm(fusion))
+        if return_layers:
+            out.image_layers, out.audio_layers, out.fusion_layers = (
+                list(stream) for stream in zip(*layers, strict=True)
+            )
+        return out
+
+
+# Masked pre-training ------------------------------------------------------------------------------------------------
+
+
+def decode(decoder: MAEDecoder, tokens: Tensor, fusion: Tensor, mask: PatchMask) -> Tensor:
+    """tokens [B, K, D] of the kept patches, fusion [B, F, D] -> all patches' pixels [B, N, pixels], in grid order
+
+    Literal (REFERENCE, section 3): mask tokens fill up the sequence, it is put back into the order of the grid and gets
+    its positions; fusion tokens go first; every token passes every layer, and every patch is predicted.
+    """
+    mask_tokens = decoder.mask_token.expand(*mask.masked.shape, -1)  # [B, N − K, D']
+    patches = torch.cat([decoder.embed(tokens), mask_tokens], dim=1)  # [B, N, D'], kept ones first
+    grid_order = torch.cat([mask.keep, mask.masked], dim=1).argsort(dim=1)
+    patches = take_tokens(patches, grid_order) + decoder.pos_embed
+    x = torch.cat([decoder.embed(fusion), patches], dim=1)  # [B, F + N, D']
+    for block in decoder.blocks:
+        x = vit_block(block, x)
+    return decoder.pred(decoder.norm(x[:, fusion.shape[1] :]))
+
+
+def targets(x: Tensor, patch_size: int, normalise: bool) -> Tensor:
+    """x [B, C, rows · p, columns · p] -> the pixels of each patch, ordered row, column, channel: [B, N, p · p · C]
+
+    Normalised: (x − mean) / sqrt(var + 1e-6) within each patch, the variance unbiased.
+    """
+    batch, channels, height, width = x.shape
+    p, rows, columns = patch_size, height // patch_size, width // patch_size
+    x = x.reshape(batch, channels, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1)  # [B, rows, columns, p, p, C]
+    x = x.reshape(batch, rows * columns, p * p * channels)
+    if normalise:
+        x = (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+    return x
+
+
+def masked_loss(prediction: Tensor, target: Tensor, mask: PatchMask) -> Tensor:
+    """prediction, target [B, N, pixels] -> the squared error's mean over the masked patches, a scalar"""
+    error = (prediction - target).square().mean(dim=-1)  # [B, N]
+    is_masked = torch.zeros_like(error).scatter(1, mask.masked, 1.0)
+    return (error * is_masked).sum() / is_masked.sum()
+
+
+class ReferenceMaskedAutoencoder(MaskedAutoencoder):
+    """Masked pre-training of the paper's section 3.3, literally, around a `ReferenceDeepAVFusion`.
+
+    Arguments, parameters and `forward`: see `MaskedAutoencoder`; the batch must not be empty.
+    """
+
+    def forward(self, image: Tensor, audio: Tensor, image_mask: PatchMask, audio_mask: PatchMask) -> MAEOutput:
+        """Encode the kept patches, draw all of them, compare the masked ones; see `MaskedAutoencoder.forward`."""
+        assert isinstance(self.encoder, ReferenceDeepAVFusion)
+        encoded = self.encoder(image, audio, image_keep=image_mask.keep, audio_keep=audio_mask.keep)
+        image_prediction = decode(self.image_decoder, encoded.image, encoded.fusion, image_mask)  # [B, N, p · p · 3]
+        audio_prediction = decode(self.audio_decoder, encoded.audio, encoded.fusion, audio_mask)  # [B, M, p · p]
+        image_target = targets(image, self.encoder.image.patch_size, self.normalise_targets)
+        audio_target = targets(audio, self.encoder.audio.patch_size, self.normalise_targets)
+        image_loss = masked_loss(image_prediction, image_target, image_mask)
+        audio_loss = masked_loss(audio_prediction, audio_target, audio_mask)
+        return MAEOutput(
+            loss=image_loss + audio_loss,
+            image_loss=image_loss,
+            audio_loss=audio_loss,
+            image_prediction=take_tokens(image_prediction, image_mask.masked),
+            audio_prediction=take_tokens(audio_prediction, audio_mask.masked),
+            image_mask=image_mask,
+            audio_mask=audio_mask,
+            encoded=encoded,
+        )

@@ -1,0 +1,336 @@
+"""The plain reference gives what the authors' code gives, and the fast models give what the reference gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import golden_cases as cases
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
+from deepavfusion.models.reference import (
+    ReferenceDeepAVFusion,
+    ReferenceMaskedAutoencoder,
+    all_pairs,
+    decode,
+    embed_patches,
+    masked_loss,
+    targets,
+)
+from deepavfusion.models.vit import ViT
+from deepavfusion.models.weights import original_name
+from deepavfusion.types import EncoderOutput, PatchMask
+
+STREAMS = ("image", "audio", "fusion")
+KINDS = ("factorized", "dense", "token")
+GOLDEN_ENCODERS = {
+    "factorized": ("factorized", "all", False),
+    "factorized_masked": ("factorized", "all", True),
+    "factorized_layers_0_2": ("factorized", [0, 2], False),
+    "dense": ("dense", "all", False),
+    "dense_masked": ("dense", "all", True),
+    "token": ("token", "all", False),
+    "none": ("factorized", "none", False),
+}
+# What a comparison changes of the small model: fusion_layers, groups of fusion tokens, attn_ratio, clips
+VARIANTS = {
+    "published": ("all", (4, 2, 3), 0.5, 2),
+    "first_layers": ([0, 2], (4, 2, 3), 0.5, 3),
+    "late_fusion": ([3], (2, 3, 5), 1.0, 1),
+    "no_fusion": ("none", (4, 2, 3), 0.5, 2),
+    "narrow": ("all", (5, 4, 1), 0.25, 3),
+    "wide": ("all", (1, 1, 1), 2.0, 1),
+}
+
+
+def encoder(
+    cls: type[DeepAVFusion] = ReferenceDeepAVFusion,
+    fusion: str = "factorized",
+    layers: str | list[int] = "all",
+    groups: tuple[int, int, int] = (4, 2, 3),
+    attn_ratio: float = 0.5,
+) -> DeepAVFusion:
+    sizes = {"patch_size": 16, "embed_dim": 48, "depth": 4, "num_heads": 4}
+    return cls(
+        image=ViT(input_size=(64, 64), in_chans=3, **sizes),
+        audio=ViT(input_size=(32, 48), in_chans=1, **sizes),
+        fusion=fusion,
+        fusion_layers=layers,
+        num_fusion_tokens=groups,
+        fusion_num_heads=4,
+        fusion_attn_ratio=attn_ratio,
+        fusion_mlp_ratio=1.0,
+    )
+
+
+def mae(fast: bool = False, normalise_targets: bool = True, **options) -> MaskedAutoencoder:
+    cls, encoder_cls = (
+        (MaskedAutoencoder, DeepAVFusion) if fast else (ReferenceMaskedAutoencoder, ReferenceDeepAVFusion)
+    )
+    return cls(
+        encoder(encoder_cls, **options),
+        decoder_embed_dim=32,
+        decoder_depth=2,
+        decoder_num_heads=4,
+        normalise_targets=normalise_targets,
+    )
+
+
+def train_pair_biases(model: nn.Module) -> None:
+    """The fast model does not train the factorized pairs' key bias, which cancels; the authors' code does."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("attn.k.bias"):
+            parameter.requires_grad_(True)
+
+
+def golden_masks() -> dict[str, PatchMask]:
+    def the_rest(keep: torch.Tensor, n: int) -> PatchMask:
+        return PatchMask(keep, torch.tensor([[i for i in range(n) if i not in row] for row in keep.tolist()]))
+
+    return {"image_mask": the_rest(cases.IMAGE_KEEP, 16), "audio_mask": the_rest(cases.AUDIO_KEEP, 6)}
+
+
+def batch(clips: int) -> tuple[dict[str, torch.Tensor], PatchMask, PatchMask]:
+    inputs = {
+        "image": cases.wave((clips, 3, 64, 64), 0.13, 0.0029),
+        "audio": cases.wave((clips, 1, 32, 48), 0.19, 0.0013),
+    }
+    generator = torch.Generator().manual_seed(clips)
+    image_mask = random_patch_mask(clips, 16, 0.75, generator=generator)
+    return inputs, image_mask, random_patch_mask(clips, 6, 0.5, generator=generator)
+
+
+def weigh(out: EncoderOutput) -> torch.Tensor:
+    """A scalar in which every output counts differently."""
+    waves = (("image", 0.31, 0.01), ("audio", 0.23, 0.02), ("fusion", 0.19, 0.03))
+    return sum((getattr(out, s) * cases.wave(getattr(out, s).shape, a, b)).sum() for s, a, b in waves)
+
+
+def assert_same_gradients(fast: nn.Module, reference: nn.Module) -> None:
+    """Each gradient to 1e-9 of its size (a key bias's, which cancels: of nothing, 1e-12); a missing one counts as 0."""
+    theirs = dict(reference.named_parameters())
+    compared = 0
+    for name, parameter in fast.named_parameters():
+        found, expected = (p.grad if p.grad is not None else torch.zeros_like(p) for p in (parameter, theirs[name]))
+        atol = 1e-9 * expected.abs().max().item() + 1e-12
+        torch.testing.assert_close(found, expected, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        compared += bool(expected.abs().max() > 1e-9)
+    assert compared > 50  # no comparison of zeros with zeros
+
+
+@pytest.mark.parametrize("case", GOLDEN_ENCODERS)
+def test_encoder_matches_golden_in_float64(case):
+    fusion, layers, masked = GOLDEN_ENCODERS[case]
+    golden = cases.load(f"encoder_{case}.npz")
+    with cases.float64():
+        model = encoder(fusion=fusion, layers=layers)
+        train_pair_biases(model)
+        cases.fill_parameters(model)
+        image, audio = cases.clip_inputs()
+        keep = {"image_keep": cases.IMAGE_KEEP, "audio_keep": cases.AUDIO_KEEP} if masked else {}
+        out = model(image, audio, **keep)
+        loss = weigh(out)
+        loss.backward()
+    for stream in STREAMS:
+        torch.testing.assert_close(getattr(out, stream).detach(), torch.from_numpy(golden[stream]), atol=1e-10, rtol=0)
+    assert abs(loss.item() - golden["loss"]) <= 1e-10 * max(1, abs(golden["loss"]))
+    cases.assert_gradients_match(model, golden)
+    # literal: nothing that has a gradient in the authors' code is without one here
+    named = dict(model.named_parameters())
+    assert [key for key in golden if key.startswith("grad/") and named[key.removeprefix("grad/")].grad is None] == []
+
+
+def test_mae_matches_golden_in_float64():
+    golden = cases.load("mae_plain.npz")
+    with cases.float64():
+        model = mae()
+        train_pair_biases(model)
+        names = {name: original_name(name) for name, _ in model.named_parameters()}
+        cases.fill_parameters(model, names)
+        masks = golden_masks()
+        out = model(*cases.clip_inputs(), **masks)
+        out.loss.backward()
+        with torch.no_grad():
+            for stream, decoder in (("image", model.image_decoder), ("audio", model.audio_decoder)):
+                mask = masks[f"{stream}_mask"]
+                expected = torch.from_numpy(golden[f"pred_{stream}"])
+                everything = decode(decoder, getattr(out.encoded, stream), out.encoded.fusion, mask)
+                torch.testing.assert_close(everything, expected, atol=1e-10, rtol=0)
+                rows = mask.masked.unsqueeze(-1).expand(-1, -1, expected.shape[-1])
+                masked = getattr(out, f"{stream}_prediction")
+                torch.testing.assert_close(masked, expected.gather(1, rows), atol=1e-10, rtol=0)
+    assert abs(out.image_loss.item() - golden["loss_image"]) <= 1e-10
+    assert abs(out.audio_loss.item() - golden["loss_audio"]) <= 1e-10
+    assert out.loss.item() == out.image_loss.item() + out.audio_loss.item()
+    cases.assert_gradients_match(model, golden, names)
+    named = {names[name]: p for name, p in model.named_parameters()}
+    assert [key for key in golden if key.startswith("grad/") and named[key.removeprefix("grad/")].grad is None] == []
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fast_encoder_is_the_reference(kind, variant, masked):
+    layers, groups, attn_ratio, clips = VARIANTS[variant]
+    with cases.float64():
+        fast, reference = (
+            encoder(cls, kind, layers, groups, attn_ratio) for cls in (DeepAVFusion, ReferenceDeepAVFusion)
+        )
+        cases.fill_parameters(fast)
+        reference.load_state_dict(fast.state_dict())
+        train_pair_biases(reference)
+        inputs, image_mask, audio_mask = batch(clips)
+        keep = {"image_keep": image_mask.keep, "audio_keep": audio_mask.keep} if masked else {}
+        outs = [model(**inputs, **keep, return_layers=True) for model in (fast, reference)]
+        for out in outs:
+            weigh(out).backward()
+    found, expected = outs
+    for stream in STREAMS:
+        torch.testing.assert_close(getattr(found, stream), getattr(expected, stream), atol=1e-10, rtol=0)
+        pair = getattr(found, f"{stream}_layers"), getattr(expected, f"{stream}_layers")
+        assert [len(layers) for layers in pair] == [4, 4]
+        torch.testing.assert_close(*pair, atol=1e-10, rtol=0)
+    assert_same_gradients(fast, reference)
+
+
+@pytest.mark.parametrize("normalise_targets", [True, False])
+@pytest.mark.parametrize("variant", ["published", "first_layers", "late_fusion"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fast_autoencoder_is_the_reference(kind, variant, normalise_targets):
+    layers, groups, attn_ratio, clips = VARIANTS[variant]
+    options = {"fusion": kind, "layers": layers, "groups": groups, "attn_ratio": attn_ratio}
+    with cases.float64():
+        fast, reference = (mae(is_fast, normalise_targets, **options) for is_fast in (True, False))
+        cases.fill_parameters(fast)
+        reference.load_state_dict(fast.state_dict())
+        train_pair_biases(reference)
+        inputs, image_mask, audio_mask = batch(clips)
+        outs = [model(**inputs, image_mask=image_mask, audio_mask=audio_mask) for model in (fast, reference)]
+        for out in outs:
+            out.loss.backward()
+    found, expected = outs
+    for name in ("loss", "image_loss", "audio_loss", "image_prediction", "audio_prediction"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-10, rtol=0)
+    for stream in STREAMS:
+        torch.testing.assert_close(
+            getattr(found.encoded, stream), getattr(expected.encoded, stream), atol=1e-10, rtol=0
+        )
+    assert_same_gradients(fast, reference)
+
+
+@pytest.mark.parametrize("layers", ["all", [2, 3], "none"])
+def test_a_sound_heard_with_several_pictures_is_encoded_with_each(layers):
+    with cases.float64():
+        fast, reference = (encoder(cls, layers=layers) for cls in (DeepAVFusion, ReferenceDeepAVFusion))
+        reference.load_state_dict(fast.state_dict())
+        image, audio = cases.wave((4, 3, 64, 64), 0.13, 0.0029), cases.wave((2, 1, 32, 48), 0.19, 0.0013)
+        found, expected = (model(image, audio, audio_keep=cases.AUDIO_KEEP) for model in (fast, reference))
+    for stream in STREAMS:
+        assert getattr(expected, stream).shape[0] == 4
+        torch.testing.assert_close(getattr(found, stream), getattr(expected, stream), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_dict_fits_both_ways(kind):
+    fast, reference = mae(True, fusion=kind), mae(fusion=kind)
+    shapes = [{name: t.shape for name, t in model.state_dict().items()} for model in (fast, reference)]
+    assert shapes[0] == shapes[1]
+    for source, target in ((fast, reference), (reference, fast)):
+        cases.fill_parameters(source)
+        with torch.no_grad():
+            source.encoder.fusion_tokens.add_(1)
+        target.load_state_dict(source.state_dict(), strict=True)
+        assert all(torch.equal(t, target.state_dict()[name]) for name, t in source.state_dict().items())
+    if kind == "factorized":
+        names = {original_name(name): list(p.shape) for name, p in reference.named_parameters()}
+        assert names == cases.load_json("mae_tiny_names.json")
+
+
+def test_layers_are_returned_on_request_only():
+    model = encoder(layers=[1])
+    image, audio = cases.clip_inputs()
+    assert model(image, audio).image_layers == []
+    out = model(image, audio, return_layers=True)
+    torch.testing.assert_close(model.image.norm(out.image_layers[-1]), out.image)
+    torch.testing.assert_close(model.audio.norm(out.audio_layers[-1]), out.audio)
+    torch.testing.assert_close(model.fusion_norm(out.fusion_layers[-1]), out.fusion)
+    assert torch.equal(out.fusion_layers[1], out.fusion_layers[3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_autocast_runs_near_full_precision(kind):
+    model = mae(fusion=kind)
+    inputs, image_mask, audio_mask = batch(2)
+    full = model(**inputs, image_mask=image_mask, audio_mask=audio_mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(**inputs, image_mask=image_mask, audio_mask=audio_mask)
+    out.loss.backward()
+    assert out.image_prediction.dtype == torch.bfloat16  # autocast was on
+    assert abs(out.loss.item() - full.loss.item()) <= 0.02 * full.loss.item()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_every_patch_is_projected_and_every_pair_exists():
+    """Literal in work, too: what the fast model leaves out reaches the layers here."""
+    rows: dict[str, set[int]] = {}
+
+    def count(name: str, module: nn.Module) -> None:
+        module.register_forward_hook(lambda module, args, out: rows.setdefault(name, set()).add(args[0].shape[1]))
+
+    model = mae(fusion="dense")
+    convolved = []
+    model.encoder.image.patch_embed.proj.register_forward_hook(lambda m, args, out: convolved.append(out.shape[2:]))
+    count("pairs", model.encoder.fusion_blocks["0"].attn.kv)
+    count("encoder mlp", model.encoder.image.blocks[0].mlp)
+    count("last decoder mlp", model.image_decoder.blocks[-1].mlp)
+    count("prediction", model.image_decoder.pred)
+    inputs, image_mask, audio_mask = batch(1)
+    model(**inputs, image_mask=image_mask, audio_mask=audio_mask)
+    assert convolved == [(4, 4)]
+    # 4 of 16 and 3 of 6 patches are kept, 9 fusion tokens
+    assert rows == {"pairs": {12}, "encoder mlp": {9 + 4}, "last decoder mlp": {9 + 16}, "prediction": {16}}
+
+
+def test_pairs_are_all_of_them_in_order():
+    first, second = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[10.0], [20.0], [30.0]]])
+    assert all_pairs(first, second).tolist() == [[[1, 10], [1, 20], [1, 30], [2, 10], [2, 20], [2, 30]]]
+
+
+def test_patches_are_embedded_alike():
+    vit = ViT((32, 48), in_chans=1, embed_dim=48, depth=0, num_heads=4)
+    x = cases.wave((2, 1, 32, 48), 0.17, 0.0017)
+    for keep in (None, cases.AUDIO_KEEP):
+        torch.testing.assert_close(embed_patches(vit, x, keep), vit.embed(x, keep))
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_targets_are_those_of_the_autoencoder(normalise):
+    x = cases.wave((2, 3, 32, 48), 0.3, 0.01)
+    torch.testing.assert_close(targets(x, 16, normalise), patch_targets(x, 16, normalise))
+
+
+def test_loss_is_the_mean_over_masked_patches():
+    prediction, target = torch.zeros(1, 3, 2), torch.tensor([[[1.0, 3.0], [7.0, 7.0], [2.0, 0.0]]])
+    mask = PatchMask(keep=torch.tensor([[1]]), masked=torch.tensor([[2, 0]]))
+    assert masked_loss(prediction, target, mask).item() == (1 + 9 + 4 + 0) / 4
+
+
+def test_the_reference_autoencoder_wants_the_reference_encoder():
+    model = ReferenceMaskedAutoencoder(encoder(DeepAVFusion), 32, 1, 4)
+    with pytest.raises(AssertionError):
+        model(*cases.clip_inputs(), **golden_masks())
+
+
+def test_only_benchmarks_know_the_reference():
+    """Code and configs alike (import-linter, in `make lint`, does not see what Hydra instantiates)."""
+    root = Path(__file__).resolve().parents[1]
+    files = [*root.glob("src/**/*.py"), *root.glob("configs/**/*.yaml")]
+    assert {root / "src/train.py", root / "configs/train.yaml"} <= set(files)
+    own = root / "src/deepavfusion/models/reference.py"
+    words = ("models.reference", "import reference", "ReferenceDeepAVFusion", "ReferenceMaskedAutoencoder")
+    found = [path for path in files if path != own and any(word in path.read_text() for word in words)]
+    allowed = (root / "src/deepavfusion/benchmarks", root / "configs/benchmark")
+    assert [str(path) for path in found if not any(folder in path.parents for folder in allowed)] == []
