@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from deepavfusion.benchmarks.report import Report, Row, stacked_bars
 from deepavfusion.data.clips import WindowDataset
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.encode import write_mp4
@@ -40,7 +41,7 @@ def measure(
     image_size: int,
     rounds: int,
     seed: int,
-) -> list[dict[str, Any]]:
+) -> Report:
     """Make clips, pack them, and read random training windows of both, in turn.
 
     Returns:
@@ -62,12 +63,18 @@ def measure(
             pack({"train": raw}, Path(folder) / "packed", "benchmark", PackSettings(), workers=1)
             packed, source = packed_list(str(Path(folder) / "packed"), "train", "benchmark")
             readers = {"raw": _Reader(raw, RawSource(), image_size), "packed": _Reader(packed, source, image_size)}
-            return _in_turn(readers, rounds)
+            rows = _in_turn(readers, rounds)
     finally:
         torch.set_num_threads(threads)
+    return Report(rows, "Reading clips, one process", lambda path: _draw(rows, path))
 
 
-def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[dict[str, Any]]:
+def _draw(rows: list[Row], path: Path) -> None:
+    names = [f"{row['source']}, mel {row['mel']}: {row['clips_per_second']:.0f} clips/s" for row in rows]
+    stacked_bars(rows, names, [f"{part}_ms" for part in PARTS], "milliseconds a clip", path)
+
+
+def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[Row]:
     """One warm-up round, then the variants alternate, so that a drift of the machine's speed meets all alike."""
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     parts: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)

@@ -6,6 +6,8 @@ import csv
 import os
 import platform
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,23 @@ from matplotlib import pyplot as plt
 
 Row = dict[str, Any]
 LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")
+
+
+@dataclass
+class Report:
+    """What a benchmark found.
+
+    Args:
+        rows: for the CSV; all have the same columns.
+        title: of the table.
+        draw: writes the picture (PNG) to a path.
+        summary: what follows from the rows, line by line.
+    """
+
+    rows: list[Row]
+    title: str
+    draw: Callable[[Path], None]
+    summary: list[str] = field(default_factory=list)
 
 
 def environment(repository: Path) -> Row:
@@ -45,17 +64,35 @@ def write_csv(rows: list[Row], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
 def show(rows: list[Row], title: str) -> None:
-    """A table in the terminal."""
+    """A table in the terminal; settings that all rows share go into its title. One row alone is shown downwards."""
+    if len(rows) == 1:
+        table = Table(title=title, title_justify="left", show_header=False)
+        for name, value in rows[0].items():
+            table.add_row(name, value if isinstance(value, str) else _cell(value))
+        get_console().print(table)
+        return
+    values = {name: [row[name] for row in rows] for name in rows[0]}
+    numbers = [name for name in values if any(isinstance(value, float) for value in values[name])]
+    shared = [name for name in values if name not in numbers and len(set(values[name])) == 1]
+    title = " · ".join([title, *(f"{name} {values[name][0]}" for name in shared if values[name][0] is not None)])
     table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name.replace("_", "\n"), justify="right" if isinstance(rows[0][name], float) else "left")
+    for name in values:
+        if name not in shared:
+            right = name in numbers or any(type(value) is int for value in values[name])
+            table.add_column(name.replace("_", "\n"), justify="right" if right else "left", no_wrap=right)
     for row in rows:
-        table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(_cell(value) for name, value in row.items() if name not in shared))
     get_console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
+    return "" if value is None else f"{value:,}" if type(value) is int else str(value).replace("_", " ")
 
 
 def stacked_bars(rows: list[Row], names: list[str], parts: list[str], unit: str, path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Peak memory of a pass: what it allocates for a while, on top of what is held before it.
+
+Held before are the weights, the input, the optimizer's state and, for `encoder_forward_backward`, the gradients: its
+peak is the activation memory of training. That of `train_step` is activations and gradients, that of
+`encoder_forward` what inference needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+
+from deepavfusion.benchmarks.passes import Case, Pass, Recipe
+from deepavfusion.utils.console import say
+
+PROC = Path("/proc/self")
+M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+def cuda_peak(run: Callable[[], None], device: torch.device) -> int:
+    """Bytes, of PyTorch's own statistics."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def cpu_peak(case: Case, recipe: Recipe) -> int | None:
+    """Bytes, from the resident set of a fresh process, warmed up with one clip; None: could not be measured."""
+    if not (PROC / "clear_refs").exists():
+        say("peak memory on a CPU is read from /proc/self/clear_refs, which only Linux has", "yellow")
+        return None
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_peak_here, case, recipe, torch.get_num_threads()).result()
+        except BrokenProcessPool:
+            say(f"the system ended {case}: most likely its memory does not fit", "yellow")
+            return None
+
+
+def _peak_here(case: Case, recipe: Recipe, threads: int) -> int:
+    torch.set_num_threads(threads)
+    # Everything of 64 KiB and more is mapped by itself and goes back to the system when freed: otherwise the run would
+    # live on what the warm-up left in the heap.
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    run = Pass(case, recipe, torch.device("cpu"))
+    run.warm_up()
+    gc.collect()
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    return resident_peak(run)
+
+
+def resident_peak(run: Callable[[], None]) -> int:
+    """Bytes by which the resident set of this process grows, at most, while it runs."""
+    (PROC / "clear_refs").write_text("5")  # man 5 proc: resets the high-water mark
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def held(device: torch.device) -> int | None:
+    """Bytes held now: allocated on a GPU, resident in this process on a CPU; None: not known."""
+    gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _status("VmRSS") if (PROC / "status").exists() else None
+
+
+def _status(field: str) -> int:
+    lines = (PROC / "status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -1,0 +1,161 @@
+"""What `benchmark=model` runs: an encoder forward, forward and backward, and a whole step of pre-training."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+
+from deepavfusion.models.fusion import FUSION_ATTENTION
+from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
+from deepavfusion.models.reference import ReferenceDeepAVFusion, ReferenceMaskedAutoencoder
+from deepavfusion.optim.param_groups import param_groups
+from deepavfusion.types import PatchMask
+from deepavfusion.utils.configs import instantiate
+
+IMPLEMENTATIONS = ("fast", "reference")
+FUSIONS = (*FUSION_ATTENTION, "none")
+PRECISIONS = ("fp32", "bf16")
+PASSES = ("encoder_forward", "encoder_forward_backward", "train_step")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to be: which network, on what, doing what.
+
+    Args:
+        implementation: one of `IMPLEMENTATIONS`; the reference is the paper taken literally.
+        fusion: one of `FUSIONS`; "none" leaves the two encoders to themselves.
+        masked: the encoder sees the kept patches only; otherwise all.
+        batch: clips.
+        precision: one of `PRECISIONS`; bf16 is autocast.
+        compiled: by torch.compile.
+        size: a key of `Recipe.nets`.
+        passed: one of `PASSES`, the column `pass`.
+    """
+
+    implementation: str
+    fusion: str
+    masked: bool
+    batch: int
+    precision: str
+    compiled: bool
+    size: str
+    passed: str
+
+    def columns(self) -> dict[str, Any]:
+        return {"pass" if name == "passed" else name: value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all cases share.
+
+    Args:
+        nets: configs of the encoder by size, as under configs/model/net.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: size of both decoders.
+        image_mask_ratio, audio_mask_ratio: part of the patches that is hidden in masked cases.
+        lr, weight_decay, betas: of AdamW.
+        seed: of weights, inputs and masks.
+    """
+
+    nets: dict[str, dict[str, Any]]
+    decoder_embed_dim: int
+    decoder_depth: int
+    decoder_num_heads: int
+    image_mask_ratio: float
+    audio_mask_ratio: float
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    seed: int
+
+    def encoder(self, case: Case) -> Any:
+        net = self.nets[case.size]
+        if case.implementation == "reference":
+            net = net | {"_target_": f"{ReferenceDeepAVFusion.__module__}.{ReferenceDeepAVFusion.__qualname__}"}
+        fusion = {"fusion_layers": "none"} if case.fusion == "none" else {"fusion": case.fusion}
+        return instantiate(net | fusion)
+
+    def autoencoder(self, case: Case) -> MaskedAutoencoder:
+        kind = ReferenceMaskedAutoencoder if case.implementation == "reference" else MaskedAutoencoder
+        return kind(self.encoder(case), self.decoder_embed_dim, self.decoder_depth, self.decoder_num_heads)
+
+
+class Pass:
+    """A case, built and ready: each call runs it once.
+
+    `encoder_forward` is that of a frozen encoder: nothing is kept for a backward pass. `encoder_forward_backward` adds
+    its gradients to those of the call before, as accumulated steps do: what it allocates for a while are activations.
+    `train_step` is that of tasks/pretrain.py: fresh masks, both decoders, backward, AdamW; gradients are freed at its
+    end.
+
+    Args:
+        case: what to run.
+        recipe: what all cases share.
+        device: where; on "meta" nothing is computed.
+    """
+
+    def __init__(self, case: Case, recipe: Recipe, device: torch.device) -> None:
+        self.case, self.recipe, self.device = case, recipe, device
+        torch.manual_seed(recipe.seed)
+        streams = [recipe.nets[case.size][name] for name in ("image", "audio")]
+        self.patches = [prod(side // vit["patch_size"] for side in vit["input_size"]) for vit in streams]
+        whole_step = case.passed == "train_step"
+        with device:
+            self.net: Any = recipe.autoencoder(case) if whole_step else recipe.encoder(case)
+            shapes = [(case.batch, vit["in_chans"], *vit["input_size"]) for vit in streams]
+            self.image, self.audio = (torch.randn(shape) for shape in shapes)
+        if case.passed == "encoder_forward":
+            self.net.requires_grad_(False)
+        self.keep: list[torch.Tensor | None] = [m.keep for m in self.masks()] if case.masked else [None, None]
+        if whole_step:
+            encoder: Any = self.net.encoder
+            branches = {"image_encoder": encoder.image, "audio_encoder": encoder.audio}
+            groups = param_groups(self.net, recipe.weight_decay, branches)
+            fused = device.type == "cuda"  # as tasks/base.py
+            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
+        if case.compiled:
+            self.net.compile(dynamic=False)
+
+    def warm_up(self) -> None:
+        """Run it once with one clip: gradients, the optimizer's state, buffers and code of libraries are there then."""
+        small = copy.copy(self)
+        small.case = replace(self.case, batch=1)
+        small.image, small.audio = self.image[:1], self.audio[:1]
+        small.keep = [None if keep is None else keep[:1] for keep in self.keep]
+        small()
+
+    def masks(self) -> list[PatchMask]:
+        """Fresh ones, of image and sound."""
+        ratios = (self.recipe.image_mask_ratio, self.recipe.audio_mask_ratio)
+        return [
+            random_patch_mask(self.case.batch, patches, ratio, self.device)
+            for patches, ratio in zip(self.patches, ratios, strict=True)
+        ]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.case.precision == "bf16" else nullcontext()
+
+    def __call__(self) -> None:
+        getattr(self, f"_{self.case.passed}")()
+
+    def _encoder_forward(self) -> None:
+        with self.autocast():
+            self.net(self.image, self.audio, *self.keep)
+
+    def _encoder_forward_backward(self) -> None:
+        with self.autocast():
+            out = self.net(self.image, self.audio, *self.keep)
+        sum(tokens.float().square().mean() for tokens in (out.image, out.audio, out.fusion)).backward()
+
+    def _train_step(self) -> None:
+        with self.autocast():
+            out = self.net(self.image, self.audio, *self.masks())
+        out.loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)

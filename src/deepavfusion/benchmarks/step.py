@@ -1,0 +1,186 @@
+"""The real training loop: what a step waits for data, what the device computes, and what is left."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import HydraException
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
+from omegaconf import open_dict
+
+from deepavfusion.benchmarks import memory
+from deepavfusion.benchmarks.report import Report, Row, stacked_bars
+from deepavfusion.types import Batch
+from deepavfusion.utils.cli import one_sentence
+from deepavfusion.utils.configs import resolve_scale
+from deepavfusion.utils.console import say_once
+from deepavfusion.utils.errors import UserError
+
+PARTS = ("data_wait_ms", "device_ms", "other_ms")
+
+
+def measure(
+    build: Callable[..., Any],
+    experiment: str,
+    scale: str = "auto",
+    overrides: Sequence[str] = (),
+    steps: int = 60,
+    warmup: int = 10,
+) -> Report:
+    """Train as `src/train.py` does, with its data, workers, model and optimizer, for a number of steps.
+
+    Nothing is logged, saved or validated; the learning rate is that of the beginning of the run. Call it inside
+    `hydra.main`.
+
+    Args:
+        build: `train.build`.
+        experiment, scale: as for `src/train.py`.
+        overrides: further ones of `src/train.py`.
+        steps: that are measured.
+        warmup: steps before that: workers start, kernels are chosen.
+
+    Returns:
+        One row: `experiment`, `scale`, `devices`, `workers` (of each process), `batch`, `steps`, milliseconds a step,
+        `clips_per_second` of all processes together, over the whole time from the end of the last warm-up step, and
+        `memory_growth_bytes`: by how much more the first process holds after the last step than before the first.
+        Means, as waits come in bursts that a median would hide. `data_wait_ms`: the data loader's next, the transfer
+        and the transform on the device; `device_ms`: from the start of the batch to its end (on a GPU between two
+        events of its stream: it computes while the next batch is waited for, so parts may overlap); `other_ms`: the
+        rest of the step, 0 where parts overlap.
+
+    Raises:
+        UserError: as `src/train.py`, or too few steps.
+    """
+    if steps < 1 or warmup < 1:
+        raise UserError(f"benchmark.steps is {steps} and benchmark.warmup {warmup}: expected 1 or more of each.")
+    chosen = [f"experiment={experiment}", *([] if scale == "auto" else [f"scale={scale}"]), *overrides]
+    try:
+        cfg, demo_reason = resolve_scale(hydra.compose("train", overrides=chosen), "train", chosen)
+    except HydraException as error:
+        raise UserError(one_sentence(error)) from None
+    if demo_reason:
+        say_once(f"demo scale: {demo_reason}", "yellow")
+    is_demo = demo_reason or "scale=demo" in chosen
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        with open_dict(cfg):
+            cfg.paths.run_dir = folder
+            cfg.callbacks, cfg.logger = {}, {}
+            off = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+            cfg.trainer.update({**dict.fromkeys(off, False), "limit_val_batches": 0, "limit_train_batches": 1.0})
+            cfg.trainer.max_epochs = max(cfg.trainer.max_epochs, warmup + steps)  # an epoch has a step at least
+        try:
+            trainer, model, datamodule = build(cfg)
+            if cfg.compile:
+                model.compile_training("inductor" if cfg.compile is True else cfg.compile)
+            timer = StepTimer(warmup, steps)
+            trainer.callbacks.append(timer)
+            trainer.profiler = timer.profiler
+            say_once(f"{warmup} steps of warm-up, then {steps} that are measured")
+            trainer.fit(model, datamodule=datamodule)
+        finally:
+            torch.set_num_threads(threads)
+    if len(timer.steps) < steps:
+        raise UserError(f"training stopped after {len(timer.steps)} of {steps} steps: give a smaller benchmark.steps.")
+    settings = {
+        "experiment": experiment,
+        "scale": "demo" if is_demo else "paper",
+        "devices": trainer.world_size,
+        "workers": datamodule.workers(trainer.num_devices),
+        "batch": datamodule.batch_size,
+        "steps": steps,
+    }
+    rows = [settings | timer.means(trainer.world_size) | {"memory_growth_bytes": timer.growth}]
+    return Report(rows, "Steps of the real training loop", lambda path: _draw(rows, path))
+
+
+def _draw(rows: list[Row], path: Path) -> None:
+    names = [f"{row['experiment']},\n{row['scale']}: {row['clips_per_second']:.0f} clips/s" for row in rows]
+    stacked_bars(rows, names, list(PARTS), "milliseconds a step", path)
+
+
+class StepTimer(Callback):
+    """Times the parts of steps, and stops the training when it has enough of them.
+
+    Args:
+        warmup: steps before the first that counts, 1 or more.
+        count: steps that count.
+        clock: gives seconds.
+    """
+
+    def __init__(self, warmup: int, count: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.warmup, self.count, self.clock = warmup, count, clock
+        self.profiler = _Waits(clock)
+        self.steps: list[dict[str, float]] = []  # seconds of each part
+        self.clips, self.seconds, self.seen = 0, 0.0, 0
+        self.since = self.began = 0.0
+        self.held: list[int | None] = []  # bytes, before the first step that counts and after the last
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self.began = self.clock()
+        if pl_module.device.type == "cuda":
+            self.events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self.events[-1][0].record()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.seen += 1
+        on_gpu = pl_module.device.type == "cuda"
+        if on_gpu:
+            self.events[-1][1].record()
+            if self.seen in (self.warmup, self.warmup + self.count):
+                torch.cuda.synchronize(pl_module.device)  # the steps between are not held up
+        now = self.clock()
+        if self.warmup < self.seen <= self.warmup + self.count:
+            self.steps.append({"data_wait": self.profiler.seconds, "device": now - self.began})
+            self.clips += len(batch)
+            self.seconds += now - self.since
+        if self.seen in (self.warmup, self.warmup + self.count):
+            self.held.append(memory.held(pl_module.device))
+            now = self.clock()
+        self.since, self.profiler.seconds = now, 0.0
+        if self.seen >= self.warmup + self.count:
+            trainer.should_stop = True
+            for step, (start, end) in zip(self.steps, self.events[self.warmup :], strict=False):
+                step["device"] = start.elapsed_time(end) / 1e3
+
+    @property
+    def growth(self) -> int | None:
+        """Bytes held after the steps that count, less those held before; None: not known."""
+        before, after = self.held
+        return None if before is None or after is None else after - before
+
+    def means(self, processes: int = 1) -> dict[str, float]:
+        """`PARTS` and `clips_per_second`."""
+        count = len(self.steps)
+        wait, device = (sum(step[part] for step in self.steps) / count for part in ("data_wait", "device"))
+        seconds = (wait, device, max(0.0, self.seconds / count - wait - device))
+        milliseconds = {part: 1e3 * value for part, value in zip(PARTS, seconds, strict=True)}
+        return milliseconds | {"clips_per_second": processes * self.clips / self.seconds}
+
+
+class _Waits(Profiler):
+    """Adds up the seconds of Lightning's own sections that bring the next batch."""
+
+    SECTIONS = (".train_dataloader_next", ".batch_to_device")  # the second holds .transfer_batch_to_device
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.clock, self.seconds, self.began = clock, 0.0, 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith(self.SECTIONS):
+            self.began = self.clock()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith(self.SECTIONS):
+            self.seconds += self.clock() - self.began
