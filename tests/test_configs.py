@@ -30,7 +30,7 @@ def compose(*overrides: str):
 def test_there_are_experiments():
     assert "pretrain_vggsound" in EXPERIMENTS
     assert {"tiny", "small", "base", "large"} == set(NETS)
-    assert {"auto", "cpu", "gpu", "ddp"} <= set(TRAINERS)
+    assert {"auto", "cpu", "gpu", "ddp", "ddp_sim", "slurm"} <= set(TRAINERS)
 
 
 @pytest.mark.parametrize("scale", ["paper", "demo"])

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -385,7 +386,7 @@ def test_two_processes_share_the_work_and_one_directory(data_root, real_clips, t
     dropped = next(line for line in lines if line.endswith("test") and victim.name.split("_000")[0] not in line)
     (root / "annotations" / "vggsound.csv").write_text("\n".join(line for line in lines if line != dropped) + "\n")
 
-    found = {}
+    found, seen = {}, {}
     for devices in (1, 2):
         command = [
             sys.executable,
@@ -394,18 +395,25 @@ def test_two_processes_share_the_work_and_one_directory(data_root, real_clips, t
             f"data.root={root}",
             f"paths.log_dir={tmp_path / str(devices)}",
         ]
-        command += [f"trainer.devices={devices}", "trainer.strategy=" + ("ddp" if devices > 1 else "auto")]
+        command += ["trainer=ddp_sim"] if devices > 1 else []
         done = subprocess.run(
-            [*command, "model.blr=0", "run.latest=false"],
+            [*command, "model.blr=0", "run.latest=false", "data.batch_size=4", *recorder(tmp_path / f"{devices}.txt")],
             cwd=Path(__file__).parents[1],
             capture_output=True,
             text=True,
             timeout=400,
-            env={k: v for k, v in os.environ.items() if k != "DEEPAVFUSION_RUN_DIR"},
+            env={k: v for k, v in os.environ.items() if k != "DEEPAVFUSION_RUN_DIR"} | {"PYTHONPATH": "src:tests"},
         )
         assert done.returncode == 0, done.stderr[-3000:]
         (run_dir,) = (tmp_path / str(devices) / "pretrain" / "runs").iterdir()
         found[devices] = json.loads((run_dir / "metrics.json").read_text())
+        seen[devices] = Counter()
+        for line in (tmp_path / f"{devices}.txt").read_text().splitlines():
+            epoch, _, ids, _ = json.loads(line)
+            seen[devices].update((epoch, name) for name in ids)
+    assert len(seen[1]) >= 3 * 15
+    assert seen[2] == seen[1]
+    assert set(seen[2].values()) == {1}
     # nothing is learned at blr=0, so evaluation must not depend on the number of processes
     assert set(found[1]) == set(found[2])
     for name, value in found[1].items():
