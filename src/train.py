@@ -12,7 +12,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -93,6 +93,8 @@ def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    if isinstance(trainer.accelerator, CUDAAccelerator):
+        torch.set_float32_matmul_precision(cfg.matmul_precision)
     if isinstance(trainer.accelerator, CPUAccelerator):
         # Threads that wait for a core which a decoding worker holds cost several times what they bring.
         cores = len(os.sched_getaffinity(0)) // trainer.num_devices
@@ -126,6 +128,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
         model.record = record(cfg, datamodule, overrides)
         if ckpt_path:
             check_resumable(model.net, ckpt_path)
+        if cfg.compile:
+            model.compile_training("inductor" if cfg.compile is True else cfg.compile)
     except UserError:
         remove_if_empty(run_dir)
         raise

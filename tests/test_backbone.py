@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -140,3 +142,30 @@ def test_encoders_must_match():
             image=ViT((32, 32), embed_dim=48, depth=1, num_heads=4),
             audio=ViT((32, 32), in_chans=1, embed_dim=48, depth=2, num_heads=4),
         )
+
+
+def keep(kept, tensor):
+    kept.append(tensor)
+    return tensor
+
+
+@pytest.mark.parametrize("fusion_layers", ["all", [0, 2]])
+def test_checkpointed_layers_give_the_same_numbers_and_keep_less(fusion_layers):
+    image, audio = cases.clip_inputs()
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = cases.tiny_encoder(fusion_layers=fusion_layers)
+        model.checkpoint_layers = checkpointed
+        for block in (*model.image.blocks, *model.audio.blocks):
+            block.drop_path.drop_prob = 0.5  # drawn once more in the backward pass, alike
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(keep, kept), lambda x: x):
+            out = model.train()(image, audio, return_layers=True)
+        outputs = [out.image, out.audio, out.fusion, *out.image_layers]
+        sum(tokens.square().sum() for tokens in outputs).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((outputs, gradients, sum(x.numel() for x in kept)))
+    assert found[0][1]
+    torch.testing.assert_close(found[1][:2], found[0][:2], rtol=0, atol=0)
+    assert found[1][2] < found[0][2] / 5

@@ -36,6 +36,7 @@ class Task(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.record: dict[str, Any] = {}
+        self._compiled_rows: int | None = None  # of the batches that the compiled network is for; 0: not yet known
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = self.record
@@ -44,13 +45,43 @@ class Task(LightningModule):
         """What is random in a step follows from seed, epoch, step and process: it survives a resume unchanged."""
         step = (self.hparams["seed"] * 100_003 + self.current_epoch) * 1_000_003 + batch_idx
         torch.manual_seed(step * 4096 + self.global_rank)
+        if self._compiled_rows is not None:
+            self._compiled_rows = self._compiled_rows or len(batch)
+            torch.compiler.set_stance("default" if len(batch) == self._compiled_rows else "force_eager")
+
+    def compile_training(self, backend: str = "inductor") -> None:
+        """Compile the network for training steps, in place: names of parameters stay as they are.
+
+        It is compiled once, for whole batches: a batch that lacks clips, and evaluation, run it as it stands.
+
+        Raises:
+            UserError: torch has no such backend.
+        """
+        backends = torch.compiler.list_backends(exclude_tags=None)
+        if backend not in backends:
+            raise UserError(
+                f"compile={backend} is no backend of torch.compile: expected true, or {', '.join(backends)}."
+            )
+        self.net.compile(dynamic=False, backend=backend)
+        self._compiled_rows = 0
+
+    def on_validation_start(self) -> None:
+        if self._compiled_rows is not None:
+            torch.compiler.set_stance("force_eager")
+
+    def on_test_start(self) -> None:
+        self.on_validation_start()
+
+    def on_fit_end(self) -> None:
+        if self._compiled_rows is not None:
+            torch.compiler.set_stance("default")  # it holds for the whole process
 
     def adamw(
         self, groups: list[Group], extra: Callable[[Group, float, int], float] | None = None
     ) -> OptimizerLRSchedulerConfig:
-        """`scheduled` AdamW."""
-        betas = tuple(self.hparams["betas"])
-        return self.scheduled(lambda lr: torch.optim.AdamW(groups, lr=lr, betas=betas), extra)
+        """`scheduled` AdamW, on GPUs as one kernel for all parameters."""
+        betas, fused = tuple(self.hparams["betas"]), self.device.type == "cuda"
+        return self.scheduled(lambda lr: torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused), extra)
 
     def scheduled(
         self,

@@ -1,0 +1,87 @@
+"""Compiled training: the same numbers, compiled once, and checkpoints that know nothing of it."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import golden_cases as cases
+from deepavfusion.data import demo
+from deepavfusion.models.classifier import Classifier
+from deepavfusion.models.segmenter import Segmenter
+from deepavfusion.models.separator import Separator
+from test_train import TINY, sentence, train
+
+BACKEND = "aot_eager"  # all of torch.compile but the generated kernels, which take minutes
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
+    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
+
+
+@pytest.fixture
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch.compiler.set_stance("default")
+
+
+def run(root, logs, monkeypatch, *overrides: str) -> dict[str, float]:
+    train(monkeypatch, *TINY, f"data.root={root}", f"paths.log_dir={logs}", *overrides)
+    name = overrides[0].removeprefix("run.name=")
+    return json.loads((logs / "pretrain" / "runs" / name / "metrics.json").read_text())
+
+
+def test_compiled_steps_learn_the_same_and_are_compiled_once(data_root, tmp_path, monkeypatch, fresh):
+    plain = run(data_root, tmp_path, monkeypatch, "run.name=plain")
+    compiled = run(data_root, tmp_path, monkeypatch, "run.name=compiled", f"compile={BACKEND}")
+    # three epochs with validations, whose batches have other sizes
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert set(compiled) == set(plain)
+    for name, value in plain.items():
+        if name.startswith(("train/", "val/")):
+            assert compiled[name] == pytest.approx(value, rel=1e-4), name
+    last = tmp_path / "pretrain" / "runs" / "compiled" / "checkpoints" / "last.ckpt"
+    known = torch.load(last.parents[2] / "plain" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    found = torch.load(last, weights_only=True)["state_dict"]
+    assert list(found) == list(known)
+
+
+@pytest.mark.parametrize("head", ["classifier", "probe", "separator", "segmenter"])
+def test_every_head_is_one_graph_with_the_same_outputs_and_gradients(head, fresh):
+    torch.manual_seed(0)
+    encoder = cases.tiny_encoder()
+    image, audio = torch.randn(4, 3, 64, 64), torch.randn(2 if head == "separator" else 4, 1, 32, 48)
+    net = {
+        "classifier": lambda: Classifier(encoder, 5),
+        "probe": lambda: Classifier(encoder, 5, frozen=True),
+        "separator": lambda: Separator(encoder),
+        "segmenter": lambda: Segmenter(encoder, head_dim=16, least_head_dim=16),
+    }[head]()
+    compiled = deepcopy(net)
+    compiled.compile(fullgraph=True, dynamic=False, backend="eager")
+    for _ in range(2):
+        found = []
+        for each in (net, compiled):
+            out = each(image, audio)
+            out = sum(out.values()) if isinstance(out, dict) else out
+            each.zero_grad()
+            out.square().mean().backward()
+            found.append((out, {name: p.grad for name, p in each.named_parameters() if p.grad is not None}))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_an_unknown_backend_is_named(data_root, tmp_path, monkeypatch, capsys):
+    told = sentence(monkeypatch, capsys, *TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "compile=fast")
+    assert "compile=fast is no backend of torch.compile: expected true, or " in told
+    assert "inductor" in told
