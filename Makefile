@@ -51,7 +51,7 @@ datasets:  ## How to get VGGSound, AudioSet, MUSIC, AVSBench: lists, folder tree
 	@awk '/^## /{on = /^## The datasets/} on' README.md
 
 .PHONY: benchmark
-benchmark: $(STAMP)  ## Clips a second from raw and from packed data
+benchmark: $(STAMP)  ## Reading clips; the network: ARGS='benchmark=model reference=true'; the loop: ARGS=benchmark=step
 	$(BIN)/python src/benchmark.py $(ARGS)
 
 .PHONY: tensorboard

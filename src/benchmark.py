@@ -22,6 +22,7 @@ register_resolvers(FRAMES_PER_SECOND)
 @run_and_report
 def main(cfg: DictConfig) -> None:
     overrides = HydraConfig.get().overrides.task
+    machine = environment(REPOSITORY)  # of the code that is measured: a run is long enough to edit on
     run_dir = choose_run_dir(cfg.paths.log_dir, "benchmark", cfg.run.name)
     try:
         report: Report = instantiate(cfg.benchmark)
@@ -31,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     if rank_zero_only.rank:
         return
     write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), list(overrides))
-    write_csv([row | environment(REPOSITORY) for row in report.rows], run_dir / "results.csv")
+    write_csv([row | machine for row in report.rows], run_dir / "results.csv")
     report.draw(run_dir / "results.png")
     link_latest(run_dir)
     show(report.rows, report.title)
