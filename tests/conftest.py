@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Tests run side by side, and threads that share a core only wait for each other: each process has cores of its own, and
+# so have the processes it starts. Before torch counts them.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    number, count = (
+        int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")),
+        int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
+    )
+    os.sched_setaffinity(0, cores[number::count] or cores)
 
 import pytest
 import torch
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Tests run side by side; more threads than cores only wait for each other."""
+    """Training sets the number of threads for its process; the next test begins with one again."""
     torch.set_num_threads(1)
 
 

@@ -85,3 +85,14 @@ def test_an_unknown_backend_is_named(data_root, tmp_path, monkeypatch, capsys):
     told = sentence(monkeypatch, capsys, *TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "compile=fast")
     assert "compile=fast is no backend of torch.compile: expected true, or " in told
     assert "inductor" in told
+
+
+def test_a_missing_compiler_is_named(data_root, tmp_path, monkeypatch, capsys):
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        where = [f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
+        told = sentence(monkeypatch, capsys, *TINY, *where, "compile=true")
+    assert "torch.compile finds no C++ compiler here" in told
+    assert "apt install g++" in told
+    assert "compile=false" in told

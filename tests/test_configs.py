@@ -80,8 +80,8 @@ def test_trainers_compose(trainer):
     keys = set(cfg.trainer) - {"_target_"}
     assert keys <= set(inspect.signature(Trainer.__init__).parameters)
     assert cfg.trainer.use_distributed_sampler is False  # ours shards; Lightning's would pad evaluation
-    expected = {"gpu": "bf16-mixed", "ddp": "bf16-mixed", "cpu": "32-true"}
-    assert cfg.trainer.precision == expected.get(trainer, auto_precision("auto"))
+    expected = {"auto": auto_precision("auto"), "cpu": "32-true", "ddp_sim": "32-true"}
+    assert cfg.trainer.precision == expected.get(trainer, "bf16-mixed")
 
 
 def test_audio_length_reaches_the_model():

@@ -17,6 +17,7 @@ from deepavfusion.benchmarks import flops, memory
 from deepavfusion.benchmarks.model_report import compare, draw
 from deepavfusion.benchmarks.passes import FUSIONS, IMPLEMENTATIONS, PASSES, PRECISIONS, Case, Pass, Recipe
 from deepavfusion.benchmarks.report import Report, Row
+from deepavfusion.utils.compiler import check_compiler
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
@@ -230,30 +231,14 @@ def _time(
     cases: list[Case], recipe: Recipe, rounds: int, device: torch.device
 ) -> tuple[dict[Case, float], dict[Case, int | None]]:
     """Median seconds, and on a GPU the peak bytes, of cases that are held in memory together."""
+    if cases[0].compiled:
+        check_compiler("benchmark.compiled=false")
+        torch._dynamo.config.recompile_limit = max(64, len(cases))  # one for each variant
     variants = {case: Pass(case, recipe, device) for case in cases}
     if device.type == "cpu":
-        return _compiling(cases, lambda: alternate(variants, rounds)), {}
-    seconds = _compiling(cases, lambda: alternate(variants, rounds, wait=lambda: torch.cuda.synchronize(device)))
+        return alternate(variants, rounds), {}
+    seconds = alternate(variants, rounds, wait=lambda: torch.cuda.synchronize(device))
     return seconds, {case: memory.cuda_peak(run, device) for case, run in variants.items()}
-
-
-def _compiling(cases: list[Case], run: Callable[[], dict[Case, float]]) -> dict[Case, float]:
-    """A compiler that is not there is told in one sentence."""
-    if not cases[0].compiled:
-        return run()
-    from torch._dynamo.exc import BackendCompilerFailed  # here: takes seconds to import
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    torch._dynamo.config.recompile_limit = max(64, len(cases))  # one for each variant
-    try:
-        return run()
-    except BackendCompilerFailed as error:
-        if not isinstance(error.inner_exception, InvalidCxxCompiler):
-            raise
-        raise UserError(
-            "torch.compile finds no C++ compiler here: install one (on Debian and Ubuntu: apt install g++), or leave "
-            "compiled networks out with benchmark.compiled=false."
-        ) from None
 
 
 def _free() -> None:

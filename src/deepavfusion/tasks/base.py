@@ -18,6 +18,7 @@ from deepavfusion.models.weights import load_encoder
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.optim.schedules import warmup_cosine
 from deepavfusion.types import Batch
+from deepavfusion.utils.compiler import check_compiler
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 
@@ -55,13 +56,15 @@ class Task(LightningModule):
         It is compiled once, for whole batches: a batch that lacks clips, and evaluation, run it as it stands.
 
         Raises:
-            UserError: torch has no such backend.
+            UserError: torch has no such backend, or its own finds no C++ compiler.
         """
         backends = torch.compiler.list_backends(exclude_tags=None)
         if backend not in backends:
             raise UserError(
                 f"compile={backend} is no backend of torch.compile: expected true, or {', '.join(backends)}."
             )
+        if backend == "inductor":
+            check_compiler("compile=false")
         self.net.compile(dynamic=False, backend=backend)
         self._compiled_rows = 0
 
