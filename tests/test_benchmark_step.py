@@ -17,19 +17,9 @@ from deepavfusion.utils import cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import benchmark as entry_point
+from test_train import TINY as TINY_RUN
 
-TINY = [
-    "trainer=cpu",
-    "model.net.image.embed_dim=32",
-    "model.net.image.depth=2",
-    "model.net.image.num_heads=2",
-    "model.decoder_embed_dim=32",
-    "model.decoder_depth=1",
-    "model.decoder_num_heads=2",
-    "data.batch_size=6",
-    "data.num_workers=0",
-    "data.image_size=64",
-]
+TINY = [override for override in TINY_RUN if override.startswith(("trainer=", "model.net", "model.decoder", "data."))]
 
 
 @pytest.fixture(scope="module")

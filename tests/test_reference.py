@@ -22,19 +22,10 @@ from deepavfusion.models.reference import (
 )
 from deepavfusion.models.vit import ViT
 from deepavfusion.models.weights import original_name
-from deepavfusion.types import EncoderOutput, PatchMask
+from deepavfusion.types import STREAMS, EncoderOutput, PatchMask
+from test_backbone import ENCODERS as GOLDEN_ENCODERS
 
-STREAMS = ("image", "audio", "fusion")
 KINDS = ("factorized", "dense", "token")
-GOLDEN_ENCODERS = {
-    "factorized": ("factorized", "all", False),
-    "factorized_masked": ("factorized", "all", True),
-    "factorized_layers_0_2": ("factorized", [0, 2], False),
-    "dense": ("dense", "all", False),
-    "dense_masked": ("dense", "all", True),
-    "token": ("token", "all", False),
-    "none": ("factorized", "none", False),
-}
 # What a comparison changes of the small model: fusion_layers, groups of fusion tokens, attn_ratio, clips
 VARIANTS = {
     "published": ("all", (4, 2, 3), 0.5, 2),
