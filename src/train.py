@@ -13,7 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
@@ -91,6 +91,9 @@ def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
     model: Task = instantiate(cfg.model)
     model.check_data(datamodule)
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
+    # A progress bar reads the epoch's metrics, which the first process alone then gathers: whatever else is exchanged at
+    # the end of an epoch has to come before it, or the processes wait for each other.
+    callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     if isinstance(trainer.accelerator, CUDAAccelerator):
