@@ -91,8 +91,8 @@ def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
     model: Task = instantiate(cfg.model)
     model.check_data(datamodule)
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
-    # A progress bar reads the epoch's metrics, which the first process alone then gathers: whatever else is exchanged at
-    # the end of an epoch has to come before it, or the processes wait for each other.
+    # A progress bar reads the epoch's metrics, which the first process then gathers: whatever else is exchanged at the
+    # end of an epoch has to come before it, or the processes wait for each other.
     callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
