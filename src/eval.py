@@ -47,6 +47,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
             for name in [n for n, callback in cfg.callbacks.items() if callback._target_.endswith(".ModelCheckpoint")]:
                 cfg.callbacks.pop(name)
             cfg.trainer.enable_checkpointing = False
+            cfg.compile = False  # it is for training steps
             if "run_summary" in cfg.callbacks:  # what it would name next lies in the directory of a training
                 cfg.callbacks.run_summary.next_commands = ["make tensorboard"]
         trainer, model, datamodule = build(cfg)

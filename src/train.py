@@ -90,6 +90,8 @@ def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
             cfg.model[key] = getattr(datamodule, key)
     model: Task = instantiate(cfg.model)
     model.check_data(datamodule)
+    if cfg.compile:
+        model.compile_training("inductor" if cfg.compile is True else cfg.compile)
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     # A progress bar reads the epoch's metrics, which the first process then gathers: whatever else is exchanged at the
     # end of an epoch has to come before it, or the processes wait for each other.
@@ -131,8 +133,6 @@ def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
         model.record = record(cfg, datamodule, overrides)
         if ckpt_path:
             check_resumable(model.net, ckpt_path)
-        if cfg.compile:
-            model.compile_training("inductor" if cfg.compile is True else cfg.compile)
     except UserError:
         remove_if_empty(run_dir)
         raise

@@ -48,16 +48,22 @@ def clip_inputs() -> tuple[Tensor, Tensor]:
     return wave((2, 3, 64, 64), 0.11, 0.0031), wave((2, 1, 32, 48), 0.17, 0.0017)
 
 
-def tiny_encoder(fusion: str = "factorized", fusion_layers: str | list[int] = "all") -> DeepAVFusion:
+def tiny_encoder(
+    fusion: str = "factorized",
+    fusion_layers: str | list[int] = "all",
+    num_fusion_tokens: tuple[int, int, int] = (4, 2, 3),
+    attn_ratio: float = 0.5,
+    kind: type[DeepAVFusion] = DeepAVFusion,
+) -> DeepAVFusion:
     sizes = {"patch_size": 16, "embed_dim": 48, "depth": 4, "num_heads": 4}
-    return DeepAVFusion(
+    return kind(
         image=ViT(input_size=(64, 64), in_chans=3, **sizes),
         audio=ViT(input_size=(32, 48), in_chans=1, **sizes),
         fusion=fusion,
         fusion_layers=fusion_layers,
-        num_fusion_tokens=(4, 2, 3),
+        num_fusion_tokens=num_fusion_tokens,
         fusion_num_heads=4,
-        fusion_attn_ratio=0.5,
+        fusion_attn_ratio=attn_ratio,
         fusion_mlp_ratio=1.0,
     )
 

@@ -18,18 +18,9 @@ from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from deepavfusion.callbacks import classification
-from deepavfusion.callbacks.classification import (
-    HEADS,
-    ClassificationReport,
-    Example,
-    choose,
-    draw_classes,
-    draw_confusion,
-    draw_examples,
-    said,
-    scores,
-)
+from deepavfusion.callbacks.classification import ClassificationReport
+from deepavfusion.callbacks.classification_figures import Example, draw_classes, draw_confusion, draw_examples
+from deepavfusion.callbacks.predictions import HEADS, choose, rows, said, scores
 from deepavfusion.data.clips import ClipDataset
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.index import ClipList
@@ -238,7 +229,7 @@ def test_dense_windows_that_could_not_be_read_leave_cells_empty():
     found = {"item": torch.tensor([0, 1]), "target": torch.tensor([0, 1]), **dict.fromkeys(HEADS, logits)}
     dense = {name: values[1:] for name, values in found.items()}
     verdicts = {stream: said(logits, found["target"], False) for stream in HEADS}
-    header, first, second = classification.rows(found, verdicts, dense, False, dataset)
+    header, first, second = rows(found, verdicts, dense, False, dataset)
     assert header[-3:] == ["predicted_dense", "probability_dense", "probability_of_truth_dense"]
     assert first[-3:] == ["", "", ""]
     assert second[-3] == "accordion"

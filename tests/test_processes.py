@@ -1,4 +1,4 @@
-"""Several processes learn what one would from all their clips; compiled steps learn what plain ones would."""
+"""Several processes learn what one would from all their clips."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _inputs() -> tuple[Tensor, Tensor, PatchMask, PatchMask, Tensor]:
     return image, audio, *masks, torch.nn.functional.one_hot(torch.arange(CLIPS) % 5, 5).float()
 
 
-def _losses(rows: slice, wrap=lambda net: net) -> dict[str, Tensor]:
+def _gradients(rows: slice, wrap=lambda net: net) -> dict[str, Tensor]:
     """Gradients of pre-training and of fine-tuning on some of the clips."""
     image, audio, image_mask, audio_mask, target = _inputs()
     gradients = {}
@@ -47,11 +47,11 @@ def _losses(rows: slice, wrap=lambda net: net) -> dict[str, Tensor]:
 
 def _of_a_process(rank: int) -> dict[str, Tensor]:
     half = CLIPS // 2
-    return _losses(slice(rank * half, (rank + 1) * half), DistributedDataParallel)
+    return _gradients(slice(rank * half, (rank + 1) * half), DistributedDataParallel)
 
 
 def test_two_processes_have_the_gradient_of_one_with_all_clips(tmp_path: Path):
-    expected = _losses(slice(None))
+    expected = _gradients(slice(None))
     found = in_two_processes(_of_a_process, tmp_path)
     assert set(found[0]) == set(found[1]) == set(expected)
     for name, gradient in expected.items():

@@ -44,17 +44,7 @@ def encoder(
     groups: tuple[int, int, int] = (4, 2, 3),
     attn_ratio: float = 0.5,
 ) -> DeepAVFusion:
-    sizes = {"patch_size": 16, "embed_dim": 48, "depth": 4, "num_heads": 4}
-    return cls(
-        image=ViT(input_size=(64, 64), in_chans=3, **sizes),
-        audio=ViT(input_size=(32, 48), in_chans=1, **sizes),
-        fusion=fusion,
-        fusion_layers=layers,
-        num_fusion_tokens=groups,
-        fusion_num_heads=4,
-        fusion_attn_ratio=attn_ratio,
-        fusion_mlp_ratio=1.0,
-    )
+    return cases.tiny_encoder(fusion, layers, groups, attn_ratio, cls)
 
 
 def mae(fast: bool = False, normalise_targets: bool = True, **options) -> MaskedAutoencoder:

@@ -78,8 +78,6 @@ def measure(
             cfg.trainer.max_epochs = max(cfg.trainer.max_epochs, warmup + steps)  # an epoch has a step at least
         try:
             trainer, model, datamodule = build(cfg)
-            if cfg.compile:
-                model.compile_training("inductor" if cfg.compile is True else cfg.compile)
             timer = StepTimer(warmup, steps)
             trainer.callbacks.append(timer)
             trainer.profiler = timer.profiler

@@ -1,0 +1,154 @@
+"""What a classifier says of each clip: probabilities, how right it is, the table and the logits of a test."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepavfusion.metrics.classification import ALL
+from deepavfusion.types import STREAMS
+
+HEADS = (ALL, *STREAMS)
+ALIKE = 2  # at most so many of the best examples are of the same classes, as long as there are others
+
+
+@dataclass
+class Said:
+    """What one stream says of N clips: the classes it names, likeliest first; the probability of the first, and of the
+    truth, where that is several classes of the least likely of them (nan where it is none)."""
+
+    predicted: list[list[int]]
+    probability: list[float]
+    of_truth: list[float]
+
+
+def truth_of(target: Tensor, classes: int) -> Tensor:
+    """int [N] or 0 and 1 [N, C] -> bool [N, C]"""
+    return target.bool() if target.ndim == 2 else F.one_hot(target, classes).bool()
+
+
+def _least(values: Tensor, truth: Tensor) -> Tensor:
+    """values, bool [N, C] -> the smallest value of a true class [N], inf where there is none"""
+    return values.masked_fill(~truth, math.inf).amin(dim=1)
+
+
+def said(logits: Tensor, target: Tensor, multi_label: bool) -> Said:
+    """Probabilities are a softmax, or for several classes a clip a sigmoid; then all classes are named that are
+    likelier than not, and if there is none, the likeliest.
+
+    Args:
+        logits: [N, C].
+        target: int [N], or 0 and 1 [N, C].
+        multi_label: whether clips may have several classes.
+    """
+    chances = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+    ranked = logits.argsort(dim=1, descending=True, stable=True)  # of equal ones the first, as the metrics do
+    many = (logits > 0).sum(dim=1).clamp(min=1).tolist() if multi_label else [1] * len(logits)
+    of_truth = _least(chances, truth_of(target, logits.shape[1]))
+    return Said(
+        predicted=[row[:n].tolist() for row, n in zip(ranked, many, strict=True)],
+        probability=chances.gather(1, ranked[:, :1]).squeeze(1).tolist(),
+        of_truth=of_truth.masked_fill(of_truth.isinf(), math.nan).tolist(),
+    )
+
+
+def scores(logits: Tensor, target: Tensor, multi_label: bool) -> Tensor:
+    """How right each clip is, float64 [N]: the log probability of the truth.
+
+    With several classes a clip: the logit of its least likely true class above that of the likeliest other class,
+    positive where all that is true comes first. (Binary cross entropy would mostly tell how many classes a clip has.)
+    Where nothing or everything is true, 0 takes the place of what is missing.
+    """
+    logits, truth = logits.double(), truth_of(target, logits.shape[1])
+    if not multi_label:
+        return _least(logits.log_softmax(dim=1), truth)
+    least, most = _least(logits, truth), logits.masked_fill(truth, -math.inf).amax(dim=1)
+    return least.masked_fill(~truth.any(dim=1), 0) - most.masked_fill(truth.all(dim=1), 0)
+
+
+def choose(found: dict[str, Tensor], multi_label: bool, count: int, best: bool) -> list[int]:
+    """Rows of the worst predictions, the worst first; or of the best, the best first, and of the same classes at most
+    two as long as there are others."""
+    order = scores(found[ALL], found["target"], multi_label).argsort(descending=best, stable=True).tolist()
+    if not best:
+        return order[:count]
+    taken: Counter[tuple[int, ...]] = Counter()
+    first: list[int] = []
+    later: list[int] = []
+    for row in order:
+        kind = tuple(found["target"][row].flatten().tolist())
+        taken[kind] += 1
+        (first if taken[kind] <= ALIKE else later).append(row)
+        if len(first) == count:
+            break
+    return sorted((first + later)[:count], key=order.index)
+
+
+def names(labels: Sequence[int], classes: Sequence[str]) -> str:
+    return " + ".join(classes[label] for label in labels)
+
+
+def rows(
+    found: dict[str, Tensor], verdicts: dict[str, Said], dense: dict[str, Tensor], multi_label: bool, dataset: Any
+) -> Iterator[list[Any]]:
+    """Lines of the table, the header first. The probability of the truth is that of its least likely class; nothing
+    stands for the dense windows of a clip where they could not be read."""
+    classes = dataset.list.classes
+    columns = {"": verdicts[ALL], **{f"_{stream}": verdicts[stream] for stream in STREAMS}}
+    place = {suffix: {n: n for n in range(len(found["item"]))} for suffix in columns}  # row -> row of the verdict
+    if len(dense["item"]):
+        row_of = {item: n for n, item in enumerate(dense["item"].tolist())}
+        columns["_dense"] = said(dense[ALL], dense["target"], multi_label)
+        place["_dense"] = {n: row_of[item] for n, item in enumerate(found["item"].tolist()) if item in row_of}
+    words = ("predicted", "probability", "probability_of_truth")
+    yield ["item", "id", "classes", *(f"{word}{suffix}" for suffix in columns for word in words)]
+    truth = truth_of(found["target"], len(classes))
+    for n, item in enumerate(found["item"].tolist()):
+        line = [item, dataset.clips[dataset.first_clip(item)].id, names(truth[n].nonzero().flatten().tolist(), classes)]
+        for suffix, verdict in columns.items():
+            if (at := place[suffix].get(n)) is None:
+                line += ["", "", ""]
+                continue
+            line.append(names(verdict.predicted[at], classes))
+            line += ["" if math.isnan(p) else f"{p:.6g}" for p in (verdict.probability[at], verdict.of_truth[at])]
+        yield line
+
+
+def write_logits(path: Path, found: dict[str, Tensor], dense: dict[str, Tensor], dataset: Any) -> None:
+    """All that metrics can be computed from, for `numpy.load`, without pickled objects.
+
+    `classes` str [C]; `item` int64 [N], position in the list; `id` str [N]; `target` int64 [N], or 0 and 1 [N, C];
+    `logits_{image,audio,fusion,all}` float32 [N, C]. The same of the dense windows, mean logits of a clip, with names
+    `dense_…`, where there are any; both are sorted by item, and differ in length where not all could be read.
+    """
+    arrays = {"classes": np.array(dataset.list.classes, dtype=str)}
+    for prefix, table in (("", found), ("dense_", dense)):
+        if len(table["item"]):
+            ids = [dataset.clips[dataset.first_clip(item)].id for item in table["item"].tolist()]
+            arrays[f"{prefix}id"] = np.array(ids, dtype=str)
+            arrays |= {f"{prefix}{name}": table[name].numpy() for name in ("item", "target")}
+            arrays |= {f"{prefix}logits_{stream}": table[stream].numpy() for stream in HEADS}
+    with whole(path, binary=True) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def whole(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file that is written whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    text: dict[str, Any] = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    try:
+        with partial.open("wb" if binary else "w", **text) as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
