@@ -34,6 +34,7 @@ COLUMNS = "vid,uid,s_min,s_sec,a_obj,split,label"
 SPLITS = ("train", "val", "test")
 LABELS_OF_SUBSET = {"s4": ("v1s",), "ms3": ("v1m",), "avss": ("v1s", "v1m", "v2")}
 MASKS_OF_LABEL = {"v1s": 5, "v1m": 5, "v2": 10}  # of a clip; v1s in training 1
+MOST_PARTS = 500  # of an a_obj; the time to read one grows with their square
 NAMES = "{name: index} with the indices 0, 1, 2, …"
 
 
@@ -121,6 +122,8 @@ def names_in(joined: str, names: Sequence[str]) -> tuple[str, ...] | None:
     """
     parts = joined.split("_")
     known = set(names)
+    if len(parts) > MOST_PARTS:
+        return None
     ways: list[list[tuple[str, ...]]] = [[()]]  # ways to spell the first n parts with the fewest names
     for end in range(1, len(parts) + 1):
         all_ways = [

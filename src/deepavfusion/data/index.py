@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from errno import ELOOP, ENAMETOOLONG
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class Folders:
     def nearest(self, path: str) -> str:
         """What stands in the place of the missing `path`: a clause such as "clips/ holds train, test"."""
         folder = path.rpartition("/")[0]
-        while folder and not (self.root / folder).is_dir():
+        while folder and not os.path.isdir(self.root / folder):
             folder = folder.rpartition("/")[0]
         names = sorted(entry.name for entry in _entries(self.root / folder) if not entry.name.startswith("."))
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -124,13 +125,17 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        if error.errno in (ENAMETOOLONG, ELOOP):  # no such folder can be
+            return []
+        raise
 
 
 def check_root(root: str | Path) -> Path:
     """The root as a Path; it must be a folder."""
     path = Path(root)
-    if not path.is_dir():
-        state = "is a file" if path.exists() else "does not exist"
+    if not os.path.isdir(path):
+        state = "is a file" if os.path.exists(path) else "does not exist"
         raise UserError(
             f"The data folder {path} {state}; expected the folder that holds the clips and annotations: "
             f"set data.root to it, or make demo data with `{DEMO}`."
@@ -212,25 +217,26 @@ def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
     path = _list_file(root, annotations, f"a JSON file with {content}", key)
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
                 raise UserError(f"{path} has the key {name!r} twice in one object; expected {content}: mend the file.")
-        return dict(pairs)
+            found[name.encode().decode()] = value  # half a surrogate pair is no text: a UnicodeEncodeError
+        return found
 
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeError, numbers of thousands of digits
         raise UserError(f"{path} cannot be read as JSON ({error}); expected {content}: mend the file.") from None
 
 
 def _list_file(root: Path, annotations: str, content: str, key: str) -> Path:
-    if leads_out(annotations):
+    if not isinstance(annotations, str) or leads_out(annotations):
         raise UserError(
             f"The path {annotations!r} leads out of the data folder {root}; expected one below it: mend {key}."
         )
     path = root / annotations
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"The list {path} does not exist; expected {content}: put it there, or set {key} to its place under {root}."
         )

@@ -49,7 +49,7 @@ def fill_in(pattern: str, fields: Mapping[str, str | int]) -> str:
     """
     try:
         path = pattern.format_map(fields)
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError, MemoryError, OverflowError) as error:
         *most, last = fields
         raise UserError(
             f"The pattern {pattern!r} cannot be filled in ({type(error).__name__}: {error}); expected the fields "

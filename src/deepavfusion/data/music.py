@@ -125,7 +125,7 @@ def ids_of_test(solo_ids: Iterable[str]) -> set[str]:
 
 
 def _files(lists: Sequence[str]) -> list[str]:
-    if isinstance(lists, str):
+    if isinstance(lists, str) or not all(isinstance(name, str) for name in lists):
         raise UserError(f"data.index.lists is {lists!r}; expected names in brackets: set data.index.lists=[{lists}].")
     return [f"{name.removesuffix('.json')}.json" for name in lists]
 

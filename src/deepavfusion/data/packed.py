@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -38,6 +39,8 @@ from deepavfusion.utils.errors import DecodeError, UserError
 
 FORMAT = 1  # of the files; raise it when they change
 MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
+CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
+VALUES = re.compile(r"bytes|no_header_numpy:[0-9]+")  # litdata knows others, of which one runs code
 INT16 = 32767  # the sample value of 1.0
 CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
 
@@ -113,8 +116,8 @@ class PackedSource:
             DecodeError: its chunk cannot be read.
         """
         try:
-            return self._dataset()[self.places[clip.id]]
-        except (OSError, RuntimeError, ValueError) as error:
+            return _checked(self._dataset()[self.places[clip.id]], clip.id)
+        except Exception as error:  # a damaged chunk raises nearly anything: OSError, ValueError, KeyError, …
             reason = "missing" if isinstance(error, FileNotFoundError) else "undecodable"
             raise DecodeError(clip.path, reason, " ".join(str(error).split())) from error
 
@@ -140,6 +143,21 @@ class PackedSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
+
+
+def _checked(item: Item, identifier: str) -> Item:
+    """The item of a clip; a ValueError if it is another's, or its parts do not fit each other."""
+    if bytes(item["id"]).decode() != identifier:
+        raise ValueError(f"the chunk holds another clip in the place of {identifier}")
+    for spans, parts, times in (("spans", "jpegs", "times"), ("mask_spans", "masks", "mask_seconds")):
+        bounds = np.array([0, *item[spans], len(item[parts])])
+        if len(bounds) != 2 * len(item[times]) + 2 or bounds.min() < 0 or bounds.max() > len(item[parts]):
+            raise ValueError(f"its {spans} lie outside its {parts}")
+    height, width = map(int, item["shape"])
+    numbers = np.concatenate([item["times"], item["ends"]])
+    if not len(item["times"]) or height < 1 or width < 1 or len(item["sound"]) % 2 or not np.isfinite(numbers).all():
+        raise ValueError("its numbers are out of range")
+    return item
 
 
 def is_packed(root: str | os.PathLike[str]) -> bool:
@@ -168,6 +186,19 @@ def packed_list(
     Raises:
         UserError: it cannot be reached, holds another dataset or no such split, or a chunk is gone.
     """
+    try:
+        return _packed_list(root, split, name, reader, cache_dir)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{root} holds packed data that are damaged or not ours ({type(error).__name__}: {words}): copy them anew, "
+            "or pack them again with `python src/prepare.py command=pack`."
+        ) from error
+
+
+def _packed_list(
+    root: str, split: str, name: str, reader: dict[str, Any] | None, cache_dir: str | None
+) -> tuple[ClipList, PackedSource]:
     manifest = json.loads(_fetched(root, MANIFEST, cache_dir))
     if manifest["format"] != FORMAT or manifest["name"] != name:
         raise UserError(
@@ -187,6 +218,15 @@ def packed_list(
             f"`python src/prepare.py command=pack data={name} splits=[{split}]`."
         )
     chunks = manifest["splits"][split]["chunks"]
+    index = json.loads(_fetched(root, f"{split}/{INDEX}", cache_dir))
+    config = index["config"] or {"compression": None, "encryption": None, "data_format": []}  # of no clips
+    listed = [[c["filename"], c["chunk_size"], c["chunk_bytes"]] for c in index["chunks"]]
+    if not all(CHUNK.fullmatch(chunk["file"]) and type(chunk["items"]) is int for chunk in chunks):
+        raise ValueError("a chunk has another name than chunk-<n>.bin")
+    if listed != [[chunk["file"], chunk["items"], chunk["bytes"]] for chunk in chunks]:
+        raise ValueError(f"{split}/{INDEX} and {MANIFEST} list other chunks")
+    if config["compression"] or config["encryption"] or not all(map(VALUES.fullmatch, config["data_format"])):
+        raise ValueError(f"{split}/{INDEX} has another format than ours")
     if not is_remote(root):
         for chunk in chunks:
             path = Path(root) / split / chunk["file"]
@@ -195,8 +235,13 @@ def packed_list(
                 state = "is gone" if size is None else f"has {size} bytes, expected {chunk['bytes']}"
                 raise UserError(f"{path} {state}: copy it anew, or run the pack command again, which replaces it.")
     found = json.loads(_fetched(root, f"{split}/{CLIPS}", cache_dir))
+    if sum(chunk["items"] for chunk in chunks) != len(set(found["clips"]["id"])):
+        raise ValueError(f"{split}/{CLIPS} and {MANIFEST} list other clips")
     files = [f"{root}/{split}/{chunk['file']}" for chunk in chunks for _ in range(chunk["items"])]
     clips = from_json(found, files)
+    listed_clips = [*clips.clips, *clips.missing, *(clip for clip, _ in clips.excluded)]
+    if not all(-1 <= label < len(clips.classes) for clip in listed_clips for label in (clip.label, *clip.labels)):
+        raise ValueError(f"{split}/{CLIPS} has a label that is no class")
     places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
     return clips, PackedSource(root, split, places, [chunk["items"] for chunk in chunks], cache_dir)
 

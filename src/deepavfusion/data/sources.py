@@ -23,6 +23,7 @@ from deepavfusion.utils.errors import DecodeError
 
 FRAME_GRID = 0.5  # s: pictures are taken at multiples of this, in raw and in packed data alike
 MASK_CENTRE = 0.5  # s: the annotated picture n lies at n + 0.5 s
+FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "GIF")  # of Pillow's, those that start no other program
 MAX_PIXELS = 8192 * 8192  # a larger picture is a damaged header
 
 
@@ -180,11 +181,11 @@ def read_mask(file: Path | IO[bytes], name: str = "") -> Image.Image:
 def read_size(path: Path) -> tuple[int, int]:
     """Width and height of a picture file, from its header."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             return picture.size
     except FileNotFoundError:
         raise DecodeError(str(path), "missing", "there is no such file") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, …
         raise DecodeError(str(path), "undecodable", " ".join(str(error).split())) from None
 
 
@@ -193,12 +194,14 @@ def _opened(file: Path | IO[bytes], name: str, reason: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(file)
+            picture = Image.open(file, formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
                 raise DecodeError(name, reason, f"the header gives {picture.width} × {picture.height} pixels")
             picture.load()
             return picture
     except FileNotFoundError:
         raise DecodeError(name, "missing", "there is no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, …
         raise DecodeError(name, reason, " ".join(str(error).split())) from None

@@ -6,6 +6,7 @@ clips/<label>/<id>_<start:06d>_<start+10:06d>.mp4    in folder names each of spa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ COLUMNS = "id,start,label,train|test"
 CLIP_SECONDS = 10
 TO_UNDERSCORE = str.maketrans(" (),", "____")
 SPLITS = ("train", "test")
+SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 def vggsound(
@@ -72,7 +74,7 @@ def clip_path(pattern: str, video: str, start: int, label: str, folder: str) -> 
 def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Row]]:
     for line, cells in read_rows(root, annotations, COLUMNS):
         where = f"{root / annotations}, line {line}"
-        if len(cells) != 4 or not (cells[1].isascii() and cells[1].isdigit()) or cells[3] not in SPLITS:
+        if len(cells) != 4 or not SECONDS.fullmatch(cells[1]) or cells[3] not in SPLITS:
             raise UserError(
                 f"{where}, reads `{','.join(cells)}`; expected `{COLUMNS}` with whole "
                 "seconds and, around labels with commas, double quotes: mend the line."

@@ -16,6 +16,14 @@ from deepavfusion.utils.errors import DecodeError
 
 av.logging.set_level(av.logging.PANIC)
 
+MAX_PIXELS = 8192 * 8192  # a larger picture is a damaged header
+
+# The containers that are read. Playlists and lists of files are none: they would make FFmpeg open what they name.
+FORMATS = (
+    "mov,mp4,matroska,webm,mpegts,mpeg,mpegvideo,avi,asf,flv,mxf,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr,"
+    "h264,hevc,av1,ivf,obu,m4v,mjpeg,gif,jpeg_pipe,png_pipe,bmp_pipe,webp_pipe"
+)
+
 
 class Container:
     """An open media file, read with PyAV.
@@ -33,8 +41,8 @@ class Container:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._check()
-        # "file:" and the whitelist: a path or a playlist must never make FFmpeg open anything else.
-        options = {"protocol_whitelist": "file"}
+        # "file:" and the whitelists: a path or a playlist must never make FFmpeg open anything else.
+        options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
         with failures(self.path):
             self.av: Any = av.open(f"file:{self.path}", options=options, metadata_errors="ignore")
         self.origin = max(0, self.av.start_time or 0) / av.time_base
@@ -60,6 +68,8 @@ class Container:
             other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
         if not stream.codec_context.is_open:
             stream.codec_context.thread_count = 1
+            if stream.type == "video":  # pictures may be larger than the header says
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
 
     def seek(self, stream: Any, target: int) -> None:
         """To the key frame before `target` (ticks), or to the very start if that is where the stream starts."""

@@ -23,7 +23,7 @@ import decord
 import numpy as np
 from numpy.typing import NDArray
 
-from deepavfusion.data.decode.container import Container, cut_short, damaged
+from deepavfusion.data.decode.container import MAX_PIXELS, Container, cut_short, damaged
 from deepavfusion.utils.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -31,7 +31,7 @@ decord.logging.set_level(decord.logging.QUIET)
 CLOCK_SLACK = 1e-3  # s; a frame counts as on screen this much early: containers round timestamps, callers divide
 DECORD_FRAMES = 1500  # decord reads the whole file first, so longer ones go to PyAV, which seeks
 SEEK_AHEAD = 2.0  # s; nearer frames are reached by decoding on
-MAX_PIXELS = 8192 * 8192  # a larger picture is a damaged header
+MAX_WORK = 2**37  # pixels decoded for one request: three quarters of an hour of 1920 × 1080 at 25 Hz
 
 
 def video_stream(container: Container) -> Any:
@@ -68,16 +68,21 @@ def _countable_pts(container: Container, stream: Any) -> list[int]:
     """The pts of all frames, rising; empty unless every packet yields one frame wherever decoding starts.
 
     Not so with packets that are decoded but not shown, damaged ones, and pictures that lean on the group
-    before their key frame (they come after it and are shown before it).
+    before their key frame (they come after it and are shown before it). Nor with streams that may change the size
+    of their pictures: decord has no limit for that.
     """
-    if not {"mp4", "matroska"} & set(container.av.format.name.split(",")):
+    prefix = length_prefix(stream.codec_context)
+    if not {"mp4", "matroska"} & set(container.av.format.name.split(",")) or not prefix:
         return []
     container.rewind(stream)
-    pts, key = [], None
+    pts: list[int] = []
+    key = None
     for packet in container.av.demux(stream):
         if packet.size == 0:  # the end
             continue
-        if packet.pts is None or packet.is_discard or packet.is_corrupt:
+        if packet.pts is None or packet.is_discard or packet.is_corrupt or len(pts) == stream.frames:
+            return []
+        if changes_format(bytes(packet), prefix, stream.codec_context.name):
             return []
         key = packet.pts if packet.is_keyframe else key
         if key is None or packet.pts < key:
@@ -86,10 +91,31 @@ def _countable_pts(container: Container, stream: Any) -> list[int]:
     return sorted(pts)
 
 
+def length_prefix(codec: Any) -> int:
+    """Bytes in front of each unit of a packet that hold its length; 0 where units are not stored so."""
+    header = bytes(codec.extradata or b"")
+    if codec.name == "h264" and len(header) > 6 and header[0] == 1:
+        return (header[4] & 3) + 1
+    if codec.name == "hevc" and len(header) > 22 and header[0] == 1:
+        return (header[21] & 3) + 1
+    return 0
+
+
+def changes_format(packet: bytes, prefix: int, codec: str) -> bool:
+    """Whether an H.264 or HEVC packet holds a sequence parameter set, which gives the size of pictures."""
+    begin = 0
+    while begin + prefix < len(packet):
+        first = packet[begin + prefix]
+        if (first & 31 == 7) if codec == "h264" else (first >> 1 & 63 == 33):
+            return True
+        begin += prefix + int.from_bytes(packet[begin : begin + prefix], "big")
+    return False
+
+
 def _decord_frames(path: str, wanted: list[int], count: int) -> NDArray[np.uint8] | None:
     """uint8 [N, H, W, 3] by frame number, or None when decord fails or counts otherwise."""
     try:
-        reader = decord.VideoReader(path, num_threads=1)
+        reader = decord.VideoReader(os.path.abspath(path), num_threads=1)  # a bare name could be read as an address
         if len(reader) != count:
             return None
         return np.asarray(reader.get_batch(wanted).asnumpy(), dtype=np.uint8)
@@ -105,6 +131,7 @@ class _FrameReader:
         self.frames: Iterator[Any] = iter(())
         self.shown: Any | None = None  # the frame on screen
         self.ahead: Any | None = None  # the one after it
+        self.work = 0  # pixels decoded
 
     def at(self, limit: int) -> NDArray[np.uint8]:
         """The last frame with pts ≤ limit, or the first of all."""
@@ -141,6 +168,9 @@ class _FrameReader:
         for packet in self.container.av.demux(self.stream):
             if packet.is_corrupt:
                 raise damaged(path, "a packet of the picture is incomplete")
+            self.work += max(self.stream.codec_context.width * self.stream.codec_context.height, 2**16)
+            if self.work > MAX_WORK:
+                raise DecodeError(path, "undecodable", "too many pictures lie before the one that was asked for")
             for frame in packet.decode():
                 if frame.pts is None:
                     raise DecodeError(path, "undecodable", "the pictures carry no timestamps")

@@ -18,9 +18,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from deepavfusion.data.decode.container import Container, clause, cut_short, damaged, failures
+from deepavfusion.data.decode.container import MAX_PIXELS, Container, clause, cut_short, damaged, failures
 from deepavfusion.data.decode.media import Media, MediaInfo
-from deepavfusion.data.decode.pictures import MAX_PIXELS, video_stream
+from deepavfusion.data.decode.pictures import length_prefix, video_stream
 from deepavfusion.data.decode.sound import ENDS_EARLY, mono
 from deepavfusion.utils.errors import DecodeError
 
@@ -147,7 +147,7 @@ class _Pictures(_Stream):
     def __init__(self, container: Container, stream: Any) -> None:
         super().__init__(container, stream)
         stream.codec_context.options = {**STRICT, "max_pixels": str(MAX_PIXELS)}
-        self.prefix = _length_prefix(stream.codec_context)
+        self.prefix = length_prefix(stream.codec_context)
         self.first_key: int | None = None  # its pts
         self.last_pts: int | None = None
         self.reformatter = VideoReformatter()
@@ -254,16 +254,6 @@ class _Sound(_Stream):
             raise self.bad(f"{self.packets} packets give {self.count} blocks of samples")
         if self.header_end is not None and self.end <= self.header_end + ENDS_EARLY:
             self.end = min(self.end, self.header_end)  # the last AAC packet is padded
-
-
-def _length_prefix(codec: Any) -> int:
-    """Bytes in front of each unit of a packet that hold its length; 0 where units are not stored so."""
-    header = bytes(codec.extradata or b"")
-    if codec.name == "h264" and len(header) > 6 and header[0] == 1:
-        return (header[4] & 3) + 1
-    if codec.name == "hevc" and len(header) > 22 and header[0] == 1:
-        return (header[21] & 3) + 1
-    return 0
 
 
 def _holds_forbidden_bytes(packet: bytes, prefix: int) -> bool:

@@ -19,6 +19,9 @@ PREROLL = 0.25  # s decoded before the window: AAC and Opus need up to 0.1 s aft
 MARGIN = 0.05  # s of real sound on both sides of the window while resampling
 JITTER = 0.002  # s; packet times off by less are rounding, by more a gap
 ENDS_EARLY = 0.15  # s; sound missing this much of what the header gives is truncated (two AAC packets at 16 kHz)
+MAX_RATE = 768_000  # Hz; a higher rate is a damaged header, and would fill the memory
+MAX_BLOCKS = 2_000_000  # decoded for one window: half a day of AAC at 48 kHz
+MAX_OVERLAP = 10.0  # s of sound that may lie at times already filled; more is a clock that stands still
 MAX_PLANES = 8  # as many channels as PyAV can tell apart where each lies on its own
 SAMPLE_TYPES: dict[str, type] = {
     "u8": np.uint8,
@@ -41,20 +44,30 @@ def window(container: Container, start: float, seconds: float, sample_rate: int)
     container.read_only(stream)
     sound_start, length = container.span(stream)
     header_end = sound_start + length if length > 0 else None
+    if stream.codec_context.sample_rate > MAX_RATE:
+        detail = f"the header gives a sample rate of {stream.codec_context.sample_rate} Hz"
+        raise DecodeError(path, "undecodable", detail)
     # Resampling begins where both rates have a sample, so that the same moment sounds the same in every window.
     begin = _on_both_grids(start, stream.codec_context.sample_rate, sample_rate)
     first_needed = begin - _margin(stream.codec_context.sample_rate, sample_rate)
     pieces: list[Piece] = []
-    rate, decoded_to = 0, 0.0
-    for time, frame in _from(container, stream, first_needed):
+    rate, decoded_to, kept = 0, 0.0, 0.0
+    for blocks, (time, frame) in enumerate(_from(container, stream, first_needed)):
+        if blocks > MAX_BLOCKS:
+            raise DecodeError(path, "undecodable", "too much sound lies before the window that was asked for")
         if rate not in (0, frame.sample_rate):
             raise DecodeError(path, "undecodable", "the sample rate changes inside the file")
         rate = frame.sample_rate
+        if rate > MAX_RATE:
+            raise DecodeError(path, "undecodable", f"the sound has a sample rate of {rate} Hz")
         decoded_to = time + frame.samples / rate
         if time > start + seconds + _margin(rate, sample_rate):
             break
         if decoded_to >= first_needed:
             pieces.append((time, mono(frame)))
+            kept += frame.samples / rate
+            if kept > decoded_to - min(first_needed, pieces[0][0]) + MAX_OVERLAP:
+                raise DecodeError(path, "undecodable", f"the timestamps of the sound stand still at {time:.2f} s")
     if rate == 0:
         if cut_short(path):
             raise DecodeError(path, "truncated", "the file ends before its first sound")

@@ -1,0 +1,88 @@
+"""Runs each check in a process of its own, so that one that raises, crashes or hangs is a line like any other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from rich.table import Table
+from rich.text import Text
+
+from deepavfusion.utils.errors import UserError
+
+Check = Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check found: a clause if all is well, else the sentence that says how to mend it."""
+
+    name: str
+    ok: bool
+    text: str
+
+    @property
+    def line(self) -> Text:
+        state = ("ok", "green") if self.ok else ("mend:", "bold red")
+        return Text.assemble(state, " ", (self.text, "" if self.ok else "red"))
+
+
+def examine(name: str, check: Check, time_limit: float) -> Found:
+    """Call a check in a forked process, which is killed with all that it has started after `time_limit` seconds."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, check), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(time_limit):
+            reason = "a disk, a network or a driver does not answer"
+            return Found(
+                name, False, f"it was not done after {time_limit:g} s: {reason}; or give it more with time_limit=<s>."
+            )
+        return Found(name, *receiver.recv())
+    except EOFError:
+        process.join(10)
+        code = process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        return Found(name, False, f"its process was ended by {how}: a library is broken here, make setup installs anew.")
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        process.kill()
+        process.join(10)
+
+
+def _answer(sender: Connection, check: Check) -> None:
+    os.setsid()
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # what libraries say
+        os.dup2(silence, stream)
+    sender.send(outcome(check))
+
+
+def outcome(check: Check) -> tuple[bool, str]:
+    """Whether all is well, and the sentence."""
+    try:
+        return True, check()
+    except UserError as error:
+        return False, str(error)
+    except BaseException as error:
+        return False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def as_table(found: Sequence[Found], running: str | None = None) -> Table:
+    """A line a check, and one for what is running."""
+    table = Table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for each in found:
+        table.add_row(each.name, each.line)
+    if running:
+        table.add_row(running, "…")
+    return table

@@ -1,0 +1,79 @@
+"""A pre-training of a few steps, from the command line to the finished run directory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.run_dir import CHECKPOINTS, CONFIG, LAST, METRICS, OVERRIDES
+
+TINY = (
+    "experiment=pretrain_vggsound",
+    "scale=demo",
+    "run.name=smoke",
+    "run.latest=false",
+    "validate_before=false",
+    "trainer.devices=1",
+    "trainer.max_epochs=1",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    "model.warmup_epochs=0",
+    "model.net.image.embed_dim=32",
+    "model.net.image.depth=2",
+    "model.net.image.num_heads=2",
+    "model.decoder_embed_dim=32",
+    "model.decoder_depth=1",
+    "model.decoder_num_heads=2",
+    "data.batch_size=4",
+    "data.num_workers=1",
+    "data.image_size=64",
+)
+LEFT = (METRICS, CONFIG, OVERRIDES, f"{CHECKPOINTS}/{LAST}", "tensorboard/events*")  # by a finished run
+STARTED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_", "SLURM_", "TORCHELASTIC_", "DEEPAVFUSION_")
+
+
+def smoke_train(repository: Path, time_limit: float) -> str:
+    """src/train.py on a few generated clips: it ends, its loss is finite, and its run directory is complete.
+
+    Args:
+        repository: that is tried.
+        time_limit: seconds.
+    """
+    from deepavfusion.data import demo
+
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="doctor_") as folder:
+        counts = demo.Counts(vggsound_train=1, vggsound_test=1)
+        (root,) = demo.generate(Path(folder, "data"), ["vggsound"], workers=1, counts=counts)
+        log_dir = Path(folder, "logs")
+        command = [sys.executable, str(repository / "src" / "train.py"), *TINY]
+        command += [f"data.root={root}", f"paths.log_dir={log_dir}"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(STARTED)}
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=time_limit)
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"a training of two steps was not done after {time_limit:g} s: look at the lines above, or give it more "
+                "with time_limit=<s>."
+            ) from None
+        again = "python src/train.py experiment=pretrain_vggsound scale=demo shows all of it"
+        if done.returncode:
+            last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+            raise UserError(f"a training of two steps ended with status {done.returncode} ({last.strip()}): {again}.")
+        run_dir = log_dir / "pretrain" / "runs" / "smoke"
+        lost = [name for name in LEFT if not any(run_dir.glob(name))]
+        if lost:
+            raise UserError(f"a training of two steps left no {', '.join(lost)} in its run directory: {again}.")
+        # not finite: metrics.json leaves it out
+        loss = json.loads((run_dir / METRICS).read_text()).get("train/loss_last", math.nan)
+        if not math.isfinite(loss):
+            raise UserError(f"a training of two steps ended with a loss that is no number: {again}.")
+    return f"two steps, loss {loss:.2f}, the run directory is complete, {time.perf_counter() - begin:.0f} s"

@@ -1,0 +1,59 @@
+"""Signals that ask a run to stop: remembered, and acted upon where the state is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+STOPPED = 75  # exit status of a run that was asked to stop and can go on: EX_TEMPFAIL, "try again"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PATIENCE = 25.0  # s between the signal and leaving come what may: schedulers kill after 30
+
+
+class StopRequested(Exception):
+    """The run was asked to stop and has left a checkpoint to go on from, if there was anything to save."""
+
+
+class StopSignals:
+    """The first of `SIGNALS` that arrived.
+
+    Args:
+        leave: called from a thread when the process is still there `PATIENCE` seconds later (it waits for data, or for
+            another process); it is to end the process.
+    """
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self.received: signal.Signals | None = None
+        self._leave = leave
+        self._before: dict[signal.Signals, Any] = {}
+
+    def listen(self) -> None:
+        """Take over the signals; again after others have done so. Only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            found = signal.signal(number, self._receive)
+            self._before.setdefault(number, found)
+
+    def release(self) -> None:
+        """Give the signals back."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        self._before = {}
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            if number == signal.SIGINT:  # Ctrl-C twice: at once
+                raise KeyboardInterrupt
+            return
+        self.received = signal.Signals(number)
+        hint = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
+        os.write(2, f"{self.received.name}: saving after this step, then stopping{hint}\n".encode())
+        timer = threading.Timer(PATIENCE, self._leave)
+        timer.daemon = True
+        timer.start()

@@ -1,0 +1,108 @@
+"""Is this machine fit for a run? `python src/doctor.py`. Keys: configs/doctor.yaml."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+    from rich import get_console
+    from rich.live import Live
+except ModuleNotFoundError as error:
+    sys.exit(f"{sys.executable} has no {error.name}: run make setup, then .venv/bin/python src/doctor.py.")
+
+from deepavfusion.doctor import machine, software
+from deepavfusion.doctor.examine import Check, Found, as_table, examine
+from deepavfusion.doctor.smoke import smoke_train
+from deepavfusion.utils.cli import run, run_and_report
+from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+
+if TYPE_CHECKING:
+    from deepavfusion.data.index import ClipList
+
+register_resolvers()
+
+# Torch may be what is broken: whatever imports it is imported in the process of a check.
+
+
+def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Check]:
+    """Name -> check, in the order of the table.
+
+    Args:
+        cfg: the config.
+        chosen: the data config that is in it.
+        overrides: it was composed with.
+    """
+    logs = Path(cfg.paths.log_dir)
+    places = {"paths.log_dir=<folder>": logs, "TMPDIR": Path(os.environ.get("TMPDIR", "/tmp"))}
+    places["MPLCONFIGDIR"] = Path(os.environ.get("MPLCONFIGDIR") or Path.home() / ".cache" / "matplotlib")
+    if not Path(cfg.data.root).is_dir():  # the demo is to be made
+        places["paths.data_dir=<folder>"] = Path(cfg.paths.data_dir)
+    sound = round(16_000 * cfg.data.audio_seconds) * 4
+    batch = cfg.data.batch_size * (3 * cfg.data.image_size**2 + sound)
+    workers = cfg.data.num_workers
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 16)
+    found: dict[str, Check] = {
+        "Python": partial(software.python, REPOSITORY),
+        "packages": partial(software.packages, REPOSITORY),
+        "imports": software.imports,
+        "cores and memory": software.cores_and_memory,
+        "GPUs": software.gpus,
+        "decoders": software.decoders,
+        "writing": partial(machine.writing, places),
+        "disk space": partial(machine.disk_space, logs, cfg.parameters, cfg.checkpoints),
+        "disk speed": partial(machine.disk_speed, logs, cfg.write_mb, cfg.least_mb_per_s),
+        "shared memory": partial(machine.shared_memory, batch, workers),
+        "open files": machine.open_files,
+        "clock": partial(machine.clock, REPOSITORY),
+        "variables": partial(machine.variables, dict(os.environ)),
+        "TensorBoard port": partial(machine.port, cfg.port),
+    }
+    shared = [value for value in overrides if not value.lstrip("+~").startswith(("data=", "data."))]
+    for name in sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml")):
+        mine = name == chosen
+        data = cfg.data if mine else hydra.compose("doctor", overrides=[*shared, f"data={name}"]).data
+        given = mine and any(value.startswith("data.root=") for value in overrides)
+        found[f"data={name}"] = partial(dataset, data, given, cfg.least_mb_per_s)
+    if cfg.smoke_train:
+        found["smoke train"] = partial(smoke_train, REPOSITORY, 0.8 * cfg.time_limit)
+    return found
+
+
+def dataset(config: DictConfig, given: bool, least: float) -> str:
+    """What a data config finds on disk."""
+    def read(split: str) -> ClipList:
+        clips: ClipList = instantiate(config).read(split)[0]
+        return clips
+
+    splits = dict.fromkeys(config[key] for key in ("train_split", "val_split", "eval_split"))
+    on_disk = [split for split in splits if split != "holdout"]
+    return machine.data_root(config.root, given, on_disk, read, least)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="doctor")
+@run_and_report
+def main(cfg: DictConfig) -> None:
+    hydra_config = HydraConfig.get()
+    todo = checks(cfg, hydra_config.runtime.choices["data"], list(hydra_config.overrides.task))
+    console, found = get_console(), list[Found]()
+    with Live(console=console, auto_refresh=False, transient=True) as live:  # no thread: the checks are forked
+        for name, check in todo.items():
+            live.update(as_table(found, running=name), refresh=console.is_terminal)
+            found.append(examine(name, check, cfg.time_limit))
+    console.print(as_table(found))
+    wrong = [each.name for each in found if not each.ok]
+    console.print(f"to mend: {', '.join(wrong)}" if wrong else f"all {len(found)} checks are ok", soft_wrap=True)
+    if wrong:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,393 @@
+"""Lists and overrides of any content: what a reader or Hydra makes of them holds, or is refused in one sentence."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from deepavfusion.data.audioset import audioset
+from deepavfusion.data.avsbench import avsbench, names_in
+from deepavfusion.data.index import ClipList
+from deepavfusion.data.music import music
+from deepavfusion.data.vggsound import vggsound
+from deepavfusion.data.vggsound_music import vggsound_music
+from deepavfusion.utils.errors import UserError
+from test_configs import compose
+
+COUNTS = [60, pytest.param(1000, marks=pytest.mark.full)]
+OVERRIDES = [25, pytest.param(300, marks=pytest.mark.full)]
+
+
+SEEN: Counter[str] = Counter()  # what the readers did, for each test anew
+
+
+def examples(test: Callable[..., None], count: int, *strategies: object) -> None:
+    """Call `test` with many values drawn from the strategies, the same ones every time."""
+    quiet = settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    SEEN.clear()
+    quiet(given(*strategies)(test))()  # type: ignore[arg-type]
+    assert not SEEN or min(SEEN["read"], SEEN["refused"]) >= count // 20, SEEN  # of each kind enough
+
+
+HOSTILE = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..",
+    ".",
+    "~",
+    "a/b",
+    "a\\b",
+    "..\\a",
+    "a\0b",
+    "",
+    " ",
+    "\ud800",
+    "\u202e",
+]
+HOSTILE += [
+    "x" * 300,
+    "x" * 5000,
+    "9" * 5000,
+    "-1",
+    "1e308",
+    "1e309",
+    "nan",
+    "inf",
+    "1_0",
+    "٣",
+    '"',
+    "'",
+    "{id}",
+    "{0}",
+]
+HOSTILE += ["%s", "$(touch a)", "`a`", "é", "🎻", "\ufeff", "a\nb", "a\rb", "#", "1000000000", "_", "*", "a*b", "CON"]
+IDS = ["abcdefghijk", "-bcdefghijk", "bbcdefghijk", "ccdefghijk_"]
+LABELS = ["violin", "playing violin, fiddle", "a (b)", "/m/01", "/m/02", "background", "man", "man_dog", "piano"]
+cells = st.one_of(st.sampled_from(IDS + LABELS), st.sampled_from(HOSTILE), st.text(max_size=9))
+small = st.sampled_from(["0", "1", "10.000", "30", "7"])
+noise = st.one_of(st.text(max_size=60), st.sampled_from(['"', '"a', "a\0b", "a,b\r", ",", "x" * 200_000, "\ufeff"]))
+
+
+def quoted(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"' if any(mark in cell for mark in ',"\n\r') else cell
+
+
+def table(header: str, *columns: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
+    """A CSV file: valid rows, in half of the files with rows of anything among them."""
+    row = st.tuples(*columns).map(lambda row: ",".join(map(quoted, row)))
+    spoilt = st.tuples(st.tuples(*columns), st.integers(0, len(columns) - 1), cells).map(
+        lambda drawn: ",".join(quoted(drawn[2] if n == drawn[1] else cell) for n, cell in enumerate(drawn[0]))
+    )
+    wild = st.lists(cells, max_size=9).map(lambda row: ",".join(map(quoted, row)))
+    rows = st.one_of(st.lists(row, min_size=1, max_size=6), st.lists(st.one_of(row, spoilt, wild, noise), max_size=6))
+    written = rows.map(lambda lines: (header + "\n".join(lines)).encode("utf-8", "surrogatepass"))
+    return st.one_of(written, written, written, st.binary(max_size=60))
+
+
+def some(*values: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(values)
+
+
+SEGMENTS = table("# a\n", some(*IDS), some("0", "10.000", "30"), some("40", "50.5"), some("/m/01", "/m/01,/m/02"))
+ONTOLOGY = table("index,mid,display_name\n", some("0"), some("/m/01"), cells)
+ontology = st.one_of(st.just(b"index,mid,display_name\n0,/m/01,Speech\n1,/m/02,Dog\n"), ONTOLOGY)
+VGG = table("", some(*IDS), some("0", "30", "000007"), some("violin", "a (b)"), some("train", "train", "test"))
+PAIRED = [f"{name}_000030" for name in IDS]
+VGG_TRAIN = table("", some(*PAIRED), some("violin", "piano"))
+PAIRS = table(
+    "source_1,source_2,class_1,class_2,sep_type\n",
+    some(*PAIRED[:2]),
+    some(*PAIRED[2:]),
+    some("violin,_fiddle", "piano"),
+    some("piano"),
+    cells,
+)
+AVS = table(
+    "vid,uid,s_min,s_sec,a_obj,split,label\n",
+    some(*IDS),
+    some(*IDS),
+    small,
+    small,
+    some("man", "man_dog", "dog"),
+    some("train", "val", "test"),
+    some("v1s", "v1m", "v2"),
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), cells),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(cells, inner, max_size=4)),
+    max_leaves=9,
+)
+JSON_NOISE = [b"", b"{", b"[" * 100_000, b'{"a":' * 5000, b"9" * 9999, b"NaN", b'{"\\ud800": 0, "a": 1}', b"\xff\xfe{}"]
+JSON_NOISE += [b'{"videos": {"a": [], "a": []}}', b'{"videos": {"\\ud800": ["abcdefghijk"]}}', b"\xef\xbb\xbf{}"]
+
+
+def as_json(strategy: st.SearchStrategy[object]) -> st.SearchStrategy[bytes]:
+    return st.one_of(*[strategy.map(lambda value: json.dumps(value).encode())] * 4, st.sampled_from(JSON_NOISE))
+
+
+VIDEOS = as_json(
+    st.one_of(
+        values,
+        st.just({"videos": {"violin": IDS[:2], "piano": IDS[2:]}}),
+        st.fixed_dictionaries(
+            {
+                "videos": st.dictionaries(
+                    some("violin", "piano", "violin piano"), st.lists(some(*IDS), max_size=4), max_size=4
+                )
+            }
+        ),
+    )
+)
+NAMED = st.just(b'{"background": 0, "man": 1, "dog": 2}')
+NAMES = st.one_of(NAMED, NAMED, as_json(st.one_of(values, st.dictionaries(cells, st.integers(0, 3), max_size=3))))
+
+
+@cache
+def clips_on_disk() -> Path:
+    """A data folder with a clip of every layout, which all tests of this process read."""
+    clips = [f"clips/{label}/{name}.mp4" for label in ("violin", "piano") for name in IDS[:2]]
+    clips += [f"clips/violin/{name}_000030_000040.mp4" for name in IDS]
+    clips += [f"clips/playing_{label}/{IDS[0]}_000030_000040.mp4" for label in ("violin__fiddle", "piano")]
+    clips += [f"clips/{name[:2]}/{name}_000030_000040.mp4" for name in IDS]
+    folders = [f"{label}/{name}" for label in ("v1s", "v1m", "v2") for name in IDS[:3]]
+    files = ["audio.wav", "frames/0.jpg", *(f"labels_semantic/{n}.png" for n in ("0", "-1", "1000000000"))]
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root)
+    for path in [*clips, *(f"{folder}/{file}" for folder in folders for file in files)]:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+@contextmanager
+def folder(files: dict[str, bytes]) -> Iterator[Path]:
+    """The data folder, with these lists."""
+    root = clips_on_disk()
+    for path, data in files.items():
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_bytes(data)
+    try:
+        yield root
+    finally:
+        for path in files:
+            (root / path).unlink()
+
+
+def check(read: Callable[[Path], ClipList], files: dict[str, bytes]) -> None:
+    """The list holds together and stays in its folder, or one sentence names a file of it."""
+    with folder(files) as root:
+        try:
+            found = read(root)
+        except UserError as error:
+            SEEN["refused"] += 1
+            text = str(error)
+            assert "\n" not in text
+            assert any(Path(path).name in text for path in files) or "is on disk" in text or "name no solo" in text, (
+                text
+            )
+            return
+        SEEN["read"] += 1
+        everything = [*found.clips, *found.missing, *(clip for clip, _ in found.excluded)]
+        assert found.listed == len(everything) == len({clip.id for clip in everything})
+        for clips in (found.clips, found.missing):
+            assert [clip.id for clip in clips] == sorted(clip.id for clip in clips)
+        for clip in everything:
+            assert all(0 <= label < len(found.classes) for label in (clip.label, *clip.labels))
+            assert os.path.normpath(clip.path).startswith(f"{root}/"), clip
+            assert os.path.realpath(clip.path).startswith(f"{os.path.realpath(root)}/"), clip
+            assert all(0 <= second < 10 for second in clip.frames), clip
+        assert all(os.path.exists(clip.path) for clip in found.clips)
+        known = {clip.id for clip in everything}
+        assert all(set(mixture) <= known for mixture in found.mixtures)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_vggsound_lists(count: int) -> None:
+    def one(data: bytes, split: str) -> None:
+        check(lambda root: vggsound(root, split), {"annotations/vggsound.csv": data})
+
+    examples(one, count, VGG, st.sampled_from(["train", "test"]))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_audioset_lists(count: int) -> None:
+    def one(data: bytes, other: bytes, labels: bytes, split: str) -> None:
+        files = {"unbalanced_train_segments": data, "balanced_train_segments": other, "eval_segments": other}
+        files["class_labels_indices"] = labels
+        check(
+            lambda root: audioset(root, split), {f"annotations/{name}.csv": content for name, content in files.items()}
+        )
+
+    examples(one, count, SEGMENTS, SEGMENTS, ontology, st.sampled_from(["unbalanced", "balanced", "full", "eval"]))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_music_lists(count: int) -> None:
+    def one(solos: bytes, duets: bytes, split: str) -> None:
+        names = ["MUSIC_solo_videos", "MUSIC_duet_videos"]
+        files = {f"{name}.json": data for name, data in zip(names, (solos, duets), strict=True)}
+        check(lambda root: music(root, split, lists=names), files)
+
+    examples(one, count, VIDEOS, VIDEOS, st.sampled_from(["train", "test", "duet"]))
+
+
+@pytest.mark.parametrize("subset", ["s4", "ms3", "avss"])
+@pytest.mark.parametrize("count", [25, pytest.param(400, marks=pytest.mark.full)])
+def test_avsbench_lists(count: int, subset: str) -> None:
+    def one(data: bytes, names: bytes, split: str, train_frames: str) -> None:
+        files = {"metadata.csv": data, "label2idx.json": names}
+        check(lambda root: avsbench(root, split, subset, train_frames=train_frames), files)
+
+    examples(one, count, AVS, NAMES, st.sampled_from(["train", "val", "test"]), st.sampled_from(["all", "first"]))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_vggsound_music_lists(count: int) -> None:
+    def one(train: bytes, test: bytes, split: str) -> None:
+        files = {"annotations/vggmusic_train.txt": train, "annotations/vggmusic_eval_ss.csv": test}
+        check(lambda root: vggsound_music(root, split), files)
+
+    examples(one, count, VGG_TRAIN, PAIRS, st.sampled_from(["train", "test"]))
+
+
+@pytest.mark.parametrize("hostile", [text for text in HOSTILE if "/" in text or "\\" in text or text in ("..", "a\0b")])
+def test_no_list_leads_out(hostile: str, tmp_path: Path) -> None:
+    """Each field that goes into a path, with what leads out of a folder."""
+    row, avs = quoted(hostile), "vid,uid,s_min,s_sec,a_obj,split,label\n"
+    names = b'{"background": 0, "man": 1}'
+    classes, segments = b"index,mid,display_name\n0,/m/01,a\n", "annotations/balanced_train_segments.csv"
+    csv, pairs = "annotations/vggsound.csv", "source_1,source_2,class_1,class_2,sep_type\n"
+    train = "annotations/vggmusic_train.txt"
+    cases: list[tuple[Callable[[Path], ClipList], dict[str, bytes]]] = [
+        (lambda root: vggsound(root, "train"), {csv: f"{row},0,violin,train\n".encode()}),
+        (lambda root: vggsound(root, "train"), {csv: f"abc,0,{row},train\n".encode()}),
+        (
+            lambda root: audioset(root, "balanced"),
+            {segments: f"{row},0,10,/m/01\n".encode(), "annotations/class_labels_indices.csv": classes},
+        ),
+        (
+            lambda root: music(root, "train"),
+            {"MUSIC_solo_videos.json": json.dumps({"videos": {hostile: IDS}}).encode()},
+        ),
+        (
+            lambda root: music(root, "train"),
+            {"MUSIC_solo_videos.json": json.dumps({"videos": {"a": [hostile]}}).encode()},
+        ),
+        (
+            lambda root: avsbench(root, "train", "s4"),
+            {"metadata.csv": f"{avs}a,{row},0,0,man,train,v1s\n".encode(), "label2idx.json": names},
+        ),
+        (
+            lambda root: avsbench(root, "train", "s4", clip_pattern="{label}/{uid}/{vid}"),
+            {"metadata.csv": f"{avs}{row},a,0,0,man,train,v1s\n".encode(), "label2idx.json": names},
+        ),
+        (
+            lambda root: vggsound_music(root, "train"),
+            {
+                train: f"{quoted(hostile + '_000001')},piano\n".encode(),
+                "annotations/vggmusic_eval_ss.csv": pairs.encode(),
+            },
+        ),
+        (
+            lambda root: vggsound_music(root, "train"),
+            {train: f"abc_000001,{row}\n".encode(), "annotations/vggmusic_eval_ss.csv": pairs.encode()},
+        ),
+        (lambda root: vggsound(root, "train", annotations=hostile), {csv: b""}),
+        (lambda root: music(root, "train", lists=[hostile]), {"MUSIC_solo_videos.json": b"{}"}),
+    ]
+    for n, (read, files) in enumerate(cases):
+        for path, data in files.items():
+            (tmp_path / str(n) / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / str(n) / path).write_bytes(data)
+        with pytest.raises(UserError):
+            read(tmp_path / str(n))
+
+
+def test_a_long_name_takes_no_time() -> None:
+    assert names_in("man_" * 60_000 + "man", ["man", "dog"]) is None
+    assert names_in("_".join(["man"] * 9), ["man", "dog"]) == ("man",) * 9
+
+
+# ---------------------------------------------------------------- overrides
+
+
+def leaves(config: object, prefix: str = "") -> list[str]:
+    """The keys of a config that hold values."""
+    if not isinstance(config, dict):
+        return [prefix]
+    return [key for name, value in config.items() for key in leaves(value, f"{prefix}.{name}" if prefix else str(name))]
+
+
+SHELL = ["$(touch exploded)", "`touch exploded`", ";touch exploded", "|touch exploded", "${oc.env:HOME}", "${", "${a"]
+SHELL += ["${oc.decode:'__import__(\"os\")'}", "${spectrogram_frames:x}", "${auto_precision:}", "a\nb", "'", '"', "\\"]
+SHELL += [
+    "-1",
+    "0",
+    "1e400",
+    "nan",
+    "inf",
+    "1" + "0" * 400,
+    "[1,2",
+    "{a:1}",
+    "null",
+    "true",
+    "''",
+    "a=b",
+    "@x",
+    "!!python",
+]
+SHELL += [
+    "${data}",
+    "${.}",
+    "${hydra:runtime.cwd}",
+    "!!python/object/apply:os.system [touch exploded]",
+    "a,b",
+    "range(1,9)",
+]
+SHELL += ["\0", "\ud800", "🎻", "x" * 10_000, "(" * 1000, "[" * 500]
+
+
+@pytest.mark.parametrize("count", OVERRIDES)
+def test_overrides_compose_or_are_refused(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = leaves(OmegaConf.to_container(compose("experiment=pretrain_vggsound", "scale=demo"), resolve=False))
+    assert len(keys) > 50
+
+    def one(key: str, value: str, quote: str, sign: str) -> None:
+        try:
+            cfg = compose("experiment=pretrain_vggsound", "scale=demo", f"{sign}{key}={quote}{value}{quote}")
+            OmegaConf.to_container(cfg, resolve=True)
+        except (HydraException, OmegaConfBaseException, UserError):
+            pass
+
+    text = st.one_of(st.sampled_from(SHELL), st.text(max_size=9))
+    examples(
+        one,
+        count,
+        st.sampled_from(keys),
+        text,
+        st.sampled_from(["", "", "'", '"']),
+        st.sampled_from(["", "++", "+", "~"]),
+    )
+    assert not (tmp_path / "exploded").exists()
