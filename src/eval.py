@@ -15,6 +15,8 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.run_dir import choose_run_dir, remove_if_empty, write_record
 from train import build, record
 
+WRITERS = (".ModelCheckpoint", ".Checkpoints")  # callbacks
+
 
 def compose() -> tuple[DictConfig, list[str]]:
     """The config of the checkpoint's run with the command's overrides on top."""
@@ -44,7 +46,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     try:
         with open_dict(cfg):  # nothing is trained: no start weights, no checkpoints
             cfg.model.pretrained = ""
-            for name in [n for n, callback in cfg.callbacks.items() if callback._target_.endswith(".ModelCheckpoint")]:
+            for name in [n for n, callback in cfg.callbacks.items() if callback._target_.endswith(WRITERS)]:
                 cfg.callbacks.pop(name)
             cfg.trainer.enable_checkpointing = False
             cfg.compile = False  # it is for training steps

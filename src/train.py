@@ -21,6 +21,7 @@ from rich.panel import Panel
 
 from deepavfusion.data import demo
 from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.models.checkpoint_file import read_file
 from deepavfusion.models.weights import check_resumable
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
@@ -36,7 +37,7 @@ from deepavfusion.utils.configs import (
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.run_dir import (
-    checkpoint_to_go_on_from,
+    checkpoints_to_go_on_from,
     choose_run_dir,
     link_latest,
     read_overrides,
@@ -121,14 +122,48 @@ def record(cfg: DictConfig, datamodule: ClipDataModule, overrides: list[str]) ->
     }
 
 
+def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[str | None, int | None]:
+    """The newest whole checkpoint to go on from, and its step; a damaged one is named and the one before is taken.
+
+    Returns:
+        (None, 0) where a run that has left curves begins anew, (None, None) where there is nothing yet.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged.
+    """
+    found, damaged = checkpoints_to_go_on_from(run_dir, asked), list[str]()
+    for path in found:
+        try:
+            content = read_file(path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        step = content.get("global_step") if isinstance(content, dict) else None  # None: weights, told when loaded
+        for sentence in damaged:
+            if rank_zero_only.rank == 0:
+                say(f"{sentence} Going on from the one before it.", "yellow")
+        return str(path), step
+    if damaged:
+        mend = (
+            f" There is no other: give another run.name, or delete {found[0].parent} to begin anew."
+            if not asked
+            else ""
+        )
+        raise UserError(damaged[0] + mend)
+    return None, 0 if any(run_dir.glob("tensorboard/*")) else None
+
+
 def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
     """Fit in a run directory; go on from its last checkpoint if there is one."""
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
     cfg.paths.run_dir = str(run_dir)
     try:
-        ckpt_path = checkpoint_to_go_on_from(run_dir, cfg.ckpt_path)
+        ckpt_path, step = choose_checkpoint(run_dir, cfg.ckpt_path)
         if ckpt_path and "pretrained" in cfg.model:
             cfg.model.pretrained = ""  # the weights come from the checkpoint
+        for logger in cfg.logger.values():
+            if "purge_step" in logger:
+                logger.purge_step = step
         trainer, model, datamodule = build(cfg)
         model.record = record(cfg, datamodule, overrides)
         if ckpt_path:

@@ -75,7 +75,10 @@ def main(hours: float, overrides: list[str]) -> int:
 def report(table: Path) -> int:
     """Print growth between the second and the last tenth of the time; 1 if there is too much."""
     with table.open(newline="") as file:
-        rows = [(float(r["seconds"]), r["role"], r["pid"], float(r["megabytes"]), int(r["files"])) for r in csv.DictReader(file)]
+        rows = [
+            (float(r["seconds"]), r["role"], r["pid"], float(r["megabytes"]), int(r["files"]))
+            for r in csv.DictReader(file)
+        ]
     end = rows[-1][0]
     status = 0
     print(f"{table}: {end / 60:.0f} minutes")

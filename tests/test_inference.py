@@ -173,7 +173,7 @@ def test_weights_alone_are_refused(ckpt: Path, tmp_path: Path) -> None:
         "evil_module.run",
         "deepavfusion_evil.Separate",
         "deepavfusion.models.weights.Path",  # ours, but it comes from elsewhere
-        "deepavfusion.models.weights.pickle.loads",
+        "deepavfusion.models.checkpoint_file.pickle.loads",
         "deepavfusion.models.weights.LoadReport",  # ours, but no network
         "deepavfusion.data.encode.write_mp4",
         "deepavfusion.models.nothing.Here",

@@ -289,7 +289,7 @@ def run(root: Path | str, logs: Path, *more: str) -> int:
     command = [sys.executable, "src/train.py", *[o for o in TINY if "max_epochs" not in o and "num_workers" not in o]]
     command += [f"data.root={root}", f"paths.log_dir={logs}", "run.latest=false", "run.name=x", "data.num_workers=2"]
     command += ["trainer.max_epochs=2", "data.batch_size=2", "validate_before=false", "data.gallery_clips=0"]
-    command += ["callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.every_n_epochs=null"]
+    command += ["callbacks.checkpoints.every_n_train_steps=1"]
     command += ["+callbacks.killer._target_=test_packed.Killer"]
     environment = {**os.environ, "PYTHONPATH": "tests"}
     done = subprocess.run(

@@ -17,7 +17,8 @@ from deepavfusion.data.collate import Collate
 from deepavfusion.data.datamodule import ClipDataModule, balanced_weights
 from deepavfusion.data.encode import write_mp4, write_wav
 from deepavfusion.data.index import ClipList
-from deepavfusion.data.sampler import SHUFFLED_TOGETHER, ClipSampler, ResumableLoader
+from deepavfusion.data.loader import ResumableLoader
+from deepavfusion.data.sampler import SHUFFLED_TOGETHER, ClipSampler
 from deepavfusion.data.sources import RawSource
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.configs import REPOSITORY, instantiate

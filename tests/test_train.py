@@ -48,17 +48,15 @@ TINY = [
 
 
 class Recorder(Callback):
-    """Notes the clips of every step; may fall over once at the start of an epoch, as a killed run does."""
+    """Notes the clips of every step; may fall over once in the first step of an epoch, as a killed run does."""
 
     def __init__(self, path: str, dies_in_epoch: int = -1) -> None:
         self.path, self.dies_in_epoch = Path(path), dies_in_epoch
 
-    def on_train_epoch_start(self, trainer, pl_module):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.current_epoch == self.dies_in_epoch and not self.path.with_suffix(".died").exists():
             self.path.with_suffix(".died").touch()
             raise KilledError
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         with self.path.open("a") as file:
             starts = [round(start, 6) for start in batch.window_start.tolist()]
             print(json.dumps([trainer.current_epoch, batch_idx, batch.id, starts]), file=file)
@@ -121,7 +119,11 @@ def test_a_run_leaves_metrics_config_and_checkpoints(finished):
     assert all(isinstance(value, (int, float)) for value in metrics.values())
     assert metrics["train/loss_last"] < metrics["train/loss_first"]
     assert (metrics["data/train_listed"], metrics["data/test_present"], metrics["data/failed"]) == (16, 8, 0)
-    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"epoch_0002.ckpt", "last.ckpt"}
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
+        "step_00000004.ckpt",
+        "step_00000006.ckpt",
+        "last.ckpt",
+    }
     assert "embed_dim: 32" in (run_dir / "config.yaml").read_text()
     assert "run.name=whole" in (run_dir / "overrides.yaml").read_text()
     assert (run_dir.parents[1] / "latest").resolve() == run_dir.resolve()
@@ -381,7 +383,7 @@ def test_the_progress_bar_comes_after_what_processes_exchange(data_root, tmp_pat
     trainer, _, _ = entry_point.build(cfg)
     kinds = [type(callback).__name__ for callback in trainer.callbacks]
     assert kinds.index("RichProgressBar") > kinds.index("DataReport")
-    assert kinds[-2:] == ["RichProgressBar", "ModelCheckpoint"]
+    assert kinds[-2:] == ["RichProgressBar", "Checkpoints"]
 
 
 @pytest.mark.full

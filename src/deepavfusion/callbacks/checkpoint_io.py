@@ -13,7 +13,7 @@ from deepavfusion.utils.errors import UserError
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name, syncs to the disk, and renames; a run that is killed meanwhile leaves the old file."""
+    """Writes to a temporary name, syncs to the disk, and renames; a run killed meanwhile leaves the old file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """See the base class.

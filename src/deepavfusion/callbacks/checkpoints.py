@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
 from deepavfusion.utils.console import say_once
-from deepavfusion.utils.run_dir import LAST, STEPS
+from deepavfusion.utils.run_dir import LAST, STEPS, STEPS_PATTERN
 from deepavfusion.utils.signals import STOPPED, StopRequested, StopSignals
 
 BEFORE_VALIDATION = 1.0  # minutes of training that a validation, which cannot be saved half-way, may put at risk
@@ -138,15 +138,18 @@ class Checkpoints(Checkpoint):
         if written is None or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            flush = getattr(logger.experiment, "flush", None)
+            flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if flush is not None:
                 flush()
         new = self.folder / f"{LAST}.partial"
         new.unlink(missing_ok=True)
         new.symlink_to(written.name)
         new.replace(self.folder / LAST)
-        for old in sorted(self.folder.glob(STEPS.format(0).replace("0" * 8, "*")))[: -self.keep]:
-            old.unlink()
+        steps = sorted(self.folder.glob(STEPS_PATTERN))
+        until_now = [path for path in steps if path.name <= written.name]
+        for path in steps:  # newer ones are of a run that was killed, or damaged: this one did not go on from them
+            if path not in until_now[-self.keep :]:
+                path.unlink()
 
     # ---- stopping
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from deepavfusion.callbacks.classification_figures import Example, draw_classes, draw_confusion, draw_examples
-from deepavfusion.callbacks.pictures import first_loader, is_due, playable, spectrogram_picture, writer_of
+from deepavfusion.callbacks.pictures import first_loader, is_due, playable, spectrogram_picture, step_of, writer_of
 from deepavfusion.callbacks.predictions import HEADS, Said, choose, names, rows, said, truth_of, whole, write_logits
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
@@ -46,7 +46,7 @@ class ClassificationReport(Callback):
         writer = writer_of(trainer)
         if writer is not None and is_due(trainer, self.every_n_epochs):
             classes = first_loader(trainer.val_dataloaders).dataset.list.classes
-            self._draw(writer, pl_module.val_metrics, classes, "val", trainer.global_step)
+            self._draw(writer, pl_module.val_metrics, classes, "val", step_of(trainer))
 
     @torch.no_grad()
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,7 +65,7 @@ class ClassificationReport(Callback):
         writer = writer_of(trainer)
         if writer is None:
             return
-        step = trainer.global_step
+        step = step_of(trainer)
         self._draw(writer, metrics, loader.dataset.list.classes, "test", step)
         for kind in ("worst", "best"):
             chosen = choose(found, multi_label, self.num_examples, best=kind == "best")

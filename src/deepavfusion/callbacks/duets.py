@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from deepavfusion.callbacks.pictures import writer_of
+from deepavfusion.callbacks.pictures import step_of, writer_of
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
@@ -45,5 +45,5 @@ class SeparateDuets(Callback):
             done += 1
             if writer is not None:
                 for n, waveform in enumerate(waveforms, 1):
-                    writer.add_audio(f"duet_{clip.id}/source{n}", waveform.unsqueeze(0), trainer.global_step, rate)
+                    writer.add_audio(f"duet_{clip.id}/source{n}", waveform.unsqueeze(0), step_of(trainer), rate)
         say(f"duets: {done} of {len(clips.clips)} were separated, see {self.folder}")

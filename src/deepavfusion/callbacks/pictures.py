@@ -20,6 +20,11 @@ from deepavfusion.types import Batch
 QUIET, LOUD = -6.0, 2.0  # log10 power shown as the darkest and the brightest colour
 
 
+def step_of(trainer: Trainer) -> int:
+    """The step that was done last, under which Lightning logs, too: a run that goes on drops what comes after it."""
+    return max(trainer.global_step - 1, 0)
+
+
 def writer_of(trainer: Trainer) -> SummaryWriter | None:
     """The TensorBoard writer, on the process that has one."""
     for logger in trainer.loggers:
@@ -81,7 +86,7 @@ class ReconstructionPictures(Callback):
             return
         self.clips = batch.first(self.num_clips)
         for clip_id, waveform in zip(self.clips.id, self.clips.waveform, strict=True):
-            writer.add_audio(f"sound/{clip_id}", waveform.unsqueeze(0), trainer.global_step, SAMPLE_RATE)
+            writer.add_audio(f"sound/{clip_id}", waveform.unsqueeze(0), step_of(trainer), SAMPLE_RATE)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +102,7 @@ class ReconstructionPictures(Callback):
         }
         for stream, pictures in columns.items():
             rows = torch.stack(pictures, dim=1).flatten(0, 1).cpu()  # original, masked, reconstructed of clip 0, 1, …
-            writer.add_image(f"reconstruction/{stream}", make_grid(rows, nrow=3), trainer.global_step)
+            writer.add_image(f"reconstruction/{stream}", make_grid(rows, nrow=3), step_of(trainer))
 
 
 class EmbeddingProjector(Callback):
@@ -147,6 +152,6 @@ class EmbeddingProjector(Callback):
             torch.cat(self.embeddings)[: self.max_clips],
             metadata=names[: self.max_clips],
             label_img=torch.cat(self.thumbnails)[: self.max_clips],
-            global_step=trainer.global_step,
+            global_step=step_of(trainer),
             tag="fusion",
         )

@@ -11,6 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 from rich import get_console
 from rich.table import Table
 
+from deepavfusion.utils.run_dir import METRICS, write_whole
+
 
 class RunSummary(Callback):
     """Keeps the first and last epoch's losses and the values before training, and writes the final metrics.
@@ -40,20 +42,24 @@ class RunSummary(Callback):
         self.keep_before, self.headline = tuple(keep_before), tuple(headline)
         self.next_commands = tuple(next_commands)
         self.kept: dict[str, float] = {}
+        self.latest: dict[str, float] = {}  # at the end of the epoch before; a run that goes on may not log them again
         self.final: dict[str, float] = {}
         self.finished = False
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self.kept)
+        return {"kept": dict(self.kept), "latest": dict(self.latest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.kept = dict(state_dict)
+        self.kept, self.latest = dict(state_dict["kept"]), dict(state_dict["latest"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             for name, value in trainer.callback_metrics.items():
                 if name.startswith(self.keep_before):
                     self.kept[f"{name}_before"] = float(value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which is not called where an epoch is gone on with
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
@@ -64,9 +70,11 @@ class RunSummary(Callback):
             loss = float(trainer.callback_metrics["train/loss"])
             self.kept.setdefault("train/loss_first", loss)
             self.kept["train/loss_last"] = loss
+        self.latest = _values(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.interrupted:
+            self.final |= self.latest
             self._add(trainer, self.kept)
             if not self.test_follows:
                 self._finish(trainer)
@@ -77,8 +85,7 @@ class RunSummary(Callback):
             self._finish(trainer)
 
     def _add(self, trainer: Trainer, kept: dict[str, float]) -> None:
-        self.final |= {name: float(v) for name, v in trainer.callback_metrics.items() if not name.endswith("_step")}
-        self.final |= kept
+        self.final |= _values(trainer) | kept
 
     def _finish(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
@@ -86,7 +93,7 @@ class RunSummary(Callback):
         for split, clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).items():
             self.final[f"data/{split}_listed"] = clips.listed
             self.final[f"data/{split}_present"] = len(clips.clips)
-        write_metrics(self.run_dir / "metrics.json", self.final)
+        write_metrics(self.run_dir / METRICS, self.final)
         self.finished = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -107,9 +114,11 @@ class RunSummary(Callback):
         console.print("\n".join(lines), soft_wrap=True, highlight=False)  # unbroken, to be copied
 
 
+def _values(trainer: Trainer) -> dict[str, float]:
+    return {name: float(v) for name, v in trainer.callback_metrics.items() if not name.endswith("_step")}
+
+
 def write_metrics(path: Path, metrics: dict[str, float]) -> None:
     """Flat name → number, whole or not at all; what is not a finite number is left out."""
     finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(finite, indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(finite, indent=2) + "\n")

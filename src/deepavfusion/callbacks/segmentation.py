@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from deepavfusion.callbacks.pictures import first_loader, is_due, playable, writer_of
+from deepavfusion.callbacks.pictures import first_loader, is_due, playable, step_of, writer_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch
@@ -77,7 +77,7 @@ class SegmentationPictures(Callback):
         writer = writer_of(trainer)
         if writer is None or not self.shown:
             return
-        frames, step = self.shown[: self.num_frames], trainer.global_step
+        frames, step = self.shown[: self.num_frames], step_of(trainer)
         writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer)), step)
         if not self.written_sounds:
             for frame in frames:
@@ -105,7 +105,7 @@ class SegmentationReport(Callback):
         if writer is not None and is_due(trainer, 1):
             dataset = first_loader(trainer.val_dataloaders).dataset
             means = iou_by_class(_metrics(pl_module, "val"), dataset)
-            writer.add_figure("iou_by_class/val", draw_classes(means, "val"), trainer.global_step)
+            writer.add_figure("iou_by_class/val", draw_classes(means, "val"), step_of(trainer))
 
     @torch.no_grad()
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,7 +121,7 @@ class SegmentationReport(Callback):
         writer = writer_of(trainer)
         if writer is None:
             return
-        step = trainer.global_step
+        step = step_of(trainer)
         writer.add_figure("iou_by_class/test", draw_classes(iou_by_class(metrics, dataset), "test"), step)
         worst: dict[int, int] = {}  # clip -> its worst frame
         for row in sorted(rows, key=lambda row: row["iou"]):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepavfusion.callbacks.pictures import LOUD, QUIET, is_due, playable, writer_of
+from deepavfusion.callbacks.pictures import LOUD, QUIET, is_due, playable, step_of, writer_of
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, LOG_OFFSET, SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch, SeparationOutput
@@ -50,7 +50,7 @@ class SeparationPictures(Callback):
             return
         if not is_due(trainer, self.every_n_epochs):
             return
-        step, classes = trainer.global_step, _classes(trainer)
+        step, classes = step_of(trainer), _classes(trainer)
         frames = self.normalise.to(batch.image.device).reverse(batch.image).float().cpu()
         for mixture in range(min(self.num_mixtures, batch.items)):
             rows = range(mixture * batch.group, (mixture + 1) * batch.group)
@@ -141,7 +141,7 @@ class SeparationReport(Callback):
         writer = writer_of(trainer)
         if writer is None:
             return
-        step = trainer.global_step
+        step = step_of(trainer)
         for name in ("sdr", "sdr_improvement"):
             found = [row["sdr"] - (row["sdr_mixture"] if name == "sdr_improvement" else 0) for row in rows]
             finite = torch.tensor(found, dtype=torch.float64)

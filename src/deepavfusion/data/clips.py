@@ -5,6 +5,8 @@ Workers decode and crop, nothing else; gain, log-mel and normalisation follow on
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from deepavfusion.data.index import ClipList
 from deepavfusion.data.mixtures import draw_partners, fixed_mixtures, seeded_mixtures, strangers
 from deepavfusion.data.sampler import Draw
 from deepavfusion.data.sources import FRAME_GRID, MASK_CENTRE, OpenClip, Picture, Source
+from deepavfusion.data.workers import Board
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, extend_by_mirror
 from deepavfusion.transforms.image import View, centre_view, random_view
 from deepavfusion.types import Clip, Problem, Sample
@@ -50,6 +53,8 @@ class ClipDataset(Dataset["Group | Problem"]):
         self.list, self.clips, self.source = clips, clips.clips, source
         self.image_size, self.seconds = image_size, seconds
         self.train, self.max_gain_db = train, max_gain_db
+        self.board: Board | None = None  # of the loader's decoding processes
+        self.left_out: dict[int, Problem] = {}  # items that the loader has given up
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -82,7 +87,9 @@ class ClipDataset(Dataset["Group | Problem"]):
     def __getitem__(self, draw: Draw) -> Group | Problem:
         item, seed = draw
         item %= len(self)  # an epoch may pass over the clips several times
-        with torch.random.fork_rng(devices=[]):
+        if item in self.left_out:
+            return self.left_out[item]
+        with torch.random.fork_rng(devices=[]), self.board.reading(item) if self.board else nullcontext():
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
             group = self.read(item)
         if not isinstance(group, Problem):

@@ -16,7 +16,8 @@ from torch import Tensor
 from deepavfusion.data.clips import ClipDataset, WindowDataset
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.index import ClipList
-from deepavfusion.data.sampler import ClipSampler, ResumableLoader
+from deepavfusion.data.loader import ResumableLoader
+from deepavfusion.data.sampler import ClipSampler
 from deepavfusion.data.sources import RawSource, Source
 from deepavfusion.data.verify import bad_clips
 from deepavfusion.transforms.audio import CLIP_SECONDS
@@ -48,6 +49,7 @@ class ClipDataModule(LightningDataModule):
         audio_seconds: length of the sound window, s.
         max_gain_db: random loudness in training, ± dB.
         num_workers: decoding processes; None: the cores shared among the processes of this machine, at most 16 each.
+        hang_seconds: a decoding process that reads one item for so long is ended, and the item tried once more, s.
         repeats: passes over the clips in an epoch of training.
         class_balanced: an epoch draws as many clips as there are, rare classes as often as common ones.
         gallery_clips: at most so many train clips, evenly spread over the list, form the gallery; 0: none.
@@ -75,6 +77,7 @@ class ClipDataModule(LightningDataModule):
         audio_seconds: float = CLIP_SECONDS,
         max_gain_db: float = 6.0,
         num_workers: int | None = None,
+        hang_seconds: float = 300.0,
         repeats: int = 1,
         class_balanced: bool = False,
         gallery_clips: int = 0,
@@ -91,7 +94,7 @@ class ClipDataModule(LightningDataModule):
         self.split_of = {"train": train_split, "val": val_split, "test": eval_split}
         self.holdout_share = holdout_share
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
-        self.max_gain_db, self.num_workers = max_gain_db, num_workers
+        self.max_gain_db, self.num_workers, self.hang_seconds = max_gain_db, num_workers, hang_seconds
         self.repeats, self.class_balanced = repeats, class_balanced
         self.gallery_clips, self.dense_windows, self.wrong_sound = gallery_clips, dense_windows, wrong_sound
         self.min_coverage = min_coverage
@@ -204,10 +207,19 @@ class ClipDataModule(LightningDataModule):
         loader, trainer = self._train_loader, self.trainer
         assert trainer is not None
         ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        return {"delivered": 0 if loader is None or ended else loader.delivered}
+        delivered = 0 if loader is None or ended else loader.delivered
+        return {"delivered": delivered, "batch_size": self.batch_size, "processes": trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._delivered = state_dict["delivered"]
+        now = {"batch_size": self.batch_size, "processes": self._rank_and_world()[1]}
+        if self._delivered and any(state_dict.get(key, value) != value for key, value in now.items()):
+            then = "data.batch_size={batch_size} on {processes} processes".format_map({**now, **state_dict})
+            raise UserError(
+                f"the checkpoint lies {self._delivered} steps within an epoch of {then}, here it is "
+                f"data.batch_size={self.batch_size} on {now['processes']}: its rest cannot be told; go on as before, or "
+                "from a checkpoint of the end of an epoch."
+            )
 
     def val_dataloader(self) -> list[ResumableLoader]:
         datasets = [self._dataset("val")]
@@ -267,9 +279,20 @@ class ClipDataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=train and workers > 0,
             pin_memory=torch.cuda.is_available(),
+            hang_seconds=self.hang_seconds,
         )
 
     # ---- batches
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        for problem in batch.problems:
+            folder = Path(problem.path).parent
+            if problem.reason == "missing" and not folder.is_dir():
+                raise UserError(
+                    f"{folder} was there when the run began and is gone: bring it back (is the disk mounted?), and give "
+                    "the same command again."
+                )
+        return batch
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)

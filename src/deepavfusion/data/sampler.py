@@ -1,13 +1,12 @@
-"""Which item comes when, on which process; and a loader that goes on in the middle of an epoch."""
+"""Which item comes when, on which process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 SHUFFLED_TOGETHER = 8  # blocks of packed clips whose order is mixed; the blocks' own order is random, too
 
@@ -87,28 +86,3 @@ class ClipSampler(Sampler[Draw]):
             near = [item for block in blocks[first : first + SHUFFLED_TOGETHER] for item in block]
             order += [near[n] for n in torch.randperm(len(near), generator=generator).tolist()]
         return order
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over a `ClipSampler` whose state is the number of batches the epoch under way has had.
-
-    After a resume the rest of the epoch comes, exactly once.
-    """
-
-    sampler: ClipSampler
-    delivered = 0
-    resume_at = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"delivered": self.delivered}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.resume_at = state["delivered"] % len(self)
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        assert self.batch_size is not None
-        self.delivered, self.resume_at = self.resume_at, 0
-        self.sampler.skip = self.delivered * self.batch_size
-        for batch in super().__iter__():
-            self.delivered += 1
-            yield batch

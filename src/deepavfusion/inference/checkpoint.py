@@ -15,9 +15,9 @@ from hydra.errors import InstantiationException
 from rich import get_console
 from torch import nn
 
-from deepavfusion.models.weights import read_file
+from deepavfusion.models.checkpoint_file import read_file
 from deepavfusion.tasks.base import Task
-from deepavfusion.utils.configs import instantiate
+from deepavfusion.utils.configs import BuildError, instantiate
 from deepavfusion.utils.errors import UserError
 
 TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
@@ -66,7 +66,7 @@ def load_task(path: str | Path, expected: type[Task] | str | None = None, device
         if isinstance(expected, type) and not isinstance(task, expected):
             raise wrong
         task.load_state_dict(content["state_dict"], strict=True)
-    except (InstantiationException, RuntimeError, TypeError) as error:
+    except (BuildError, InstantiationException, RuntimeError, TypeError) as error:
         words = textwrap.shorten(str(error), 200, placeholder=" …")
         raise UserError(
             f"checkpoint {path} does not fit this version of the code ({words}): use the commit that wrote it, or "

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.weights import load_encoder
@@ -37,10 +38,51 @@ class Task(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.record: dict[str, Any] = {}
+        self.train_means = nn.ModuleDict()  # of the epoch so far, by name
         self._compiled_rows: int | None = None  # of the batches that the compiled network is for; 0: not yet known
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = self.record
+        states = {name: (mean.mean_value, mean.weight) for name, mean in self.train_means.items()}
+        mine = {name: [float(part) for part in state] for name, state in states.items()}  # type: ignore[arg-type]
+        checkpoint["train_means"] = [mine]
+        if self.trainer.world_size > 1:
+            checkpoint["train_means"] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(checkpoint["train_means"], mine)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        processes = checkpoint.get("train_means", [])
+        if self._trainer is not None and len(processes) == self.trainer.world_size:  # else the epoch begins anew
+            for name, (total, weight) in processes[self.trainer.global_rank].items():
+                mean = self._train_mean(name)
+                mean.update(total, 1.0)
+                mean.weight.fill_(weight)
+
+    def on_train_epoch_start(self) -> None:
+        for name in self.train_means:
+            self._train_mean(name).reset()  # an epoch that is gone on with does not come here
+
+    def log_train(self, values: dict[str, Tensor], rows: int) -> None:
+        """Log a step's values as `<name>_step`, and as `<name>` their mean over an epoch, which outlives a resume.
+
+        The curve by the step is this process's own; only the epoch's mean is worth waiting for the others.
+
+        Args:
+            values: name -> scalar.
+            rows: that they are means of.
+        """
+        for name, value in values.items():
+            mean = self._train_mean(name)
+            mean.update(value.detach(), torch.full_like(value, rows))
+            self.log(f"{name}_step", value.detach(), batch_size=rows)
+            self.log(name, mean, on_step=False, on_epoch=True, metric_attribute=f"train_means.{name}")
+
+    def _train_mean(self, name: str) -> MeanMetric:
+        if name not in self.train_means:
+            self.train_means[name] = MeanMetric(nan_strategy="disable").to(self.device)
+        mean = self.train_means[name]
+        assert isinstance(mean, MeanMetric)
+        return mean
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """What is random in a step follows from seed, epoch, step and process: it survives a resume unchanged."""

@@ -170,8 +170,7 @@ class Classify(FineTune):
             share = draw_shares(len(batch), self.hparams["mixup"], image.device)
             image, sound, target = mixup([image, sound, target], share)
         losses = [self.loss(net(image, sound), target, self.hparams["label_smoothing"]) for net in self._nets()]
-        self.log("train/loss_step", losses[0].detach(), batch_size=batch.items)
-        self.log("train/loss", losses[0].detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.items)
+        self.log_train({"train/loss": losses[0]}, batch.items)
         return torch.stack(losses).sum()
 
     def _evaluate(self, net: Classifier, batch: Batch, metrics: ClassificationMetrics) -> None:

@@ -85,10 +85,7 @@ class Pretrain(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self(batch)
         losses = {"loss": out.loss, "loss_image": out.image_loss, "loss_audio": out.audio_loss}
-        values = {f"train/{name}": value.detach() for name, value in losses.items()}
-        # The curve by the step is this process's own; only the epoch's mean is worth waiting for the others.
-        self.log_dict({f"{name}_step": value for name, value in values.items()}, batch_size=len(batch))
-        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch))
+        self.log_train({f"train/{name}": value for name, value in losses.items()}, len(batch))
         return out.loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:

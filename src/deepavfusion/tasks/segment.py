@@ -81,8 +81,7 @@ class Segment(FineTune):
         self.check_shapes(batch)
         assert batch.mask is not None
         loss = pixel_loss(self.net(batch.image, batch.spectrogram), batch.mask)
-        self.log("train/loss_step", loss.detach(), batch_size=batch.items)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.items)
+        self.log_train({"train/loss": loss}, batch.items)
         return loss
 
     def mark(self, batch: Batch) -> Tensor:

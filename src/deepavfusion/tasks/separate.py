@@ -88,8 +88,7 @@ class Separate(FineTune):
         self.check_shapes(batch)
         _, log_mel = self.mix(batch)
         loss, _ = self._loss(batch, self.net(batch.image, log_mel), _power(log_mel))
-        self.log("train/loss_step", loss.detach(), batch_size=batch.items)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.items)
+        self.log_train({"train/loss": loss}, batch.items)
         return loss
 
     def _loss(self, batch: Batch, logits: Tensor, mixture_mel: Tensor) -> tuple[Tensor, Tensor]:

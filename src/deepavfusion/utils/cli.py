@@ -1,7 +1,8 @@
-"""What the entry points share: a user's mistake ends in one sentence and exit status 2."""
+"""What the entry points share: a user's mistake ends in one sentence and exit status 2, a stop in 75."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -13,12 +14,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.signals import STOPPED, StopRequested
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate the function below `@hydra.main`: a `UserError` is printed in red and exits with status 2.
 
-    Every other exception is a bug and keeps its traceback.
+    A run that was asked to stop, and can go on, says so and exits with status 75 (`signals.STOPPED`). A full disk is no
+    bug, either. Every other exception is one and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -27,12 +32,30 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
             return main(*args, **kwargs)
         except UserError as error:
             _fail(str(error))
+        except StopRequested as stop:
+            if rank_zero():
+                Console(stderr=True, soft_wrap=True).print(str(stop), style="yellow", markup=False, highlight=False)
+            # A process that Lightning started is watched by the first one, which takes another status for a failure.
+            sys.exit(STOPPED if rank_zero() else 0)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            where = error.filename or "a file of the run"
+            _fail(
+                f"{where} could not be written ({error.strerror}): make room, and give the same command again, with "
+                "resume=<run directory> where the run has no name; it goes on from its last checkpoint."
+            )
         except HydraException as error:
             if isinstance(error, InstantiationException):
                 raise
             _fail(one_sentence(error))
 
     return wrapped
+
+
+def rank_zero() -> bool:
+    """Whether this is the first process of a run, or the only one."""
+    return not any(int(os.environ.get(name) or 0) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def run(main: Callable[[], Any]) -> None:

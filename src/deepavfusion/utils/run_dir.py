@@ -12,7 +12,9 @@ from deepavfusion.utils.errors import UserError
 
 RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # tells the other processes of this machine which directory it is
 CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
+LAST = "last.ckpt"  # points to the newest whole one of the following
+STEPS = "step_{:08d}.ckpt"
+STEPS_PATTERN = "step_*.ckpt"
 BEST = "best.ckpt"  # of a run that judges its weights by validation
 OVERRIDES = "overrides.yaml"
 CONFIG = "config.yaml"
@@ -38,7 +40,7 @@ def choose_run_dir(
         return Path(os.environ[RUN_DIR_VARIABLE])
     if resume:
         run_dir = Path(resume).resolve()
-        if not (run_dir / CHECKPOINTS / LAST).is_file():
+        if not checkpoints_of(run_dir):
             raise UserError(
                 f"resume={resume} has no {CHECKPOINTS}/{LAST}: expected the directory of an unfinished run, such as "
                 f"{Path(log_dir) / task}/runs/<name>."
@@ -76,26 +78,46 @@ def _named(runs: Path, name: str | None) -> Path:
     raise UserError(f"{runs} has a thousand runs of {time}: set run.name.")
 
 
-def checkpoint_to_go_on_from(run_dir: Path, asked: str | None = None) -> str | None:
-    """The run's own last checkpoint if it was interrupted, else the one that is asked for; None: begin anew.
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """The checkpoints that a run can go on from, the best one first: where `last` points to, then the ones before."""
+    folder = run_dir / CHECKPOINTS
+    steps = sorted(folder.glob(STEPS_PATTERN), reverse=True)
+    last = folder / LAST
+    if not last.is_symlink():  # of another making, if it is there at all
+        return [*([last] if last.is_file() else []), *steps]
+    target = folder / os.readlink(last)
+    # One that is newer was written, but what belongs to it perhaps not.
+    return [
+        path
+        for path in (target, *(s for s in steps if s < target), *(s for s in steps if s > target))
+        if path.is_file()
+    ]
+
+
+def checkpoints_to_go_on_from(run_dir: Path, asked: str | None = None) -> list[Path]:
+    """The run's own checkpoints if it was interrupted, else the one that is asked for; none: begin anew.
 
     Args:
         run_dir: of this run.
         asked: a file, or "last", which means the run's own.
 
+    Returns:
+        The one to take first, then those to take if it is damaged.
+
     Raises:
         UserError: the checkpoint that is asked for does not exist.
     """
-    last = run_dir / CHECKPOINTS / LAST
-    if last.is_file():
-        return str(last)
-    if asked is None:
-        return None
+    own = checkpoints_of(run_dir)
+    if own or asked is None:
+        return own
     if asked == "last":
-        raise UserError(f"ckpt_path=last, but {last} does not exist: name the run with run.name=…, or give a file.")
+        raise UserError(
+            f"ckpt_path=last, but {run_dir / CHECKPOINTS / LAST} does not exist: name the run with run.name=…, or "
+            "give a file."
+        )
     if not Path(asked).is_file():
         raise UserError(f"ckpt_path={asked} does not exist: expected a .ckpt file that a run of this task wrote.")
-    return asked
+    return [Path(asked)]
 
 
 def remove_if_empty(run_dir: Path) -> None:
@@ -106,8 +128,15 @@ def remove_if_empty(run_dir: Path) -> None:
 
 def write_record(run_dir: Path, config: str, overrides: list[str]) -> None:
     """Leave the composed config and the overrides it came from in the run directory."""
-    (run_dir / CONFIG).write_text(config)
-    (run_dir / OVERRIDES).write_text(yaml.safe_dump(overrides))
+    write_whole(run_dir / CONFIG, config)
+    write_whole(run_dir / OVERRIDES, yaml.safe_dump(overrides))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file such that it is never seen, nor left, half written."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def read_overrides(run_dir: str | Path) -> list[str]:

@@ -1,0 +1,87 @@
+"""What decoding processes do besides decoding: say what they read, and leave signals to the process that trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+
+import torch
+
+LOOK_EVERY = 0.5  # s
+
+
+class Board:
+    """Which item each decoding process is reading, and since when; in memory that all of them share.
+
+    Args:
+        workers: number of processes.
+    """
+
+    def __init__(self, workers: int) -> None:
+        # process id · item + 1, or 0 between two · start, ns of the monotonic clock, which is the machine's
+        self.rows = torch.zeros(workers, 3, dtype=torch.int64).share_memory_()
+
+    @contextmanager
+    def reading(self, item: int) -> Iterator[None]:
+        """Note in a decoding process that an item is being read; elsewhere nothing is noted."""
+        info = torch.utils.data.get_worker_info()
+        if info is None:
+            yield
+            return
+        row = self.rows[info.id]
+        row[0], row[2] = os.getpid(), time.monotonic_ns()
+        row[1] = item + 1
+        yield
+        row[1] = 0  # after an error, too, the item stays: nothing else will be read
+
+    def item(self, worker: int) -> int | None:
+        """What a process was reading when it ended."""
+        return int(self.rows[worker, 1]) - 1 if self.rows[worker, 1] else None
+
+    def clear(self) -> None:
+        self.rows.zero_()
+
+
+class HangWatch:
+    """Within it, a decoding process that reads an item for too long is ended, from a thread.
+
+    Args:
+        board: of the processes.
+        seconds: that an item may take.
+    """
+
+    def __init__(self, board: Board, seconds: float) -> None:
+        self.board, self.seconds = board, seconds
+        self.ended: set[int] = set()  # workers
+        self._over = threading.Event()
+
+    def __enter__(self) -> HangWatch:
+        if len(self.board.rows):
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY):
+            now = time.monotonic_ns()
+            for worker, (pid, item, since) in enumerate(self.board.rows.tolist()):
+                if item and now - since > self.seconds * 1e9 and worker not in self.ended:
+                    self.ended.add(worker)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+def start_worker(_: int) -> None:
+    """Signals that ask the run to stop are not for its workers, which the run ends when it has saved."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,150 @@
+"""Decoding processes that die, crash or hang, and folders that vanish: caused, not imagined."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from deepavfusion.data import demo
+from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.data.sources import RawSource
+from deepavfusion.data.vggsound import vggsound
+from deepavfusion.utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Torch looks every five seconds whether its workers are alive, which is too seldom for a test."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
+    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
+
+
+class Treacherous(RawSource):
+    """Does something to the process that opens a certain clip."""
+
+    def __init__(self, victim: str, what: object, once: Path | None = None) -> None:
+        super().__init__()
+        self.victim, self.what, self.once = victim, what, once
+
+    @contextmanager
+    def open(self, clip):
+        if clip.id == self.victim and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
+            self.what()
+        with super().open(clip) as opened:
+            yield opened
+
+
+def loader(root: Path, source: RawSource | None = None, **more: object):
+    module = ClipDataModule(vggsound, str(root), "vggsound", batch_size=4, image_size=32, num_workers=2, **more)
+    module.setup()
+    if source is not None:
+        module.sources = dict.fromkeys(module.sources, source)
+    return module, module.train_dataloader()
+
+
+def epoch(loader) -> list:
+    loader.sampler.set_epoch(0)
+    return list(loader)
+
+
+def same(one: list, other: list) -> bool:
+    return all(
+        a.id == b.id and torch.equal(a.image, b.image) and torch.equal(a.waveform, b.waveform)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def signal_of(number: int):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def test_the_death_of_a_worker_changes_no_sample(root, capsys):
+    _, undisturbed = loader(root)
+    expected = epoch(undisturbed)
+    _, killed = loader(root)
+    killed.sampler.set_epoch(0)
+    found = []
+    for batch in killed:
+        found.append(batch)
+        if len(found) == 1:
+            os.kill(killed._iterator._workers[1].pid, signal.SIGKILL)
+    assert len(expected) == 4
+    assert same(found, expected)
+    assert "SIGKILL; decoding processes are started again" in capsys.readouterr().out
+    assert same(epoch(killed), expected)  # and the next epoch, too
+
+
+def test_a_clip_that_crashes_the_decoder_once_is_read_again(root, tmp_path, capsys):
+    module, undisturbed = loader(root)
+    expected, victim = epoch(undisturbed), module.lists["train"].clips[5].id
+    _, crashing = loader(root, Treacherous(victim, signal_of(signal.SIGSEGV), tmp_path / "once"))
+    assert same(epoch(crashing), expected)
+    assert f"clip {victim}" in (out := capsys.readouterr().out)
+    assert "SIGSEGV while reading it; it is tried again" in out
+
+
+def test_a_clip_that_always_crashes_the_decoder_is_left_out_by_name(root):
+    module, undisturbed = loader(root)
+    expected, clip = epoch(undisturbed), module.lists["train"].clips[5]
+    _, crashing = loader(root, Treacherous(clip.id, signal_of(signal.SIGABRT)))
+    found = epoch(crashing)
+    assert [[i for i in batch.id if i != clip.id] for batch in expected] == [batch.id for batch in found]
+    (problem,) = [problem for batch in found for problem in batch.problems]
+    assert (problem.id, problem.path, problem.reason, problem.used) == (clip.id, clip.path, "undecodable", False)
+    assert problem.detail == "the decoding process was ended by SIGABRT while reading it, 2 times"
+
+
+def test_a_clip_on_which_the_decoder_hangs_is_left_out_by_name(root):
+    module, _ = loader(root)
+    victim = module.lists["train"].clips[2].id
+    _, hanging = loader(root, Treacherous(victim, lambda: time.sleep(3600)), hang_seconds=2.0)
+    begin = time.monotonic()
+    (problem,) = [problem for batch in epoch(hanging) for problem in batch.problems]
+    assert (problem.id, problem.reason) == (victim, "hung")
+    assert "within 2 s" in problem.detail
+    assert time.monotonic() - begin < 60
+
+
+def test_workers_that_are_killed_again_and_again_end_in_a_sentence(root, capsys):
+    module, _ = loader(root)
+    _, starved = loader(root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGKILL)))
+    with pytest.raises(UserError, match=r"4 times in a row by SIGKILL.*data.num_workers"):
+        epoch(starved)
+
+
+def test_a_folder_that_vanishes_is_named_before_the_step(root, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    module, here = loader(copy)
+    shutil.rmtree(copy / "clips")
+    batch = next(iter(here))
+    with pytest.raises(UserError, match=rf"{copy}/clips/\w+ was there when the run began and is gone"):
+        module.on_before_batch_transfer(batch, 0)
+
+
+def test_signals_that_stop_a_run_do_not_reach_its_workers(root):
+    _, here = loader(root)
+    expected = epoch(here)
+    here.sampler.set_epoch(0)
+    batches = iter(here)
+    found = [next(batches)]
+    for worker in here._iterator._workers:
+        for number in (signal.SIGINT, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    found += batches
+    assert same(found, expected)
