@@ -26,6 +26,10 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+.PHONY: doctor
+doctor: $(STAMP)  ## Is this machine fit for a run? Each line is ok, or says how to mend it
+	$(BIN)/python src/doctor.py $(ARGS)
+
 .PHONY: pretrain
 pretrain: $(STAMP)  ## Pre-train: your data/vggsound, or without it a demo that makes its own data
 	$(BIN)/python src/train.py experiment=pretrain_vggsound $(ARGS)

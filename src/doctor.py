@@ -14,8 +14,10 @@ try:
     from omegaconf import DictConfig
     from rich import get_console
     from rich.live import Live
-except ModuleNotFoundError as error:
-    sys.exit(f"{sys.executable} has no {error.name}: run make setup, then .venv/bin/python src/doctor.py.")
+except ImportError as error:
+    sys.exit(
+        f"{sys.executable} cannot import {error.name} ({error}): type make doctor; if you did, rm -rf .venv first."
+    )
 
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
@@ -32,45 +34,36 @@ register_resolvers()
 
 
 def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Check]:
-    """Name -> check, in the order of the table.
-
-    Args:
-        cfg: the config.
-        chosen: the data config that is in it.
-        overrides: it was composed with.
-    """
+    """Name -> check, in the order of the table; `chosen` is the data config that `cfg` was composed with."""
     logs = Path(cfg.paths.log_dir)
     places = {"paths.log_dir=<folder>": logs, "TMPDIR": Path(os.environ.get("TMPDIR", "/tmp"))}
-    places["MPLCONFIGDIR"] = Path(os.environ.get("MPLCONFIGDIR") or Path.home() / ".cache" / "matplotlib")
     if not Path(cfg.data.root).is_dir():  # the demo is to be made
         places["paths.data_dir=<folder>"] = Path(cfg.paths.data_dir)
     sound = round(16_000 * cfg.data.audio_seconds) * 4
-    batch = cfg.data.batch_size * (3 * cfg.data.image_size**2 + sound)
+    batch = cfg.data.batch_size * (3 * cfg.data.image_size**2 + sound)  # bytes
     workers = cfg.data.num_workers
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), 16)
     found: dict[str, Check] = {
-        "Python": partial(software.python, REPOSITORY),
+        "code": partial(software.code, REPOSITORY),
         "packages": partial(software.packages, REPOSITORY),
         "imports": software.imports,
-        "cores and memory": software.cores_and_memory,
+        "cores and memory": machine.cores_and_memory,
         "GPUs": software.gpus,
         "decoders": software.decoders,
         "writing": partial(machine.writing, places),
-        "disk space": partial(machine.disk_space, logs, cfg.parameters, cfg.checkpoints),
-        "disk speed": partial(machine.disk_speed, logs, cfg.write_mb, cfg.least_mb_per_s),
+        "log disk": partial(machine.log_disk, logs, cfg.free_gb, cfg.write_mb, cfg.least_mb_per_s),
         "shared memory": partial(machine.shared_memory, batch, workers),
         "open files": machine.open_files,
-        "clock": partial(machine.clock, REPOSITORY),
         "variables": partial(machine.variables, dict(os.environ)),
-        "TensorBoard port": partial(machine.port, cfg.port),
     }
     shared = [value for value in overrides if not value.lstrip("+~").startswith(("data=", "data."))]
     for name in sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml")):
         mine = name == chosen
         data = cfg.data if mine else hydra.compose("doctor", overrides=[*shared, f"data={name}"]).data
-        given = mine and any(value.startswith("data.root=") for value in overrides)
-        found[f"data={name}"] = partial(dataset, data, given, cfg.least_mb_per_s)
+        if mine or Path(data.root).exists():
+            given = mine and any(value.startswith("data.root=") for value in overrides)
+            found[f"data={name}"] = partial(dataset, data, given, cfg.least_mb_per_s)
     if cfg.smoke_train:
         found["smoke train"] = partial(smoke_train, REPOSITORY, 0.8 * cfg.time_limit)
     return found
@@ -78,6 +71,7 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
 
 def dataset(config: DictConfig, given: bool, least: float) -> str:
     """What a data config finds on disk."""
+
     def read(split: str) -> ClipList:
         clips: ClipList = instantiate(config).read(split)[0]
         return clips

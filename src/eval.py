@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from deepavfusion.data.fingerprint import fingerprint
 from deepavfusion.models.weights import check_resumable, read_record
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, check_choices, resolve_scale
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.provenance import record_provenance
 from deepavfusion.utils.run_dir import choose_run_dir, remove_if_empty, write_record
 from train import build, record
 
@@ -59,7 +60,9 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
         remove_if_empty(run_dir)
         raise
     if trainer.is_global_zero:
-        write_record(Path(run_dir), OmegaConf.to_yaml(cfg, resolve=True), overrides)
+        write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
+        for sentence in record_provenance(run_dir, cfg.seed, fingerprint(datamodule.lists)):
+            say(sentence, "yellow")
     trainer.test(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False, weights_only=True)
 
 

@@ -21,6 +21,7 @@ from rich.panel import Panel
 
 from deepavfusion.data import demo
 from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.data.fingerprint import fingerprint
 from deepavfusion.models.checkpoint_file import read_file
 from deepavfusion.models.weights import check_resumable
 from deepavfusion.tasks.base import Task
@@ -36,6 +37,7 @@ from deepavfusion.utils.configs import (
 )
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.provenance import record_provenance
 from deepavfusion.utils.run_dir import (
     checkpoints_to_go_on_from,
     choose_run_dir,
@@ -173,6 +175,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> Trainer:
         raise
     if trainer.is_global_zero:
         write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
+        for sentence in record_provenance(run_dir, cfg.seed, fingerprint(datamodule.lists)):
+            say(sentence, "yellow")
         if ckpt_path:
             say(f"going on from {ckpt_path}")
         if cfg.run.latest:  # a run that stops before its first step leaves `latest` where it was

@@ -58,8 +58,9 @@ class ProcessWatch(Callback):
         rank, code = failed[0]
         if code < 0:
             self._leave(
-                f"process {rank} of {len(others) + 1} was ended by {signal.Signals(-code).name}, the others end, too; the "
-                "same command, with resume=<run directory> where the run has no name, goes on from its last checkpoint.",
+                f"process {rank} of {len(others) + 1} was ended by {signal.Signals(-code).name}, the others end, too; "
+                "the same command (where the run has no name, with resume=<run directory>) goes on from its last "
+                "checkpoint.",
                 STOPPED,
                 others,
             )

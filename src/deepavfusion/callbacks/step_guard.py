@@ -110,9 +110,9 @@ class StepGuard(Callback):
             return
         after = f" after {self.skipped} that were left out" if self.skipped else ""
         raise UserError(
-            f"step {step} (epoch {epoch}){after}: {what}, which is not finite; its clips are in {path}, the weights are "
-            "those before it: lower model.blr, set trainer.gradient_clip_val=1.0, trainer.precision=32-true, or leave "
-            "such steps out with callbacks.step_guard.max_skips=<n>."
+            f"step {step} (epoch {epoch}){after}: {what}, which is not finite; its clips are in {path}, the weights "
+            "are those before it: lower model.blr, set trainer.gradient_clip_val=1.0, trainer.precision=32-true, or "
+            "leave such steps out with callbacks.step_guard.max_skips=<n>."
         )
 
     def _spike(self, trainer: Trainer, optimizer: Optimizer, norm: float, usual: float) -> None:
@@ -122,10 +122,8 @@ class StepGuard(Callback):
         if self.spikes <= TOLD:
             done = "left out" if self.skip_spikes else "taken (trainer.gradient_clip_val=<norm> limits it)"
             more = "; further ones are counted in train/grad_spikes" if self.spikes == TOLD else ""
-            say_once(
-                f"step {trainer.global_step}: gradient norm {norm:.3g}, {norm / usual:.0f} times the usual; {done}{more}",
-                "yellow",
-            )
+            found = f"gradient norm {norm:.3g}, {norm / usual:.0f} times the usual"
+            say_once(f"step {trainer.global_step}: {found}; {done}{more}", "yellow")
 
     def _leave_out(self, optimizer: Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)  # AdamW and LARS pass over parameters without a gradient
@@ -147,8 +145,8 @@ class StepGuard(Callback):
         lighter = "model.net.checkpoint_layers=true needs a fifth of the memory for activations"
         if not fits:
             raise UserError(
-                f"out of memory in {where}: not even data.batch_size=1 fits; {lighter}, data.num_workers=<fewer> that of "
-                "the decoding processes; or choose a smaller network or another device."
+                f"out of memory in {where}: not even data.batch_size=1 fits; {lighter}, data.num_workers=<fewer> that "
+                "of the decoding processes; or choose a smaller network or another device."
             ) from exception
         tried = "fits (tried just now)" if batch is not None and trainer.world_size == 1 else "may fit"
         same = f" with trainer.accumulate_grad_batches={-(-size * trainer.accumulate_grad_batches // fits)}"

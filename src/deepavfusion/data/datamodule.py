@@ -217,8 +217,8 @@ class ClipDataModule(LightningDataModule):
             then = "data.batch_size={batch_size} on {processes} processes".format_map({**now, **state_dict})
             raise UserError(
                 f"the checkpoint lies {self._delivered} steps within an epoch of {then}, here it is "
-                f"data.batch_size={self.batch_size} on {now['processes']}: its rest cannot be told; go on as before, or "
-                "from a checkpoint of the end of an epoch."
+                f"data.batch_size={self.batch_size} on {now['processes']}: its rest cannot be told; go on as before, "
+                "or from a checkpoint of the end of an epoch."
             )
 
     def val_dataloader(self) -> list[ResumableLoader]:
@@ -289,8 +289,8 @@ class ClipDataModule(LightningDataModule):
             folder = Path(problem.path).parent
             if problem.reason == "missing" and not folder.is_dir():
                 raise UserError(
-                    f"{folder} was there when the run began and is gone: bring it back (is the disk mounted?), and give "
-                    "the same command again."
+                    f"{folder} was there when the run began and is gone: bring it back (is the disk mounted?), and "
+                    "give the same command again."
                 )
         return batch
 

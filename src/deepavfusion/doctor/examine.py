@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from rich.table import Table
 from rich.text import Text
 
+from deepavfusion.doctor.software import ANEW
 from deepavfusion.utils.errors import UserError
 
 Check = Callable[[], str]
@@ -26,11 +27,6 @@ class Found:
     ok: bool
     text: str
 
-    @property
-    def line(self) -> Text:
-        state = ("ok", "green") if self.ok else ("mend:", "bold red")
-        return Text.assemble(state, " ", (self.text, "" if self.ok else "red"))
-
 
 def examine(name: str, check: Check, time_limit: float) -> Found:
     """Call a check in a forked process, which is killed with all that it has started after `time_limit` seconds."""
@@ -41,18 +37,16 @@ def examine(name: str, check: Check, time_limit: float) -> Found:
     sender.close()
     try:
         if not receiver.poll(time_limit):
-            reason = "a disk, a network or a driver does not answer"
-            return Found(
-                name, False, f"it was not done after {time_limit:g} s: {reason}; or give it more with time_limit=<s>."
-            )
+            why = "a disk, a network or a driver does not answer, or it needs more (time_limit=<s>)"
+            return Found(name, False, f"it was not done after {time_limit:g} s: {why}.")
         return Found(name, *receiver.recv())
     except EOFError:
         process.join(10)
         code = process.exitcode or 0
         how = signal.Signals(-code).name if code < 0 else f"status {code}"
-        return Found(name, False, f"its process was ended by {how}: a library is broken here, make setup installs anew.")
+        return Found(name, False, f"its process was ended by {how}; a library or driver is broken: {ANEW}.")
     finally:
-        with suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)
         process.kill()
         process.join(10)
@@ -63,26 +57,23 @@ def _answer(sender: Connection, check: Check) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what libraries say
         os.dup2(silence, stream)
-    sender.send(outcome(check))
-
-
-def outcome(check: Check) -> tuple[bool, str]:
-    """Whether all is well, and the sentence."""
     try:
-        return True, check()
+        found = True, check()
     except UserError as error:
-        return False, str(error)
+        found = False, str(error)
     except BaseException as error:
-        return False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        found = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    sender.send(found)
 
 
 def as_table(found: Sequence[Found], running: str | None = None) -> Table:
     """A line a check, and one for what is running."""
-    table = Table(show_header=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for each in found:
-        table.add_row(each.name, each.line)
+        state = ("ok", "green") if each.ok else ("mend:", "bold red")
+        table.add_row(each.name, Text.assemble(state, " ", (each.text, "" if each.ok else "red")))
     if running:
         table.add_row(running, "…")
     return table

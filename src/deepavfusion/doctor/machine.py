@@ -1,34 +1,44 @@
-"""Disks, limits and variables of the machine, and the data on it."""
+"""Processors, disks, limits and variables of the machine, and the data on it."""
 
 from __future__ import annotations
 
 import os
 import resource
 import shutil
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.run_dir import RUN_DIR_VARIABLE
 
-GB = 10**9
+if TYPE_CHECKING:
+    from deepavfusion.data.index import ClipList  # which imports torch
+
+GB, GIB = 10**9, 2**30
 BLOCK = 8 * 2**20  # bytes
-PARAMETER = 12  # bytes in a checkpoint: weight and AdamW's two moments, 32 bits each
-BESIDES = 10**9  # bytes: TensorBoard's files and demo data
+LEAST_MEMORY = 2 * GIB  # bytes: a demo run with its decoding processes
 PREFETCHED = 2  # batches that a DataLoader's worker holds in shared memory
 LEAST_FILES = 1024
 CLIPS = 32  # read to measure
-AHEAD = 60  # s that the clock may lag behind a file
-FROM_OUTSIDE = ("WORLD_SIZE", "SLURM_NTASKS")  # processes that somebody else starts
-STARTS = (*FROM_OUTSIDE, "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", RUN_DIR_VARIABLE)
-CHANGES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONHASHSEED", "TORCH_COMPILE_DISABLE")
+
+
+def cores_and_memory(group: Path = Path("/sys/fs/cgroup")) -> str:
+    """The cores that this process may use, and free memory; a container's limit counts."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = (path.read_text().strip() if (path := group / name).is_file() else "max"
+                   for name in ("memory.max", "memory.current"))  # fmt: skip
+    if limit != "max":
+        free = min(free, int(limit) - int(used))
+    if free < LEAST_MEMORY:
+        raise UserError(
+            f"{free / GIB:.1f} GiB of memory are free, a demo run needs {LEAST_MEMORY / GIB:.0f}: end other programs, "
+            "or raise the limit of the container (docker run --memory)."
+        )
+    return f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, {free / GIB:.1f} GiB of memory free"
 
 
 # ---- disks
@@ -58,156 +68,100 @@ def writing(places: Mapping[str, Path]) -> str:
     return ", ".join(map(str, places.values()))
 
 
-def disk_space(folder: Path, parameters: float, checkpoints: int) -> str:
-    """The log folder's disk has room for the checkpoints of a run and what lies beside them."""
-    free = shutil.disk_usage(existing(folder)).free
-    needed = int(checkpoints * PARAMETER * parameters) + BESIDES
-    if free < needed:
+def log_disk(folder: Path, least_gb: float, megabytes: int, least_speed: float) -> str:
+    """The disk of the logs has `least_gb` GB free, and writes and reads a file of so many MB at `least_speed` MB/s."""
+    free = shutil.disk_usage(existing(folder)).free / GB
+    if free < least_gb:
         raise UserError(
-            f"{folder} has {free / GB:.1f} GB free, the published recipe needs {needed / GB:.1f} ({checkpoints} checkpoints "
-            f"of {parameters / 1e6:.0f} M parameters): make room, or set paths.log_dir=<folder on another disk>."
+            f"{folder} has {free:.1f} GB free, the published recipe needs {least_gb:.0f}: make room, set "
+            "paths.log_dir=<folder on another disk>, or expect less (free_gb=1 will do for the demo)."
         )
-    return f"{folder}: {free / GB:.1f} GB free, the published recipe needs {needed / GB:.1f}"
-
-
-def disk_speed(folder: Path, megabytes: int, least: float) -> str:
-    """Write a file, wait until it is on the disk, and read it past the cache."""
     block = os.urandom(BLOCK)
     blocks = max(1, round(megabytes * 1e6 / BLOCK))
-    with tempfile.NamedTemporaryFile(dir=existing(folder), prefix=".doctor_") as file:
-        begin = time.perf_counter()
-        for _ in range(blocks):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        written = blocks * BLOCK / 1e6 / (time.perf_counter() - begin)
-        size, seconds = read_cold(Path(file.name))
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing(folder), prefix=".doctor_") as file:
+            begin = time.perf_counter()
+            for _ in range(blocks):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            written = blocks * BLOCK / 1e6 / (time.perf_counter() - begin)
+            size, seconds = read_cold(Path(file.name))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): set paths.log_dir=<folder>.") from None
     read = size / 1e6 / max(seconds, 1e-9)
-    for what, speed in (("writes", written), ("reads", read)):
-        if speed < least:
-            raise UserError(
-                f"{folder} {what} {speed:.1f} MB/s, expected {least:g} or more: a checkpoint would take minutes; set "
-                "paths.log_dir=<folder on a faster disk>."
-            )
-    return f"{folder}: writes {written:.0f} MB/s, reads {read:.0f} MB/s"
+    if min(written, read) < least_speed:
+        raise UserError(
+            f"{folder} writes {written:.0f} and reads {read:.0f} MB/s, expected {least_speed:g} or more: a checkpoint "
+            "would take minutes; set paths.log_dir=<folder on a faster disk>."
+        )
+    return f"{folder}: {free:.0f} GB free, writes {written:.0f} MB/s, reads {read:.0f} MB/s"
 
 
 def read_cold(path: Path) -> tuple[int, float]:
     """Bytes of a file and the seconds to read it from the disk."""
     size = 0
     with open(path, "rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         begin = time.perf_counter()
         while block := file.read(BLOCK):
             size += len(block)
         return size, time.perf_counter() - begin
 
 
-# ---- limits
+# ---- limits, and what changes how a run starts
 
 
 def shared_memory(batch_bytes: int, workers: int, folder: Path = Path("/dev/shm")) -> str:
     """The batches on their way from decoding processes fit."""
-    if not folder.is_dir():
-        return f"{folder} does not exist here; batches take another way"
     free, needed = shutil.disk_usage(folder).free, batch_bytes * workers * PREFETCHED
     if free < needed:
         raise UserError(
-            f"{folder} has {free / 1e6:.0f} MB free, {workers} decoding processes need {needed / 1e6:.0f}: in a container "
-            "start with --ipc=host or --shm-size=8g, else set data.num_workers or data.batch_size lower."
+            f"{folder} has {free / 1e6:.0f} MB free, {workers} decoding processes need {needed / 1e6:.0f}: delete what "
+            "fills it, in a container start with --ipc=host or --shm-size=8g, else set data.num_workers lower."
         )
-    return f"{folder}: {free / GB:.1f} GB free, {workers} decoding processes need {needed / GB:.2f}"
+    return f"{folder}: {free / GB:.1f} GB free, the decoding processes need {needed / GB:.2f}"
 
 
 def open_files() -> str:
     """How many files a process may hold open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unlimited = resource.RLIM_INFINITY
-    if soft != unlimited and soft < LEAST_FILES:
+    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
         raise UserError(
-            f"a process may open {soft} files, decoding processes share theirs and need {LEAST_FILES}: type "
-            f"ulimit -n {4096 if hard == unlimited else max(min(hard, 4096), soft)} in this shell, and have the limit of "
-            "the system raised if that is less."
+            f"a process may open {soft} files at a time, decoding processes share theirs and need {LEAST_FILES}: type "
+            f"ulimit -n {LEAST_FILES} in this shell, and have the system's limit ({hard}) raised if that is refused."
         )
-    return "no limit" if soft == unlimited else f"{soft} at a time"
-
-
-def clock(repository: Path) -> str:
-    """Now is not before the newest commit and file: runs are named after the time."""
-    newest = max(
-        (path.stat().st_mtime for part in ("src", "configs") for path in (repository / part).rglob("*.[py]*")), default=0.0
-    )
-    try:
-        command = ["git", "-C", str(repository), "log", "-1", "--format=%ct"]
-        newest = max(newest, float(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout))
-    except (OSError, ValueError, subprocess.SubprocessError):
-        pass  # no git, or no repository
-    now = time.time()
-    if now + AHEAD < newest:
-        raise UserError(
-            f"the clock says {_moment(now)}, but the newest file or commit here is of {_moment(newest)}: set it "
-            "(timedatectl set-ntp true), or runs are named after a wrong time."
-        )
-    return _moment(now)
-
-
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M %Z}"
-
-
-# ---- what changes how a run starts
+    return "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at a time"
 
 
 def variables(environment: Mapping[str, str]) -> str:
-    """None makes a run wait for other processes, or write into another run's directory."""
-    for name in FROM_OUTSIDE:
-        value = environment.get(name) or "1"
-        if value != "1":
+    """None makes a run wait for other processes, or write nothing."""
+    for name, one in (("WORLD_SIZE", "1"), ("SLURM_NTASKS", "1"), ("LOCAL_RANK", "0")):
+        if (value := environment.get(name) or one) != one:
             raise UserError(
-                f"{name}={value} says that others start the processes, and a run would wait for them: start it with "
-                f"srun or torchrun and run.name=<name>, or type unset {name}."
+                f"{name}={value} says that others start the processes, and a run would wait for them or write nothing: "
+                f"start it with srun or torchrun and run.name=<name>, or type unset {name}."
             )
-    if environment.get("LOCAL_RANK") not in (None, "", "0"):
-        raise UserError(
-            f"LOCAL_RANK={environment['LOCAL_RANK']} says that this is not the first process, which would write "
-            "nothing: type unset LOCAL_RANK."
-        )
-    said = [f"{name}={environment[name]}" for name in (*STARTS, *CHANGES) if name in environment]
-    return ", ".join(said) or "none that changes how a run starts"
-
-
-def port(number: int) -> str:
-    """Whether TensorBoard's port on this machine is free; both are well."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", number))
-        except OSError as error:
-            return f"{number} is in use ({error.strerror}); for a second one: make tensorboard ARGS='--port {number + 1}'"
-    return f"{number} is free"
+    return "none that changes how a run starts"
 
 
 # ---- data
 
 
-def data_root(root: str, given: bool, splits: Sequence[str], read: Callable[[str], Any], least: float) -> str:
-    """What of a dataset is on disk, and how fast it is read.
+def data_root(root: str, given: bool, splits: Sequence[str], read: Callable[[str], ClipList], least: float) -> str:
+    """What of a dataset is on disk, and whether it is read at `least` MB/s.
 
     Args:
         root: of the dataset, a folder or an address.
         given: whether it was asked for; a default one may be absent.
         splits: names.
-        read: split -> its `ClipList`; a wrong layout is a `UserError` of the reader.
-        least: MB/s.
+        read: split -> its list; a wrong layout is a `UserError` of the reader.
     """
-    path = Path(root)
-    if not is_remote(root) and not path.is_dir():
-        if given or path.exists():
-            state = "is a file" if path.exists() else "does not exist"
+    if not is_remote(root) and not Path(root).is_dir():
+        if given or Path(root).exists():
             raise UserError(
-                f"data.root={root} {state}; expected a folder of the dataset: give its folder, or leave data.root out to "
-                "run on generated demo data."
+                f"data.root={root} is not a folder; expected that of a dataset: give its folder, or leave data.root "
+                "out to run on generated demo data."
             )
         return f"{root} is absent: runs use the demo"
     counts, files = [], []
@@ -216,13 +170,12 @@ def data_root(root: str, given: bool, splits: Sequence[str], read: Callable[[str
         counts.append(f"{split} {len(clips.clips)} of {clips.listed} clips")
         files += [clip.path for clip in clips.clips]
     said = f"{root}: {', '.join(counts)}"
-    return said if is_remote(root) or not files else f"{said}; {_read_rate(path, files, least)}"
+    return said if is_remote(root) or not files else f"{said}; reads {_read_rate(root, files, least):.0f} MB/s"
 
 
-def _read_rate(root: Path, files: list[str], least: float) -> str:
-    chosen = sorted(set(files[:: max(1, len(files) // CLIPS)]))[:CLIPS]
+def _read_rate(root: str, files: list[str], least: float) -> float:
     size, seconds = 0, 0.0
-    for name in chosen:
+    for name in sorted(set(files[:: max(1, len(files) // CLIPS)]))[:CLIPS]:
         clip = Path(name)
         for file in [path for path in clip.rglob("*") if path.is_file()] if clip.is_dir() else [clip]:
             more, took = read_cold(file)
@@ -233,5 +186,4 @@ def _read_rate(root: Path, files: list[str], least: float) -> str:
             f"{root} is read at {speed:.1f} MB/s, expected {least:g} or more: put the data on a local disk, or pack it "
             "(python src/prepare.py command=pack) and set data.root."
         )
-    free = shutil.disk_usage(root).free
-    return f"reads {speed:.0f} MB/s, {len(chosen) / max(seconds, 1e-9):.0f} files/s; {free / GB:.1f} GB free"
+    return speed

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from deepavfusion.utils.configs import REPOSITORY
+
+PROVENANCE = "provenance.json"
 UNKNOWN = "unknown"
 LIBRARIES = (
     *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "numpy"),
@@ -21,13 +25,54 @@ LIBRARIES = (
 GIT_SECONDS = 10
 
 
-def provenance(repository: Path, seed: int | None = None, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """What a person needs to make a run again, plain enough for JSON; it names neither machine nor user.
+def record_provenance(
+    run_dir: Path, seed: int | None, data: Mapping[str, Any], repository: Path = REPOSITORY
+) -> list[str]:
+    """Add this start of a run to its `provenance.json`; call it once a start, on the first process.
 
     Args:
-        repository: folder of the code.
+        run_dir: of the run; what former starts wrote stays.
         seed: of the run.
-        command: its words; None: how this process was started.
+        data: what it reads, as `data.fingerprint.fingerprint` has it: `dataset_hash` and `coverage`.
+        repository: folder of the code.
+
+    Returns:
+        Sentences to say: that the run goes on with other code or data than it began with, if it does.
+    """
+    path, said = run_dir / PROVENANCE, []
+    try:
+        starts = _read(path)
+    except (ValueError, KeyError, TypeError):  # no reason to stop a run
+        starts = []
+        aside = path.replace(path.with_suffix(".damaged"))
+        said.append(f"{path} could not be read: it is now {aside.name}, and a new one begins with this start")
+    starts.append(provenance(repository, seed) | {"data": dict(data)})
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"starts": starts}, indent=2) + "\n")
+    partial.replace(path)
+    first, now = starts[0], starts[-1]
+    pairs = {
+        "commit": (first["commit"], now["commit"]),
+        "dataset_hash": (first["data"]["dataset_hash"], now["data"]["dataset_hash"]),
+    }
+    other = [f"{name} {b[:8]}, was {a[:8]}" for name, (a, b) in pairs.items() if a != b and UNKNOWN not in (a, b)]
+    if other:
+        said.append(f"this run goes on with other code or data than it began with ({'; '.join(other)}): see {path}")
+    return said
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The former starts."""
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    if not all(
+        isinstance(value, str) for start in starts for value in (start["commit"], start["data"]["dataset_hash"])
+    ):
+        raise TypeError("a commit or dataset_hash is no text")
+    return list(starts)
+
+
+def provenance(repository: Path, seed: int | None = None) -> dict[str, Any]:
+    """What a person needs to make a run again, plain enough for JSON.
 
     Returns:
         `date` (UTC), `command`, `seed`, `commit`, `dirty` (whether files differ from the commit, new ones too),
@@ -35,7 +80,7 @@ def provenance(repository: Path, seed: int | None = None, command: Sequence[str]
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.orig_argv if command is None else command),
+        "command": shlex.join(sys.orig_argv),
         "seed": seed,
         **code_state(repository),
         "versions": versions(),
@@ -46,7 +91,10 @@ def provenance(repository: Path, seed: int | None = None, command: Sequence[str]
 def code_state(repository: Path) -> dict[str, str | bool]:
     """`commit`, 40 hex digits, and `dirty`; "unknown" without git or outside a repository."""
     try:
-        return {"commit": _git(repository, "rev-parse", "HEAD"), "dirty": bool(_git(repository, "status", "--porcelain"))}
+        return {
+            "commit": _git(repository, "rev-parse", "HEAD"),
+            "dirty": bool(_git(repository, "status", "--porcelain")),
+        }
     except (OSError, subprocess.SubprocessError):
         return {"commit": UNKNOWN, "dirty": UNKNOWN}
 
@@ -86,7 +134,9 @@ def machine() -> dict[str, Any]:
     """CPU, the cores this process may use, GPUs and system, without a name."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus, "system": system}
 

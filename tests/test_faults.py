@@ -1,0 +1,280 @@
+"""What goes wrong while a run trains: caused, and the run stops with a sentence or goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+
+from deepavfusion.callbacks import step_guard
+from deepavfusion.callbacks.checkpoint_io import SyncedCheckpointIO
+from deepavfusion.data import demo
+from deepavfusion.utils import signals
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.signals import STOPPED
+from test_train import TINY, sentence, train
+
+REPOSITORY = Path(__file__).parents[1]
+QUICK = [
+    *(override for override in TINY if "max_epochs" not in override),
+    *("trainer.max_epochs=2", "run.latest=false", "run.name=x", "validate_before=false", "data.gallery_clips=0"),
+    *("trainer.limit_val_batches=1", "~callbacks.knn", "~callbacks.projector", "~callbacks.reconstructions"),
+]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
+    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
+
+
+@pytest.fixture
+def command(data_root, tmp_path) -> list[str]:
+    return [*QUICK, f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
+
+
+class Spoiler(Callback):
+    """Does something to the gradients, or to the process, in certain steps."""
+
+    def __init__(self, steps: list[int], value: float = float("nan"), what: str = "gradient") -> None:
+        self.steps, self.value, self.what = steps, value, what
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.global_step in self.steps and self.what == "gradient":
+            for parameter in pl_module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.value)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step in self.steps and self.what != "gradient":
+            getattr(self, self.what)()
+
+    def out_of_memory(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    def disk_full(self):
+        raise OSError(28, "No space left on device", "/somewhere/events.out")
+
+
+def spoiler(steps: list[int], **more: object) -> list[str]:
+    found = ["+callbacks.spoiler._target_=test_faults.Spoiler", f"+callbacks.spoiler.steps={steps}"]
+    return found + [f"+callbacks.spoiler.{key}={value}" for key, value in more.items()]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_clips(command, tmp_path, monkeypatch, capsys):
+    order = tmp_path / "order.jsonl"
+    recorder = ["+callbacks.recorder._target_=test_train.Recorder", f"+callbacks.recorder.path={order}"]
+    text = sentence(monkeypatch, capsys, *command, *spoiler([1]), "callbacks.checkpoints.every_n_train_steps=1")
+    run_dir = tmp_path / "pretrain/runs/x"
+    (path,) = (run_dir / "nonfinite").iterdir()
+    assert "step 1 (epoch 0)" in text
+    assert str(path) in text
+    assert "callbacks.step_guard.max_skips" in text
+    found = json.loads(path.read_text())
+    assert (found["step"], found["grad_norm"]) == (1, "nan")
+    assert len(found["clips"]) == 6
+    last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 1
+    assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+    train(monkeypatch, *command, *recorder)  # mended, the same command goes on
+    steps = [json.loads(line) for line in order.read_text().splitlines()]
+    assert [clip["id"] for clip in found["clips"]] == steps[0][2]
+    assert [row[:2] for row in steps] == [[0, 1], [1, 0], [1, 1]]
+
+
+def test_so_many_steps_that_are_not_finite_are_left_out_and_counted(command, tmp_path, monkeypatch, capsys):
+    skips = ["callbacks.step_guard.max_skips=2", *spoiler([1, 2], value="inf")]
+    train(monkeypatch, *command, *skips)
+    run_dir = tmp_path / "pretrain/runs/x"
+    assert json.loads((run_dir / "metrics.json").read_text())["train/skipped"] == 2
+    assert len(list((run_dir / "nonfinite").iterdir())) == 2
+    out = capsys.readouterr().out
+    assert "left out, 1 of 2" in out
+    assert "left out, 2 of 2" in out
+    state = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 4
+    assert {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()} == {
+        2
+    }  # moments know only the taken
+
+
+def test_one_step_more_than_may_be_left_out_stops_the_run(command, monkeypatch, capsys):
+    text = sentence(monkeypatch, capsys, *command, "callbacks.step_guard.max_skips=1", *spoiler([1, 2]))
+    assert "after 1 that were left out" in text
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_gradient_spike_is_told_and_may_be_left_out(command, tmp_path, monkeypatch, capsys, skipped):
+    monkeypatch.setattr(step_guard, "REMEMBERED", 8)  # norms of two steps are enough to judge by
+    more = [f"callbacks.step_guard.skip_spikes={skipped}", *spoiler([3], value=1e6)]
+    train(monkeypatch, *command, *more)
+    metrics = json.loads((tmp_path / "pretrain/runs/x/metrics.json").read_text())
+    assert metrics["train/grad_spikes"] == 1
+    assert metrics.get("train/skipped") == (1 if skipped else None)
+    assert "step 3: gradient norm" in (out := capsys.readouterr().out)
+    assert ("left out" if skipped else "trainer.gradient_clip_val") in out
+
+
+def test_out_of_memory_says_which_batch_fits(command, monkeypatch, capsys):
+    largest = 2
+    original = step_guard._fits
+    monkeypatch.setattr(
+        step_guard, "_fits", lambda trainer, module, batch: original(trainer, module, batch) and len(batch) <= largest
+    )
+    text = sentence(monkeypatch, capsys, *command, *spoiler([1], what="out_of_memory"))
+    # 6, then 3, then 1
+    assert "out of memory in training with data.batch_size=6: data.batch_size=1 fits (tried just now)" in text
+    assert "trainer.accumulate_grad_batches=6" in text
+    assert "model.net.checkpoint_layers=true" in text
+
+
+def test_a_disk_that_is_full_ends_in_a_sentence(command, monkeypatch, capsys):
+    text = sentence(monkeypatch, capsys, *command, *spoiler([1], what="disk_full"))
+    assert "/somewhere/events.out could not be written (No space left on device)" in text
+    assert "same command" in text
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
+    path = tmp_path / "step_00000001.ckpt"
+    plugin = SyncedCheckpointIO()
+    plugin.save_checkpoint({"weights": torch.arange(4)}, path)
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # as a disk that has 100 kB left
+    try:
+        with pytest.raises(UserError, match=rf"{path} could not be written.*the one before is untouched"):
+            plugin.save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(command, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "pretrain/runs/x"
+    command = [*command, "callbacks.checkpoints.every_n_train_steps=1"]
+    sentence(monkeypatch, capsys, *command, *spoiler([3]))
+    checkpoints = run_dir / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["last.ckpt", "step_00000002.ckpt", "step_00000003.ckpt"]
+    newest = checkpoints / "step_00000003.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    train(monkeypatch, *command)
+    out = capsys.readouterr().out
+    assert f"checkpoint {newest}" in out
+    assert "Going on from the one before it." in out
+    assert f"going on from {checkpoints}/step_00000002.ckpt" in out
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert (run_dir / "metrics.json").exists()
+
+
+def test_checkpoints_that_are_all_damaged_are_an_error(command, tmp_path, monkeypatch, capsys):
+    sentence(monkeypatch, capsys, *command, *spoiler([1]), "callbacks.checkpoints.every_n_train_steps=1")
+    checkpoints = tmp_path / "pretrain/runs/x/checkpoints"
+    for path in checkpoints.glob("step_*"):
+        path.write_bytes(b"PK\3\4")
+    text = sentence(monkeypatch, capsys, *command)
+    assert "cannot be read" in text
+    assert f"delete {checkpoints} to begin anew" in text
+
+
+def test_a_clock_that_jumps_changes_nothing(command, tmp_path, monkeypatch):
+    real, shift = time.time, iter([*range(0, -40_000_000, -1_000_000), *range(0, 400_000_000, 100_000)])
+    monkeypatch.setattr(time, "time", lambda: real() + next(shift, 0))
+    train(monkeypatch, *command, "callbacks.checkpoints.every_n_minutes=1")
+    names = sorted(p.name for p in (tmp_path / "pretrain/runs/x/checkpoints").iterdir())
+    assert names == ["last.ckpt", "step_00000002.ckpt", "step_00000004.ckpt"]  # none because of a minute that was none
+    metrics = json.loads((tmp_path / "pretrain/runs/x/metrics.json").read_text())
+    assert 0 < metrics["clips_per_second"] < 10_000
+
+
+# ---------------------------------------------------------------- asked to stop
+
+
+class Asker(Callback):
+    """Sends its own process a signal in a step."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def asked(number: int, step: int) -> list[str]:
+    target = "+callbacks.asker._target_=test_faults.Asker"
+    return [target, f"+callbacks.asker.number={int(number)}", f"+callbacks.asker.step={step}"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_after_the_step(command, tmp_path, monkeypatch, capfd, number):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    (commands / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4216")
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")  # Lightning leaves such jobs' processes alone
+    monkeypatch.setattr(signals, "PATIENCE", 3600.0)  # this process goes on
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            train(monkeypatch, *command, *asked(number, 2))
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert end.value.code == STOPPED == 75
+    run_dir = tmp_path / "pretrain/runs/x"
+    assert torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    text = capfd.readouterr().err
+    assert f"{signal.Signals(number).name}: saving after this step" in text
+    assert f"stopped by {signal.Signals(number).name}: the same command, or resume={run_dir}, goes on from" in text
+    assert (tmp_path / "requeued").exists() == (number == signal.SIGUSR1)
+    if number == signal.SIGUSR1:
+        assert (tmp_path / "requeued").read_text() == "requeue 4216\n"
+    train(monkeypatch, *command)
+    assert (run_dir / "metrics.json").exists()
+
+
+def test_a_run_that_cannot_come_to_a_stop_leaves_in_time(command, tmp_path):
+    """It hangs in a step: the last checkpoint has to do."""
+    script = (
+        "import sys, time; sys.path[:0] = ['src', 'tests']\n"
+        "from deepavfusion.utils import signals, cli\n"
+        "signals.PATIENCE = 2.0\n"
+        "import train, test_faults\n"
+        "def hang(self, *_):\n"
+        "    print('hanging', flush=True); time.sleep(600)\n"
+        "test_faults.Spoiler.hang = hang\n"
+        "cli.run(train.main)\n"
+    )
+    checkpoints = ["callbacks.checkpoints.every_n_train_steps=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *command, *checkpoints, *spoiler([2], what="hang")],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "hanging" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == STOPPED
+    assert time.monotonic() - begin < 30
+    assert "stopped by SIGTERM: the same command" in text
+    assert "step_00000002" in text
