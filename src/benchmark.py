@@ -13,6 +13,7 @@ from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.ranges import check_ranges
 from deepavfusion.utils.run_dir import choose_run_dir, link_latest, remove_if_empty, write_record
 
 register_resolvers(FRAMES_PER_SECOND)
@@ -21,11 +22,12 @@ register_resolvers(FRAMES_PER_SECOND)
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="benchmark")
 @run_and_report
 def main(cfg: DictConfig) -> None:
+    check_ranges(cfg)
     overrides = HydraConfig.get().overrides.task
     machine = environment(REPOSITORY)  # of the code that is measured: a run is long enough to edit on
     run_dir = choose_run_dir(cfg.paths.log_dir, "benchmark", cfg.run.name)
     try:
-        report: Report = instantiate(cfg.benchmark)
+        report: Report = instantiate(cfg.benchmark, _partial_=True)()  # an error in what runs long keeps its traceback
     except UserError:
         remove_if_empty(run_dir)
         raise

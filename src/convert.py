@@ -12,6 +12,7 @@ from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.ranges import check_ranges
 
 KINDS = {"ours": "this project's", "original": "a published DeepAVFusion", "vit": "an MAE or AudioMAE ViT"}
 
@@ -19,6 +20,7 @@ KINDS = {"ours": "this project's", "original": "a published DeepAVFusion", "vit"
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="convert")
 @run_and_report
 def main(cfg: DictConfig) -> None:
+    check_ranges(cfg)
     for key in ("input", "output"):
         if not cfg[key]:
             raise UserError(f"convert.py: no {key} was given; add {key}=<file>, see configs/convert.yaml.")

@@ -9,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from deepavfusion.data.fingerprint import fingerprint
 from deepavfusion.models.weights import check_resumable, read_record
 from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, check_choices, resolve_scale
+from deepavfusion.utils.configs import CONFIG_DIR, check_choices, recorded_overrides, resolve_scale
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.provenance import record_provenance
+from deepavfusion.utils.ranges import check_ranges
 from deepavfusion.utils.run_dir import choose_run_dir, remove_if_empty, write_record
 from train import build, record
 
@@ -31,12 +32,15 @@ def compose() -> tuple[DictConfig, list[str]]:
         )
     not_of_a_run = ("resume=", "run.", "ckpt_path=")
     known = [
-        value for value in read_record(path.strip("'\"")).get("overrides", []) if not value.startswith(not_of_a_run)
+        value
+        for value in recorded_overrides(read_record(path.strip("'\"")), given, path)
+        if not value.startswith(not_of_a_run)
     ]
     if not known and not any(value.startswith("experiment=") for value in given):
         raise UserError(f"{path} does not say which run it is of: add experiment=<name>, as in the run.")
     overrides = list(dict.fromkeys(known + given))
     cfg, demo = resolve_scale(hydra.compose("eval", overrides=overrides), "eval", overrides)
+    check_ranges(cfg)
     return cfg, [*overrides, "scale=demo"] if demo else overrides
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, register_resolvers
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.ranges import check_ranges
 from deepavfusion.utils.run_dir import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 
 # What a task needs is imported in it: a missing key is told at once.
@@ -187,6 +188,7 @@ def output_of(cfg: DictConfig) -> Path:
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
 @run_and_report
 def main(cfg: DictConfig) -> None:
+    check_ranges(cfg)
     task = cfg.task if cfg.task in TASKS else next(iter(TASKS))
     key, expected, some = SUBJECTS[task]
     example = f"e.g. python src/predict.py task={task} {key}={some}"

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from deepavfusion.utils.cli import run, run_and_report
 from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.ranges import check_ranges
 
 if TYPE_CHECKING:
     from deepavfusion.data.datamodule import ClipDataModule
@@ -127,6 +128,8 @@ COMMANDS = {"demo": make_demo, "verify": verify_data, "pack": pack_data}
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
 @run_and_report
 def main(cfg: DictConfig) -> None:
+    register_resolvers()
+    check_ranges(cfg)
     if cfg.command not in COMMANDS:
         given = "no command was given" if cfg.command is None else f"there is no command {cfg.command!r}"
         raise UserError(f"prepare.py: {given}; add command=<one of: {', '.join(COMMANDS)}>.")

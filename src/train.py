@@ -32,12 +32,14 @@ from deepavfusion.utils.configs import (
     REPOSITORY,
     check_choices,
     instantiate,
+    quoted,
     register_resolvers,
     resolve_scale,
 )
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.provenance import record_provenance
+from deepavfusion.utils.ranges import check_ranges
 from deepavfusion.utils.run_dir import (
     checkpoints_to_go_on_from,
     choose_run_dir,
@@ -56,9 +58,10 @@ def compose() -> tuple[DictConfig, list[str]]:
     check_choices(overrides)
     cfg = hydra.compose("train", overrides=overrides)
     if cfg.resume:
-        overrides = list(dict.fromkeys(read_overrides(cfg.resume) + overrides))
+        overrides = list(dict.fromkeys(read_overrides(str(cfg.resume)) + overrides))
         cfg = hydra.compose("train", overrides=overrides)
     cfg, demo_reason = resolve_scale(cfg, "train", overrides)
+    check_ranges(cfg)
     if demo_reason:
         overrides.append("scale=demo")  # for those who come back to this run when there is data
     if demo_reason and rank_zero_only.rank == 0:
@@ -74,7 +77,7 @@ def make_demo_data(root: Path, name: str) -> None:
             sys.executable,
             REPOSITORY / "src" / "prepare.py",
             "command=demo",
-            f"root='{root}'",
+            f"root={quoted(str(root))}",
             f"sets=[{name}]",
         ]
         if subprocess.run(command).returncode:

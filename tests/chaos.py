@@ -133,7 +133,8 @@ class Runs:
 
 
 def start_command(command: list[str], folder: Path) -> int:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests"), "OMP_NUM_THREADS": "1"}
+    found = os.pathsep.join([str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1"}
     with (folder / "output.txt").open("a") as output:
         return subprocess.Popen(
             [sys.executable, *command], cwd=REPOSITORY, env=environment, stdout=output, stderr=output

@@ -22,6 +22,7 @@ from deepavfusion.utils.cli import one_sentence
 from deepavfusion.utils.configs import resolve_scale
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.ranges import check_ranges
 
 PARTS = ("data_wait_ms", "device_ms", "other_ms")
 
@@ -63,6 +64,7 @@ def measure(
     chosen = [f"experiment={experiment}", *([] if scale == "auto" else [f"scale={scale}"]), *overrides]
     try:
         cfg, demo_reason = resolve_scale(hydra.compose("train", overrides=chosen), "train", chosen)
+        check_ranges(cfg)
     except HydraException as error:
         raise UserError(one_sentence(error)) from None
     if demo_reason:

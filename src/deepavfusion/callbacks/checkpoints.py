@@ -70,6 +70,10 @@ class Checkpoints(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.signals.release()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, StopRequested):
+            self.signals.release()  # there is nothing to wait for
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.listen()  # Lightning has set handlers of its own, which wait for other processes
         self.saved_at = time.monotonic()

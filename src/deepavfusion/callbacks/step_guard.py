@@ -7,11 +7,13 @@ import math
 import statistics
 import traceback
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from deepavfusion.types import Batch
@@ -21,16 +23,33 @@ from deepavfusion.utils.run_dir import write_whole
 
 REMEMBERED = 100  # steps whose gradient norms a spike is measured by
 TOLD = 5  # spikes in the terminal
-MARGIN = 1.1  # of memory, between what was tried and what is recommended
+FINITE = torch.finfo(torch.float32).max
+
+
+@dataclass
+class Step:
+    """An optimizer step whose verdict may still be on its way from the device."""
+
+    number: int
+    epoch: int
+    rate: float
+    batches: list[Batch]
+    losses: list[Tensor]
+    norm: Tensor
+    usual: float  # gradient norm before it; inf: not yet known
+    arrived: torch.cuda.Event | None
 
 
 class StepGuard(Callback):
-    """Looks at the gradient's norm before each optimizer step, and logs it as `train/grad_norm_step`.
+    """Looks at the gradient's norm in each optimizer step, and logs it as `train/grad_norm_step`.
 
     Where it is not finite, the clips of the step are written to `nonfinite/step_<n>_rank<r>.json` and the run stops:
     the weights, and the checkpoints, are those before it. With `max_skips` so many steps of a run are left out instead:
     weights and moments stay, the schedule goes on; `train/skipped` counts them. With 16-bit floats, whose gradients
     overflow as a matter of course, the loss scaler does all this and the guard stands aside.
+
+    On a GPU nothing waits for the norm: the fused AdamW passes over such a step by itself, and the verdict is read
+    one step later.
 
     Where a step does not fit into memory, the run stops with the batch size that does: it is tried out.
 
@@ -50,84 +69,111 @@ class StepGuard(Callback):
         self.norms: deque[float] = deque(maxlen=REMEMBERED)
         self.skipped = self.spikes = 0
         self.batches: list[Batch] = []  # of the step under way
-        self.losses: list[torch.Tensor] = []
+        self.losses: list[Tensor] = []
+        self.pending: Step | None = None  # the step before, on a GPU
+        self.rank = 0
 
     def state_dict(self) -> dict[str, Any]:
+        self._settle()
         return {"norms": list(self.norms), "skipped": self.skipped, "spikes": self.spikes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.norms.extend(state_dict["norms"])
         self.skipped, self.spikes = state_dict["skipped"], state_dict["spikes"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rank = trainer.global_rank
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.batches, self.losses = [], []
         self.batches.append(batch)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self.losses.append(loss.detach())
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.accumulate_grad_batches == 1:
-            self.batches, self.losses = [], []  # not to hold their memory
-        self._log(pl_module)
-
-    def _log(self, pl_module: LightningModule) -> None:
-        counts = {"train/skipped": self.skipped, "train/grad_spikes": self.spikes}
-        pl_module.log_dict({name: float(count) for name, count in counts.items() if count}, batch_size=1)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
+        self._settle()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).item()  # of gradients that all processes share: one verdict
-        pl_module.log("train/grad_norm_step", norm, batch_size=1)
-        if not math.isfinite(norm):
-            self._nonfinite(trainer, optimizer, norm)
-            return
+        norm = torch.nn.utils.get_total_norm(gradients)  # of gradients that all processes share: one verdict
         usual = statistics.median(self.norms) if len(self.norms) >= REMEMBERED // 4 else math.inf
-        self.norms.append(norm)
-        if self.spike_factor is not None and norm > self.spike_factor * usual:
-            self._spike(trainer, optimizer, norm, usual)
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        step = Step(
+            trainer.global_step, trainer.current_epoch, rate, self.batches, self.losses, norm, usual, arrived=None
+        )
+        limit = self.spike_factor * usual if self.skip_spikes and self.spike_factor else math.inf
+        pl_module.log("train/grad_norm_step", norm, batch_size=1)
+        if optimizer.defaults.get("fused"):
+            # What a loss scaler would set: the kernel then leaves weights, moments and count of steps alone.
+            optimizer.found_inf = (~(norm < min(limit, FINITE))).float()  # type: ignore[attr-defined]
+        elif not norm < min(limit, FINITE):
+            optimizer.zero_grad(set_to_none=True)  # LARS and AdamW pass over parameters without a gradient
+        if norm.is_cuda:
+            step.norm = torch.empty((), dtype=norm.dtype, pin_memory=True).copy_(norm, non_blocking=True)
+            step.arrived = torch.cuda.Event()
+            step.arrived.record()
+        self.pending = step
+        if not norm.is_cuda:
+            self._settle()
 
-    def _nonfinite(self, trainer: Trainer, optimizer: Optimizer, norm: float) -> None:
-        step, epoch = trainer.global_step, trainer.current_epoch
-        losses = [loss.item() for loss in self.losses]
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        counts = {"train/skipped": self.skipped, "train/grad_spikes": self.spikes}
+        pl_module.log_dict({name: float(count) for name, count in counts.items() if count}, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settle()
+
+    def _settle(self) -> None:
+        """Count and tell what became of the step before."""
+        step, self.pending = self.pending, None
+        if step is None:
+            return
+        if step.arrived is not None:
+            step.arrived.synchronize()
+        norm = step.norm.item()
+        if not norm < FINITE:
+            self._nonfinite(step, norm)
+            return
+        self.norms.append(norm)
+        if self.spike_factor is not None and norm > self.spike_factor * step.usual:
+            self._spike(step, norm)
+
+    def _nonfinite(self, step: Step, norm: float) -> None:
+        losses = [loss.item() for loss in step.losses]
         clips = [
             {"id": i, "window_start": start, "frame_time": moment}
-            for batch in self.batches
+            for batch in step.batches
             for i, start, moment in zip(batch.id, batch.window_start.tolist(), batch.frame_time.tolist(), strict=True)
         ]
-        rates = [group["lr"] for group in optimizer.param_groups]
-        found = {"step": step, "epoch": epoch, "losses": [str(loss) for loss in losses], "grad_norm": str(norm)}
+        found = {"step": step.number, "epoch": step.epoch, "losses": [str(loss) for loss in losses]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step_{step:08d}_rank{trainer.global_rank}.json"
-        write_whole(path, json.dumps({**found, "lr": max(rates), "clips": clips}, indent=2) + "\n")
+        path = self.folder / f"step_{step.number:08d}_rank{self.rank}.json"
+        write_whole(
+            path, json.dumps({**found, "grad_norm": str(norm), "lr": step.rate, "clips": clips}, indent=2) + "\n"
+        )
+        where = f"step {step.number} (epoch {step.epoch})"
         what = f"loss {', '.join(f'{loss:g}' for loss in losses)}, gradient norm {norm:g}"
         if self.skipped < self.max_skips:
-            self._leave_out(optimizer)
-            say_once(f"step {step} (epoch {epoch}): {what}; left out, {self.skipped} of {self.max_skips}", "yellow")
+            self.skipped += 1
+            say_once(f"{where}: {what}; left out, {self.skipped} of {self.max_skips}", "yellow")
             return
         after = f" after {self.skipped} that were left out" if self.skipped else ""
         raise UserError(
-            f"step {step} (epoch {epoch}){after}: {what}, which is not finite; its clips are in {path}, the weights "
-            "are those before it: lower model.blr, set trainer.gradient_clip_val=1.0, trainer.precision=32-true, or "
-            "leave such steps out with callbacks.step_guard.max_skips=<n>."
+            f"{where}{after}: {what}, which is not finite; its clips are in {path}, the weights are those before it: "
+            "lower model.blr, set trainer.gradient_clip_val=1.0, trainer.precision=32-true, or leave such steps out "
+            "with callbacks.step_guard.max_skips=<n>."
         )
 
-    def _spike(self, trainer: Trainer, optimizer: Optimizer, norm: float, usual: float) -> None:
+    def _spike(self, step: Step, norm: float) -> None:
         self.spikes += 1
-        if self.skip_spikes:
-            self._leave_out(optimizer)
+        self.skipped += self.skip_spikes
         if self.spikes <= TOLD:
             done = "left out" if self.skip_spikes else "taken (trainer.gradient_clip_val=<norm> limits it)"
             more = "; further ones are counted in train/grad_spikes" if self.spikes == TOLD else ""
-            found = f"gradient norm {norm:.3g}, {norm / usual:.0f} times the usual"
-            say_once(f"step {trainer.global_step}: {found}; {done}{more}", "yellow")
-
-    def _leave_out(self, optimizer: Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=True)  # AdamW and LARS pass over parameters without a gradient
-        self.skipped += 1
+            found = f"gradient norm {norm:.3g}, {norm / step.usual:.0f} times the usual"
+            say_once(f"step {step.number}: {found}; {done}{more}", "yellow")
 
     # ---- memory
 

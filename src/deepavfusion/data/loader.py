@@ -75,6 +75,10 @@ class ResumableLoader(DataLoader[Any]):
                         break
                     restarts = 0
                     self.delivered += 1
+                    if self.delivered == len(self):
+                        next(
+                            iterator, None
+                        )  # Lightning does not ask for more than there is, and the workers would stay
                     yield batch
             restarts += not self._clear_away(iterator, watch.ended)
             if restarts > RESTARTS:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 from rich import get_console
 from torch import nn
 
@@ -19,6 +19,7 @@ from deepavfusion.models.checkpoint_file import read_file
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.configs import BuildError, instantiate
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.ranges import check_ranges
 
 TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
 START_WEIGHTS = ("pretrained", "image_weights", "audio_weights")  # files that only a training begins with
@@ -28,7 +29,7 @@ def load_task(path: str | Path, expected: type[Task] | str | None = None, device
     """A task with the weights of a checkpoint, in evaluation mode.
 
     Nothing in the file can run: it is read with `weights_only=True`, and only modules of `deepavfusion.models` and
-    `deepavfusion.tasks` are built from its record.
+    `deepavfusion.tasks` are built from its record, in which no `${…}` stands: a resolver could make a config of it.
 
     Args:
         path: a .ckpt file that train.py wrote.
@@ -55,18 +56,19 @@ def load_task(path: str | Path, expected: type[Task] | str | None = None, device
     wrong = UserError(f"{path} is a checkpoint of {name}, task={needed} needs one of {needed}; {example}.")
     if isinstance(expected, str) and name != expected:
         raise wrong
-    for target in _targets(record["model"]):
-        _check(target, path)
     try:
+        model = _checked_model(record["model"], path)
         # A network without weights says that it starts from scratch; here they follow.
         with get_console().capture():
-            task = instantiate(_without_start_weights(record["model"]))
+            task = instantiate(model)
         if not isinstance(task, Task):
             raise TypeError(f"its record builds a {type(task).__name__} instead of a task")
         if isinstance(expected, type) and not isinstance(task, expected):
             raise wrong
         task.load_state_dict(content["state_dict"], strict=True)
-    except (BuildError, InstantiationException, RuntimeError, TypeError) as error:
+    except Exception as error:  # a record that was tampered with raises nearly anything
+        if isinstance(error, UserError) and not isinstance(error, BuildError):
+            raise
         words = textwrap.shorten(str(error), 200, placeholder=" …")
         raise UserError(
             f"checkpoint {path} does not fit this version of the code ({words}): use the commit that wrote it, or "
@@ -96,6 +98,24 @@ def recorded_classes(task: Task, most: int | None = None) -> list[str]:
     return names
 
 
+def _checked_model(recorded: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config of a task that reads no file when it is built, makes only our modules, and has values that can be."""
+    kept = {key: value for key, value in recorded.items() if key != "latest_pretraining"}
+    model = {**kept, "pretrained": None, **{key: None for key in START_WEIGHTS if key in kept}}
+    for target in _targets(model):
+        _check(target, path)
+    if any("${" in text for text in _texts(model)):
+        raise UserError(
+            f"checkpoint {path} has ${{…}} in its record, where train.py writes values; it was not loaded: use a "
+            f"checkpoint that train.py wrote."
+        )
+    try:
+        check_ranges(OmegaConf.create({"model": model}))
+    except UserError as error:
+        raise UserError(f"checkpoint {path} records a model that cannot be: {error}") from None
+    return model
+
+
 def _targets(config: Any) -> Iterator[Any]:
     """Everything that a config would have called."""
     if isinstance(config, dict):
@@ -103,6 +123,17 @@ def _targets(config: Any) -> Iterator[Any]:
     if isinstance(config, (dict, list, tuple)):
         for value in config.values() if isinstance(config, dict) else config:
             yield from _targets(value)
+
+
+def _texts(config: Any) -> Iterator[str]:
+    """Every piece of text in a config, keys too."""
+    if isinstance(config, dict):
+        yield from _texts([*config.keys(), *config.values()])
+    elif isinstance(config, (list, tuple, set)):
+        for value in config:
+            yield from _texts(value)
+    elif config is not None:
+        yield str(config)
 
 
 def _check(target: Any, path: Path) -> None:
@@ -118,9 +149,3 @@ def _check(target: Any, path: Path) -> None:
             f"checkpoint {path} wants to build {target}, which is no module of deepavfusion.models or "
             f"deepavfusion.tasks; it was not loaded: use a checkpoint that train.py wrote."
         )
-
-
-def _without_start_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """The config of a task that reads no file when it is built."""
-    kept = {key: value for key, value in model.items() if key != "latest_pretraining"}
-    return {**kept, "pretrained": None, **{key: None for key in START_WEIGHTS if key in kept}}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deepavfusion.utils.configs import REPOSITORY
+from deepavfusion.utils.run_dir import write_whole
 
 PROVENANCE = "provenance.json"
 UNKNOWN = "unknown"
@@ -47,9 +48,7 @@ def record_provenance(
         aside = path.replace(path.with_suffix(".damaged"))
         said.append(f"{path} could not be read: it is now {aside.name}, and a new one begins with this start")
     starts.append(provenance(repository, seed) | {"data": dict(data)})
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"starts": starts}, indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps({"starts": starts}, indent=2) + "\n")
     first, now = starts[0], starts[-1]
     pairs = {
         "commit": (first["commit"], now["commit"]),

@@ -21,8 +21,11 @@ MAX_PIXELS = 8192 * 8192  # a larger picture is a damaged header
 # The containers that are read. Playlists and lists of files are none: they would make FFmpeg open what they name.
 FORMATS = (
     "mov,mp4,matroska,webm,mpegts,mpeg,mpegvideo,avi,asf,flv,mxf,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr,"
-    "h264,hevc,av1,ivf,obu,m4v,mjpeg,gif,jpeg_pipe,png_pipe,bmp_pipe,webp_pipe"
+    "h264,hevc,av1,ivf,obu,m4v,mjpeg,gif,image2,jpeg_pipe,png_pipe,bmp_pipe,webp_pipe"
 )
+
+# Metadata in any encoding; since version 19 PyAV reads it so by itself, and the argument is gone.
+METADATA: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 
 class Container:
@@ -44,7 +47,7 @@ class Container:
         # "file:" and the whitelists: a path or a playlist must never make FFmpeg open anything else.
         options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
         with failures(self.path):
-            self.av: Any = av.open(f"file:{self.path}", options=options, metadata_errors="ignore")
+            self.av: Any = av.open(f"file:{self.path}", options=options, **METADATA)
         self.origin = max(0, self.av.start_time or 0) / av.time_base
         self.fresh = True  # nothing has been read yet, so nothing has to be rewound
 

@@ -1,0 +1,324 @@
+"""Which values the keys of a config may have: one table for all entry points, and what has to divide what.
+
+`check_ranges` takes a composed config, before anything is made or built. A key that the config lacks is skipped; null,
+auto and the like are allowed where the config files use them. Upper ends only keep out what no machine can do.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from deepavfusion.utils.errors import UserError
+
+ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value has to be, in words that follow "expected" and as a question; `a | b` allows both."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+    def __or__(self, other: Rule) -> Rule:
+        return Rule(f"{self.expected} or {other.expected}", lambda v: self.holds(v) or other.holds(v))
+
+
+def whole(least: int, most: int) -> Rule:
+    return Rule(f"a whole number from {least} to {most}", lambda v: type(v) is int and least <= v <= most)
+
+
+def number(least: float, most: float, ends: str = "[]") -> Rule:
+    """Between two ends, which belong to the range where `ends` has a square bracket."""
+
+    def holds(v: Any) -> bool:
+        inside = type(v) in (int, float) and least <= v <= most  # never so for nan
+        return inside and (v != least or ends[0] == "[") and (v != most or ends[1] == "]")
+
+    low, high = "of at least" if ends[0] == "[" else "above", "at most" if ends[1] == "]" else "below"
+    return Rule(f"a number {low} {least:g} and {high} {most:g}", holds)
+
+
+def one_of(*choices: Any) -> Rule:
+    words = ["null" if c is None else str(c).lower() if isinstance(c, bool) else str(c) for c in choices]
+    return Rule(" or ".join(words), lambda v: any(type(v) is type(c) and v == c for c in choices))
+
+
+def list_of(rule: Rule, count: int | None = None) -> Rule:
+    """`count` of them; without it as many as there are, also none."""
+    words = f"a list, each of it {rule.expected}" if count is None else f"a list of {count}, each {rule.expected}"
+    return Rule(words, lambda v: isinstance(v, list) and count in (None, len(v)) and all(map(rule.holds, v)))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value and value.encode(errors="replace").decode() == value
+
+
+NULL, FLAG = one_of(None), one_of(True, False)
+TEXT = Rule("text (in quotes, where it looks like something else)", _is_text)
+TEXTS = list_of(TEXT)
+NAME = Rule(
+    "a name of at most 80 characters, without slashes (in quotes, where it looks like something else)",
+    lambda v: isinstance(v, str) and 0 < len(v) <= 80 and v.isprintable() and "/" not in v and v not in (".", ".."),
+)
+OBJECT = Rule("a config with a _target_", lambda v: isinstance(v, dict) and "_target_" in v)
+POSITIVE, FACTOR, SHARE = number(0, 1e6, "(]"), number(0, 1e6), number(0, 1)
+DEVICES = Rule(
+    "text such as 2 or 0,1", lambda v: isinstance(v, str) and bool(re.fullmatch(r"-1|0*[1-9]\d*|\d+,|\d+(,\d+)+", v))
+)
+STRATEGY = Rule(
+    "auto or ddp, fsdp, deepspeed or one of their kinds",
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"auto|(ddp|fsdp|deepspeed)(_\w+)?", v)),
+)
+PRECISION = one_of(
+    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "16", "bf16", "32", "64", 16, 32, 64),
+)
+SEED = whole(0, 2**32 - 1)  # as much as NumPy takes
+PIXELS, SECONDS, RATIO = whole(1, 4096), number(0, 600, "(]"), number(0, 64, "(]")
+MANY, MILLIONS = whole(1, 100_000), whole(0, 10**9)
+PART = SHARE | whole(0, 10**9)  # of the batches of an epoch: 1.0 all of them, 1 one of them
+
+VIT = {
+    "input_size": list_of(whole(0, 100_000), 2),
+    "patch_size": whole(1, 512),
+    "embed_dim": whole(4, 65_536),
+    "depth": whole(1, 1000),
+    "num_heads": whole(1, 1024),
+    "mlp_ratio": RATIO,
+    "drop_path": number(0, 1, "[)"),
+}
+SECTIONS = (
+    *("data", "data.index", "data.samples", "model", "model.net", "model.net.image", "model.net.audio"),
+    *("trainer", "callbacks", "logger", "run", "paths", "pack", "benchmark", "benchmark.recipe"),
+)
+INDEX_TEXTS = (
+    *("labels", "unbalanced", "balanced", "evaluation", "annotations", "clip_pattern", "subset", "train_frames"),
+    *("metadata", "label2idx", "split_dir", "train_list", "test_list"),
+)
+CALLBACK_COUNTS = (
+    *("pictures.num_frames", "pictures.num_mixtures", "reconstructions.num_clips", "projector.max_clips"),
+    *("report.num_examples", "report.num_failures", "duets.limit"),
+)
+RULES: dict[str, Rule] = {  # in the order of checking: what others refer to comes first
+    "seed": SEED,
+    "task": NAME | NULL,
+    "run.name": NAME | NULL,
+    "run.latest": FLAG,
+    **dict.fromkeys(("paths.root_dir", "paths.data_dir", "paths.log_dir"), TEXT),
+    **dict.fromkeys(("paths.run_dir", "resume", "ckpt_path", "input", "output"), TEXT | NULL),
+    **dict.fromkeys(("test", "validate_before"), FLAG),
+    "matmul_precision": one_of("highest", "high", "medium"),
+    "compile": FLAG | TEXT,
+    # ---- data
+    **dict.fromkeys(("root", "data.name", "data.root"), TEXT),
+    **dict.fromkeys(("data.train_split", "data.val_split", "data.eval_split"), TEXT),
+    **dict.fromkeys(("data.verify_report", "data.cache_dir"), TEXT | NULL),
+    "data.leave_out": TEXTS,
+    "data.batch_size": MANY,
+    "data.image_size": PIXELS,
+    "data.audio_seconds": SECONDS,
+    "data.holdout_share": number(0, 1, "[)"),
+    "data.max_gain_db": number(0, 100),
+    "data.num_workers": whole(0, 1024) | NULL,
+    "data.hang_seconds": POSITIVE,
+    "data.repeats": MANY,
+    **dict.fromkeys(("data.class_balanced", "data.wrong_sound"), FLAG),
+    "data.gallery_clips": MILLIONS,
+    "data.dense_windows": whole(0, 1000),
+    "data.min_coverage": SHARE,
+    "data.seed": SEED,
+    "data.samples.sources": whole(2, 64),
+    "data.samples.different_class": FLAG,
+    "data.samples.seed": SEED,
+    "data.samples.semantic": FLAG,
+    "data.samples.label_offset": whole(-255, 255),
+    "data.samples.jitter": number(0, 600),
+    "data.samples.zoom": number(1, 100) | NULL,
+    "data.index.lists": TEXTS,
+    **{f"data.index.{key}": TEXT for key in INDEX_TEXTS},
+    # ---- model
+    **{f"model.net.{stream}.{key}": rule for stream in ("image", "audio") for key, rule in VIT.items()},
+    "model.net.image.in_chans": one_of(3),
+    "model.net.audio.in_chans": one_of(1),
+    "model.net.fusion": one_of("factorized", "dense", "token"),
+    "model.net.fusion_layers": one_of("all", "none") | list_of(whole(0, 1000)),
+    "model.net.num_fusion_tokens": list_of(MANY, 3),
+    "model.net.fusion_num_heads": VIT["num_heads"] | NULL,
+    "model.net.fusion_attn_ratio": RATIO,
+    "model.net.fusion_mlp_ratio": RATIO,
+    "model.net.drop_path": VIT["drop_path"],
+    "model.net.checkpoint_layers": FLAG,
+    "model.decoder_embed_dim": VIT["embed_dim"],
+    "model.decoder_depth": VIT["depth"],
+    "model.decoder_num_heads": VIT["num_heads"],
+    **dict.fromkeys(("model.image_mask_ratio", "model.audio_mask_ratio"), number(0, 1, "()")),
+    "model.num_classes": whole(1, 10**6) | NULL,
+    **dict.fromkeys(("model.frozen", "model.per_head", "model.compare_untrained", "model.class_weighted"), FLAG),
+    **dict.fromkeys(("model.log_odds_bias", "model.weighted_loss"), FLAG),
+    "model.multi_label": FLAG | NULL,
+    "model.head_dim": VIT["embed_dim"] | NULL,
+    "model.least_head_dim": whole(1, 65_536),
+    "model.mask": one_of("ratio", "binary", "dominant"),
+    "model.spread": one_of("transposed", "normalised"),
+    "model.batch_size": MANY,
+    "model.optimizer": one_of("adamw", "lars"),
+    **dict.fromkeys(("model.blr", "model.weight_decay", "model.warmup_epochs", "model.mixup"), FACTOR),
+    "model.betas": list_of(number(0, 1, "[)"), 2),
+    "model.momentum": number(0, 1, "[)"),
+    "model.trust_coefficient": POSITIVE,
+    "model.layer_decay": number(0, 1, "(]"),
+    "model.label_smoothing": number(0, 1, "[)"),
+    "model.branch_rise": SHARE,
+    "model.metric_workers": whole(1, 1024) | NULL,
+    "model.seed": SEED,
+    **{f"model.{key}": TEXT | NULL for key in ("pretrained", "latest_pretraining", "image_weights", "audio_weights")},
+    # ---- trainer
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps") | OBJECT,
+    "trainer.devices": one_of("auto", -1) | whole(1, 1024) | DEVICES | list_of(whole(0, 1023)),
+    "trainer.num_nodes": whole(1, 100_000),
+    "trainer.strategy": STRATEGY | OBJECT,
+    "trainer.precision": PRECISION | NULL,
+    "trainer.max_epochs": whole(1, 10**9),
+    "trainer.max_steps": whole(-1, 10**12),
+    "trainer.accumulate_grad_batches": MANY,
+    "trainer.gradient_clip_val": FACTOR | NULL,
+    "trainer.limit_train_batches": PART,
+    "trainer.limit_val_batches": PART,
+    "trainer.limit_test_batches": PART,
+    "trainer.check_val_every_n_epoch": whole(1, 10**9),
+    "trainer.log_every_n_steps": MILLIONS,
+    "trainer.num_sanity_val_steps": whole(-1, 10**9),
+    **{f"trainer.{key}": FLAG for key in ("sync_batchnorm", "use_distributed_sampler")},
+    # ---- callbacks
+    **{f"callbacks.{key}": MANY for key in ("knn.k", "checkpoints.keep", "checkpoints.every_n_epochs")},
+    "callbacks.checkpoints.every_n_train_steps": MANY | NULL,
+    "callbacks.checkpoints.every_n_minutes": FACTOR | NULL,
+    "callbacks.step_guard.max_skips": MILLIONS,
+    "callbacks.step_guard.spike_factor": number(1, 1e6, "(]") | NULL,
+    "callbacks.step_guard.skip_spikes": FLAG,
+    **{f"callbacks.{key}": MILLIONS for key in CALLBACK_COUNTS},
+    # ---- predict.py
+    "batch_size": MANY,
+    "num_workers": whole(0, 1024) | NULL,
+    "sources": whole(1, 64) | NULL,
+    "masks_per_second": number(0, 1000, "(]"),
+    "hop_seconds": POSITIVE,
+    "top_k": MANY,
+    "windows": MANY,
+    "device": one_of("auto", "cpu", "cuda"),
+    "level": one_of("pooled", "tokens"),
+    # ---- prepare.py
+    "command": TEXT | NULL,
+    "sets": TEXTS | TEXT,
+    "splits": TEXTS | TEXT | NULL,
+    "time_limit": POSITIVE,
+    "workers": whole(1, 1024) | one_of("auto"),
+    "force": FLAG,
+    "pack.short_side": PIXELS,
+    "pack.quality": whole(1, 95),
+    "pack.clips_per_chunk": MANY,
+    # ---- benchmark.py
+    "reference": FLAG,
+    "benchmark.clips": MANY,
+    "benchmark.seconds": SECONDS,
+    **dict.fromkeys(("benchmark.height", "benchmark.width"), whole(16, 8192)),
+    "benchmark.fps": number(0, 1000, "(]"),
+    "benchmark.sample_rate": whole(8000, 192_000),
+    "benchmark.image_size": PIXELS,
+    "benchmark.seed": SEED,
+    **dict.fromkeys(("benchmark.rounds", "benchmark.steps", "benchmark.warmup"), MANY),
+    "benchmark.experiment": TEXT,
+    "benchmark.scale": one_of("auto", "paper", "demo"),
+    "benchmark.overrides": TEXTS,
+    "benchmark.recipe.decoder_embed_dim": VIT["embed_dim"],
+    "benchmark.recipe.decoder_depth": VIT["depth"],
+    "benchmark.recipe.decoder_num_heads": VIT["num_heads"],
+    **{f"benchmark.recipe.{stream}_mask_ratio": number(0, 1, "()") for stream in ("image", "audio")},
+    **{f"benchmark.recipe.{key}": FACTOR for key in ("lr", "weight_decay")},
+    "benchmark.recipe.betas": list_of(number(0, 1, "[)"), 2),
+}
+MULTIPLES: list[tuple[str, str | int]] = [  # of the first, of the second
+    *((f"model.net.{stream}.input_size", f"model.net.{stream}.patch_size") for stream in ("image", "audio")),
+    *((f"model.net.{stream}.embed_dim", f"model.net.{stream}.num_heads") for stream in ("image", "audio")),
+    *((f"model.net.{stream}.embed_dim", 4) for stream in ("image", "audio")),  # sine and cosine of row and column
+    ("model.net.image.embed_dim", "model.net.fusion_num_heads"),
+    ("model.decoder_embed_dim", "model.decoder_num_heads"),
+    ("model.decoder_embed_dim", 4),
+]
+SET_BY = {  # what follows from other keys
+    "model.net.image.input_size": "data.image_size",
+    "model.net.audio.input_size": "data.audio_seconds (64 columns a second)",
+}
+
+
+def check_ranges(cfg: DictConfig) -> None:
+    """See that the values of a config make sense, each by itself and those that depend on each other.
+
+    Raises:
+        UserError: the first that does not, with its key, what was expected and what to do.
+    """
+    for key in SECTIONS:
+        node = OmegaConf.select(cfg, key, default=ABSENT)
+        if node is not ABSENT and not OmegaConf.is_dict(node):
+            raise UserError(f"{key} is {_shown(node)}, expected keys below it: set those, or leave {key} out.")
+    for group in ("callbacks", "logger"):
+        for name, node in OmegaConf.select(cfg, group, default={}).items():
+            if not OmegaConf.is_dict(node) or "_target_" not in node:
+                key = f"{group}.{name}"
+                raise UserError(f"{key} is {_shown(node)}, expected a config with a _target_: ~{key} does without it.")
+    for key, rule in RULES.items():
+        value = _value(cfg, key)
+        if value is not ABSENT and not rule.holds(value):
+            raise UserError(f"{key} is {_shown(value)}, expected {rule.expected}: give such a value, or leave it out.")
+    for problem in _misfits(cfg):
+        raise UserError(problem)
+
+
+def _shown(value: Any) -> str:
+    return textwrap.shorten(repr(value), 80, placeholder=" …")
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    """Of a key, with plain containers; `ABSENT` where there is none."""
+    value = OmegaConf.select(cfg, key, default=ABSENT)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _misfits(cfg: DictConfig) -> Iterator[str]:
+    """What is wrong between values that are right by themselves."""
+    for key, other in MULTIPLES:
+        value, of = _value(cfg, key), other if isinstance(other, int) else _value(cfg, other)
+        if ABSENT in (value, of) or of is None:
+            continue
+        for size in value if isinstance(value, list) else [value]:
+            if size < of or size % of:
+                name = of if isinstance(other, int) else f"{other}={of}"
+                yield f"{key} is {value}, expected a multiple of {name}: change {SET_BY.get(key, key)}."
+    net = "model.net"
+    dim, heads, ratio, layers = (
+        _value(cfg, f"{net}.{key}")
+        for key in ("image.embed_dim", "fusion_num_heads", "fusion_attn_ratio", "fusion_layers")
+    )
+    if ABSENT not in (dim, heads, ratio, layers) and heads is not None and layers not in ("none", []):
+        width = int(dim * ratio)
+        if width < heads or width % heads:
+            yield (
+                f"{net}.fusion_attn_ratio is {ratio:g}, which makes {width} channels of {net}.image.embed_dim={dim}, "
+                f"expected a multiple of {net}.fusion_num_heads={heads}: change {net}.fusion_attn_ratio."
+            )
+    for stream in ("image", "audio"):
+        ratio, patch = _value(cfg, f"model.{stream}_mask_ratio"), _value(cfg, f"{net}.{stream}.patch_size")
+        size = _value(cfg, f"{net}.{stream}.input_size")
+        if ABSENT not in (ratio, patch, size):
+            patches = (size[0] // patch) * (size[1] // patch)
+            if not 0 < int(patches * (1 - ratio)) < patches:
+                yield (
+                    f"model.{stream}_mask_ratio is {ratio:g} of {patches} patches, expected some of them to be hidden "
+                    f"and some to be left: change model.{stream}_mask_ratio."
+                )

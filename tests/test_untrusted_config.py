@@ -1,0 +1,266 @@
+"""What a person, a path or a checkpoint writes into a config stays text: no shell, no server for others, no crash."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import train as entry_point
+from deepavfusion.inference.checkpoint import load_task
+from deepavfusion.utils.configs import (
+    CONFIG_DIR,
+    REPOSITORY,
+    quoted,
+    recorded_overrides,
+    register_resolvers,
+    resolve_scale,
+)
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.run_dir import choose_run_dir
+from test_inference import MODEL, write_checkpoint
+
+HOSTILE = ["$(touch x)", "`touch x`", "a;touch x", "a|touch x", "it's", 'say "x"', "a b", "-rf", "a\\", "{a: 1}", "a,b"]
+
+
+def compose(name: str, *overrides: str) -> Any:
+    register_resolvers(64)
+    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return hydra.compose(name, overrides=list(overrides))
+
+
+# ---------------------------------------------------------------- no shell
+
+
+def test_nothing_is_given_to_a_shell() -> None:
+    shell = re.compile(
+        r"shell\s*=\s*True|os\.(system|popen|exec|spawn)\w*\(|getoutput|getstatusoutput|create_subprocess_shell"
+    )
+    sources = [*REPOSITORY.glob("src/**/*.py"), *REPOSITORY.glob("notebooks/*.ipynb")]
+    assert len(sources) > 100
+    assert [str(path) for path in sources if shell.search(path.read_text())] == []
+    assert [
+        path.name for path in REPOSITORY.glob("notebooks/*.ipynb") if re.search(r'"\s*[!%]', path.read_text())
+    ] == []
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_and_roots_are_taken_literally(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEEPAVFUSION_RUN_DIR", raising=False)
+    monkeypatch.setenv("DEEPAVFUSION_RUN_DIR", "")  # set by what follows, and taken back after the test
+    root = tmp_path / "data" / text
+    overrides = [f"run.name={quoted(text)}", f"data.root={quoted(str(root))}"]
+    with pytest.raises(UserError, match="is not a folder") as told:
+        resolve_scale(compose("train", *overrides), "train", overrides)
+    assert str(root) in str(told.value)
+    root.mkdir(parents=True)
+    cfg, reason = resolve_scale(compose("train", *overrides), "train", overrides)
+    assert (cfg.data.root, reason) == (str(root), None)
+    run_dir = choose_run_dir(tmp_path / "logs", cfg.task, cfg.run.name)
+    assert [path.name for path in run_dir.parent.iterdir()] == [text]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.name in ("x", text)) == [text, text]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+    | st.text("\\'${}:\" ", min_size=1)
+)
+@example("it's")
+@example("a\\")
+@example("a\\'")
+@example("${oc.env:HOME}")
+@example("\\${oc.env:HOME}'\\")
+def test_quoted_text_comes_through(text: str) -> None:
+    assert compose("prepare", f"root={quoted(text)}").root == text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_demo_is_made_where_it_is_asked_for(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """src/train.py names the folder to src/prepare.py on its command line."""
+    commands: list[list[str]] = []
+
+    def record(command: list[Any], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append([str(word) for word in command])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(entry_point.subprocess, "run", record)
+    entry_point.make_demo_data(tmp_path / text, "vggsound")
+    ((_, script, *overrides),) = commands
+    assert Path(script) == REPOSITORY / "src" / "prepare.py"
+    cfg = compose("prepare", *overrides)
+    assert (cfg.command, cfg.root, list(cfg.sets)) == ("demo", str(tmp_path / text), ["vggsound"])
+
+
+# ---------------------------------------------------------------- no server for others
+
+
+def test_tensorboard_listens_to_this_machine_alone() -> None:
+    done = subprocess.run(["make", "-n", "tensorboard"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if "bin/tensorboard " in line]
+    assert len(lines) == 1
+    assert re.search(r"--host (localhost|127\.0\.0\.1)( |$)", lines[0])
+    assert "bind_all" not in lines[0]
+
+
+def test_nothing_listens_to_every_address() -> None:
+    texts = [*REPOSITORY.glob("src/**/*.py"), *REPOSITORY.glob("configs/**/*.yaml"), REPOSITORY / "Makefile"]
+    notebooks = list(REPOSITORY.glob("notebooks/*.ipynb"))
+    assert notebooks
+    for notebook in notebooks:
+        cells = json.loads(notebook.read_text())["cells"]
+        code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        assert not re.search(r"0\.0\.0\.0|bind_all|serve_forever|HTTPServer|launch\(|%tensorboard", code), notebook
+    found = [path for path in texts if re.search(r"0\.0\.0\.0|bind_all|HTTPServer", path.read_text())]
+    assert found == []
+
+
+# ---------------------------------------------------------------- checkpoints that are opened to be used
+
+
+def other_contents(whole: dict[str, Any]) -> dict[str, Any]:
+    """Files that torch reads, whose content is not what train.py writes."""
+    record, state = whole["record"], whole["state_dict"]
+    first = next(iter(state))
+
+    def model(**keys: Any) -> dict[str, Any]:
+        return {**whole, "record": {**record, "model": {**MODEL, **keys}}}
+
+    def net(**keys: Any) -> dict[str, Any]:
+        return model(net={**MODEL["net"], **keys})
+
+    def image(**keys: Any) -> dict[str, Any]:
+        return net(image={**MODEL["net"]["image"], **keys})
+
+    return {
+        "no record": {"state_dict": state},
+        "record of text": {**whole, "record": "separate"},
+        "record without model": {**whole, "record": {"task": "separate"}},
+        "model of text": {**whole, "record": {**record, "model": "deepavfusion.tasks.separate.Separate"}},
+        "model of nothing": {**whole, "record": {**record, "model": {}}},
+        "no state": {"record": record},
+        "state of text": {**whole, "state_dict": "weights"},
+        "state of a list": {**whole, "state_dict": list(state.values())},
+        "state of numbers": {**whole, "state_dict": dict.fromkeys(state, 1.0)},
+        "numbered state": {**whole, "state_dict": dict(enumerate(state.values()))},
+        "another shape": {**whole, "state_dict": {**state, first: torch.zeros(3, 5, 7)}},
+        "another tensor": {**whole, "state_dict": {**state, "more": torch.zeros(1)}},
+        "unknown mask": model(mask=5),
+        "unknown key": model(nothing=1),
+        "no net": model(net=None),
+        "net of text": model(net="tiny"),
+        "net of one encoder": model(net=MODEL["net"]["image"]),
+        "head of nothing": model(head_dim=0),
+        "head of text": model(head_dim="wide"),
+        "two groups": net(num_fusion_tokens=[1, 2]),
+        "group of text": net(num_fusion_tokens=["a", 2, 2]),
+        "layers": net(fusion_layers=7),
+        "embed_dim": image(embed_dim=-16),
+        "odd embed_dim": image(embed_dim=17),
+        "depth": image(depth="two"),
+        "no heads": image(num_heads=0),
+        "no patches": image(patch_size=0),
+        "endless": image(mlp_ratio=float("inf")),
+        "nothing": image(mlp_ratio=float("nan")),
+        "interpolation": image(embed_dim="${nothing}"),
+        "missing": image(embed_dim="???"),
+        "environment": image(embed_dim="${oc.env:HOME}"),
+    }
+
+
+def test_a_damaged_checkpoint_is_told_where_it_is_to_be_used(tmp_path: Path) -> None:
+    whole = write_checkpoint(tmp_path / "whole.ckpt")
+    assert type(load_task(whole, "separate")).__name__ == "Separate"
+    data, files, rng = whole.read_bytes(), list[Path](), random.Random(0)
+    for n in range(12):
+        files.append(tmp_path / f"damaged {n}.ckpt")
+        flipped = bytearray(data)
+        for _ in range(20):
+            flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        files[-1].write_bytes(data[: len(data) * n // 12] if n % 2 else flipped)
+    for name, content in other_contents(torch.load(whole, weights_only=True)).items():
+        files.append(tmp_path / f"{name}.ckpt")
+        torch.save(content, files[-1])
+    assert len(files) >= 40
+    told: dict[str, str] = {}
+    for path in files:
+        try:
+            load_task(path, "separate")
+        except UserError as error:
+            told[path.stem] = str(error)
+    assert [path.stem for path in files if path.stem not in told] == []
+    assert not [sentence for sentence in told.values() if "\n" in sentence]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${oc.create:{_target_: evil_module.run}}",
+        "${oc.decode:'{_target_: evil_module.run}'}",
+        "a ${oc.env:HOME}",
+        "\\\\${oc.create:{_target_: evil_module.run}}",
+    ],
+)
+@pytest.mark.parametrize("where", ["net", "value", "key", "list"])
+def test_no_resolver_makes_a_config_of_a_record(
+    text: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra would build what `oc.create` returns, whose target nobody has looked at."""
+    (tmp_path / "evil_module.py").write_text("open('ran', 'w')\ndef run(**_): open('ran', 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    changed = {"net": {"net": text}, "value": {"mask": text}, "key": {text: 1}, "list": {"betas": [{"a": (text,)}]}}
+    path = write_checkpoint(tmp_path / "a.ckpt", {**MODEL, **changed[where]})
+    with pytest.raises(UserError, match=r"has \$\{…\} in its record.*was not loaded"):
+        load_task(path, "separate")
+    assert "evil_module" not in sys.modules
+    assert not (tmp_path / "ran").exists()
+
+
+# ---------------------------------------------------------------- overrides that a checkpoint brings along
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model._target_=os.system",
+        "+callbacks.a={_target_: os.system, command: touch x}",
+        "+callbacks.a={'_target_':os.system}",
+        "model.net=${oc.create:{_target_:os.system}}",
+        "data=../../../tmp/a",
+        "hydra.searchpath=[file:///tmp]",
+        "+hydra.searchpath=[file:///tmp]",
+        "+model@callbacks.a=pretrain",
+    ],
+)
+def test_recorded_overrides_choose_nothing_that_is_called(override: str) -> None:
+    with pytest.raises(UserError, match=r"checkpoint a\.ckpt records the override .*give the same override"):
+        recorded_overrides({"overrides": ["trainer=cpu", override]}, ["ckpt_path=a.ckpt"], "a.ckpt")
+    assert recorded_overrides({"overrides": [override]}, [override], "a.ckpt") == [override]
+
+
+def test_recorded_overrides_of_a_run_come_back() -> None:
+    usual = [
+        "experiment=music_separation",
+        "model/net=tiny",
+        "data.root='/a b/c'",
+        "trainer.max_epochs=3",
+        "+a.b=[1,2]",
+    ]
+    usual += ["data.root=../data/music", "paths.log_dir=/logs/a@b"]
+    assert recorded_overrides({"overrides": usual}, [], "a.ckpt") == usual
+    assert recorded_overrides({}, [], "a.ckpt") == []
+    for wrong in (5, "experiment=x", [5], {"a": 1}, None):
+        with pytest.raises(UserError, match="expected a list of overrides"):
+            recorded_overrides({"overrides": wrong}, [], "a.ckpt")
