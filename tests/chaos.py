@@ -11,6 +11,7 @@ throughput. Exit status 1: something differs.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,17 +91,16 @@ class Runs:
         folder.mkdir(parents=True, exist_ok=True)
         return wait_for(self.start(self.command(folder), folder))
 
-    def killed(self, folder: Path, chance: random.Random, earliest: int = 0) -> str:
+    def killed(self, folder: Path, chance: random.Random) -> str:
         """Start it and kill it; what it was killed in.
 
         Args:
             folder: its logs.
             chance: draws the moment.
-            earliest: kind of moment, for a first kill that is not at the start.
         """
         folder.mkdir(parents=True, exist_ok=True)
         pid = self.start(self.command(folder), folder)
-        kind = chance.choice(("start", "step", "step", "step", "checkpoint", "checkpoint")[earliest:])
+        kind = chance.choice(("start", "step", "step", "step", "checkpoint", "checkpoint"))
         begin, before, steps = time.monotonic(), self.steps(folder), chance.randrange(STEPS_A_KILL)
         pause = chance.uniform(0, 6.0) if kind == "start" else chance.uniform(0, 0.25)
         while kind != "start" and self.steps(folder) < before + steps + (kind == "step"):
@@ -139,6 +140,35 @@ def start_command(command: list[str], folder: Path) -> int:
         return subprocess.Popen(
             [sys.executable, *command], cwd=REPOSITORY, env=environment, stdout=output, stderr=output
         ).pid
+
+
+def start_forked(command: list[str], folder: Path) -> int:
+    """The same in a copy of this process, which has imported everything: for tests, which have little time."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status: Any = 1
+    try:
+        os.setsid()
+        output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.chdir(REPOSITORY)
+        os.environ.pop("DEEPAVFUSION_RUN_DIR", None)
+        sys.argv = command
+        from deepavfusion.utils import cli
+
+        cli.run(importlib.import_module(Path(command[0]).stem).main)
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
 
 
 STATUS: dict[int, int] = {}
@@ -229,17 +259,17 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def make_data(folder: Path, packed: bool) -> Path:
+def make_data(folder: Path) -> Path:
     from deepavfusion.data import demo
 
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    root = demo.generate(folder, ["vggsound"], workers=1, counts=counts)[0]
-    if packed:
-        command = [sys.executable, str(REPOSITORY / "src/prepare.py"), "command=pack", "data=vggsound"]
-        command += [f"data.root={root}", f"output={folder}/packed", "workers=1"]
-        subprocess.run(command, check=True, cwd=REPOSITORY)
-        root = folder / "packed"
-    return root
+    return demo.generate(folder, ["vggsound"], workers=1, counts=counts)[0]
+
+
+def pack(root: Path, target: Path, start: Callable[[list[str], Path], int]) -> Path:
+    command = [str(REPOSITORY / "src/prepare.py"), "command=pack", "data=vggsound", f"data.root={root}"]
+    assert not wait_for(start([*command, f"output={target}", "workers=1"], target.parent))
+    return target
 
 
 def main() -> int:
@@ -255,7 +285,9 @@ def main() -> int:
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="chaos_") as name:
         folder = Path(name)
-        root = make_data(folder / "data", given.packed)
+        root = make_data(folder / "data")
+        if given.packed:
+            root = pack(root, folder / "packed", start_command)
         steps = 16 // 2 // given.processes  # an epoch
         epochs = -(-(STEPS_A_KILL * given.kills + STEPS_A_KILL) // steps)
         runs = Runs(root, epochs, given.processes, given.overrides, given.trainer)

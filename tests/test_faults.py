@@ -92,7 +92,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_clips(command
     assert [row[:2] for row in steps] == [[0, 1], [1, 0], [1, 1]]
 
 
-def test_so_many_steps_that_are_not_finite_are_left_out_and_counted(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("fused", [False, True])
+def test_so_many_steps_that_are_not_finite_are_left_out_and_counted(command, tmp_path, monkeypatch, capsys, fused):
+    """With the optimizer of a GPU (fused), too, whose kernel leaves the step out while the verdict is on its way."""
+    plain = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **more: plain(*args, **{**more, "fused": fused}))
     skips = ["callbacks.step_guard.max_skips=2", *spoiler([1, 2], value="inf")]
     train(monkeypatch, *command, *skips)
     run_dir = tmp_path / "pretrain/runs/x"

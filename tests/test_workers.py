@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deepavfusion.data import demo
+from deepavfusion.data.clips import WindowDataset
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.sources import RawSource
 from deepavfusion.data.vggsound import vggsound
@@ -50,7 +53,8 @@ class Treacherous(RawSource):
 
 
 def loader(root: Path, source: RawSource | None = None, **more: object):
-    module = ClipDataModule(vggsound, str(root), "vggsound", batch_size=4, image_size=32, num_workers=2, **more)
+    given = {"batch_size": 4, "image_size": 32, "num_workers": 2, **more}
+    module = ClipDataModule(vggsound, str(root), "vggsound", **given)
     module.setup()
     if source is not None:
         module.sources = dict.fromkeys(module.sources, source)
@@ -67,6 +71,16 @@ def same(one: list, other: list) -> bool:
         a.id == b.id and torch.equal(a.image, b.image) and torch.equal(a.waveform, b.waveform)
         for a, b in zip(one, other, strict=True)
     )
+
+
+class Drawing(WindowDataset):
+    """Draws from every generator that a transform may use."""
+
+    def read(self, item):
+        group = super().read(item)
+        draws = [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
+        group[0].waveform[:3] = torch.tensor(draws)
+        return group
 
 
 def signal_of(number: int):
@@ -148,3 +162,18 @@ def test_signals_that_stop_a_run_do_not_reach_its_workers(root):
             os.kill(worker.pid, number)
     found += batches
     assert same(found, expected)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_random_in_a_clip_depends_on_neither_workers_nor_the_process(root, workers):
+    _, here = loader(root, samples=Drawing, num_workers=0)
+    random.seed(5)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    expected = epoch(here)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    assert states[:2] == after[:2]
+    random.seed(6)
+    _, there = loader(root, samples=Drawing, num_workers=workers)
+    assert same(epoch(there), expected)
+    draws = torch.cat([batch.waveform[:, :3] for batch in expected])
+    assert len(draws.unique()) == draws.numel() == 48

@@ -40,8 +40,20 @@ class DataReport(Callback):
             self.path = self.base.with_stem(f"{self.base.stem}_rank{trainer.global_rank}")
         if self.path.is_file():  # the run goes on
             with self.path.open(newline="") as file:
-                rows = [Problem(**{**row, "used": row["used"] == "True"}) for row in csv.DictReader(file)]  # type: ignore
-            self.seen = {(problem.id, problem.path): problem for problem in rows}
+                rows = [row for row in csv.DictReader(file) if all(isinstance(row.get(c), str) for c in COLUMNS)]
+            known = [
+                Problem(row["id"], row["path"], row["reason"], row["detail"], row["used"] == "True") for row in rows
+            ]
+            if not self.path.read_bytes().endswith(b"\n"):  # it was killed while it wrote a line
+                self.path.unlink()
+                self._write(known[:-1])
+            self.seen = {(problem.id, problem.path): problem for problem in known}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"used_clips": self.used_clips}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.used_clips = state_dict["used_clips"]  # of the first process: that there are some is what counts
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -48,7 +48,7 @@ class StepGuard(Callback):
     weights and moments stay, the schedule goes on; `train/skipped` counts them. With 16-bit floats, whose gradients
     overflow as a matter of course, the loss scaler does all this and the guard stands aside.
 
-    On a GPU nothing waits for the norm: the fused AdamW passes over such a step by itself, and the verdict is read
+    Nothing waits for a GPU to have the norm: its fused AdamW passes over such a step by itself, and the verdict is read
     one step later.
 
     Where a step does not fit into memory, the run stops with the batch size that does: it is tried out.
@@ -105,18 +105,18 @@ class StepGuard(Callback):
         )
         limit = self.spike_factor * usual if self.skip_spikes and self.spike_factor else math.inf
         pl_module.log("train/grad_norm_step", norm, batch_size=1)
-        if optimizer.defaults.get("fused"):
-            # What a loss scaler would set: the kernel then leaves weights, moments and count of steps alone.
-            optimizer.found_inf = (~(norm < min(limit, FINITE))).float()  # type: ignore[attr-defined]
-        elif not norm < min(limit, FINITE):
-            optimizer.zero_grad(set_to_none=True)  # LARS and AdamW pass over parameters without a gradient
+        self.pending = step
+        if not optimizer.defaults.get("fused"):
+            if not norm < min(limit, FINITE):
+                optimizer.zero_grad(set_to_none=True)  # LARS and AdamW pass over parameters without a gradient
+            self._settle()
+            return
+        # What a loss scaler would set: the kernel then leaves weights, moments and count of steps alone.
+        optimizer.found_inf = (~(norm < min(limit, FINITE))).float()  # type: ignore[attr-defined]
         if norm.is_cuda:
             step.norm = torch.empty((), dtype=norm.dtype, pin_memory=True).copy_(norm, non_blocking=True)
             step.arrived = torch.cuda.Event()
             step.arrived.record()
-        self.pending = step
-        if not norm.is_cuda:
-            self._settle()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         counts = {"train/skipped": self.skipped, "train/grad_spikes": self.spikes}

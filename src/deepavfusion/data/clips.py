@@ -5,10 +5,12 @@ Workers decode and crop, nothing else; gain, log-mel and normalisation follow on
 
 from __future__ import annotations
 
+import random
 from contextlib import nullcontext
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -89,8 +91,10 @@ class ClipDataset(Dataset["Group | Problem"]):
         item %= len(self)  # an epoch may pass over the clips several times
         if item in self.left_out:
             return self.left_out[item]
-        with torch.random.fork_rng(devices=[]), self.board.reading(item) if self.board else nullcontext():
+        with isolate_rng(include_cuda=False), self.board.reading(item) if self.board else nullcontext():
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002  # what others draw from it
             group = self.read(item)
         if not isinstance(group, Problem):
             for sample in group:
@@ -98,7 +102,7 @@ class ClipDataset(Dataset["Group | Problem"]):
         return group
 
     def read(self, item: int) -> Group | Problem:
-        """The samples of an item, drawn from torch's generator."""
+        """The samples of an item; torch's generator is seeded for it, and so are Python's and NumPy's."""
         raise NotImplementedError
 
     def start(self, clip: OpenClip, fraction: float) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -87,7 +89,10 @@ class Task(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """What is random in a step follows from seed, epoch, step and process: it survives a resume unchanged."""
         step = (self.hparams["seed"] * 100_003 + self.current_epoch) * 1_000_003 + batch_idx
-        torch.manual_seed((step * 4096 + self.global_rank) % 2**63)
+        seed = (step * 4096 + self.global_rank) % 2**63
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002  # what others draw from it
         if self._compiled_rows is not None:
             self._compiled_rows = self._compiled_rows or len(batch)
             torch.compiler.set_stance("default" if len(batch) == self._compiled_rows else "force_eager")
