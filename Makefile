@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+KILLS ?= 25
+HOURS ?= 2
 
 .PHONY: help
 help:  ## Show this list
@@ -69,6 +71,14 @@ test: $(STAMP)  ## Quick tests, minutes on two cores
 .PHONY: test-full
 test-full: $(STAMP)  ## Every test, the long ones too
 	$(BIN)/python -m pytest -m "full or not full" $(ARGS)
+
+.PHONY: chaos
+chaos: $(STAMP)  ## Kill a run KILLS times at random moments: does it end as an undisturbed one?
+	$(BIN)/python tests/chaos.py --kills $(KILLS) $(ARGS)
+
+.PHONY: soak
+soak: $(STAMP)  ## Watch memory and open files of HOURS of demo training
+	$(BIN)/python tests/soak.py $(HOURS) $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP)  ## Style, types, and who imports whom

@@ -112,8 +112,7 @@ class Runs:
                 assert time.monotonic() - begin < LIMIT, f"no checkpoint in {LIMIT:g} s; see {folder}/output.txt"
         else:
             time.sleep(pause)
-        companions = [child for child in children(pid) if "src/train.py" in " ".join(child.cmdline())]
-        companions = [child for child in companions if child.environ().get("LOCAL_RANK")] if self.processes > 1 else []
+        companions = [child for child in children(pid) if trains(child)]
         victim = chance.choice([pid, *(child.pid for child in companions)])
         os.kill(victim, signal.SIGKILL)
         if victim == pid:
@@ -195,6 +194,14 @@ def wait_for(pid: int) -> int:
     return status
 
 
+def trains(process: psutil.Process) -> bool:
+    """Whether it is another process that Lightning has started, not one that decodes."""
+    try:
+        return "LOCAL_RANK" in process.environ()
+    except psutil.Error:  # it has ended
+        return False
+
+
 def children(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children()
@@ -207,7 +214,7 @@ def children(pid: int) -> list[psutil.Process]:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What two folders of logs differ in, a line each; none: the runs ended the same."""
-    runs = [folder / "pretrain/runs/run" for folder in (one, other)]
+    runs = [next(folder.glob("*/runs/run")) for folder in (one, other)]
     found = steps_differ(one, other)
     checkpoints = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in runs]
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "loops"):

@@ -366,6 +366,7 @@ def test_ratios_come_from_rows_that_differ_in_one_column():
     assert found[3].case.startswith("fast, masked, batch 8")
 
 
+@pytest.mark.full
 def test_the_command_leaves_csv_picture_and_ratios(tmp_path, monkeypatch, capsys):
     # the tiny network on whole inputs, for memory that can be told from noise
     entry = "{fusion: dense, masked: false, batch: 2, passes: encoder_forward_backward, memory: true}"

@@ -270,8 +270,12 @@ def test_classes_of_other_data_are_an_error(folder, monkeypatch, capsys):
     [
         ("vggsound_finetune", "+model.compare_untrained=true", "model.frozen=true"),
         ("vggsound_finetune", "model.optimizer=sgd", "expected adamw or lars"),
-        ("vggsound_finetune", "model.mixup=-1", "model.mixup is -1, expected a number from 0"),
-        ("vggsound_finetune", "model.label_smoothing=1", "model.label_smoothing is 1, expected a number from 0 to 1"),
+        ("vggsound_finetune", "model.mixup=-1", "model.mixup is -1, expected a number of at least 0"),
+        (
+            "vggsound_finetune",
+            "model.label_smoothing=1",
+            "model.label_smoothing is 1, expected a number of at least 0 and below 1",
+        ),
     ],
 )
 def test_settings_that_cannot_be(folder, monkeypatch, capsys, experiment, override, words):

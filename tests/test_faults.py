@@ -6,8 +6,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from lightning import Callback
 
+from chaos import ended, start_forked, wait_for
 from deepavfusion.callbacks import step_guard
 from deepavfusion.callbacks.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.data import demo
@@ -23,7 +22,6 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.signals import STOPPED
 from test_train import TINY, sentence, train
 
-REPOSITORY = Path(__file__).parents[1]
 QUICK = [
     *(override for override in TINY if "max_epochs" not in override),
     *("trainer.max_epochs=2", "run.latest=false", "run.name=x", "validate_before=false", "data.gallery_clips=0"),
@@ -252,33 +250,25 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step(command, tmp_path, mon
     assert (run_dir / "metrics.json").exists()
 
 
-def test_a_run_that_cannot_come_to_a_stop_leaves_in_time(command, tmp_path):
+def test_a_run_that_cannot_come_to_a_stop_leaves_in_time(command, tmp_path, monkeypatch):
     """It hangs in a step: the last checkpoint has to do."""
-    script = (
-        "import sys, time; sys.path[:0] = ['src', 'tests']\n"
-        "from deepavfusion.utils import signals, cli\n"
-        "signals.PATIENCE = 2.0\n"
-        "import train, test_faults\n"
-        "def hang(self, *_):\n"
-        "    print('hanging', flush=True); time.sleep(600)\n"
-        "test_faults.Spoiler.hang = hang\n"
-        "cli.run(train.main)\n"
-    )
-    checkpoints = ["callbacks.checkpoints.every_n_train_steps=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *command, *checkpoints, *spoiler([2], what="hang")],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    while "hanging" not in (line := process.stdout.readline()):
-        assert line, process.stderr.read()
-    process.send_signal(signal.SIGTERM)
+    monkeypatch.setattr(signals, "PATIENCE", 2.0)
+    hanging = tmp_path / "hanging"
+
+    def hang(_: Spoiler) -> None:
+        hanging.touch()
+        time.sleep(600)
+
+    monkeypatch.setattr(Spoiler, "hang", hang, raising=False)
+    more = ["callbacks.checkpoints.every_n_train_steps=1", *spoiler([2], what="hang")]
+    process = start_forked(["src/train.py", *command, *more], tmp_path)
+    while not hanging.exists():
+        assert ended(process) is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.05)
+    os.kill(process, signal.SIGTERM)
     begin = time.monotonic()
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == STOPPED
+    assert wait_for(process) == STOPPED
     assert time.monotonic() - begin < 30
+    text = (tmp_path / "output.txt").read_text()
     assert "stopped by SIGTERM: the same command" in text
     assert "step_00000002" in text

@@ -177,6 +177,7 @@ def test_workers_do_not_change_a_byte(raw_root, packed_root, tmp_path):
     assert not list(packed_root.rglob("*.partial"))
 
 
+@pytest.mark.full
 def test_a_killed_pack_goes_on_to_the_same_bytes(raw_root, packed_root, tmp_path):
     """SIGKILL to the whole of it while chunks are being written, several times."""
     script = f"""

@@ -133,6 +133,7 @@ class Held(Callback):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.full
 def test_two_hundred_steps_hold_no_more_than_the_first(tmp_path):
     held = Held(20, 120, 220)
     fit(tmp_path, 221, held)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,6 +18,8 @@ from rich.table import Table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from deepavfusion.utils.provenance import code_state, cpu_name
 
 Row = dict[str, Any]
 LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")
@@ -43,20 +44,12 @@ class Report:
 
 def environment(repository: Path) -> Row:
     """Machine, versions and commit, as columns."""
-    command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    found = subprocess.run(command, capture_output=True, text=True)
+    code = code_state(repository)
+    commit = f"{str(code['commit'])[:7]}{'-dirty' * (code['dirty'] is True)}"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    row = {"machine": _processor(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
+    row = {"machine": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
     row |= {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-    return row | {"commit": found.stdout.strip() or "unknown"}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return row | {"commit": commit}
 
 
 def write_csv(rows: list[Row], path: Path) -> None:

@@ -146,7 +146,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     **{f"model.net.{stream}.{key}": rule for stream in ("image", "audio") for key, rule in VIT.items()},
     "model.net.image.in_chans": one_of(3),
     "model.net.audio.in_chans": one_of(1),
-    "model.net.fusion": one_of("factorized", "dense", "token"),
+    "model.net.fusion": TEXT,  # which ones there are: models/fusion.py
     "model.net.fusion_layers": one_of("all", "none") | list_of(whole(0, 1000)),
     "model.net.num_fusion_tokens": list_of(MANY, 3),
     "model.net.fusion_num_heads": VIT["num_heads"] | NULL,
@@ -179,7 +179,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "model.seed": SEED,
     **{f"model.{key}": TEXT | NULL for key in ("pretrained", "latest_pretraining", "image_weights", "audio_weights")},
     # ---- trainer
-    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps") | OBJECT,
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu") | OBJECT,
     "trainer.devices": one_of("auto", -1) | whole(1, 1024) | DEVICES | list_of(whole(0, 1023)),
     "trainer.num_nodes": whole(1, 100_000),
     "trainer.strategy": STRATEGY | OBJECT,
