@@ -32,9 +32,13 @@ def children(pid: int) -> list[int]:
 
 
 def megabytes(pid: int) -> float:
-    """Memory of a process's own: what several share counts in parts (PSS), files that are mapped do not."""
+    """Memory that a process has written to, and its part of what is shared; files that are mapped do not count.
+
+    What a worker has from the trainer's start counts in full, in each: its part (PSS) would grow by itself when the
+    trainer writes to the pages that they had in common.
+    """
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) / 1024
+    return sum(int(fields[name].split()[0]) for name in ("Anonymous", "Pss_Shmem")) / 1024
 
 
 def sample(trainer: int, seconds: float) -> list[tuple[float, str, int, float, int]]:
@@ -88,7 +92,7 @@ def report(table: Path) -> int:
         if not early or not late:  # a worker of one validation
             continue
         memory = [statistics.median(row[3] for row in part) for part in (early, late)]
-        files = [max(row[4] for row in part) for part in (early, late)]
+        files = [min(row[4] for row in part) for part in (early, late)]  # batches on their way hold some for a moment
         growth = memory[1] / memory[0] - 1
         bad = growth > GROWTH or files[1] > files[0]
         status |= bad

@@ -34,13 +34,13 @@ class ProcessWatch(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         others: list[subprocess.Popen[Any]] = getattr(trainer.strategy.launcher, "procs", [])
         environment = getattr(trainer.strategy, "cluster_environment", None)
+        self.over = threading.Event()
         if others:
-            self.thread = threading.Thread(target=self._watch_others, args=(others,), daemon=True)
+            self.thread = threading.Thread(target=self._watch_others, args=(others, self.over), daemon=True)
         elif isinstance(environment, LightningEnvironment) and environment.local_rank():
-            self.thread = threading.Thread(target=self._watch_first, args=(os.getppid(),), daemon=True)
+            self.thread = threading.Thread(target=self._watch_first, args=(os.getppid(), self.over), daemon=True)
         else:
             return
-        self.over.clear()
         self.thread.start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -50,8 +50,8 @@ class ProcessWatch(Callback):
         if self.thread is not None and isinstance(exception, RuntimeError):
             self.thread.join(GRACE)  # a connection that broke: what broke it is told from there, if it did
 
-    def _watch_others(self, others: list[subprocess.Popen[Any]]) -> None:
-        codes = _await([other.pid for other in others], lambda: [other.poll() for other in others], self.over)
+    def _watch_others(self, others: list[subprocess.Popen[Any]], over: threading.Event) -> None:
+        codes = _await([other.pid for other in others], lambda: [other.poll() for other in others], over)
         failed = [(rank, code) for rank, code in enumerate(codes, 1) if code]
         if not failed:
             return
@@ -65,11 +65,11 @@ class ProcessWatch(Callback):
                 others,
             )
         time.sleep(GRACE)
-        if not self.over.is_set():
+        if not over.is_set():
             self._leave(f"process {rank} of {len(others) + 1} ended with status {code}: see above.", code, others)
 
-    def _watch_first(self, parent: int) -> None:
-        if _await([parent], lambda: [1 if os.getppid() != parent else None], self.over) == [1]:
+    def _watch_first(self, parent: int, over: threading.Event) -> None:
+        if _await([parent], lambda: [1 if os.getppid() != parent else None], over) == [1]:
             os._exit(STOPPED)
 
     @staticmethod
