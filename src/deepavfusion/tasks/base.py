@@ -40,13 +40,12 @@ class Task(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.record: dict[str, Any] = {}
-        self.train_means = nn.ModuleDict()  # of the epoch so far, by name
+        self.train_means: dict[str, MeanMetric] = {}  # of the epoch so far; no part of the network, nor of its summary
         self._compiled_rows: int | None = None  # of the batches that the compiled network is for; 0: not yet known
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = self.record
-        states = {name: (mean.mean_value, mean.weight) for name, mean in self.train_means.items()}
-        mine = {name: [float(part) for part in state] for name, state in states.items()}  # type: ignore[arg-type]
+        mine = {name: [float(mean.mean_value), float(mean.weight)] for name, mean in self.train_means.items()}
         checkpoint["train_means"] = [mine]
         if self.trainer.world_size > 1:
             checkpoint["train_means"] = [None] * self.trainer.world_size
@@ -61,8 +60,8 @@ class Task(LightningModule):
                 mean.weight.fill_(weight)
 
     def on_train_epoch_start(self) -> None:
-        for name in self.train_means:
-            self._train_mean(name).reset()  # an epoch that is gone on with does not come here
+        for mean in self.train_means.values():
+            mean.reset()  # an epoch that is gone on with does not come here
 
     def log_train(self, values: dict[str, Tensor], rows: int) -> None:
         """Log a step's values as `<name>_step`, and as `<name>` their mean over an epoch, which outlives a resume.
@@ -81,10 +80,9 @@ class Task(LightningModule):
 
     def _train_mean(self, name: str) -> MeanMetric:
         if name not in self.train_means:
-            self.train_means[name] = MeanMetric(nan_strategy="disable").to(self.device)
+            self.train_means[name] = MeanMetric(nan_strategy="disable")
         mean = self.train_means[name]
-        assert isinstance(mean, MeanMetric)
-        return mean
+        return mean if mean.device == self.device else mean.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """What is random in a step follows from seed, epoch, step and process: it survives a resume unchanged."""
