@@ -177,3 +177,12 @@ def test_what_is_random_in_a_clip_depends_on_neither_workers_nor_the_process(roo
     assert same(epoch(there), expected)
     draws = torch.cat([batch.waveform[:, :3] for batch in expected])
     assert len(draws.unique()) == draws.numel() == 48
+
+
+def test_a_decoder_that_crashes_on_every_clip_ends_in_a_sentence(root, monkeypatch):
+    monkeypatch.setattr("deepavfusion.data.loader.CRASHES", 3)
+    source = Treacherous("", signal_of(signal.SIGABRT))
+    source.victim = type("Any", (), {"__eq__": lambda *_: True})()
+    _, broken = loader(root, source)
+    with pytest.raises(UserError, match=r"4 times in a row by SIGABRT, on clip after clip: make doctor"):
+        epoch(broken)

@@ -18,7 +18,8 @@ from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 TRIES = 2  # that a clip has before it is left out
-RESTARTS = 3  # of the workers without one batch in between
+KILLS = 3  # from outside, without one batch in between
+CRASHES = 100  # and that clips are blamed for: it is the decoder, or the machine
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -58,7 +59,7 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert self.batch_size is not None
         self.delivered, self.resume_at = self.resume_at, 0
-        restarts = 0
+        kills = crashes = 0  # since the last batch
         while True:
             self.sampler.skip = self.delivered * self.batch_size
             iterator = self._start()
@@ -73,19 +74,23 @@ class ResumableLoader(DataLoader[Any]):
                             raise  # of the dataset
                         failure = error
                         break
-                    restarts = 0
+                    kills = crashes = 0
                     self.delivered += 1
-                    if self.delivered == len(self):
-                        next(
-                            iterator, None
-                        )  # Lightning does not ask for more than there is, and the workers would stay
+                    if self.delivered == len(self):  # Lightning asks for no more, and the workers would stay
+                        next(iterator, None)
                     yield batch
-            restarts += not self._clear_away(iterator, watch.ended)
-            if restarts > RESTARTS:
+            blamed = self._clear_away(iterator, watch.ended)
+            kills, crashes = kills + (not blamed), crashes + blamed
+            if kills > KILLS:
                 raise UserError(
-                    f"decoding processes were ended {restarts} times in a row by {self._how_it_ended(iterator)}: the "
+                    f"decoding processes were ended {kills} times in a row by {self._how_it_ended(iterator)}: the "
                     "machine has too little memory, or shared memory (df -h /dev/shm), for "
                     f"{self.num_workers} of them; set data.num_workers lower."
+                ) from failure
+            if crashes > CRASHES:
+                raise UserError(
+                    f"decoding processes were ended {crashes} times in a row by {self._how_it_ended(iterator)}, on "
+                    "clip after clip: make doctor says whether the decoders work here."
                 ) from failure
 
     def _start(self) -> Any:
