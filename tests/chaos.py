@@ -33,7 +33,8 @@ from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS_A_KILL = 4  # at most; the run is that much longer
+STEPS_A_KILL = 4  # that are waited for, at most
+STEP = 0.05  # s, what a step takes at least: on a fast machine the run would be over before it is killed
 LIMIT = 300.0  # s that anything may take
 END_WITHIN = 60.0  # s in which a process whose companion was killed ends
 TIMED = ("clips_per_second",)  # what is never the same twice
@@ -58,6 +59,7 @@ class Recorder(Callback):
         row = [trainer.current_epoch, batch_idx, batch.id, batch.window_start.tolist(), outputs["loss"].item().hex()]
         with open(f"{self.path}.{trainer.global_rank}", "a") as file:
             file.write(json.dumps(row) + "\n")
+        time.sleep(STEP)
 
 
 @dataclass
@@ -79,6 +81,12 @@ class Runs:
     more: Sequence[str] = ()
     trainer: str = "cpu"
     start: Callable[[list[str], Path], int] = field(default_factory=lambda: start_command)
+
+    @classmethod
+    def for_kills(cls, root: Path, kills: int, processes: int = 1, **more: Any) -> Runs:
+        """A run over the 16 clips of `make_data` that is long enough: a kill may come some steps later than meant."""
+        steps = 16 // 2 // processes  # an epoch
+        return cls(root, max(2, -(-2 * STEPS_A_KILL * (kills + 1) // steps)), processes, **more)
 
     def command(self, folder: Path) -> list[str]:
         trainer = self.trainer if self.processes == 1 else "ddp_sim"
@@ -102,7 +110,7 @@ class Runs:
         pid = self.start(self.command(folder), folder)
         kind = chance.choice(("start", "step", "step", "step", "checkpoint", "checkpoint"))
         begin, before, steps = time.monotonic(), self.steps(folder), chance.randrange(STEPS_A_KILL)
-        pause = chance.uniform(0, 6.0) if kind == "start" else chance.uniform(0, 0.25)
+        pause = chance.uniform(0, 6.0 if kind == "start" else 3 * STEP)
         while kind != "start" and self.steps(folder) < before + steps + (kind == "step"):
             assert ended(pid) is None, f"it ended by itself with {ended(pid)}; see {folder}/output.txt"
             assert time.monotonic() - begin < LIMIT, f"no step in {LIMIT:g} s; see {folder}/output.txt"
@@ -295,10 +303,8 @@ def main() -> int:
         root = make_data(folder / "data")
         if given.packed:
             root = pack(root, folder / "packed", start_command)
-        steps = 16 // 2 // given.processes  # an epoch
-        epochs = -(-(STEPS_A_KILL * given.kills + STEPS_A_KILL) // steps)
-        runs = Runs(root, epochs, given.processes, given.overrides, given.trainer)
-        print(f"seed {seed}: {epochs} epochs of {steps} steps, undisturbed …", flush=True)
+        runs = Runs.for_kills(root, given.kills, given.processes, more=given.overrides, trainer=given.trainer)
+        print(f"seed {seed}: {runs.epochs} epochs, undisturbed …", flush=True)
         if runs.once(folder / "whole"):
             print((folder / "whole/output.txt").read_text()[-3000:])
             return 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos import STEPS_A_KILL, Runs, differences, make_data, pack, start_command, start_forked
+from chaos import Runs, differences, make_data, pack, start_command, start_forked
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 def test_a_run_that_is_killed_ends_as_an_undisturbed_one(roots, tmp_path, kind, processes, kills):
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # of the moments: another one each time
-    steps = 16 // 2 // processes
-    epochs = max(2, -(-(STEPS_A_KILL * kills + STEPS_A_KILL) // steps))
-    runs = Runs(roots[kind], epochs, processes, start=start_forked if processes == 1 else start_command)
+    runs = Runs.for_kills(roots[kind], kills, processes, start=start_forked if processes == 1 else start_command)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert runs.once(whole) == 0, (whole / "output.txt").read_text()[-3000:]
     chance = random.Random(seed)
@@ -35,6 +33,6 @@ def test_a_run_that_is_killed_ends_as_an_undisturbed_one(roots, tmp_path, kind, 
     assert runs.once(killed) == 0, (killed / "output.txt").read_text()[-3000:]
     assert differences(whole, killed) == []
     rows = [json.loads(line) for path in sorted(killed.glob("steps.*")) for line in path.read_text().splitlines()]
-    last_epoch = {(epoch, step, *ids): ids for epoch, step, ids, *_ in rows if epoch == epochs - 1}
+    last_epoch = {(epoch, step, *ids): ids for epoch, step, ids, *_ in rows if epoch == runs.epochs - 1}
     clips = [clip for ids in last_epoch.values() for clip in ids]
     assert len(clips) == len(set(clips)) == 16
