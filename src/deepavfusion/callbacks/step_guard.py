@@ -198,8 +198,7 @@ class StepGuard(Callback):
         same = f" with trainer.accumulate_grad_batches={-(-size * trainer.accumulate_grad_batches // fits)}"
         raise UserError(
             f"out of memory in {where} with data.batch_size={size}: data.batch_size={fits} {tried}"
-            f"{same + ' for the same effective batch' if trainer.training else ''}; {lighter}. The run goes on "
-            "from its last checkpoint of the end of an epoch."
+            f"{same + ' for the same effective batch' if trainer.training else ''}; {lighter}."
         ) from exception
 
 

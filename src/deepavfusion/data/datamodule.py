@@ -216,9 +216,9 @@ class ClipDataModule(LightningDataModule):
         if self._delivered and any(state_dict.get(key, value) != value for key, value in now.items()):
             then = "data.batch_size={batch_size} on {processes} processes".format_map({**now, **state_dict})
             raise UserError(
-                f"the checkpoint lies {self._delivered} steps within an epoch of {then}, here it is "
+                f"the checkpoint lies {self._delivered} batches within an epoch of {then}, here it is "
                 f"data.batch_size={self.batch_size} on {now['processes']}: its rest cannot be told; go on as before, "
-                "or from a checkpoint of the end of an epoch."
+                "or begin a run of another name from its weights (model.pretrained=<checkpoint>)."
             )
 
     def val_dataloader(self) -> list[ResumableLoader]:
