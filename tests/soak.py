@@ -2,7 +2,7 @@
 
 Every ten seconds the memory and the open files of the trainer and of its decoding workers are noted, in
 logs/soak/<time>.csv. At the end the run is asked to stop, and the figures after a tenth of the time, when caches are
-warm, are compared with those at the end. Exit status 1: memory grew by more than 5 %, or more than ten files stayed open.
+warm, are compared with those at the end. Exit status 1: memory grew by more than 5 %, or over ten files stayed open.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def report(table: Path) -> int:
         bad = growth > GROWTH or files[1] > files[0] + FILES
         status |= bad
         print(
-            f"{role} {pid}: {memory[0]:.0f} → {memory[1]:.0f} MB ({growth:+.1%}), {files[0]:.0f} → {files[1]:.0f} open files"
-            + (" — too much" if bad else "")
+            f"{role} {pid}: {memory[0]:.0f} → {memory[1]:.0f} MB ({growth:+.1%}), "
+            f"{files[0]:.0f} → {files[1]:.0f} open files" + (" — too much" if bad else "")
         )
     return int(status)
 
