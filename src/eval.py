@@ -30,12 +30,7 @@ def compose() -> tuple[DictConfig, list[str]]:
             "ckpt_path is missing: expected the checkpoint to evaluate, e.g. "
             "ckpt_path=logs/classify/latest/checkpoints/last.ckpt, or best.ckpt under logs/segment."
         )
-    not_of_a_run = ("resume=", "run.", "ckpt_path=")
-    known = [
-        value
-        for value in recorded_overrides(read_record(path.strip("'\"")), given, path)
-        if not value.startswith(not_of_a_run)
-    ]
+    known = recorded_overrides(read_record(path.strip("'\"")), given, path)
     if not known and not any(value.startswith("experiment=") for value in given):
         raise UserError(f"{path} does not say which run it is of: add experiment=<name>, as in the run.")
     overrides = list(dict.fromkeys(known + given))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import resource
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 
 from chaos import ended, start_forked, wait_for
 from deepavfusion.callbacks import step_guard
 from deepavfusion.callbacks.checkpoint_io import SyncedCheckpointIO
+from deepavfusion.callbacks.data_report import DataReport
 from deepavfusion.data import demo
+from deepavfusion.types import Problem
 from deepavfusion.utils import signals
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.signals import STOPPED
@@ -279,3 +282,23 @@ def test_a_run_that_cannot_come_to_a_stop_leaves_in_time(command, tmp_path, monk
     text = (tmp_path / "output.txt").read_text()
     assert "stopped by SIGTERM: the same command" in text
     assert "step_00000002" in text
+
+
+@pytest.mark.parametrize("cut", ["none", "line", "field", "header"])
+def test_a_report_that_was_cut_while_it_was_written_loses_nothing(tmp_path, cut):
+    path = tmp_path / "data_problems.csv"
+    problems = [Problem(f"clip{n}", f"/d/clip{n}.mp4", "undecodable", "a, b", used=n == 1) for n in range(3)]
+    report = DataReport(str(path))
+    report._write(problems)
+    before = path.read_bytes()
+    end = {"none": len(before), "line": len(before) - 4, "field": before.rindex(b"clip2") - 3, "header": 5}[cut]
+    path.write_bytes(before[:end])
+    again = DataReport(str(path))
+    again.setup(Trainer(logger=False, accelerator="cpu"), LightningModule(), "fit")
+    assert all(problem in problems for problem in again.seen.values())
+    again._write(problems)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["used"], row["detail"]) for row in rows] == [
+        (problem.id, str(problem.used), problem.detail) for problem in problems
+    ]

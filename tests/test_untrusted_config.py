@@ -260,6 +260,8 @@ def test_recorded_overrides_of_a_run_come_back() -> None:
     ]
     usual += ["data.root=../data/music", "paths.log_dir=/logs/a@b"]
     assert recorded_overrides({"overrides": usual}, [], "a.ckpt") == usual
+    of_the_run = ["ckpt_path=/runs/x/checkpoints/last.ckpt", "run.name=x", "run.latest=false"]
+    assert recorded_overrides({"overrides": [*of_the_run, *usual]}, [], "a.ckpt") == usual
     assert recorded_overrides({}, [], "a.ckpt") == []
     for wrong in (5, "experiment=x", [5], {"a": 1}, None):
         with pytest.raises(UserError, match="expected a list of overrides"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from deepavfusion.types import Batch, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.run_dir import write_whole
 
 COLUMNS = ("id", "reason", "used", "detail", "path")
 NOT_ON_DISK = "not_on_disk"  # listed, and never tried; a file that vanishes later is "missing", a failure
@@ -39,14 +41,12 @@ class DataReport(Callback):
         if trainer.global_rank:
             self.path = self.base.with_stem(f"{self.base.stem}_rank{trainer.global_rank}")
         if self.path.is_file():  # the run goes on
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if all(isinstance(row.get(c), str) for c in COLUMNS)]
-            known = [
-                Problem(row["id"], row["path"], row["reason"], row["detail"], row["used"] == "True") for row in rows
-            ]
-            if not self.path.read_bytes().endswith(b"\n"):  # it was killed while it wrote a line
-                self.path.unlink()
-                self._write(known[:-1])
+            text = self.path.read_bytes().decode(errors="ignore")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # it was killed while it wrote a line, which comes again
+                write_whole(self.path, whole or f"{','.join(COLUMNS)}\n")
+            rows = csv.DictReader(io.StringIO(whole, newline=""))
+            known = [Problem(**{**row, "used": row["used"] == "True"}) for row in rows]  # type: ignore[arg-type]
             self.seen = {(problem.id, problem.path): problem for problem in known}
 
     def state_dict(self) -> dict[str, Any]:

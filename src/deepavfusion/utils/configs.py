@@ -45,6 +45,9 @@ def auto_precision(accelerator: str) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
+OF_A_RUN = ("resume=", "run.", "ckpt_path=")  # overrides that say nothing of what is built
+
+
 class BuildError(UserError):
     """What a config names could not be built with its values; `__cause__` is the error with its traceback."""
 
@@ -99,7 +102,7 @@ def quoted(text: str) -> str:
 
 
 def recorded_overrides(record: dict[str, Any], given: list[str], path: str) -> list[str]:
-    """The overrides that a checkpoint says its run was started with.
+    """The overrides that a checkpoint says its run was started with, without those that are of that run alone.
 
     Args:
         record: of the checkpoint, which somebody else may have written.
@@ -114,6 +117,7 @@ def recorded_overrides(record: dict[str, Any], given: list[str], path: str) -> l
         raise UserError(
             f"checkpoint {path} records {found!r:.80}, expected a list of overrides: train.py writes those."
         )
+    found = [value for value in found if not value.startswith(OF_A_RUN)]
     for value in found:
         key, _, choice = value.lstrip("+~").partition("=")
         calls = "_target_" in value or "${" in value or "@" in key or key.startswith("hydra")
