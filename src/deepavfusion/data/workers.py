@@ -37,7 +37,7 @@ class Board:
         row[0], row[2] = os.getpid(), time.monotonic_ns()
         row[1] = item + 1
         yield
-        row[1] = 0  # after an error, too, the item stays: nothing else will be read
+        row[1] = 0  # not after an error, which ends the run
 
     def item(self, worker: int) -> int | None:
         """What a process was reading when it ended."""
