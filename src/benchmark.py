@@ -8,13 +8,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.benchmarks.report import Report, environment, show, write_csv
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+from deepavfusion.config.ranges import check_ranges
+from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.runs.directory import choose_run_dir, link_latest, remove_if_empty, write_record
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
-from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.ranges import check_ranges
-from deepavfusion.utils.run_dir import choose_run_dir, link_latest, remove_if_empty, write_record
 
 register_resolvers(FRAMES_PER_SECOND)
 

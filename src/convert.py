@@ -7,12 +7,12 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from deepavfusion.models.weights import describe, read_weights, write_weights
-from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR
+from deepavfusion.config.compose import CONFIG_DIR
+from deepavfusion.config.ranges import check_ranges
+from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.ranges import check_ranges
+from deepavfusion.weights.weights import describe, read_weights, write_weights
 
 KINDS = {"ours": "this project's", "original": "a published DeepAVFusion", "vit": "an MAE or AudioMAE ViT"}
 

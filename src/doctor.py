@@ -19,14 +19,14 @@ except ImportError as error:
         f"{sys.executable} cannot import {error.name} ({error}): type make doctor; if you did, rm -rf .venv first."
     )
 
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
-from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+from deepavfusion.runs.cli import run, run_and_report
 
 if TYPE_CHECKING:
-    from deepavfusion.data.index import ClipList
+    from deepavfusion.data.lists.clip_list import ClipList
 
 register_resolvers()
 

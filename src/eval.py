@@ -6,16 +6,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from deepavfusion.data.fingerprint import fingerprint
-from deepavfusion.models.weights import check_resumable, read_record
-from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, check_choices, recorded_overrides, resolve_scale
+from deepavfusion.config.compose import CONFIG_DIR, check_choices, recorded_overrides, resolve_scale
+from deepavfusion.config.ranges import check_ranges
+from deepavfusion.runs.build import build, record
+from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.runs.directory import choose_run_dir, remove_if_empty, write_record
+from deepavfusion.runs.fingerprint import fingerprint
+from deepavfusion.runs.provenance import record_provenance
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.provenance import record_provenance
-from deepavfusion.utils.ranges import check_ranges
-from deepavfusion.utils.run_dir import choose_run_dir, remove_if_empty, write_record
-from train import build, record
+from deepavfusion.weights.weights import check_resumable, read_record
 
 WRITERS = (".ModelCheckpoint", ".Checkpoints")  # callbacks
 

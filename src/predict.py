@@ -9,11 +9,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, register_resolvers
+from deepavfusion.config.compose import CONFIG_DIR, register_resolvers
+from deepavfusion.config.ranges import check_ranges
+from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.ranges import check_ranges
-from deepavfusion.utils.run_dir import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 
 # What a task needs is imported in it: a missing key is told at once.
 
@@ -21,9 +21,9 @@ from deepavfusion.utils.run_dir import BEST, CHECKPOINTS, LAST, choose_run_dir, 
 def separate(cfg: DictConfig, output: Path) -> None:
     """A WAV and an mp4 for each source of a video, in a folder."""
     from deepavfusion.inference.boxes import as_lists
-    from deepavfusion.inference.checkpoint import load_task
-    from deepavfusion.inference.files import write_separation
+    from deepavfusion.inference.open_task import load_task
     from deepavfusion.inference.separate import separate_video
+    from deepavfusion.inference.write.separation import write_separation
     from deepavfusion.tasks.separate import Separate
     from deepavfusion.utils.console import say
 
@@ -44,9 +44,9 @@ def separate(cfg: DictConfig, output: Path) -> None:
 
 def segment(cfg: DictConfig, output: Path) -> None:
     """The pixels of a video that sound: masks, and the video with them in colour, in a folder."""
-    from deepavfusion.inference.checkpoint import load_task
-    from deepavfusion.inference.overlays import shares, write_segmentation
+    from deepavfusion.inference.open_task import load_task
     from deepavfusion.inference.segment import segment_video
+    from deepavfusion.inference.write.segmentation import shares, write_segmentation
     from deepavfusion.tasks.segment import Segment
     from deepavfusion.utils.console import say
 
@@ -68,9 +68,9 @@ def classify(cfg: DictConfig, output: Path) -> None:
     """The classes of a video by picture, sound, both and all, over time, in a folder."""
     from rich import get_console
 
-    from deepavfusion.inference.checkpoint import load_task
     from deepavfusion.inference.classify import classify_video
-    from deepavfusion.inference.timeline import as_table, check_top_k, write_classification
+    from deepavfusion.inference.open_task import load_task
+    from deepavfusion.inference.write.classification import as_table, check_top_k, write_classification
     from deepavfusion.tasks.classify import Classify
     from deepavfusion.utils.console import say
 
@@ -92,8 +92,8 @@ def classify(cfg: DictConfig, output: Path) -> None:
 
 def features(cfg: DictConfig, output: Path) -> None:
     """Embeddings of many videos, in one file."""
-    from deepavfusion.inference.encoder import open_encoder
     from deepavfusion.inference.features import available_workers, extract_features, summary, write_features
+    from deepavfusion.inference.open_encoder import open_encoder
     from deepavfusion.utils.console import say
 
     ckpt = checkpoint(cfg)

@@ -11,10 +11,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from deepavfusion.utils.cli import run, run_and_report
-from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+from deepavfusion.config.ranges import check_ranges
+from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.ranges import check_ranges
 
 if TYPE_CHECKING:
     from deepavfusion.data.datamodule import ClipDataModule
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def make_demo(cfg: DictConfig) -> None:
     """Generate the demo data that is missing; with `force=true` all that `sets` names."""
-    from deepavfusion.data import demo
+    from deepavfusion.demo import demo
 
     root = REPOSITORY / cfg.root  # an absolute root stays as it is
     sets = [cfg.sets] if isinstance(cfg.sets, str) else list(cfg.sets)
@@ -33,7 +33,7 @@ def make_demo(cfg: DictConfig) -> None:
 
 def verify_data(cfg: DictConfig) -> None:
     """Decode every clip once and write the report that runs go by."""
-    from deepavfusion.data.verify import verify
+    from deepavfusion.verify.verify import verify
 
     data = datamodule(cfg)
     if not isinstance(cfg.time_limit, (int, float)) or not cfg.time_limit > 0:
@@ -60,7 +60,7 @@ def pack_data(cfg: DictConfig) -> None:
     from rich import get_console
     from rich.table import Table
 
-    from deepavfusion.data.pack import PackSettings, pack
+    from deepavfusion.data.stores.pack import PackSettings, pack
     from deepavfusion.utils.console import say
 
     data = datamodule(cfg)
@@ -91,7 +91,7 @@ def datamodule(cfg: DictConfig) -> ClipDataModule:
     if cfg.get("data") is None:
         known = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
         raise UserError(f"command={cfg.command} has no dataset; add data=<one of: {', '.join(known)}>.")
-    from deepavfusion.data.packed import is_packed
+    from deepavfusion.data.stores.packed import is_packed
     from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 
     register_resolvers(FRAMES_PER_SECOND)

@@ -164,7 +164,7 @@ def start_forked(command: list[str], folder: Path) -> int:
         os.chdir(REPOSITORY)
         os.environ.pop("DEEPAVFUSION_RUN_DIR", None)
         sys.argv = command
-        from deepavfusion.utils import cli
+        from deepavfusion.runs import cli
 
         cli.run(importlib.import_module(Path(command[0]).stem).main)
         status = 0
@@ -275,7 +275,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def make_data(folder: Path) -> Path:
-    from deepavfusion.data import demo
+    from deepavfusion.demo import demo
 
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
     return demo.generate(folder, ["vggsound"], workers=1, counts=counts)[0]

@@ -16,18 +16,18 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from deepavfusion.data.clips import WindowDataset
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.sources import RawSource
-from deepavfusion.data.verify_pool import PRELOAD, Lost, call_apart
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.stores.raw import RawSource
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
-from deepavfusion.models.weights import check_resumable, read_record, read_weights
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import UserError
+from deepavfusion.verify.pool import PRELOAD, Lost, call_apart
+from deepavfusion.weights.weights import check_resumable, read_record, read_weights
 
-PRELOAD += ["deepavfusion.models.weights", "deepavfusion.data.clips"]  # if no other test has started the server yet
+PRELOAD += ["deepavfusion.weights.weights", "deepavfusion.data.samples"]  # if no other test has started the server yet
 ROOM = 2 << 30  # bytes of addresses that a worker may take on top of its libraries
 PATIENCE = 20.0  # s for one file
 
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 def ask(function: Callable[[str], tuple[str, str]], paths: Iterable[Path], workers: int = 1) -> dict[str, Answer]:
     """The answer for every file, by its path; what crashes, hangs or raises anything else is an answer as well."""
     found = {}
-    with patch("deepavfusion.data.verify_pool.CALLS", 500):  # a worker has its memory counted over many files
+    with patch("deepavfusion.verify.pool.CALLS", 500):  # a worker has its memory counted over many files
         for path, answer in call_apart(partial(_bounded, function), map(str, paths), workers, PATIENCE):
             lost = isinstance(answer, Lost)
             found[path] = Answer("hung" if answer.hung else "lost", answer.detail, 0, 0) if lost else answer

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from deepavfusion.data.audioset import audioset
-from deepavfusion.utils.configs import REPOSITORY, instantiate
+from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.data.lists.audioset import audioset
 from deepavfusion.utils.errors import UserError
 
 CLASSES = """\

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from deepavfusion.data import demo
-from deepavfusion.data.avsbench import avsbench, names_in
-from deepavfusion.utils.configs import REPOSITORY, instantiate
+from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.data.lists.avsbench import avsbench, names_in
+from deepavfusion.demo import demo
 from deepavfusion.utils.errors import UserError
 
 NAMES = {"background": 0, "man": 1, "emergency-car": 2, "steel_guitar": 3, "guitar": 4}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deepavfusion.benchmarks.data import PARTS
 from deepavfusion.benchmarks.report import show, write_csv
-from deepavfusion.utils import cli
+from deepavfusion.runs import cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import benchmark as entry_point

@@ -17,9 +17,9 @@ from PIL import Image
 from deepavfusion.benchmarks import flops, memory, model
 from deepavfusion.benchmarks.model_report import compare
 from deepavfusion.benchmarks.passes import FUSIONS, IMPLEMENTATIONS, PASSES, Case, Pass, Recipe
+from deepavfusion.config.compose import instantiate, register_resolvers
+from deepavfusion.runs import cli
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
-from deepavfusion.utils import cli
-from deepavfusion.utils.configs import instantiate, register_resolvers
 from deepavfusion.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from deepavfusion.benchmarks.step import PARTS, StepTimer
-from deepavfusion.data import demo
-from deepavfusion.utils import cli
+from deepavfusion.demo import demo
+from deepavfusion.runs import cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import benchmark as entry_point

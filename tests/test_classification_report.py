@@ -18,12 +18,12 @@ from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from deepavfusion.callbacks.classification import ClassificationReport
-from deepavfusion.callbacks.classification_figures import Example, draw_classes, draw_confusion, draw_examples
-from deepavfusion.callbacks.predictions import HEADS, choose, rows, said, scores
-from deepavfusion.data.clips import ClipDataset
+from deepavfusion.callbacks.show.classification import ClassificationReport
+from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
+from deepavfusion.callbacks.show.predictions import HEADS, choose, rows, said, scores
 from deepavfusion.data.datamodule import ClipDataModule
-from deepavfusion.data.index import ClipList
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.samples import ClipDataset
 from deepavfusion.metrics.classification import ALL, STREAMS, ClassificationMetrics
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip, Problem, Sample

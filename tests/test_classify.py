@@ -14,12 +14,12 @@ from sklearn import metrics as sk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from deepavfusion.data import demo
+from deepavfusion.config.compose import instantiate
+from deepavfusion.demo import demo
 from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS
-from deepavfusion.utils.configs import instantiate
 from test_configs import compose
 from test_separate import evaluate, numbers
 from test_train import sentence, train

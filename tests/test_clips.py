@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from deepavfusion.data.clips import WindowDataset, on_grid
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.datamodule import ClipDataModule
-from deepavfusion.data.encode import write_mp4
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.sampler import ClipSampler
-from deepavfusion.data.sources import RawSource
-from deepavfusion.data.vggsound import vggsound
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.vggsound import vggsound
+from deepavfusion.data.loading.sampler import ClipSampler
+from deepavfusion.data.samples import WindowDataset, on_grid
+from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.media.encode import write_mp4
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import UserError
 

@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import golden_cases as cases
-from deepavfusion.data import demo
+from deepavfusion.demo import demo
 from deepavfusion.models.classifier import Classifier
 from deepavfusion.models.segmenter import Segmenter
 from deepavfusion.models.separator import Separator

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from deepavfusion.config.compose import REPOSITORY, BuildError, instantiate, register_resolvers
+from deepavfusion.config.ranges import RULES, check_ranges
+from deepavfusion.runs.cli import one_sentence
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
-from deepavfusion.utils.cli import one_sentence
-from deepavfusion.utils.configs import REPOSITORY, BuildError, instantiate, register_resolvers
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.ranges import RULES, check_ranges
 
 CONFIGS = REPOSITORY / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))

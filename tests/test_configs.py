@@ -12,8 +12,8 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
+from deepavfusion.config.compose import REPOSITORY, auto_precision, instantiate, register_resolvers
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
-from deepavfusion.utils.configs import REPOSITORY, auto_precision, instantiate, register_resolvers
 
 CONFIGS = REPOSITORY / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))

@@ -15,8 +15,10 @@ import av
 import numpy as np
 import pytest
 
-from deepavfusion.data.decode import Media, pictures, probe, read_audio, read_frames, sound
-from deepavfusion.data.encode import write_mp4
+from deepavfusion.media import Media, probe, read_audio, read_frames
+from deepavfusion.media import audio as audio_reader
+from deepavfusion.media import frames as frame_reader
+from deepavfusion.media.encode import write_mp4
 from deepavfusion.utils.errors import DecodeError
 
 FPS = 25
@@ -92,8 +94,8 @@ def write_stream(
                 block = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=layout)
                 block.sample_rate, block.time_base = rate, Fraction(1, rate)
                 block.pts = begin + round(offset * rate)
-                container.mux(sound.encode(block))
-            container.mux(sound.encode(None))
+                container.mux(audio_reader.encode(block))
+            container.mux(audio_reader.encode(None))
 
 
 def copy_from(source: Path, target: Path, start: float) -> None:
@@ -140,11 +142,11 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     starts -= starts[0]
     write_mp4(tmp_path / "a.mp4", numbered(50), FPS, frame_times=starts.tolist())
     times = np.random.default_rng(1).uniform(0, starts[-1], 60)
-    expected = np.searchsorted(starts, times + pictures.CLOCK_SLACK, side="right") - 1
+    expected = np.searchsorted(starts, times + frame_reader.CLOCK_SLACK, side="right") - 1
     assert [number(frame) for frame in read_frames(tmp_path / "a.mp4", times.tolist())] == expected.tolist()
 
 
-@pytest.mark.parametrize("decord_frames", [pictures.DECORD_FRAMES, 0])
+@pytest.mark.parametrize("decord_frames", [frame_reader.DECORD_FRAMES, 0])
 @pytest.mark.parametrize(
     ("name", "x264"),
     [
@@ -158,7 +160,7 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
 def test_both_decoders_show_the_same_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, x264: str, decord_frames: int
 ) -> None:
-    monkeypatch.setattr(pictures, "DECORD_FRAMES", decord_frames)
+    monkeypatch.setattr(frame_reader, "DECORD_FRAMES", decord_frames)
     write_stream(tmp_path / name, frames=numbered(80), x264=x264, offset=1.5 * name.startswith("late"))
     wanted = [79, 0, 17, 15, 16, 31, 33, 50]
     frames = read_frames(tmp_path / name, [index / FPS + 0.01 for index in wanted])
@@ -260,10 +262,10 @@ def test_one_opening_serves_header_pictures_and_sound(tmp_path: Path) -> None:
 
 def test_surround_downmix(tmp_path: Path) -> None:
     """Centre counts as the fronts together times 0.71, surrounds half of that, effects nothing; the sum is 1."""
-    weights = sound._mono_weights(("FL", "FR", "FC", "LFE", "BL", "BR"))
+    weights = audio_reader._mono_weights(("FL", "FR", "FC", "LFE", "BL", "BR"))
     np.testing.assert_allclose(weights, np.array([1, 1, 2**0.5, 0, 0.5**0.5, 0.5**0.5]) / (2 + 2**1.5), rtol=1e-6)
-    np.testing.assert_allclose(sound._mono_weights(("FL", "FR")), [0.5, 0.5])
-    np.testing.assert_allclose(sound._mono_weights(("FC",)), [1.0])
+    np.testing.assert_allclose(audio_reader._mono_weights(("FL", "FR")), [0.5, 0.5])
+    np.testing.assert_allclose(audio_reader._mono_weights(("FC",)), [1.0])
     wave = np.zeros((6, 32_000), np.float32)
     wave[2] = 0.8 * np.sin(2 * np.pi * 500 * np.arange(32_000) / 16_000)
     write_stream(tmp_path / "a.mp4", wave, layout="5.1")
@@ -327,9 +329,9 @@ def test_memory_stays_flat_over_20_000_reads(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from deepavfusion.data.clips import WindowDataset
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.sources import RawSource
+from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.stores.raw import RawSource
 from deepavfusion.types import Clip
 clips = [Clip(path.stem, str(path), 0) for path in sorted(Path(sys.argv[1]).glob("*.mp4"))]
 dataset = WindowDataset(ClipList("train", clips, ["a"]), RawSource(), 112, train=True)
@@ -425,7 +427,7 @@ def test_flipped_bits(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", numbered(60), FPS, clicks(16_000, seconds=2.4, times=(1.0,)))
     script = """
 import random, sys
-from deepavfusion.data.decode import probe, read_audio, read_frames
+from deepavfusion.media import probe, read_audio, read_frames
 from deepavfusion.utils.errors import DecodeError
 data = open(sys.argv[1], "rb").read()
 rng = random.Random(0)

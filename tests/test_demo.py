@@ -22,13 +22,13 @@ import pytest
 from PIL import Image
 
 import prepare
-from deepavfusion.data import demo, demo_plans
-from deepavfusion.data.audioset import audioset
-from deepavfusion.data.demo_drawings import DRAWINGS
-from deepavfusion.data.demo_pictures import Scene
-from deepavfusion.data.demo_sounds import OWN_REGISTER, SAMPLE_RATE, VOICES, melody, mix, perform
-from deepavfusion.data.vggsound_music import vggsound_music
-from deepavfusion.utils.configs import CONFIG_DIR
+from deepavfusion.config.compose import CONFIG_DIR
+from deepavfusion.data.lists.audioset import audioset
+from deepavfusion.data.lists.vggsound_music import vggsound_music
+from deepavfusion.demo import demo, plans
+from deepavfusion.demo.drawings import DRAWINGS
+from deepavfusion.demo.scenes import Scene
+from deepavfusion.demo.sounds import OWN_REGISTER, SAMPLE_RATE, VOICES, melody, mix, perform
 from deepavfusion.utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -197,7 +197,7 @@ def test_audioset_labels_are_what_sounds(tmp_path: Path, monkeypatch: pytest.Mon
         return perform_(instrument, *rest)
 
     def note(path: Path, *rest: Any) -> None:
-        heard[path.name] = {demo_plans.AUDIOSET[name][1] for name in performed}
+        heard[path.name] = {plans.AUDIOSET[name][1] for name in performed}
         performed.clear()
         write_(path, *rest)
 
@@ -222,7 +222,7 @@ def test_the_reader_finds_all_of_audioset_and_verify_finds_nothing_wrong(root: P
     }  # fmt: skip
     for clips in found.values():
         assert (clips.missing, clips.excluded, clips.notes, clips.multi_label) == ([], [], [], True)
-        assert clips.classes == [name for _, name in demo_plans.AUDIOSET.values()]
+        assert clips.classes == [name for _, name in plans.AUDIOSET.values()]
     overrides = ["command=verify", "data=audioset", f"data.root={folder}", "splits=[full,eval]", "workers=1"]
     with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         prepare.verify_data(hydra.compose("prepare", overrides=overrides))
@@ -241,7 +241,7 @@ def test_audioset_is_balanced() -> None:
         of_split = [job for job in jobs if job.key.startswith(f"audioset/{file}/")]
         assert len(of_split) == size
         times = Counter(name for job in of_split for name in job.sounding)
-        assert set(times) == set(demo_plans.NAMES)
+        assert set(times) == set(plans.NAMES)
         assert len(set(times.values())) == 1
         numbers = Counter(len(job.sounding) for job in of_split)
         assert numbers[1] > numbers[2] > numbers[3] > 0.1 * size
@@ -379,14 +379,14 @@ def test_two_processes_at_once_do_the_work_once(tmp_path: Path) -> None:
 
 
 def test_every_instrument_has_a_look_and_a_voice() -> None:
-    assert set(DRAWINGS) == set(VOICES) == set(demo_plans.CLASSES)
+    assert set(DRAWINGS) == set(VOICES) == set(plans.CLASSES)
 
 
 def test_overall_spectrum_does_not_tell_the_class() -> None:
     """The nearest neighbour in mean log spectrum is mostly of another class (chance 0.125)."""
     spectra, labels = [], []
     for n in range(96):
-        name = demo_plans.NAMES[n % 8]
+        name = plans.NAMES[n % 8]
         rng = np.random.default_rng([7, n])
         waveform = mix([perform(name, melody(rng, 2.0), rng, 2.0)], rng)
         power = np.abs(np.fft.rfft(waveform.reshape(-1, 640))) ** 2

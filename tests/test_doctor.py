@@ -17,11 +17,13 @@ from pathlib import Path
 import hydra
 import pytest
 
-from deepavfusion.data import demo
+from deepavfusion import media
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY
+from deepavfusion.demo import demo
 from deepavfusion.doctor import machine, smoke, software
 from deepavfusion.doctor.examine import Found, examine
-from deepavfusion.utils import cli
-from deepavfusion.utils.configs import CONFIG_DIR, REPOSITORY
+from deepavfusion.media import frames as frame_reader
+from deepavfusion.runs import cli
 from deepavfusion.utils.errors import UserError
 
 sys.path.insert(0, str(REPOSITORY / "src"))
@@ -193,17 +195,15 @@ def test_a_torchvision_of_another_release_is_named(monkeypatch):
 
 
 def test_decoders_that_are_well_and_broken(monkeypatch):
-    from deepavfusion.data import decode
-    from deepavfusion.data.decode import pictures
 
     assert "20 pictures from decord" in software.decoders()
-    reader = pictures.decord.VideoReader
+    reader = frame_reader.decord.VideoReader
 
     def broken(*_, **__):
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pictures.decord, "VideoReader", broken)
+        patch.setattr(frame_reader.decord, "VideoReader", broken)
         assert "decord cannot read" in mend(software.decoders)
 
     class Shifted:
@@ -217,11 +217,11 @@ def test_decoders_that_are_well_and_broken(monkeypatch):
             return self.reader.get_batch([0 for _ in wanted])
 
     with monkeypatch.context() as patch:
-        patch.setattr(pictures.decord, "VideoReader", Shifted)
+        patch.setattr(frame_reader.decord, "VideoReader", Shifted)
         assert "decord gives other pictures" in mend(software.decoders)
     with monkeypatch.context() as patch:
-        whole = decode.read_audio
-        patch.setattr(decode, "read_audio", lambda *args: whole(*args) * 0)
+        whole = media.read_audio
+        patch.setattr(media, "read_audio", lambda *args: whole(*args) * 0)
         assert "PyAV gives another sound" in mend(software.decoders)
     with monkeypatch.context() as patch:
         patch.setattr("av.open", broken)

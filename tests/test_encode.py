@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from deepavfusion.data.encode import write_mp4, write_wav
+from deepavfusion.media.encode import write_mp4, write_wav
 
 RATE = 16_000
 
@@ -96,7 +96,7 @@ def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_bytes_do_not_depend_on_what_was_in_memory(tmp_path: Path) -> None:
     """glibc fills what it hands out with another byte in each run; x264's macroblock tree fails this."""
     code = (
-        "import sys, numpy as np; from deepavfusion.data.encode import write_mp4;"
+        "import sys, numpy as np; from deepavfusion.media.encode import write_mp4;"
         "image = np.random.default_rng(0).integers(0, 255, (208, 208, 3), dtype=np.uint8);"
         "write_mp4(sys.argv[1], [np.roll(image, 3 * (n // 4), 1) for n in range(20)], 10)"
     )

@@ -15,14 +15,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from chaos import ended, start_forked, wait_for
-from deepavfusion.callbacks import step_guard
-from deepavfusion.callbacks.checkpoint_io import SyncedCheckpointIO
-from deepavfusion.callbacks.data_report import DataReport
-from deepavfusion.data import demo
+from deepavfusion.callbacks.guard import step_guard
+from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
+from deepavfusion.callbacks.guard.data_report import DataReport
+from deepavfusion.demo import demo
+from deepavfusion.runs import signals
+from deepavfusion.runs.signals import STOPPED
 from deepavfusion.types import Problem
-from deepavfusion.utils import signals
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.signals import STOPPED
 from test_train import TINY, sentence, train
 
 QUICK = [

@@ -16,17 +16,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.data.decode import Media, read_audio
-from deepavfusion.data.encode import write_mp4, write_wav
+from deepavfusion.config.compose import instantiate
 from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
-from deepavfusion.inference.checkpoint import load_task
-from deepavfusion.inference.files import draw, write_separation
+from deepavfusion.inference.open_task import load_task
 from deepavfusion.inference.separate import Separation, separate_video, source_mask
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
+from deepavfusion.inference.write.separation import draw, write_separation
+from deepavfusion.media import Media, read_audio
+from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.models.separator import target_mask
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import N_FFT, SAMPLE_RATE, LogMel, MelMask
-from deepavfusion.utils.configs import instantiate
 from deepavfusion.utils.errors import UserError
 from test_decode import write_stream
 
@@ -172,10 +172,10 @@ def test_weights_alone_are_refused(ckpt: Path, tmp_path: Path) -> None:
     [
         "evil_module.run",
         "deepavfusion_evil.Separate",
-        "deepavfusion.models.weights.Path",  # ours, but it comes from elsewhere
-        "deepavfusion.models.checkpoint_file.pickle.loads",
-        "deepavfusion.models.weights.LoadReport",  # ours, but no network
-        "deepavfusion.data.encode.write_mp4",
+        "deepavfusion.weights.weights.Path",  # ours, but it comes from elsewhere
+        "deepavfusion.weights.file.pickle.loads",
+        "deepavfusion.weights.weights.LoadReport",  # ours, but no network
+        "deepavfusion.media.encode.write_mp4",
         "deepavfusion.models.nothing.Here",
         3,
     ],

@@ -17,19 +17,19 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from deepavfusion.data.clips import WindowDataset
-from deepavfusion.data.decode import Media
-from deepavfusion.data.encode import write_mp4
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.sources import RawSource
-from deepavfusion.inference.checkpoint import load_task
+from deepavfusion.config.compose import instantiate
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.stores.raw import RawSource
 from deepavfusion.inference.classify import HEADS, Classification, best_of, classify_video, spans
-from deepavfusion.inference.timeline import as_table, draw, write_classification
+from deepavfusion.inference.open_task import load_task
+from deepavfusion.inference.write.classification import as_table, draw, write_classification
+from deepavfusion.media import Media
+from deepavfusion.media.encode import write_mp4
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import STREAMS, Clip
-from deepavfusion.utils.configs import instantiate
 from deepavfusion.utils.errors import UserError
 from test_decode import write_stream
 from test_inference import noise

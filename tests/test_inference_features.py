@@ -14,22 +14,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import deepavfusion.inference as inference
-from deepavfusion.data.clips import WindowDataset
-from deepavfusion.data.encode import write_mp4
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.sources import RawSource
-from deepavfusion.inference.encoder import open_encoder, sizes_of
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.stores.raw import RawSource
 from deepavfusion.inference.features import Features, extract_features, summary, write_features
 from deepavfusion.inference.inputs import read_input
+from deepavfusion.inference.open_encoder import open_encoder, sizes_of
 from deepavfusion.inference.rows import Rows
+from deepavfusion.media.encode import write_mp4
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
-from deepavfusion.models.weights import original_name
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.weights import original_name
 from test_inference import noise, write_checkpoint
 from test_inference_classify import write_classifier
 from test_inference_segment import coloured_noise, write_segmenter

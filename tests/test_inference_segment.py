@@ -15,17 +15,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.data.decode import Media, read_audio, read_frames
-from deepavfusion.data.encode import write_mp4, write_wav
-from deepavfusion.inference.checkpoint import load_task
-from deepavfusion.inference.film import film_times
-from deepavfusion.inference.overlays import LEGEND_GROUND, draw, legend, read_mask, shares, write_segmentation
+from deepavfusion.config.compose import instantiate
+from deepavfusion.inference.open_task import load_task
 from deepavfusion.inference.segment import Segmentation, cover, decide_enlarged, segment_video
+from deepavfusion.inference.write.film import film_times
+from deepavfusion.inference.write.segmentation import LEGEND_GROUND, draw, legend, read_mask, shares, write_segmentation
+from deepavfusion.media import Media, read_audio, read_frames
+from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.models.segmenter import decide, probabilities
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise
-from deepavfusion.utils.configs import instantiate
 from deepavfusion.utils.drawing import palette
 from deepavfusion.utils.errors import UserError
 from test_decode import write_stream

@@ -7,8 +7,8 @@ import torch
 
 import golden_cases as cases
 from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
-from deepavfusion.models.weights import original_name
 from deepavfusion.types import PatchMask
+from deepavfusion.weights.weights import original_name
 
 
 def tiny_mae(fusion: str = "factorized", fusion_layers: str | list[int] = "all") -> MaskedAutoencoder:

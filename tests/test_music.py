@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from deepavfusion.data import demo, demo_plans
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.music import ids_of_test, music
-from deepavfusion.utils.configs import REPOSITORY, instantiate
+from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.music import ids_of_test, music
+from deepavfusion.demo import demo, plans
 from deepavfusion.utils.errors import UserError
 
 Videos = dict[str, list[str]]
@@ -274,7 +274,7 @@ def test_config_names_every_argument(tmp_path: Path) -> None:
 def test_the_demo_data(tmp_path: Path) -> None:
     demo.generate(tmp_path, ["music"], workers=1, counts=demo.Counts(solos=2, duets=2))
     train, test = (music(tmp_path / "music", split, lists=[SOLO, DUET]) for split in ("train", "test"))
-    assert train.classes == sorted(demo_plans.CLASSES[name][1] for name in demo.STAGE)
+    assert train.classes == sorted(plans.CLASSES[name][1] for name in demo.STAGE)
     assert (len(train.clips), len(test.clips)) == (8 - 1 + 2, 1)
     assert train.missing == test.missing == train.notes == test.notes == []
     for clip in train.clips + test.clips:

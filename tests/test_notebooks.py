@@ -15,8 +15,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from deepavfusion.data import demo
-from deepavfusion.utils.configs import REPOSITORY
+from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.demo import demo
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LEAST = {"01_data.ipynb": (9, 12)}  # pictures and sounds that a notebook shows, with two examples a section

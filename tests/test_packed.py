@@ -17,15 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from deepavfusion.data import demo
-from deepavfusion.data.clips import FrameDataset
 from deepavfusion.data.datamodule import ClipDataModule
-from deepavfusion.data.encode import write_mp4, write_wav
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.pack import PackSettings, pack
-from deepavfusion.data.packed import is_packed, packed_list
-from deepavfusion.data.sources import RawSource
-from deepavfusion.data.vggsound import vggsound
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.vggsound import vggsound
+from deepavfusion.data.samples import FrameDataset
+from deepavfusion.data.stores.pack import PackSettings, pack
+from deepavfusion.data.stores.packed import is_packed, packed_list
+from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.demo import demo
+from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 from test_train import TINY
@@ -183,8 +183,8 @@ def test_a_killed_pack_goes_on_to_the_same_bytes(raw_root, packed_root, tmp_path
     script = f"""
 import sys
 from pathlib import Path
-from deepavfusion.data.pack import PackSettings, pack
-from deepavfusion.data.vggsound import vggsound
+from deepavfusion.data.stores.pack import PackSettings, pack
+from deepavfusion.data.lists.vggsound import vggsound
 if __name__ == "__main__":
     lists = {{split: vggsound({str(raw_root)!r}, split) for split in ("train", "test")}}
     pack(lists, Path({str(tmp_path / "out")!r}), "vggsound", PackSettings(clips_per_chunk=5), workers=2)

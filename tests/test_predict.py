@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepavfusion.utils import cli
+from deepavfusion.runs import cli
 from test_inference import noise, write_checkpoint, write_video
 from test_inference_classify import write_classifier
 from test_inference_segment import write_segmenter

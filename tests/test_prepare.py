@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import prepare
-from deepavfusion.data import demo
-from deepavfusion.data.packed import MANIFEST
-from deepavfusion.utils.configs import CONFIG_DIR
+from deepavfusion.config.compose import CONFIG_DIR
+from deepavfusion.data.stores.packed import MANIFEST
+from deepavfusion.demo import demo
 from deepavfusion.utils.errors import UserError
 
 SCRIPT = Path(prepare.__file__)

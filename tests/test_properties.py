@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from deepavfusion.data.audioset import audioset
-from deepavfusion.data.avsbench import avsbench, names_in
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.music import music
-from deepavfusion.data.vggsound import vggsound
-from deepavfusion.data.vggsound_music import vggsound_music
+from deepavfusion.data.lists.audioset import audioset
+from deepavfusion.data.lists.avsbench import avsbench, names_in
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.music import music
+from deepavfusion.data.lists.vggsound import vggsound
+from deepavfusion.data.lists.vggsound_music import vggsound_music
 from deepavfusion.utils.errors import UserError
 from test_configs import compose
 

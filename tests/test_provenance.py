@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from deepavfusion.data import fingerprint as module
-from deepavfusion.data.fingerprint import dataset_hash, fingerprint
-from deepavfusion.data.index import ClipList
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.runs import fingerprint as module
+from deepavfusion.runs.fingerprint import dataset_hash, fingerprint
+from deepavfusion.runs.provenance import PROVENANCE, code_state, record_provenance
 from deepavfusion.types import Clip
-from deepavfusion.utils.provenance import PROVENANCE, code_state, record_provenance
 
 DATA = {"dataset_hash": "a" * 64, "coverage": {"train": {"split": "train", "listed": 3, "present": 2}}}
 

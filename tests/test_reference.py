@@ -21,8 +21,8 @@ from deepavfusion.models.reference import (
     targets,
 )
 from deepavfusion.models.vit import ViT
-from deepavfusion.models.weights import original_name
 from deepavfusion.types import STREAMS, EncoderOutput, PatchMask
+from deepavfusion.weights.weights import original_name
 from test_backbone import ENCODERS as GOLDEN_ENCODERS
 
 KINDS = ("factorized", "dense", "token")

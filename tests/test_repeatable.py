@@ -14,8 +14,8 @@ import sys
 import pytest
 import torch
 
-from deepavfusion.data import demo
-from deepavfusion.utils.configs import REPOSITORY
+from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.demo import demo
 from test_classify import SMALL
 from test_separate import TINY as SEPARATION
 from test_separate import evaluate, numbers

@@ -11,17 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from deepavfusion.data import demo
-from deepavfusion.data.clips import FrameDataset, MixtureDataset, WindowDataset
+from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.datamodule import ClipDataModule, balanced_weights
-from deepavfusion.data.encode import write_mp4, write_wav
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.loader import ResumableLoader
-from deepavfusion.data.sampler import SHUFFLED_TOGETHER, ClipSampler
-from deepavfusion.data.sources import RawSource
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.loading.loader import ResumableLoader
+from deepavfusion.data.loading.sampler import SHUFFLED_TOGETHER, ClipSampler
+from deepavfusion.data.samples import FrameDataset, MixtureDataset, WindowDataset
+from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.demo import demo
+from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip, Problem
-from deepavfusion.utils.configs import REPOSITORY, instantiate
 from deepavfusion.utils.errors import UserError
 from test_configs import compose
 

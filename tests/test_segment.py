@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from deepavfusion.callbacks.segmentation import Shown, draw, iou_by_class
-from deepavfusion.data import demo
+from deepavfusion.callbacks.show.segmentation import Shown, draw, iou_by_class
+from deepavfusion.config.compose import instantiate
 from deepavfusion.data.mixtures import strangers
+from deepavfusion.demo import demo
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.types import Clip
-from deepavfusion.utils.configs import instantiate
 from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, errors, highlight, palette
 from test_configs import compose
 from test_separate import evaluate, numbers

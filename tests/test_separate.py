@@ -12,12 +12,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from deepavfusion.callbacks.separation import class_table
-from deepavfusion.data import demo
+from deepavfusion.callbacks.show.separation import class_table
+from deepavfusion.config.compose import instantiate
+from deepavfusion.demo import demo
 from deepavfusion.models.separator import target_mask
+from deepavfusion.runs import cli
 from deepavfusion.tasks.separate import Separate
-from deepavfusion.utils import cli
-from deepavfusion.utils.configs import instantiate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import eval as evaluation

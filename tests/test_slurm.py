@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deepavfusion.data import demo
+from deepavfusion.demo import demo
 from test_train import TINY
 
 REPOSITORY = Path(__file__).parents[1]

@@ -17,10 +17,10 @@ import torch
 from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from deepavfusion.data import demo
-from deepavfusion.models.weights import load_mae
-from deepavfusion.utils import cli
-from deepavfusion.utils.configs import instantiate
+from deepavfusion.config.compose import instantiate
+from deepavfusion.demo import demo
+from deepavfusion.runs import cli
+from deepavfusion.weights.weights import load_mae
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import train as entry_point
@@ -438,7 +438,7 @@ def test_no_data_means_demo_and_says_so(tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
     monkeypatch.setattr(entry_point, "make_demo_data", lambda root, name: demo.generate(root, [name], 0, 1, counts))
-    monkeypatch.setattr("deepavfusion.utils.configs.REPOSITORY", tmp_path)
+    monkeypatch.setattr("deepavfusion.config.compose.REPOSITORY", tmp_path)
     train(
         monkeypatch, *[o for o in TINY if o != "scale=demo"], "model/net=tiny", "run.name=auto", "trainer.max_epochs=1"
     )

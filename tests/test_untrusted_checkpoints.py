@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from damage import ask, open_checkpoint, small_network, summary
-from deepavfusion.models.weights import Weights, read_weights, write_weights
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.weights import Weights, read_weights, write_weights
 
 RECORD = {"task": "pretrain", "model": {"_target_": "deepavfusion.tasks.pretrain.Pretrain", "sizes": [1, 2.5, None]}}
 

@@ -17,8 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import train as entry_point
-from deepavfusion.inference.checkpoint import load_task
-from deepavfusion.utils.configs import (
+from deepavfusion.config.compose import (
     CONFIG_DIR,
     REPOSITORY,
     quoted,
@@ -26,8 +25,9 @@ from deepavfusion.utils.configs import (
     register_resolvers,
     resolve_scale,
 )
+from deepavfusion.inference.open_task import load_task
+from deepavfusion.runs.directory import choose_run_dir
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.run_dir import choose_run_dir
 from test_inference import MODEL, write_checkpoint
 
 HOSTILE = ["$(touch x)", "`touch x`", "a;touch x", "a|touch x", "it's", 'say "x"', "a b", "-rf", "a\\", "{a: 1}", "a,b"]

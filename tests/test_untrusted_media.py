@@ -21,12 +21,14 @@ import pytest
 from PIL import Image
 
 from damage import Answer, ask, boxes, open_clip, summary
-from deepavfusion.data.decode import container, pictures, read_audio, read_frames, sound
-from deepavfusion.data.encode import write_mp4
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.pack import PackSettings, pack
-from deepavfusion.data.packed import PackedClip, _checked, packed_list
-from deepavfusion.data.sources import read_mask, read_picture, read_size
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.stores.pack import PackSettings, pack
+from deepavfusion.data.stores.packed import PackedClip, _checked, packed_list
+from deepavfusion.media import audio as audio_reader
+from deepavfusion.media import container, read_audio, read_frames
+from deepavfusion.media import frames as frame_reader
+from deepavfusion.media.encode import write_mp4
+from deepavfusion.media.stills import read_mask, read_picture, read_size
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError, UserError
 from test_decode import clicks, numbered, write_stream
@@ -257,7 +259,7 @@ def test_an_absurd_sample_rate_is_refused(tmp_path: Path, rate: int) -> None:
 def test_sound_whose_clock_stands_still_does_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stream(tmp_path / "a.mkv", clicks(16_000, seconds=30.0))
     media = container.Container(tmp_path / "a.mkv")
-    monkeypatch.setattr(sound, "_from", lambda *_: ((0.0, frame) for frame in media.av.decode(audio=0)))
+    monkeypatch.setattr(audio_reader, "_from", lambda *_: ((0.0, frame) for frame in media.av.decode(audio=0)))
     assert "stand still" in refused(read_audio, tmp_path / "a.mkv", 0.0, 1.0)
     media.close()
 
@@ -270,7 +272,7 @@ def test_pictures_that_grow_in_mid_stream_are_refused(tmp_path: Path, monkeypatc
     joined = tmp_path / "a.ts"
     joined.write_bytes((tmp_path / "64.ts").read_bytes() + (tmp_path / "1024.ts").read_bytes())
     monkeypatch.setattr(container, "MAX_PIXELS", 512 * 512)
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 512 * 512)
+    monkeypatch.setattr(frame_reader, "MAX_PIXELS", 512 * 512)
     assert read_frames(joined, [0.0]).shape == (1, 64, 64, 3)
     refused(read_frames, tmp_path / "1024.ts", [0.0])
     shapes = set()
@@ -286,8 +288,8 @@ def test_films_that_may_change_their_size_are_not_given_to_decord(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[str] = []
-    keep = pictures._decord_frames
-    monkeypatch.setattr(pictures, "_decord_frames", lambda path, *a, **k: given.append(path) or keep(path, *a, **k))
+    keep = frame_reader._decord_frames
+    monkeypatch.setattr(frame_reader, "_decord_frames", lambda path, *a, **k: given.append(path) or keep(path, *a, **k))
     write_stream(tmp_path / "fixed.mp4", frames=numbered(20))
     write_stream(tmp_path / "headers.mp4", frames=numbered(20), x264="repeat-headers=1")
     for name in ("fixed.mp4", "headers.mp4"):
@@ -298,7 +300,7 @@ def test_films_that_may_change_their_size_are_not_given_to_decord(
 def test_the_work_for_one_picture_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stream(tmp_path / "a.ts", frames=numbered(60), x264="keyint=1000:scenecut=0")
     assert read_frames(tmp_path / "a.ts", [2.3]).shape == (1, 32, 128, 3)
-    monkeypatch.setattr(pictures, "MAX_WORK", 20 * 2**16)
+    monkeypatch.setattr(frame_reader, "MAX_WORK", 20 * 2**16)
     assert "too many pictures" in refused(read_frames, tmp_path / "a.ts", [2.3])
 
 

@@ -19,15 +19,16 @@ import pytest
 from PIL import Image
 
 from deepavfusion.data.datamodule import ClipDataModule
-from deepavfusion.data.decode import read_audio, scan
-from deepavfusion.data.encode import write_mp4, write_wav
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.verify import bad_clips, verify
-from deepavfusion.data.verify_pool import CALLS, Lost, call_apart
-from deepavfusion.data.verify_report import USABLE, Report
-from deepavfusion.data.vggsound import vggsound
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.verified import USABLE, bad_clips
+from deepavfusion.data.lists.vggsound import vggsound
+from deepavfusion.media import read_audio, scan
+from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.verify.pool import CALLS, Lost, call_apart
+from deepavfusion.verify.report import Report
+from deepavfusion.verify.verify import verify
 from test_decode import clicks, copy_from, numbered, write_stream
 from verify_helpers import listed, pid, scripted
 
@@ -326,8 +327,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 root = Path({root!r})
 
-from deepavfusion.data.verify import verify
-from deepavfusion.data.verify_check import Verdict
+from deepavfusion.verify.verify import verify
+from deepavfusion.verify.clip import Verdict
 from verify_helpers import listed
 
 def check(clip):

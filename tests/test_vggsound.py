@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deepavfusion.data.vggsound import folder_name, vggsound
+from deepavfusion.data.lists.vggsound import folder_name, vggsound
 from deepavfusion.utils.errors import UserError
 
 LIST = """\

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from deepavfusion.data.vggsound_music import instrument, vggsound_music
-from deepavfusion.utils.configs import REPOSITORY, instantiate
+from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.data.lists.vggsound_music import instrument, vggsound_music
 from deepavfusion.utils.errors import UserError
 
 TRAIN = """\

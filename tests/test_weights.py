@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import golden_cases as cases
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
-from deepavfusion.models.weights import load_encoder, load_mae, load_vit, our_name, read_weights
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.weights import load_encoder, load_mae, load_vit, our_name, read_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from deepavfusion.data import demo
-from deepavfusion.data.clips import WindowDataset
 from deepavfusion.data.datamodule import ClipDataModule
-from deepavfusion.data.sources import RawSource
-from deepavfusion.data.vggsound import vggsound
+from deepavfusion.data.lists.vggsound import vggsound
+from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.demo import demo
 from deepavfusion.utils.errors import UserError
 
 
@@ -180,7 +180,7 @@ def test_what_is_random_in_a_clip_depends_on_neither_workers_nor_the_process(roo
 
 
 def test_a_decoder_that_crashes_on_every_clip_ends_in_a_sentence(root, monkeypatch):
-    monkeypatch.setattr("deepavfusion.data.loader.CRASHES", 3)
+    monkeypatch.setattr("deepavfusion.data.loading.loader.CRASHES", 3)
     source = Treacherous("", signal_of(signal.SIGABRT))
     source.victim = type("Any", (), {"__eq__": lambda *_: True})()
     _, broken = loader(root, source)

@@ -7,9 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.verify_check import Verdict
+from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.types import Clip
+from deepavfusion.verify.clip import Verdict
 
 
 def listed(files: dict[str, Path], split: str = "train") -> ClipList:

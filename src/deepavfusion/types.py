@@ -14,6 +14,9 @@ from torch import Tensor
 
 STREAMS = ("image", "audio", "fusion")
 
+Draw = tuple[int, int]
+"""(item, seed of this drawing): what the sampler hands to the dataset."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:

@@ -18,13 +18,14 @@ from PIL import Image
 from rich.progress import track
 
 from deepavfusion.benchmarks.report import Report, Row, stacked_bars
-from deepavfusion.data.clips import WindowDataset
 from deepavfusion.data.collate import Collate
-from deepavfusion.data.encode import write_mp4
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.pack import PackSettings, pack
-from deepavfusion.data.packed import packed_list
-from deepavfusion.data.sources import OpenClip, Picture, RawSource, Source
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.stores.pack import PackSettings, pack
+from deepavfusion.data.stores.packed import packed_list
+from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.store import OpenClip, Picture, Source
+from deepavfusion.media.encode import write_mp4
 from deepavfusion.transforms.audio import LogMel
 from deepavfusion.types import Clip
 

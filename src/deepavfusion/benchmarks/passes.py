@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from deepavfusion.config.compose import instantiate
 from deepavfusion.models.fusion import FUSION_ATTENTION
 from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
 from deepavfusion.models.reference import ReferenceDeepAVFusion, ReferenceMaskedAutoencoder
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.types import PatchMask
-from deepavfusion.utils.configs import instantiate
 
 IMPLEMENTATIONS = ("fast", "reference")
 FUSIONS = (*FUSION_ATTENTION, "none")

@@ -19,7 +19,7 @@ from rich.table import Table
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from deepavfusion.utils.provenance import code_state, cpu_name
+from deepavfusion.runs.provenance import code_state, cpu_name
 
 Row = dict[str, Any]
 LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")

@@ -17,12 +17,12 @@ from omegaconf import open_dict
 
 from deepavfusion.benchmarks import memory
 from deepavfusion.benchmarks.report import Report, Row, stacked_bars
+from deepavfusion.config.compose import resolve_scale
+from deepavfusion.config.ranges import check_ranges
+from deepavfusion.runs.cli import one_sentence
 from deepavfusion.types import Batch
-from deepavfusion.utils.cli import one_sentence
-from deepavfusion.utils.configs import resolve_scale
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.ranges import check_ranges
 
 PARTS = ("data_wait_ms", "device_ms", "other_ms")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepavfusion.data.clips import ClipDataset, FrameDataset, Group
+from deepavfusion.data.samples import ClipDataset, FrameDataset, Group
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Batch, Problem, Sample
 

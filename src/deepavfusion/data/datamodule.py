@@ -13,13 +13,14 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from deepavfusion.data.clips import ClipDataset, WindowDataset
 from deepavfusion.data.collate import Collate
-from deepavfusion.data.index import ClipList
-from deepavfusion.data.loader import ResumableLoader
-from deepavfusion.data.sampler import ClipSampler
-from deepavfusion.data.sources import RawSource, Source
-from deepavfusion.data.verify import bad_clips
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.verified import bad_clips
+from deepavfusion.data.loading.loader import ResumableLoader
+from deepavfusion.data.loading.sampler import ClipSampler
+from deepavfusion.data.samples import ClipDataset, WindowDataset
+from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.store import Source
 from deepavfusion.transforms.audio import CLIP_SECONDS
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
@@ -116,7 +117,7 @@ class ClipDataModule(LightningDataModule):
     @property
     def reader(self) -> dict[str, Any]:
         """The arguments of the list's reader that choose which clips and frames there are."""
-        from deepavfusion.data.packed import CHOOSING
+        from deepavfusion.data.stores.packed import CHOOSING
 
         given = getattr(self.index, "keywords", {})
         return {key: given[key] for key in CHOOSING if key in given}
@@ -127,7 +128,7 @@ class ClipDataModule(LightningDataModule):
         Raises:
             UserError: no data, or not in the layout; see the reader.
         """
-        from deepavfusion.data.packed import is_packed, packed_list  # here: litdata takes a second to import
+        from deepavfusion.data.stores.packed import is_packed, packed_list  # here: litdata takes a second to import
 
         if is_packed(self.root):
             return packed_list(self.root, split, self.dataset_name, self.reader, self.cache_dir)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deepavfusion.data.index import ClipList
+from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 

@@ -15,7 +15,7 @@ from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from deepavfusion.data.index import ClipList  # which imports torch
+    from deepavfusion.data.lists.clip_list import ClipList  # which imports torch
 
 GB, GIB = 10**9, 2**30
 BLOCK = 8 * 2**20  # bytes

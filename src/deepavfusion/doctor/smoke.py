@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, METRICS, OVERRIDES
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.run_dir import CHECKPOINTS, CONFIG, LAST, METRICS, OVERRIDES
 
 TINY = (
     "experiment=pretrain_vggsound",
@@ -46,7 +46,7 @@ def smoke_train(repository: Path, time_limit: float) -> str:
         repository: that is tried.
         time_limit: seconds.
     """
-    from deepavfusion.data import demo
+    from deepavfusion.demo import demo
 
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="doctor_") as folder:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from deepavfusion.runs.provenance import UNKNOWN, code_state
 from deepavfusion.utils.errors import DecodeError, UserError
-from deepavfusion.utils.provenance import UNKNOWN, code_state
 
 # Torch and what needs it is imported in the checks: where it is broken, their lines tell.
 
@@ -138,8 +138,9 @@ def decoders() -> str:
     """An mp4 of grey pictures and a tone comes back as it was written: pictures from decord, sound from PyAV."""
     import numpy as np
 
-    from deepavfusion.data.decode import pictures, read_audio
-    from deepavfusion.data.encode import write_mp4
+    from deepavfusion.media import frames as frame_reader
+    from deepavfusion.media import read_audio
+    from deepavfusion.media.encode import write_mp4
 
     fps, rate, levels = 10, 16_000, np.arange(40, 220, 9)
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate * len(levels) // fps) / rate)
@@ -149,7 +150,7 @@ def decoders() -> str:
         try:
             write_mp4(path, frames, fps, tone, rate)
             # Not `read_frames`, which has PyAV take over from a decord that fails.
-            seen = pictures._decord_frames(str(path), list(range(len(levels))), len(levels))
+            seen = frame_reader._decord_frames(str(path), list(range(len(levels))), len(levels))
             heard = read_audio(path, 0.0, len(tone) / rate, rate).numpy()
         except (DecodeError, UserError, OSError) as error:
             raise UserError(f"PyAV cannot write and read an mp4 ({error}): {ANEW}.") from None

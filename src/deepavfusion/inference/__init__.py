@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepavfusion.inference.checkpoint import load_task
     from deepavfusion.inference.classify import classify_video
-    from deepavfusion.inference.encoder import open_encoder
     from deepavfusion.inference.features import extract_features, write_features
+    from deepavfusion.inference.open_encoder import open_encoder
+    from deepavfusion.inference.open_task import load_task
     from deepavfusion.inference.segment import segment_video
     from deepavfusion.inference.separate import separate_video
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deepavfusion.data.clips import on_grid
-from deepavfusion.data.decode import Media
-from deepavfusion.inference.checkpoint import recorded_classes
-from deepavfusion.inference.encoder import sizes_of
+from deepavfusion.data.samples import on_grid
+from deepavfusion.inference.open_encoder import sizes_of
+from deepavfusion.inference.open_task import recorded_classes
 from deepavfusion.inference.rows import Rows
-from deepavfusion.inference.sound import SILENT, told
+from deepavfusion.inference.video import SILENT, told
+from deepavfusion.media import Media
 from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel, extend_by_mirror

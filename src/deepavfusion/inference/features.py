@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from deepavfusion.data.clips import WindowDataset
 from deepavfusion.data.collate import Collate
-from deepavfusion.data.index import ClipList, count
-from deepavfusion.data.sampler import ClipSampler
-from deepavfusion.data.sources import RawSource
-from deepavfusion.inference.encoder import sizes_of
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.text import count
+from deepavfusion.data.loading.sampler import ClipSampler
+from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.stores.raw import RawSource
 from deepavfusion.inference.inputs import Inputs, read_input, read_names
+from deepavfusion.inference.open_encoder import sizes_of
 from deepavfusion.inference.rows import Rows
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.tasks.base import Task

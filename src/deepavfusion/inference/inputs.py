@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepavfusion.data.index import count, read_rows
+from deepavfusion.data.lists.text import count, read_rows
 from deepavfusion.utils.errors import UserError
 
 MEDIA = (

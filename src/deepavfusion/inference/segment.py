@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.data.decode import Media
-from deepavfusion.inference.checkpoint import recorded_classes
-from deepavfusion.inference.sound import told, whole_sound
+from deepavfusion.inference.open_task import recorded_classes
+from deepavfusion.inference.video import told, whole_sound
+from deepavfusion.media import Media
 from deepavfusion.models.segmenter import probabilities
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, extend_by_mirror

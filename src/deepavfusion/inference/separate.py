@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torchaudio.functional import resample
 
-from deepavfusion.data.clips import on_grid
-from deepavfusion.data.decode import Media
+from deepavfusion.data.samples import on_grid
 from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
-from deepavfusion.inference.sound import BLOCK, told, whole_sound
+from deepavfusion.inference.video import BLOCK, told, whole_sound
+from deepavfusion.media import Media
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, MelMask, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, View

@@ -17,13 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.models.weights import load_encoder
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.optim.schedules import warmup_cosine
 from deepavfusion.types import Batch
 from deepavfusion.utils.compiler import check_compiler
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.weights import load_encoder
 
 Group = dict[str, Any]
 

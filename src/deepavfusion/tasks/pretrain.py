@@ -10,12 +10,12 @@ from torch import Tensor
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
-from deepavfusion.models.weights import load_mae, load_vit
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.optim.schedules import half_cosine_rise
 from deepavfusion.tasks.base import Group, Task
 from deepavfusion.types import Batch, MAEOutput
 from deepavfusion.utils.console import say_once
+from deepavfusion.weights.weights import load_mae, load_vit
 
 
 class Pretrain(Task):

@@ -1,9 +1,13 @@
-"""One line for the person at the terminal."""
+"""What a person at the terminal sees: lines, and one look for every progress bar."""
 
 from __future__ import annotations
 
-from lightning.pytorch.utilities import rank_zero_only
+import os
+
 from rich import get_console
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -11,7 +15,25 @@ def say(text: str, style: str | None = None) -> None:
     get_console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-@rank_zero_only
 def say_once(text: str, style: str | None = None) -> None:
     """The same, on the first process only."""
-    say(text, style)
+    if rank_zero():
+        say(text, style)
+
+
+def rank_zero() -> bool:
+    """Whether this is the first process of a run, or the only one."""
+    return not any(int(os.environ.get(name) or 0) for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+class _Rate(ProgressColumn):
+    """Clips a second."""
+
+    def render(self, task) -> Text:  # type: ignore[no-untyped-def]
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+
+
+def progress_bar() -> Progress:
+    """A bar with count, rate and time left, on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), speed_estimate_period=60)

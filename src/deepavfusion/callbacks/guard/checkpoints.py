@@ -1,0 +1,205 @@
+"""The state of a run on disk: when it is written, which files are kept, and how a run stops when it is asked to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch import distributed
+
+from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
+from deepavfusion.runs.signals import STOPPED, StopRequested, StopSignals
+from deepavfusion.utils.console import say_once
+
+BEFORE_VALIDATION = 1.0  # minutes of training that a validation, which cannot be saved half-way, may put at risk
+
+
+class Checkpoints(Checkpoint):
+    """Writes `step_<n>.ckpt` and points `last.ckpt` to the newest one.
+
+    A run that goes on from any of them ends as it would have undisturbed: they hold weights, optimizer, schedule,
+    scaler, place in the epoch, running means and the callbacks' state; what is random follows from seed, epoch, step
+    and clip. A file counts (`last.ckpt` points to it) once the curves up to its step are on disk, too.
+
+    SIGTERM, SIGUSR1 and Ctrl-C save after the step and end the run with exit status 75, at the latest after
+    `signals.PATIENCE` seconds; on SIGUSR1 a SLURM job is put back into the queue. During validation and test nothing
+    new is written: the run goes on from the last checkpoint.
+
+    Args:
+        dirpath: the folder.
+        every_n_epochs: at the end of so many epochs, and of the last.
+        every_n_train_steps: and after so many optimizer steps, within epochs, too; None: not counted.
+        every_n_minutes: and after so much time without one; None: not timed.
+        keep: newest files that stay.
+    """
+
+    def __init__(
+        self,
+        dirpath: str,
+        every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
+        every_n_minutes: float | None = 30.0,
+        keep: int = 2,
+    ) -> None:
+        super().__init__()
+        assert every_n_epochs >= 1, every_n_epochs
+        assert keep >= 1, keep
+        self.folder = Path(dirpath)
+        self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
+        self.every_n_minutes, self.keep = every_n_minutes, keep
+        self.signals = StopSignals(self._leave)
+        self.stopping = 0  # the signal, once all processes know of it
+        self.written: Path | None = None  # and not yet what `last` points to
+        self.busy = False
+        self.saved_at = time.monotonic()
+        self.group: Any = None  # of all processes, for the vote
+        self.vote: tuple[torch.Tensor, Any] | None = None
+
+    # ---- when
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.signals.listen()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.signals.release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, StopRequested):
+            self.signals.release()  # there is nothing to wait for
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.listen()  # Lightning has set handlers of its own, which wait for other processes
+        self.saved_at = time.monotonic()
+        if trainer.world_size > 1:
+            self.group = distributed.new_group(backend="gloo")
+        if trainer.is_global_zero:
+            for partial in self.folder.glob("*.partial"):  # of a run that was killed
+                partial.unlink()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._commit(trainer)
+        self._stop_if_asked(trainer)
+        # Processes see signals and clocks differently. They vote while the step runs, and all do the same after it.
+        mine = torch.tensor([int(self.signals.received or 0), int(self._is_time(trainer, batch_idx))])
+        work = None
+        if self.group is not None:
+            work = distributed.all_reduce(mine, distributed.ReduceOp.MAX, self.group, async_op=True)
+        self.vote = mine, work
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self.vote is not None
+        votes, work = self.vote
+        if work is not None:
+            work.wait()
+        self.stopping, due = votes.tolist()
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not stepped or trainer.is_last_batch:  # half-summed gradients are not saved; the epoch's end follows
+            return
+        if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
+            due = True
+        if due or self.stopping:
+            self._write(trainer)
+
+    def _is_time(self, trainer: Trainer, batch_idx: int) -> bool:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if self.every_n_minutes is not None and minutes >= self.every_n_minutes:
+            return True
+        validates = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        return validates and batch_idx + 2 == trainer.num_training_batches and minutes >= BEFORE_VALIDATION
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs = trainer.current_epoch + 1
+        if epochs % self.every_n_epochs == 0 or epochs == trainer.max_epochs or self.stopping or trainer.should_stop:
+            self._write(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._commit(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._commit(trainer)
+
+    # ---- what
+
+    def _write(self, trainer: Trainer) -> None:
+        self.busy = True
+        self.written = self.folder / STEPS.format(trainer.global_step)
+        trainer.save_checkpoint(self.written, weights_only=False)
+        self.saved_at, self.busy = time.monotonic(), False
+
+    def _commit(self, trainer: Trainer) -> None:
+        """Let `last` point to what was written, now that the curves of its step are written, too."""
+        written, self.written = self.written, None
+        if written is None or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            flush = getattr(getattr(logger, "experiment", None), "flush", None)
+            if flush is not None:
+                flush()
+        new = self.folder / f"{LAST}.partial"
+        new.unlink(missing_ok=True)
+        new.symlink_to(written.name)
+        new.replace(self.folder / LAST)
+        steps = sorted(self.folder.glob(STEPS_PATTERN))
+        until_now = [path for path in steps if path.name <= written.name]
+        for path in steps:  # newer ones are of a run that was killed, or damaged: this one did not go on from them
+            if path not in until_now[-self.keep :]:
+                path.unlink()
+
+    # ---- stopping
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._stop_evaluation(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._stop_evaluation(trainer)
+
+    def _stop_evaluation(self, trainer: Trainer) -> None:
+        self.stopping = int(self.signals.received or 0)
+        self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if not self.stopping:
+            return
+        if self.stopping == signal.SIGUSR1 and trainer.is_global_zero:
+            _requeue()
+        raise StopRequested(self._farewell(signal.Signals(self.stopping)))
+
+    def _farewell(self, number: signal.Signals) -> str:
+        last = self.folder / LAST
+        where = f"{last} ({last.resolve().stem})" if last.exists() else "the beginning, there being no checkpoint yet"
+        return f"stopped by {number.name}: the same command, or resume={self.folder.parent}, goes on from {where}."
+
+    def _leave(self) -> None:
+        """End the process from a thread: it has not come to a place where it could stop."""
+        while self.busy:  # a file that is being written is worth waiting for
+            time.sleep(0.1)
+        assert self.signals.received is not None
+        if self.signals.received == signal.SIGUSR1 and int(os.environ.get("SLURM_PROCID", 0)) == 0:
+            _requeue()
+        os.write(2, f"{self._farewell(self.signals.received)}\n".encode())
+        os._exit(STOPPED)
+
+
+def _requeue() -> None:
+    """Put the SLURM job that this process belongs to back into the queue."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
+    if job is None:
+        return
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        job += f"_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=10)
+        failure = done.stderr.strip() if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failure = str(error)
+    say_once(f"SLURM job {job} could not be requeued: {failure}" if failure else f"SLURM job {job} is requeued")

@@ -1,0 +1,236 @@
+"""Steps that would ruin the weights, or that do not fit into memory: which clips, and what to set."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from deepavfusion.types import Batch
+from deepavfusion.utils.console import say_once
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import write_whole
+
+REMEMBERED = 100  # steps whose gradient norms a spike is measured by
+TOLD = 5  # spikes in the terminal
+FINITE = torch.finfo(torch.float32).max
+
+
+@dataclass
+class Step:
+    """An optimizer step whose verdict may still be on its way from the device."""
+
+    number: int
+    epoch: int
+    rate: float
+    batches: list[Batch]
+    losses: list[Tensor]
+    norm: Tensor
+    usual: float  # gradient norm before it; inf: not yet known
+    arrived: torch.cuda.Event | None
+
+
+class StepGuard(Callback):
+    """Looks at the gradient's norm in each optimizer step, and logs it as `train/grad_norm_step`.
+
+    Where it is not finite, the clips of the step are written to `nonfinite/step_<n>_rank<r>.json` and the run stops:
+    the weights, and the checkpoints, are those before it. With `max_skips` so many steps of a run are left out instead:
+    weights and moments stay, the schedule goes on; `train/skipped` counts them. With 16-bit floats, whose gradients
+    overflow as a matter of course, the loss scaler does all this and the guard stands aside.
+
+    Nothing waits for a GPU to have the norm: its fused AdamW passes over such a step by itself, and the verdict is read
+    one step later.
+
+    Where a step does not fit into memory, the run stops with the batch size that does: it is tried out.
+
+    Args:
+        run_dir: of the run.
+        max_skips: steps with a gradient that is not finite that a run may leave out.
+        spike_factor: a norm so many times the median of the last hundred steps is told, counted in
+            `train/grad_spikes`; None: not looked for.
+        skip_spikes: and the step is left out, as above.
+    """
+
+    def __init__(
+        self, run_dir: str, max_skips: int = 0, spike_factor: float | None = 20.0, skip_spikes: bool = False
+    ) -> None:
+        self.folder, self.max_skips = Path(run_dir) / "nonfinite", max_skips
+        self.spike_factor, self.skip_spikes = spike_factor, skip_spikes
+        self.norms: deque[float] = deque(maxlen=REMEMBERED)
+        self.skipped = self.spikes = 0
+        self.batches: list[Batch] = []  # of the step under way
+        self.losses: list[Tensor] = []
+        self.pending: Step | None = None  # the step before, on a GPU
+        self.rank = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        self._settle()
+        return {"norms": list(self.norms), "skipped": self.skipped, "spikes": self.spikes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.norms.extend(state_dict["norms"])
+        self.skipped, self.spikes = state_dict["skipped"], state_dict["spikes"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rank = trainer.global_rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.batches, self.losses = [], []
+        self.batches.append(batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self.losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        self._settle()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)  # of gradients that all processes share: one verdict
+        usual = statistics.median(self.norms) if len(self.norms) >= REMEMBERED // 4 else math.inf
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        step = Step(
+            trainer.global_step, trainer.current_epoch, rate, self.batches, self.losses, norm, usual, arrived=None
+        )
+        limit = self.spike_factor * usual if self.skip_spikes and self.spike_factor else math.inf
+        pl_module.log("train/grad_norm_step", norm, batch_size=1)
+        self.pending = step
+        if not optimizer.defaults.get("fused"):
+            if not norm < min(limit, FINITE):
+                optimizer.zero_grad(set_to_none=True)  # LARS and AdamW pass over parameters without a gradient
+            self._settle()
+            return
+        # What a loss scaler would set: the kernel then leaves weights, moments and count of steps alone.
+        optimizer.found_inf = (~(norm < min(limit, FINITE))).float()  # type: ignore[attr-defined]
+        if norm.is_cuda:
+            step.norm = torch.empty((), dtype=norm.dtype, pin_memory=True).copy_(norm, non_blocking=True)
+            step.arrived = torch.cuda.Event()
+            step.arrived.record()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        counts = {"train/skipped": self.skipped, "train/grad_spikes": self.spikes}
+        pl_module.log_dict({name: float(count) for name, count in counts.items() if count}, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settle()
+
+    def _settle(self) -> None:
+        """Count and tell what became of the step before."""
+        step, self.pending = self.pending, None
+        if step is None:
+            return
+        if step.arrived is not None:
+            step.arrived.synchronize()
+        norm = step.norm.item()
+        if not norm < FINITE:
+            self._nonfinite(step, norm)
+            return
+        self.norms.append(norm)
+        if self.spike_factor is not None and norm > self.spike_factor * step.usual:
+            self._spike(step, norm)
+
+    def _nonfinite(self, step: Step, norm: float) -> None:
+        losses = [loss.item() for loss in step.losses]
+        clips = [
+            {"id": i, "window_start": start, "frame_time": moment}
+            for batch in step.batches
+            for i, start, moment in zip(batch.id, batch.window_start.tolist(), batch.frame_time.tolist(), strict=True)
+        ]
+        found = {"step": step.number, "epoch": step.epoch, "losses": [str(loss) for loss in losses]}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step_{step.number:08d}_rank{self.rank}.json"
+        write_whole(
+            path, json.dumps({**found, "grad_norm": str(norm), "lr": step.rate, "clips": clips}, indent=2) + "\n"
+        )
+        where = f"step {step.number} (epoch {step.epoch})"
+        what = f"loss {', '.join(f'{loss:g}' for loss in losses)}, gradient norm {norm:g}"
+        if self.skipped < self.max_skips:
+            self.skipped += 1
+            say_once(f"{where}: {what}; left out, {self.skipped} of {self.max_skips}", "yellow")
+            return
+        after = f" after {self.skipped} that were left out" if self.skipped else ""
+        raise UserError(
+            f"{where}{after}: {what}, which is not finite; its clips are in {path}, the weights are those before it: "
+            "lower model.blr, set trainer.gradient_clip_val=1.0, trainer.precision=32-true, or leave such steps out "
+            "with callbacks.step_guard.max_skips=<n>."
+        )
+
+    def _spike(self, step: Step, norm: float) -> None:
+        self.spikes += 1
+        self.skipped += self.skip_spikes
+        if self.spikes <= TOLD:
+            done = "left out" if self.skip_spikes else "taken (trainer.gradient_clip_val=<norm> limits it)"
+            more = "; further ones are counted in train/grad_spikes" if self.spikes == TOLD else ""
+            found = f"gradient norm {norm:.3g}, {norm / step.usual:.0f} times the usual"
+            say_once(f"step {step.number}: {found}; {done}{more}", "yellow")
+
+    # ---- memory
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not is_out_of_memory(exception):
+            return
+        batch = self.batches[-1] if self.batches and trainer.training else None
+        size = trainer.datamodule.batch_size if batch is None else batch.items  # type: ignore[attr-defined]
+        fits = size // 2
+        if batch is not None and trainer.world_size == 1:  # several would wait for each other
+            traceback.clear_frames(exception.__traceback__)  # they hold what did not fit
+            while fits and not _fits(trainer, pl_module, batch.first(fits * batch.group)):
+                fits //= 2
+        where = "training" if trainer.training else "evaluation"
+        lighter = "model.net.checkpoint_layers=true needs a fifth of the memory for activations"
+        if not fits:
+            raise UserError(
+                f"out of memory in {where}: not even data.batch_size=1 fits; {lighter}, data.num_workers=<fewer> that "
+                "of the decoding processes; or choose a smaller network or another device."
+            ) from exception
+        tried = "fits (tried just now)" if batch is not None and trainer.world_size == 1 else "may fit"
+        same = f" with trainer.accumulate_grad_batches={-(-size * trainer.accumulate_grad_batches // fits)}"
+        raise UserError(
+            f"out of memory in {where} with data.batch_size={size}: data.batch_size={fits} {tried}"
+            f"{same + ' for the same effective batch' if trainer.training else ''}; {lighter}."
+        ) from exception
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        w in str(error) for w in ("not enough memory", "can't allocate memory")
+    )
+
+
+def _fits(trainer: Trainer, pl_module: LightningModule, batch: Batch) -> bool:
+    """Whether a step with so few rows, and the optimizer's moments, fit into memory."""
+    pl_module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no step to log it under
+    try:
+        pl_module.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        moments = [torch.empty_like(p) for p in pl_module.parameters() if p.requires_grad for _ in range(2)]
+        if any(optimizer.state for optimizer in trainer.optimizers):
+            moments = []  # they are there
+        with trainer.precision_plugin.train_step_context():
+            loss = pl_module.training_step(batch, 0)
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        del moments, loss
+        return True
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        return False
+    finally:
+        del pl_module.log
+        pl_module.zero_grad(set_to_none=True)

@@ -1,0 +1,143 @@
+"""What a classification run shows: which classes are confused, which stream knows which, the clips that fail."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
+from deepavfusion.callbacks.show.predictions import (
+    HEADS,
+    Said,
+    choose,
+    names,
+    rows,
+    said,
+    truth_of,
+    whole,
+    write_logits,
+)
+from deepavfusion.callbacks.show.tensorboard import (
+    first_loader,
+    is_due,
+    playable,
+    spectrogram_picture,
+    step_of,
+    writer_of,
+)
+from deepavfusion.transforms.audio import SAMPLE_RATE
+from deepavfusion.transforms.image import Normalise
+
+
+class ClassificationReport(Callback):
+    """Confusions, and how well each class is known, of every validation and test; after a test its best and worst
+    clips, and files with all predictions.
+
+    TensorBoard: `confusion/{val,test}` (one class a clip), `accuracy_by_class/{val,test}` or, for several classes a
+    clip, `average_precision_by_class/{val,test}`; `examples/{worst,best}` with sounds, in the order of
+    `predictions.scores`.
+    `classification_test.csv`: item, id, classes, what is predicted and how probable that and the truth are; also for
+    each stream, and for the dense windows where there are any. `predictions_test.npz`: logits to compute metrics from,
+    see `predictions.write_logits`. A test without clips leaves nothing.
+
+    Args:
+        run_dir: where the files go.
+        num_examples: clips shown of the best and of the worst each.
+        most_classes: up to so many stand with their names in the confusion matrix.
+        every_n_epochs: epochs between two drawings of validations, see `pictures.is_due`.
+    """
+
+    def __init__(self, run_dir: str, num_examples: int = 8, most_classes: int = 30, every_n_epochs: int = 1) -> None:
+        self.run_dir, self.num_examples = Path(run_dir), num_examples
+        self.most_classes, self.every_n_epochs = most_classes, every_n_epochs
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """By now the metrics know the clips of all processes."""
+        writer = writer_of(trainer)
+        if writer is not None and is_due(trainer, self.every_n_epochs):
+            classes = first_loader(trainer.val_dataloaders).dataset.list.classes
+            self._draw(writer, pl_module.val_metrics, classes, "val", step_of(trainer))
+
+    @torch.no_grad()
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        loader = first_loader(trainer.test_dataloaders)
+        module: Any = pl_module
+        metrics, multi_label = module.test_metrics, module.test_metrics.multi_label
+        found, dense = metrics.predictions(), module.dense_metrics.predictions()
+        if not len(found["item"]):
+            return
+        verdicts = {stream: said(found[stream], found["target"], multi_label) for stream in HEADS}
+        with whole(self.run_dir / "classification_test.csv") as file:
+            csv.writer(file).writerows(rows(found, verdicts, dense, multi_label, loader.dataset))
+        write_logits(self.run_dir / "predictions_test.npz", found, dense, loader.dataset)
+        writer = writer_of(trainer)
+        if writer is None:
+            return
+        step = step_of(trainer)
+        self._draw(writer, metrics, loader.dataset.list.classes, "test", step)
+        for kind in ("worst", "best"):
+            chosen = choose(found, multi_label, self.num_examples, best=kind == "best")
+            examples = self._read(trainer, module, loader, found, verdicts, chosen)
+            if examples:
+                writer.add_figure(f"examples/{kind}", draw_examples(examples), step)
+            for place, example in enumerate(examples, 1):
+                writer.add_audio(f"examples/{kind}_{place}_{example.name}", example.waveform, step, SAMPLE_RATE)
+
+    def _draw(self, writer: SummaryWriter, metrics: Any, classes: list[str], split: str, step: int) -> None:
+        """Of a split of which nothing was evaluated there is nothing to see."""
+        by_class = {stream: metrics.per_class(stream).tolist() for stream in HEADS}
+        target = metrics.predictions()["target"]
+        if not len(target):
+            return
+        if not metrics.multi_label:
+            figure = draw_confusion(metrics.confusion().cpu().numpy(), classes, split, self.most_classes)
+            writer.add_figure(f"confusion/{split}", figure, step)
+        measure = "average precision" if metrics.multi_label else "accuracy"
+        clips = truth_of(target, len(classes)).sum(dim=0).tolist()
+        if any(clips):
+            figure = draw_classes(by_class, clips, classes, f"{measure}, {split}")
+            writer.add_figure(f"{measure.replace(' ', '_')}_by_class/{split}", figure, step)
+
+    @staticmethod
+    def _read(
+        trainer: Trainer,
+        pl_module: LightningModule,
+        loader: Any,
+        found: dict[str, Tensor],
+        verdicts: dict[str, Said],
+        chosen: Sequence[int],
+    ) -> list[Example]:
+        """Pictures and sounds once more; a clip that is not there any more is left out."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        classes = loader.dataset.list.classes
+        truth = truth_of(found["target"][chosen], len(classes))
+        examples = []
+        for n, true in zip(chosen, truth, strict=True):
+            batch = loader.collate_fn([loader.dataset[int(found["item"][n]), 0]])
+            batch = datamodule.on_after_batch_transfer(batch.to(pl_module.device), 0)
+            if not len(batch):
+                continue
+            words = {}
+            for stream, verdict in verdicts.items():
+                likely = verdict.predicted[n][0]
+                words[stream] = (classes[likely], verdict.probability[n], verdict.of_truth[n], bool(true[likely]))
+            examples.append(
+                Example(
+                    name=batch.id[0],
+                    truth=names(true.nonzero().flatten().tolist(), classes),
+                    said=words,
+                    picture=Normalise().to(batch.image.device).reverse(batch.image[:1])[0].cpu(),
+                    spectrogram=spectrogram_picture(batch.spectrogram[:1])[0],
+                    waveform=playable(batch.waveform[0]),
+                )
+            )
+        return examples

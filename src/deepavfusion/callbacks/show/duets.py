@@ -1,0 +1,49 @@
+"""Real duets, of which nobody knows the parts: separated at the end of a run, to listen to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from deepavfusion.callbacks.show.tensorboard import step_of, writer_of
+from deepavfusion.utils.console import say
+from deepavfusion.utils.errors import UserError
+
+
+class SeparateDuets(Callback):
+    """After a test, separates videos of two players and leaves sounds, films and figures in `<run_dir>/duets/<id>/`.
+
+    Args:
+        clips: called without arguments, gives the list of the videos.
+        separate: called as separate(task, video, folder), writes to the folder and returns the waveforms
+            [sources, T] and their rate.
+        run_dir: of the run.
+        limit: at most so many videos, the first ones.
+    """
+
+    def __init__(self, clips: Callable[[], Any], separate: Callable[..., Any], run_dir: str, limit: int = 8) -> None:
+        self.clips, self.separate, self.folder, self.limit = clips, separate, Path(run_dir) / "duets", limit
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        try:
+            clips = self.clips()
+        except UserError as error:
+            say(f"duets: none was separated: {error}", "yellow")
+            return
+        done, writer = 0, writer_of(trainer)
+        for clip in clips.clips[: self.limit]:
+            try:
+                waveforms, rate = self.separate(pl_module, clip.path, self.folder / clip.id)
+            except UserError as error:
+                say(f"duets: {clip.id} was left out: {error}", "yellow")
+                continue
+            done += 1
+            if writer is not None:
+                for n, waveform in enumerate(waveforms, 1):
+                    writer.add_audio(f"duet_{clip.id}/source{n}", waveform.unsqueeze(0), step_of(trainer), rate)
+        say(f"duets: {done} of {len(clips.clips)} were separated, see {self.folder}")

@@ -1,0 +1,164 @@
+"""Pictures and sounds of the reconstruction, and the embedding to walk through, in TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+from deepavfusion.callbacks.show.tensorboard import is_due, spectrogram_picture, step_of, writer_of
+from deepavfusion.metrics.neighbours import NeighbourAccuracy
+from deepavfusion.transforms.audio import SAMPLE_RATE
+from deepavfusion.transforms.image import Normalise
+from deepavfusion.types import STREAMS, Batch
+from deepavfusion.utils.console import say_once
+
+
+class ReconstructionPictures(Callback):
+    """For the same test clips each time: original | masked | reconstructed, of picture and spectrogram.
+
+    Their sound is written once. Drawn by validations that `is_due` names.
+
+    Args:
+        num_clips: clips shown, from the first validation batch.
+        every_n_epochs: epochs between two drawings.
+    """
+
+    def __init__(self, num_clips: int = 6, every_n_epochs: int = 1) -> None:
+        self.num_clips, self.every_n_epochs = num_clips, every_n_epochs
+        self.clips: Batch | None = None
+        self.normalise = Normalise()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        writer = writer_of(trainer)
+        if writer is None or self.clips is not None or dataloader_idx or not len(batch):
+            return
+        self.clips = batch.first(self.num_clips)
+        for clip_id, waveform in zip(self.clips.id, self.clips.waveform, strict=True):
+            writer.add_audio(f"sound/{clip_id}", waveform.unsqueeze(0), step_of(trainer), SAMPLE_RATE)
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writer = writer_of(trainer)
+        if writer is None or self.clips is None or not is_due(trainer, self.every_n_epochs):
+            return
+        drawn = cast(Any, pl_module).draw(self.clips)
+        assert self.clips.spectrogram is not None
+        unnormalise = self.normalise.to(self.clips.image.device).reverse
+        columns = {
+            "image": [unnormalise(x) for x in (self.clips.image, *drawn["image"].values())],
+            "audio": [spectrogram_picture(x) for x in (self.clips.spectrogram, *drawn["audio"].values())],
+        }
+        for stream, pictures in columns.items():
+            rows = torch.stack(pictures, dim=1).flatten(0, 1).cpu()  # original, masked, reconstructed of clip 0, 1, …
+            writer.add_image(f"reconstruction/{stream}", make_grid(rows, nrow=3), step_of(trainer))
+
+
+class EmbeddingProjector(Callback):
+    """The fusion embedding of the test clips for TensorBoard's projector, with labels and thumbnails.
+
+    Args:
+        max_clips: the first so many clips of loader 0.
+        every_n_epochs: epochs between two writings.
+    """
+
+    def __init__(self, max_clips: int = 1000, every_n_epochs: int = 1) -> None:
+        self.max_clips, self.every_n_epochs = max_clips, every_n_epochs
+        self.normalise = Normalise()
+        self.clear()
+
+    def clear(self) -> None:
+        self.embeddings: list[Tensor] = []
+        self.labels: list[int] = []
+        self.thumbnails: list[Tensor] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clear()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.is_global_zero or dataloader_idx or len(self.labels) >= self.max_clips:
+            return
+        self.embeddings.append(outputs["embeddings"]["fusion"].float().cpu())
+        self.labels += batch.label.tolist()
+        pictures = self.normalise.to(batch.image.device).reverse(batch.image)
+        self.thumbnails.append(F.interpolate(pictures, size=32, mode="area").cpu())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writer = writer_of(trainer)
+        if writer is None or len(self.labels) < 2 or not is_due(trainer, self.every_n_epochs):
+            return
+        classes = getattr(getattr(trainer, "datamodule", None), "classes", [])
+        names = [classes[label] if 0 <= label < len(classes) else str(label) for label in self.labels]
+        writer.add_embedding(
+            torch.cat(self.embeddings)[: self.max_clips],
+            metadata=names[: self.max_clips],
+            label_img=torch.cat(self.thumbnails)[: self.max_clips],
+            global_step=step_of(trainer),
+            tag="fusion",
+        )
+
+
+class KNNProbe(Callback):
+    """Logs `knn/<stream>` (leave-one-out 1-NN among the test clips) and `knn_train/<stream>` (train → test k-NN).
+
+    Streams are image, audio, fusion (means over tokens) and combined (sum of the three cosine similarities).
+    It reads {"embeddings": {stream: [B, D]}} from `validation_step`: loader 0 has the test clips, loader 1 the
+    gallery of train clips. Sets too small to compare log nothing.
+
+    Args:
+        k: neighbours that vote in `knn_train`.
+    """
+
+    def __init__(self, k: int = 5) -> None:
+        self.metrics = {
+            "knn": NeighbourAccuracy(STREAMS, k=1, leave_one_out=True),
+            "knn_train": NeighbourAccuracy(STREAMS, k=k, leave_one_out=False),
+        }
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for metric in self.metrics.values():
+            metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if dataloader_idx == 0:
+            self.metrics["knn"].update(outputs["embeddings"], batch.label)
+        self.metrics["knn_train"].update(outputs["embeddings"], batch.label, gallery=dataloader_idx == 1)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = {
+            f"{prefix}/{name}": value
+            for prefix, metric in self.metrics.items()
+            if metric.update_called  # not so when a split is empty
+            for name, value in metric.compute().items()
+        }
+        pl_module.log_dict(found)
+        if trainer.state.fn == "validate" and "knn/fusion" not in found:
+            say_once("knn: fewer than two test clips, so there are no nearest neighbours to show", "yellow")

@@ -1,0 +1,258 @@
+"""What a segmentation run shows: masks on pictures with their sounds, the IoU of each class, the frames that fail."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from deepavfusion.callbacks.show.tensorboard import first_loader, is_due, playable, step_of, writer_of
+from deepavfusion.transforms.audio import SAMPLE_RATE
+from deepavfusion.transforms.image import Normalise
+from deepavfusion.types import Batch
+from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, Pixels, errors, highlight, palette
+
+TITLES = ("picture", "truth", "prediction", "error")
+
+
+@dataclass
+class Shown:
+    """A frame to draw: picture uint8 [H, W, 3], truth and prediction uint8 [H, W], waveform [1, T]."""
+
+    name: str
+    picture: Pixels
+    truth: Pixels
+    predicted: Pixels
+    waveform: Tensor
+
+
+class SegmentationPictures(Callback):
+    """For the same validation frames each time: picture, truth, prediction and error; their sounds once.
+
+    Drawn by validations that `pictures.is_due` names; of several processes the first shows frames of its own share.
+
+    Args:
+        num_frames: shown, evenly spread over the split.
+        every_n_epochs: epochs between two drawings.
+    """
+
+    def __init__(self, num_frames: int = 8, every_n_epochs: int = 1) -> None:
+        self.num_frames, self.every_n_epochs = num_frames, every_n_epochs
+        self.shown: list[Shown] = []
+        self.passed = 0  # frames of this validation
+        self.written_sounds = False
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shown, self.passed = [], 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if writer_of(trainer) is None or outputs is None or not is_due(trainer, self.every_n_epochs):
+            return
+        loader = first_loader(trainer.val_dataloaders)
+        every = max(1, len(loader.sampler) // self.num_frames)
+        rows = [n for n in range(len(batch)) if (self.passed + n) % every == 0]
+        self.passed += len(batch)
+        self.shown += shown(batch, outputs, rows, loader.dataset)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writer = writer_of(trainer)
+        if writer is None or not self.shown:
+            return
+        frames, step = self.shown[: self.num_frames], step_of(trainer)
+        writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer)), step)
+        if not self.written_sounds:
+            for frame in frames:
+                writer.add_audio(f"sound/{frame.name}", frame.waveform, step, SAMPLE_RATE)
+        self.written_sounds, self.shown = True, []
+
+
+class SegmentationReport(Callback):
+    """IoU by class of every validation and test; after a test the worst frames, and a table of all.
+
+    `segmentation_test.csv`: item, id, second, classes, and what the metrics know of each frame, the IoU with the wrong
+    sound included. TensorBoard: `iou_by_class/{val,test}`, `failures/frames` with sounds.
+
+    Args:
+        run_dir: where the table goes.
+        num_failures: frames shown, the worst first, one a clip.
+    """
+
+    def __init__(self, run_dir: str, num_failures: int = 8) -> None:
+        self.run_dir, self.num_failures = Path(run_dir), num_failures
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """By now the metrics know the frames of all processes."""
+        writer = writer_of(trainer)
+        if writer is not None and is_due(trainer, 1):
+            dataset = first_loader(trainer.val_dataloaders).dataset
+            means = iou_by_class(_metrics(pl_module, "val"), dataset)
+            writer.add_figure("iou_by_class/val", draw_classes(means, "val"), step_of(trainer))
+
+    @torch.no_grad()
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        loader = first_loader(trainer.test_dataloaders)
+        dataset = loader.dataset
+        metrics = _metrics(pl_module, "test")
+        rows = metrics.rows()
+        if not rows:
+            return
+        self._write(rows, _metrics(pl_module, "wrong_audio").rows(), dataset)
+        writer = writer_of(trainer)
+        if writer is None:
+            return
+        step = step_of(trainer)
+        writer.add_figure("iou_by_class/test", draw_classes(iou_by_class(metrics, dataset), "test"), step)
+        worst: dict[int, int] = {}  # clip -> its worst frame
+        for row in sorted(rows, key=lambda row: row["iou"]):
+            worst.setdefault(dataset.first_clip(row["item"]), row["item"])
+        frames = self._read(trainer, pl_module, loader, list(worst.values())[: self.num_failures])
+        if frames:
+            writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer)), step)
+        for place, frame in enumerate(frames, 1):
+            writer.add_audio(f"failures/{place}_{frame.name}", frame.waveform, step, SAMPLE_RATE)
+
+    def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: Any) -> None:
+        values = [name for name in rows[0] if name != "item"]
+        with_wrong_sound = {row["item"]: row["iou"] for row in wrong}
+        with (self.run_dir / "segmentation_test.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["item", "id", "second", "classes", *values, "iou_wrong_audio"])
+            for row in rows:
+                position, second = dataset.frames[row["item"]]
+                known = [row["item"], dataset.clips[position].id, second, " + ".join(class_names(dataset, row["item"]))]
+                measured = [row[name] for name in values]
+                table.writerow([*known, *measured, with_wrong_sound.get(row["item"], "")])
+
+    @staticmethod
+    def _read(trainer: Trainer, pl_module: Any, loader: Any, items: list[int]) -> list[Shown]:
+        """The frames once more, through the network."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        out: list[Shown] = []
+        for item in items:
+            batch = loader.collate_fn([loader.dataset[item, 0]])
+            batch = datamodule.on_after_batch_transfer(batch.to(pl_module.device), 0)
+            if len(batch):
+                out += shown(batch, pl_module.mark(batch), [0], loader.dataset)
+        return out
+
+
+def class_names(dataset: Any, item: int) -> list[str]:
+    """Of what the clip of a frame is annotated with."""
+    clip, classes = dataset.clips[dataset.first_clip(item)], dataset.list.classes
+    return [classes[label] for label in clip.labels or (clip.label,) if 0 <= label < len(classes)]
+
+
+def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> list[Shown]:
+    """Some rows of a batch and of what was marked in it, to draw."""
+    if not rows:
+        return []
+    assert batch.mask is not None
+    index = torch.tensor(rows, device=batch.image.device)
+    pictures = Normalise().to(batch.image.device).reverse(batch.image[index]) * 255
+    pixels = pictures.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    predicted, truth = marked[index].cpu().numpy(), batch.mask[index].cpu().numpy()
+    out = []
+    for n, row in enumerate(rows):
+        names = "+".join(class_names(dataset, int(batch.item[row])))
+        name = f"{names}_{batch.id[row]}_{batch.frame_time[row].item():.1f}s"
+        out.append(Shown(name, pixels[n], truth[n], predicted[n], playable(batch.waveform[row])))
+    return out
+
+
+def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
+    """A row for each frame: picture, truth, prediction and error.
+
+    Args:
+        frames: what to draw.
+        classes: names of the masks' values, the background first.
+    """
+    figure = Figure(figsize=(2.3 * len(TITLES), 2.3 * len(frames) + 0.8), layout="constrained")
+    axes = figure.subplots(len(frames), len(TITLES), squeeze=False)
+    colours = palette(len(classes))
+    for line, frame in zip(axes, frames, strict=True):
+        pictures = (
+            frame.picture,
+            highlight(frame.picture, frame.truth, colours),
+            highlight(frame.picture, frame.predicted, colours),
+            errors(frame.picture, frame.predicted, frame.truth),
+        )
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(picture)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        either = int(((frame.predicted > 0) | (frame.truth > 0)).sum())
+        both = int(((frame.predicted == frame.truth) & (frame.truth > 0)).sum())
+        line[0].set_ylabel("\n".join(frame.name.split("_", 1)), fontsize=7)
+        line[-1].set_xlabel(f"IoU {both / either:.2f}" if either else "nothing sounds", fontsize=7)
+    for axis, title in zip(axes[0], TITLES, strict=True):
+        axis.set_title(title)
+    handles = [
+        Patch(color=_rgb(colour), label=label)
+        for colour, label in ((RIGHT, "right"), (TOO_MUCH, "too much"), (TOO_LITTLE, "missed"))
+    ]
+    if len(classes) > 2:
+        there = sorted({int(n) for frame in frames for part in (frame.truth, frame.predicted) for n in np.unique(part)})
+        handles += [Patch(color=_rgb(colours[n]), label=classes[n]) for n in there if n]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)
+    return figure
+
+
+def _rgb(colour: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) / 255 for value in colour)
+    return red, green, blue
+
+
+def iou_by_class(metrics: Any, dataset: Any) -> dict[str, float]:
+    """Class -> IoU: of the pixels of each class, or where masks have none, the mean over the frames of its clips."""
+    if metrics.num_classes > 1:
+        found = metrics.per_class().tolist()
+        return {name: v for name, v in zip(dataset.list.classes, found, strict=True) if not math.isnan(v)}
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in metrics.rows():
+        for name in class_names(dataset, row["item"]):
+            values[name].append(row["iou"])
+    return {name: math.fsum(found) / len(found) for name, found in sorted(values.items())}
+
+
+def draw_classes(means: dict[str, float], split: str) -> Figure:
+    """Bars, the best class first."""
+    best = sorted(means.items(), key=lambda pair: -pair[1])
+    figure = Figure(figsize=(6, 0.22 * len(best) + 1), layout="constrained")
+    axis = figure.subplots()
+    axis.barh([name for name, _ in best], [value for _, value in best], color="0.5")
+    for place, (_, value) in enumerate(best):
+        axis.text(value, place, f" {value:.2f}", va="center", fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.08)  # room for the number
+    axis.set_xlabel(f"IoU, {split}")
+    return figure
+
+
+def _mask_classes(trainer: Trainer) -> list[str]:
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return datamodule.classes if datamodule.num_classes > 1 else ["silent", "sounding"]
+
+
+def _metrics(pl_module: Any, name: str) -> Any:
+    return getattr(pl_module, f"{name}_metrics")

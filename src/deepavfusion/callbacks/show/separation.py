@@ -1,0 +1,193 @@
+"""What a separation run shows: sounds and spectrograms of a few mixtures, and the SDR of every source."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deepavfusion.callbacks.show.tensorboard import LOUD, QUIET, is_due, playable, step_of, writer_of
+from deepavfusion.transforms.audio import FRAMES_PER_SECOND, LOG_OFFSET, SAMPLE_RATE
+from deepavfusion.transforms.image import Normalise
+from deepavfusion.types import Batch, SeparationOutput
+
+TITLES = ("frame", "mixture", "truth", "estimate", "ideal mask", "mask")
+
+
+class SeparationPictures(Callback):
+    """For the same mixtures each time: players for mixture, truths and estimates, and spectrograms, masks and frames.
+
+    Drawn by validations that `pictures.is_due` names.
+
+    Args:
+        num_mixtures: shown, from the first validation batch.
+        every_n_epochs: epochs between two drawings.
+    """
+
+    def __init__(self, num_mixtures: int = 4, every_n_epochs: int = 1) -> None:
+        self.num_mixtures, self.every_n_epochs = num_mixtures, every_n_epochs
+        self.normalise = Normalise()
+        self.written_truths = False
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        writer = writer_of(trainer)
+        if writer is None or outputs is None or batch_idx or dataloader_idx:
+            return
+        if not is_due(trainer, self.every_n_epochs):
+            return
+        step, classes = step_of(trainer), _classes(trainer)
+        frames = self.normalise.to(batch.image.device).reverse(batch.image).float().cpu()
+        for mixture in range(min(self.num_mixtures, batch.items)):
+            rows = range(mixture * batch.group, (mixture + 1) * batch.group)
+            names = [classes[int(batch.label[row])] if classes else batch.id[row] for row in rows]
+            for row, name in zip(rows, names, strict=True):
+                writer.add_audio(
+                    f"mixture_{mixture}/estimate_{name}", playable(outputs.estimate[row]), step, SAMPLE_RATE
+                )
+                if not self.written_truths:
+                    writer.add_audio(
+                        f"mixture_{mixture}/truth_{name}", playable(batch.waveform[row]), step, SAMPLE_RATE
+                    )
+            if not self.written_truths:
+                writer.add_audio(f"mixture_{mixture}/mixture", playable(outputs.mixture[mixture]), step, SAMPLE_RATE)
+            writer.add_figure(f"separation/mixture_{mixture}", _figure(batch, outputs, frames, mixture, names), step)
+        self.written_truths = True
+
+
+def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: int, names: list[str]) -> Figure:
+    """A row for each source of a mixture: frame, spectrograms and masks side by side."""
+    assert batch.spectrogram is not None
+    figure = Figure(figsize=(2.4 * len(TITLES), 2.1 * batch.group), layout="constrained")
+    axes = figure.subplots(batch.group, len(TITLES), squeeze=False)
+    heard = outputs.mixture_mel[mixture, 0].float().cpu()
+    seconds = heard.shape[-1] / FRAMES_PER_SECOND
+    for line, (row, name) in enumerate(
+        zip(range(mixture * batch.group, (mixture + 1) * batch.group), names, strict=True)
+    ):
+        mask, target = outputs.mask[row, 0].float().cpu(), outputs.target_mask[row, 0].float().cpu()
+        truth = batch.spectrogram[row, 0].float().cpu()
+        powers = [(heard + LOG_OFFSET).log10(), truth, (heard * mask + LOG_OFFSET).log10()]
+        axes[line, 0].imshow(frames[row].permute(1, 2, 0).clamp(0, 1))
+        for axis, power in zip(axes[line, 1:4], powers, strict=True):
+            axis.imshow(
+                power, origin="lower", aspect="auto", cmap="magma", vmin=QUIET, vmax=LOUD, extent=(0, seconds, 0, 1)
+            )
+        for axis, values in zip(axes[line, 4:], (target, mask), strict=True):
+            axis.imshow(values, origin="lower", aspect="auto", cmap="gray", vmin=0, vmax=1, extent=(0, seconds, 0, 1))
+        axes[line, 0].set_ylabel(name)
+        for axis, title in zip(axes[line], TITLES, strict=True):
+            axis.set_yticks([])
+            if title == "frame" or line + 1 < batch.group:
+                axis.set_xticks([])
+            if line == 0:
+                axis.set_title(title)
+        axes[-1, 1].set_xlabel("s")
+    return figure
+
+
+class SeparationReport(Callback):
+    """Writes which mixtures a test evaluates and what came of each source, and draws the SDR by classes.
+
+    `mixtures_test.csv` (before the test): mixture, source, id, class, path. `separation_test.csv` (after it): the same
+    mixtures with every measure of every source. TensorBoard: mean SDR by the class that is heard and the class it is
+    mixed with, and histograms.
+
+    Args:
+        run_dir: where the files go.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = Path(run_dir)
+        self.sources: dict[tuple[int, int], tuple[str, str]] = {}  # mixture and source -> id and class
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaders: Any = trainer.test_dataloaders
+        dataset = (loaders[0] if isinstance(loaders, list) else loaders).dataset
+        rows = []
+        for mixture, members in enumerate(dataset.mixtures):
+            for source, clip in enumerate(dataset.clips[member] for member in members):
+                name = dataset.list.classes[clip.label] if 0 <= clip.label < len(dataset.list.classes) else ""
+                self.sources[mixture, source] = (clip.id, name)
+                rows.append((mixture, source, clip.id, name, clip.path))
+        if trainer.is_global_zero:
+            _write(self.run_dir / "mixtures_test.csv", ("mixture", "source", "id", "class", "path"), rows)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics: Any = pl_module.test_metrics
+        rows: list[dict[str, Any]] = metrics.rows()
+        if not trainer.is_global_zero or not rows:
+            return
+        values = [name for name in rows[0] if name not in ("item", "source", "label", "others")]
+        lines = [
+            (row["item"], row["source"], *self.sources[row["item"], row["source"]], *(row[name] for name in values))
+            for row in rows
+        ]
+        _write(self.run_dir / "separation_test.csv", ("mixture", "source", "id", "class", *values), lines)
+        writer = writer_of(trainer)
+        if writer is None:
+            return
+        step = step_of(trainer)
+        for name in ("sdr", "sdr_improvement"):
+            found = [row["sdr"] - (row["sdr_mixture"] if name == "sdr_improvement" else 0) for row in rows]
+            finite = torch.tensor(found, dtype=torch.float64)
+            finite = finite[finite.isfinite()]
+            if len(finite):
+                writer.add_histogram(f"test_sources/{name}", finite, step)
+        writer.add_figure("test_sources/sdr_by_class", class_figure(rows, _classes(trainer)), step)
+
+
+def class_table(rows: list[dict[str, Any]], classes: int) -> NDArray[np.float64]:
+    """Mean SDR of the sources of class i in mixtures with class j, dB, [classes, classes]; nan where there is none."""
+    total, number = np.zeros((classes, classes)), np.zeros((classes, classes))
+    for row in rows:
+        if np.isfinite(row["sdr"]):
+            for other in row["others"]:
+                total[row["label"], other] += row["sdr"]
+                number[row["label"], other] += 1
+    with np.errstate(invalid="ignore"):
+        return total / number
+
+
+def class_figure(rows: list[dict[str, Any]], classes: list[str]) -> Figure:
+    """`class_table` as a picture with names and numbers."""
+    table = class_table(rows, len(classes))
+    size = max(4.0, 0.5 * len(classes) + 2)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(table, cmap="viridis")
+    axis.set_xticks(range(len(classes)), classes, rotation=90)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set_xlabel("mixed with")
+    axis.set_ylabel("heard")
+    if len(classes) <= 25:
+        for (i, j), value in np.ndenumerate(table):
+            if np.isfinite(value):
+                axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="white", fontsize=8)
+    figure.colorbar(image, ax=axis, label="SDR (dB)")
+    return figure
+
+
+def _classes(trainer: Trainer) -> list[str]:
+    return getattr(getattr(trainer, "datamodule", None), "classes", [])
+
+
+def _write(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        table.writerows(rows)

@@ -1,0 +1,125 @@
+"""The end of a run: `metrics.json`, a table, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich import get_console
+from rich.table import Table
+
+from deepavfusion.runs.directory import METRICS
+from deepavfusion.utils.files import write_whole
+
+
+class RunSummary(Callback):
+    """Keeps the first and last epoch's losses and the values before training, and writes the final metrics.
+
+    `metrics.json` maps flat names to numbers: every metric's last value (an epoch's, not a step's);
+    `<metric>_before` of a validation before training, for the names in `keep_before`; `train/loss_first` and
+    `train/loss_last`, means over the first and last epoch; the clips that each split lists and has on disk
+    (`data/<split>_listed`, `data/<split>_present`).
+
+    Args:
+        run_dir: where `metrics.json` goes; its presence marks a run as finished.
+        test_follows: the run is not finished before a test, whose metrics belong to it.
+        keep_before: prefixes of metrics whose value before training is kept.
+        headline: names of the metrics that the run is for; the table begins with them.
+        next_commands: shown at the end.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        test_follows: bool = False,
+        keep_before: tuple[str, ...] = ("knn/",),
+        headline: tuple[str, ...] = (),
+        next_commands: tuple[str, ...] = (),
+    ) -> None:
+        self.run_dir, self.test_follows = Path(run_dir), test_follows
+        self.keep_before, self.headline = tuple(keep_before), tuple(headline)
+        self.next_commands = tuple(next_commands)
+        self.kept: dict[str, float] = {}
+        self.latest: dict[str, float] = {}  # at the end of the epoch before; a run that goes on may not log them again
+        self.final: dict[str, float] = {}
+        self.finished = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": dict(self.kept), "latest": dict(self.latest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.kept, self.latest = dict(state_dict["kept"]), dict(state_dict["latest"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            for name, value in trainer.callback_metrics.items():
+                if name.startswith(self.keep_before):
+                    self.kept[f"{name}_before"] = float(value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which is not called where an epoch is gone on with
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1  # the final metrics are of the final weights
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if "train/loss" in trainer.callback_metrics:
+            loss = float(trainer.callback_metrics["train/loss"])
+            self.kept.setdefault("train/loss_first", loss)
+            self.kept["train/loss_last"] = loss
+        self.latest = _values(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.interrupted:
+            self.final |= self.latest
+            self._add(trainer, self.kept)
+            if not self.test_follows:
+                self._finish(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.interrupted:
+            self._add(trainer, {})
+            self._finish(trainer)
+
+    def _add(self, trainer: Trainer, kept: dict[str, float]) -> None:
+        self.final |= _values(trainer) | kept
+
+    def _finish(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        for split, clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).items():
+            self.final[f"data/{split}_listed"] = clips.listed
+            self.final[f"data/{split}_present"] = len(clips.clips)
+        write_metrics(self.run_dir / METRICS, self.final)
+        self.finished = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.finished:  # only now is the progress bar out of the way
+            self._show(self.final)
+
+    def _show(self, metrics: dict[str, float]) -> None:
+        table = Table(title="Final metrics", show_header=False, title_justify="left")
+        first = [name for name in self.headline if name in metrics]
+        for name in first:
+            table.add_row(name, f"{metrics[name]:,.4g}", style="bold", end_section=name == first[-1])
+        for name, value in sorted(metrics.items()):
+            if name not in first and not name.startswith("lr/"):  # 0 by now
+                table.add_row(name, f"{value:,.4g}")
+        lines = [f"Run directory  {self.run_dir}", *(f"Next           {command}" for command in self.next_commands)]
+        console = get_console()
+        console.print(table)
+        console.print("\n".join(lines), soft_wrap=True, highlight=False)  # unbroken, to be copied
+
+
+def _values(trainer: Trainer) -> dict[str, float]:
+    return {name: float(v) for name, v in trainer.callback_metrics.items() if not name.endswith("_step")}
+
+
+def write_metrics(path: Path, metrics: dict[str, float]) -> None:
+    """Flat name → number, whole or not at all; what is not a finite number is left out."""
+    finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
+    write_whole(path, json.dumps(finite, indent=2) + "\n")

@@ -1,0 +1,51 @@
+"""What every callback that writes to TensorBoard needs: the writer, the step, and how audio is drawn and played."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+import torch
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+QUIET, LOUD = -6.0, 2.0  # log10 power shown as the darkest and the brightest colour
+
+
+def step_of(trainer: Trainer) -> int:
+    """The step that was done last, under which Lightning logs, too: a run that goes on drops what comes after it."""
+    return max(trainer.global_step - 1, 0)
+
+
+def writer_of(trainer: Trainer) -> SummaryWriter | None:
+    """The TensorBoard writer, on the process that has one."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            return logger.experiment
+    return None
+
+
+def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
+    """Before training, after the last epoch, and after every so many epochs; within a validation."""
+    passed = trainer.current_epoch + 1
+    return trainer.state.fn == "validate" or passed % every_n_epochs == 0 or passed == trainer.max_epochs
+
+
+def first_loader(loaders: Any) -> Any:
+    """Lightning hands over a loader, or a list of them. Its dataset is a `data.clips.ClipDataset`."""
+    return loaders[0] if isinstance(loaders, list) else loaders
+
+
+def playable(waveform: Tensor) -> Tensor:
+    """[T] -> [1, T] on the CPU, no louder than full scale"""
+    waveform = waveform.detach().float().cpu()
+    return (waveform / waveform.abs().max().clamp(min=1.0)).unsqueeze(0)
+
+
+def spectrogram_picture(spectrogram: Tensor) -> Tensor:
+    """log10 power mel spectrogram [B, 1, M, F] -> RGB [B, 3, M, F] in 0…1, low bands at the bottom."""
+    level = ((spectrogram[:, 0].float() - QUIET) / (LOUD - QUIET)).clamp(0, 1).flip(1)
+    colours = matplotlib.colormaps["magma"](level.cpu().numpy())[..., :3]
+    return torch.from_numpy(colours).permute(0, 3, 1, 2).float()

@@ -1,0 +1,173 @@
+"""AudioSet's layout on disk: the published lists, and a folder of clips for each two first letters of an id.
+
+annotations/class_labels_indices.csv    header `index,mid,display_name`; 527 classes
+annotations/{unbalanced_train,balanced_train,eval}_segments.csv    comments `# …`, then lines
+    `YTID, start_seconds, end_seconds, "mid,mid,…"`; seconds like 30.000
+clips/<id[:2]>/<id>_<start:06d>_<end:06d>.mp4    whole seconds, fractions cut off
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
+from deepavfusion.data.lists.on_disk import files_parted, fill_in, strangers, unique
+from deepavfusion.data.lists.text import check_name, check_split, count, read_rows, read_table, suggestion
+from deepavfusion.types import Clip
+from deepavfusion.utils.errors import UserError
+
+COLUMNS = 'YTID, start_seconds, end_seconds, "mid,mid,…"'
+CLASS_COLUMNS = "index,mid,display_name"
+LISTS_OF_SPLIT = {
+    "unbalanced": ["unbalanced"],
+    "balanced": ["balanced"],
+    "full": ["balanced", "unbalanced"],
+    "eval": ["evaluation"],
+}
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Python's cycle collector would walk over the millions of clips that are here to stay, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@without_collector()
+def audioset(
+    root: str | Path,
+    split: str,
+    clip_pattern: str = "clips/{prefix}/{id}_{start:06d}_{end:06d}.mp4",
+    labels: str = "annotations/class_labels_indices.csv",
+    unbalanced: str = "annotations/unbalanced_train_segments.csv",
+    balanced: str = "annotations/balanced_train_segments.csv",
+    evaluation: str = "annotations/eval_segments.csv",
+) -> ClipList:
+    """Read one split of AudioSet.
+
+    Args:
+        root: the folder that holds the lists and the clips.
+        split: "unbalanced", "balanced", "full" (these two together) or "eval".
+        clip_pattern: path of a clip under the root; `str.format` fields id, prefix (the id's first two letters),
+            start and end.
+        labels: path of the class list under the root.
+        unbalanced, balanced, evaluation: paths of the lists of segments under the root.
+
+    Returns:
+        The split, with several labels a clip; `Clip.label` is the first in its line. `classes` are the display names
+        in the order of the class list. Files on disk that no list names are counted for "unbalanced" and "full" only,
+        which read the long list anyway, and only if all three lists are there.
+
+    Raises:
+        UserError: no root, no list, a malformed line, an unknown label, or none of the split's clips on disk.
+    """
+    check_split("AudioSet", split, LISTS_OF_SPLIT)
+    base = check_root(root)
+    files = {"unbalanced": unbalanced, "balanced": balanced, "evaluation": evaluation}
+    position, classes = _classes(base, labels)
+    notes: list[str] = []
+    listed: list[Clip] = []
+    for name in LISTS_OF_SPLIT[split]:
+        clips, repeated = unique(_segments(base, files[name], name, clip_pattern, position), files[name], "labels")
+        notes += repeated
+        known = {clip.id for clip in listed}  # of the short list, or none
+        twice = [clip.id for clip in clips if clip.id in known]
+        if twice:
+            notes.append(
+                f"{count(len(twice), 'clip is', 'clips are')} in {files[name]} and in {balanced}, e.g. {twice[0]}; "
+                "the latter counts."
+            )
+        listed += (clip for clip in clips if clip.id not in known)
+        del clips
+    folders = Folders(base)
+    if "unbalanced" in LISTS_OF_SPLIT[split] and all(folders.has(file) for file in files.values()):
+        others = [name for name in files if name not in LISTS_OF_SPLIT[split]]
+        rest = chain(*(_segments(base, files[name], name, clip_pattern, position) for name in others))
+        begin = len(str(base)) + 1
+        paths = (clip.path[begin:] for clip in chain(listed, (clip for _, clip in rest)))
+        notes += strangers(folders, paths, clip_pattern, "the lists of AudioSet")
+    there, missing = files_parted(base, split, listed, folders)
+    return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=True)
+
+
+def _classes(root: Path, labels: str) -> tuple[dict[str, int], list[str]]:
+    """Class index of each mid, and the display names."""
+    position: dict[str, int] = {}
+    names: list[str] = []
+    for line, row in read_table(root, labels, CLASS_COLUMNS, "data.index.labels"):
+        if row["index"] != str(len(names)) or not row["mid"] or row["mid"] in position:
+            raise UserError(
+                f"{root / labels}, line {line}, has index {row['index']!r} and mid {row['mid']!r}; expected index "
+                f"{len(names)} and a mid of its own: mend the line."
+            )
+        position[row["mid"]] = len(names)
+        names.append(row["display_name"])
+    return position, names
+
+
+def _segments(
+    root: Path, annotations: str, name: str, pattern: str, position: dict[str, int]
+) -> Iterator[tuple[int, Clip]]:
+    """Line number and clip of each line; `name`: the reader's argument that gives the list."""
+    # Two million lines hold few different times and sets of labels: each is parsed once, and clips share the result.
+    seconds_of: dict[tuple[str, ...], tuple[int, int] | None] = {}
+    labels_of: dict[str, tuple[int, ...]] = {}  # in the line's order
+    sorted_of: dict[str, tuple[int, ...]] = {}
+    folder, file = str(root), str(root / annotations)
+    for line, cells in read_rows(root, annotations, COLUMNS, f"data.index.{name}"):
+        if cells[0].startswith("#"):
+            continue
+        where = f"{file}, line {line}"
+        times = tuple(cells[1:3])
+        if times not in seconds_of:
+            seconds_of[times] = _whole_seconds(*times) if len(times) == 2 else None
+        seconds = seconds_of[times]
+        if len(cells) != 4 or not seconds:
+            raise UserError(
+                f"{where}, reads `{', '.join(cells)}`; expected `{COLUMNS}` with 0 ≤ start < end and double quotes "
+                "around the labels: mend the line."
+            )
+        start, end = seconds
+        video, mids = check_name(cells[0], "id", where), cells[3]
+        if mids not in labels_of:
+            labels_of[mids] = tuple(_label(mid.strip(), position, where) for mid in mids.split(","))
+            sorted_of[mids] = tuple(sorted(set(labels_of[mids])))
+        path = fill_in(pattern, {"id": video, "prefix": video[:2], "start": start, "end": end})
+        yield (
+            line,
+            Clip(
+                id=f"{video}_{start:06d}",
+                path=f"{folder}/{path}",
+                label=labels_of[mids][0],
+                video=video,
+                labels=sorted_of[mids],
+            ),
+        )
+
+
+def _whole_seconds(first: str, second: str) -> tuple[int, int] | None:
+    """Start and end, fractions cut off; None when they are not two times in order."""
+    try:
+        start, end = float(first), float(second)
+        return (int(start), int(end)) if 0 <= start < end else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _label(mid: str, position: dict[str, int], where: str) -> int:
+    if mid not in position:
+        raise UserError(
+            f"{where}, names the label {mid!r}, which the class list has not; expected one of its "
+            f"{len(position)} mids: mend the line, or set data.index.labels to the class list that belongs to "
+            f"it{suggestion(mid, position) or '.'}"
+        )
+    return position[mid]

@@ -1,0 +1,148 @@
+"""What every dataset's list reader shares: its result, the scan of the folders, and the words for people."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from errno import ELOOP, ENAMETOOLONG
+from pathlib import Path
+
+from deepavfusion.types import Clip
+from deepavfusion.utils.errors import UserError
+
+DEMO = "python src/prepare.py command=demo"
+
+
+@dataclass(frozen=True)
+class ClipList:
+    """One split of a dataset: what its list expects, and what of it is on disk.
+
+    Args:
+        split: the split's name, e.g. "test".
+        clips: those listed and on disk, sorted by id. They need not decode.
+        classes: label names; `Clip.label` is a position in them.
+        missing: those listed but not on disk, sorted by id.
+        notes: one sentence each for a person to read.
+        multi_label: whether a clip may have several classes (`Clip.labels`).
+        mixtures: where the protocol fixes which clips are mixed: their ids, missing ones too, in the list's order.
+        lost_frames: annotated pictures that the clips on disk should have and have not.
+        excluded: those on disk that an earlier `command=verify` found unusable, with its word for why.
+    """
+
+    split: str
+    clips: list[Clip]
+    classes: list[str]
+    missing: list[Clip] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    multi_label: bool = False
+    mixtures: list[tuple[str, ...]] = field(default_factory=list)
+    excluded: list[tuple[Clip, str]] = field(default_factory=list)
+    lost_frames: int = 0
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def listed(self) -> int:
+        """How many clips the list expects in this split."""
+        return len(self.clips) + len(self.missing) + len(self.excluded)
+
+    @property
+    def coverage(self) -> str:
+        """One sentence that stands next to every metric."""
+        present = len(self.clips) + len(self.excluded)
+        sentence = f"{present} of {self.listed} clips of the {self.split} split are on disk"
+        return f"{sentence}, {len(self.excluded)} of them known to be unusable" if self.excluded else sentence
+
+    def without(self, bad: Mapping[str, str]) -> ClipList:
+        """The same list, with the clips that `bad` (id -> why) names moved to `excluded`."""
+        excluded = self.excluded + [(clip, bad[clip.id]) for clip in self.clips if clip.id in bad]
+        return replace(self, clips=[clip for clip in self.clips if clip.id not in bad], excluded=excluded)
+
+    def held_out(self, share: float, seed: int) -> tuple[ClipList, ClipList]:
+        """Split off a seeded share of the videos: (the rest, the hold-out).
+
+        What is held out follows from seed and video id alone, not from what is on disk.
+        """
+
+        def chosen(video: str) -> bool:
+            return zlib.crc32(f"{seed}/{video}".encode()) < share * 2**32
+
+        def part(keep: Callable[[str], bool], split: str) -> ClipList:
+            return replace(
+                self,
+                split=split,
+                clips=[clip for clip in self.clips if keep(clip.source)],
+                missing=[clip for clip in self.missing if keep(clip.source)],
+                excluded=[(clip, why) for clip, why in self.excluded if keep(clip.source)],
+            )
+
+        return part(lambda video: not chosen(video), self.split), part(chosen, "holdout")
+
+
+class Folders:
+    """Which files exist, one `scandir` a folder and not one `stat` a clip."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._files: dict[str, frozenset[str]] = {}
+
+    def files(self, folder: str) -> frozenset[str]:
+        """Names of the files in `root/folder`; empty when there is no such folder."""
+        if folder not in self._files:
+            self._files[folder] = frozenset(entry.name for entry in _entries(self.root / folder) if entry.is_file())
+        return self._files[folder]
+
+    def folders(self, folder: str) -> list[str]:
+        """Sorted names of the folders in `root/folder`, hidden ones left out."""
+        entries = _entries(self.root / folder)
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+    def has(self, path: str) -> bool:
+        """Whether the file `path`, relative to the root and with "/" between its parts, exists."""
+        folder, _, name = path.rpartition("/")
+        return name in self.files(folder)
+
+    def nearest(self, path: str) -> str:
+        """What stands in the place of the missing `path`: a clause such as "clips/ holds train, test"."""
+        folder = path.rpartition("/")[0]
+        while folder and not os.path.isdir(self.root / folder):
+            folder = folder.rpartition("/")[0]
+        names = sorted(entry.name for entry in _entries(self.root / folder) if not entry.name.startswith("."))
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"{folder or self.root}/ holds {shown or 'nothing'}"
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        if error.errno in (ENAMETOOLONG, ELOOP):  # no such folder can be
+            return []
+        raise
+
+
+def check_root(root: str | Path) -> Path:
+    """The root as a Path; it must be a folder."""
+    path = Path(root)
+    if not os.path.isdir(path):
+        state = "is a file" if os.path.exists(path) else "does not exist"
+        raise UserError(
+            f"The data folder {path} {state}; expected the folder that holds the clips and annotations: "
+            f"set data.root to it, or make demo data with `{DEMO}`."
+        )
+    return path
+
+
+def nothing_on_disk(root: Path, split: str, listed: int, expected: str, folders: Folders) -> UserError:
+    """The error for a split of which no clip exists. `expected`: the first path, relative to the root."""
+    return UserError(
+        f"None of the {listed} clips of the {split} split is on disk: expected for example {root / expected}, "
+        f"but {folders.nearest(expected)}; set data.root or data.index.clip_pattern to where the clips are, or "
+        f"make demo data with `{DEMO}`."
+    )

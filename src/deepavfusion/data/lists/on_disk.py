@@ -1,0 +1,222 @@
+"""What the list readers share beyond reading a list: clip patterns, repeated lines, and what is on disk."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from deepavfusion.data.lists.clip_list import Folders, nothing_on_disk
+from deepavfusion.data.lists.text import count, leads_out, suggestion
+from deepavfusion.types import Clip
+from deepavfusion.utils.errors import UserError
+
+STRAYS_BY_NAME = 3  # so many folders that no label matches are named one by one, more of them in one sentence
+
+
+class Listed(Protocol):
+    """Anything that a list names."""
+
+    @property
+    def id(self) -> str: ...
+
+
+AnyListed = TypeVar("AnyListed", bound=Listed)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a list: a clip, its class by name, and the path of its file below the data folder."""
+
+    id: str
+    video: str
+    label: str
+    path: str
+    split: str = ""
+
+
+def fill_in(pattern: str, fields: Mapping[str, str | int]) -> str:
+    """The path of a clip below the data folder.
+
+    Args:
+        pattern: for `str.format`.
+        fields: what it may name; the first tells clips apart and has to be there.
+
+    Raises:
+        UserError: the pattern names other fields, leads out of the data folder, or gives every clip the same path.
+    """
+    try:
+        path = pattern.format_map(fields)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError, MemoryError, OverflowError) as error:
+        *most, last = fields
+        raise UserError(
+            f"The pattern {pattern!r} cannot be filled in ({type(error).__name__}: {error}); expected the fields "
+            f"{', '.join(most)} and {last}: mend data.index.clip_pattern."
+        ) from None
+    if leads_out(path):
+        raise UserError(
+            f"The pattern {pattern!r} leads out of the data folder; expected a path below it: mend "
+            "data.index.clip_pattern."
+        )
+    first = next(iter(fields))
+    if f"{{{first}" not in pattern:
+        raise UserError(
+            f"The pattern {pattern!r} gives all clips the same path; expected the field {first} in it: mend "
+            "data.index.clip_pattern."
+        )
+    return path
+
+
+def unique(listed: Iterable[tuple[int, AnyListed]], source: str, differing: str) -> tuple[list[AnyListed], list[str]]:
+    """One item for each clip, the first, in the list's order; and what to say about the others.
+
+    Args:
+        listed: line number and item.
+        source: name of the list.
+        differing: what two items of one clip may disagree about, e.g. "labels".
+    """
+    first: dict[str, AnyListed] = {}
+    lines = array("L")
+    repeated: list[tuple[int, AnyListed]] = []
+    for line, item in listed:
+        if item.id in first:
+            repeated.append((line, item))
+        else:
+            first[item.id] = item
+            lines.append(line)
+
+    def example(line: int, item: AnyListed) -> str:
+        return f"e.g. {item.id} in lines {lines[list(first).index(item.id)]} and {line}; the first line counts."
+
+    notes = []
+    if repeated:
+        notes.append(f"{source} lists {count(len(repeated), 'clip')} more than once, {example(*repeated[0])}")
+    at_odds = [(line, item) for line, item in repeated if item != first[item.id]]
+    if at_odds:
+        notes.append(f"{source} gives {count(len(at_odds), 'clip')} different {differing}, {example(*at_odds[0])}")
+    return list(first.values()), notes
+
+
+def clips_of(rows: Iterable[Row], root: Path, classes: Sequence[str]) -> Iterator[Clip]:
+    """The clips of rows with one class each."""
+    position = {name: n for n, name in enumerate(classes)}
+    for row in rows:
+        yield Clip(id=row.id, path=f"{root}/{row.path}", label=position[row.label], video=row.video)
+
+
+def check_wildcard(pattern: str) -> None:
+    """Raise a `UserError` unless `matches` can read the pattern."""
+    if "*" in pattern.rpartition("/")[0] or pattern.count("*") > 1:
+        raise UserError(
+            f"The pattern {pattern!r} cannot be used; expected at most one '*', in the file name: mend "
+            "data.index.clip_pattern."
+        )
+
+
+def matches(folders: Folders, path: str) -> list[tuple[str, str]]:
+    """What stands for "*", and the path, of each file that fits; sorted by path.
+
+    Args:
+        folders: the data folder.
+        path: below it, with one "*" at most, in the file name. "*" is nothing, or any text that begins with "_", "."
+            or "-", so that no name runs on into it; at the beginning of a file name it is any text.
+    """
+    folder, slash, name = path.rpartition("/")
+    head, star, tail = name.partition("*")
+    found = []
+    for file in folders.files(folder):
+        if file.startswith(head) and file.endswith(tail) and len(file) >= len(head) + len(tail):
+            middle = file[len(head) : len(file) - len(tail)]
+            if not middle or (star and (not head or middle[0] in "_.-")):
+                found.append((middle, f"{folder}{slash}{file}"))
+    return sorted(found, key=lambda match: match[1])
+
+
+def parted(
+    root: Path, split: str, clips: Iterable[tuple[Clip, bool]], folders: Folders
+) -> tuple[list[Clip], list[Clip]]:
+    """Clips that are on disk, and those that are missing, both sorted by id.
+
+    Args:
+        clips: each with whether it is on disk.
+
+    Raises:
+        UserError: there are clips, but none of them on disk.
+    """
+    there: list[Clip] = []
+    missing: list[Clip] = []
+    for clip, is_there in clips:
+        (there if is_there else missing).append(clip)
+    there.sort(key=attrgetter("id"))
+    missing.sort(key=attrgetter("id"))
+    if missing and not there:
+        expected = missing[0].path[len(str(root)) + 1 :]
+        raise nothing_on_disk(root, split, len(missing), expected, folders)
+    return there, missing
+
+
+def files_parted(root: Path, split: str, clips: Iterable[Clip], folders: Folders) -> tuple[list[Clip], list[Clip]]:
+    """`parted` for clips that are files: on disk are those whose path exists."""
+    begin = len(str(root)) + 1
+    return parted(root, split, ((clip, folders.has(clip.path[begin:])) for clip in clips), folders)
+
+
+def strangers(
+    folders: Folders, expected: Iterable[str], pattern: str, source: str, labels: Iterable[str] | None = None
+) -> list[str]:
+    """Notes on files that the list does not name, and on files that serve several clips.
+
+    Args:
+        folders: the data folder.
+        expected: the path of every listed clip below it, of all splits.
+        pattern: that of the clips; files with another suffix do not matter.
+        source: name of the list.
+        labels: the folder names of the classes: a folder beside theirs gets a note of its own. None: folders do not
+            stand for classes.
+    """
+    suffix = Path(pattern).suffix
+    left: dict[str, set[str]] = {}  # files that no clip has claimed yet
+    shared = 0
+    for path in expected:
+        folder, _, name = path.rpartition("/")
+        if folder not in left:
+            left[folder] = {file for file in folders.files(folder) if file.endswith(suffix)}
+        if name in left[folder]:
+            left[folder].remove(name)
+        elif folders.has(path):
+            shared += 1
+    strays: dict[str, int] = {}  # folders beside the expected ones, with the number of their clips
+    if "{" in pattern.rpartition("/")[0]:
+        for parent in sorted({folder.rpartition("/")[0] for folder in left}):
+            for name in folders.folders(parent):
+                folder = f"{parent}/{name}" if parent else name
+                clips = sum(file.endswith(suffix) for file in folders.files(folder)) if folder not in left else 0
+                if clips:
+                    strays[folder] = clips
+    unlisted = sum(map(len, left.values()))
+    notes = []
+    if labels is None:
+        unlisted += sum(strays.values())
+    elif len(strays) > STRAYS_BY_NAME:
+        notes.append(
+            f"{len(strays)} folders match no label of {source}, e.g. {next(iter(strays))}; their "
+            f"{count(sum(strays.values()), 'clip')} are not used."
+        )
+    else:
+        known = list(labels)
+        notes += [
+            f"{folder} matches no label of {source}; its {count(clips, 'clip is', 'clips are')} not "
+            f"used{suggestion(folder.rpartition('/')[2], known) or '.'}"
+            for folder, clips in strays.items()
+        ]
+    if unlisted:
+        notes.append(f"{count(unlisted, 'clip on disk is', 'clips on disk are')} not in {source}.")
+    if shared:
+        notes.append(
+            f"{count(shared, 'clip has', 'clips have')} the same file as another clip of {source}; "
+            "data.index.clip_pattern may lack a field."
+        )
+    return notes

@@ -1,0 +1,139 @@
+"""Reading list files: CSV and JSON with their line numbers, and names that are safe in paths."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from deepavfusion.utils.errors import UserError
+
+
+def check_split(dataset: str, split: str, known: Iterable[str]) -> None:
+    """Raise a `UserError` when the dataset has no such split."""
+    check_choice(f"split of {dataset}", split, known, "data.train_split, data.val_split or data.eval_split")
+
+
+def check_choice(what: str, value: str, known: Iterable[str], key: str) -> None:
+    """Raise a `UserError` when `value` is none of the known ones; `key` is the config key that gives it."""
+    if value not in known:
+        raise UserError(f"There is no {what} {value!r}; expected one of {', '.join(known)}: set {key}.")
+
+
+def read_rows(
+    root: Path, annotations: str, columns: str, key: str = "data.index.annotations"
+) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a CSV file, with their numbers from 1, blank ones left out. UTF-8, a byte-order mark allowed.
+
+    Args:
+        root, annotations: the data folder, and the file's path below it.
+        columns: what a line holds, for the error message.
+        key: the config key that names the file, for the error message.
+    """
+    path = _list_file(root, annotations, f"a CSV file with lines `{columns}`", key)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, skipinitialspace=True, strict=True)
+        try:
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if any(cells):
+                    yield reader.line_num, cells
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {reader.line_num}, cannot be read as CSV ({error}); expected `{columns}`: mend the line."
+            ) from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} is not UTF-8 text ({error}); expected lines `{columns}`: save it as UTF-8."
+            ) from None
+
+
+def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Lines of a CSV file with a header, by the names of its columns; their numbers as in `read_rows`.
+
+    Args:
+        root, annotations: the data folder, and the file's path below it.
+        columns: names of columns that the header must have, joined by commas; others may be there as well.
+        key: the config key that names the file, for the error message.
+    """
+    rows = read_rows(root, annotations, columns, key)
+    line, header = next(rows, (1, []))
+    if not set(columns.split(",")) <= set(header):
+        raise UserError(
+            f"{root / annotations}, line {line}, reads `{','.join(header)}`; expected the header `{columns}`: put it "
+            f"there, or set {key} to the file that has it."
+        )
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{root / annotations}, line {line}, reads `{','.join(cells)}`; expected `{','.join(header)}` and, "
+                "around cells with commas, double quotes: mend the line."
+            )
+        yield line, dict(zip(header, cells, strict=True))
+
+
+def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
+    """A JSON file; UTF-8, a byte-order mark allowed; no object may name a key twice.
+
+    Args:
+        root, annotations: the data folder, and the file's path below it.
+        content: what the file holds, for the error message.
+        key: the config key that names the file, for the error message.
+    """
+    path = _list_file(root, annotations, f"a JSON file with {content}", key)
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise UserError(f"{path} has the key {name!r} twice in one object; expected {content}: mend the file.")
+            found[name.encode().decode()] = value  # half a surrogate pair is no text: a UnicodeEncodeError
+        return found
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeError, numbers of thousands of digits
+        raise UserError(f"{path} cannot be read as JSON ({error}); expected {content}: mend the file.") from None
+
+
+def _list_file(root: Path, annotations: str, content: str, key: str) -> Path:
+    if not isinstance(annotations, str) or leads_out(annotations):
+        raise UserError(
+            f"The path {annotations!r} leads out of the data folder {root}; expected one below it: mend {key}."
+        )
+    path = root / annotations
+    if not os.path.isfile(path):
+        raise UserError(
+            f"The list {path} does not exist; expected {content}: put it there, or set {key} to its place under {root}."
+        )
+    return path
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path that should lie below the data folder does not."""
+    return path.startswith("/") or "\0" in path or ".." in path.split("/")
+
+
+def check_name(value: str, what: str, where: str) -> str:
+    """An id or label that goes into a path; it must not lead out of its folder."""
+    if not value or "/" in value or "\\" in value or "\0" in value or ".." in value:
+        raise UserError(
+            f"{where}: the {what} {value!r} cannot be part of a file name; expected one without '/', '\\' and "
+            "'..': mend the line."
+        )
+    return value
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?", or nothing when no known name is near."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def count(number: int, one: str, more: str = "") -> str:
+    """ "1 clip", "2 clips"; or with a verb, count(2, "clip is", "clips are")."""
+    return f"{number} {one if number == 1 else more or one + 's'}"

@@ -1,0 +1,86 @@
+"""VGGSound's layout on disk: one CSV list, and a folder of clips for each label.
+
+annotations/vggsound.csv    lines `id,start,label,train|test`; start in seconds
+clips/<label>/<id>_<start:06d>_<start+10:06d>.mp4    in folder names each of space ( ) , becomes _
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
+from deepavfusion.data.lists.on_disk import Row, clips_of, files_parted, fill_in, strangers, unique
+from deepavfusion.data.lists.text import check_name, check_split, read_rows
+from deepavfusion.utils.errors import UserError
+
+COLUMNS = "id,start,label,train|test"
+CLIP_SECONDS = 10
+TO_UNDERSCORE = str.maketrans(" (),", "____")
+SPLITS = ("train", "test")
+SECONDS = re.compile(r"[0-9]{1,9}")
+
+
+def vggsound(
+    root: str | Path,
+    split: str,
+    clip_pattern: str = "clips/{folder}/{id}_{start:06d}_{end:06d}.mp4",
+    annotations: str = "annotations/vggsound.csv",
+) -> ClipList:
+    """Read one split of VGGSound.
+
+    Args:
+        root: the folder that holds the list and the clips.
+        split: "train" or "test".
+        clip_pattern: path of a clip under the root; `str.format` fields id, start, end, label, and folder
+            (the label as a folder name).
+        annotations: path of the list under the root.
+
+    Returns:
+        The split; `classes` are the sorted labels of the *whole* list, whatever is on disk. A test split that
+        the list leaves out is empty.
+
+    Raises:
+        UserError: no root, no list, a malformed line, no train line, or none of the split's clips on disk.
+    """
+    check_split("VGGSound", split, SPLITS)
+    base = check_root(root)
+    rows, notes = unique(_rows(base, annotations, clip_pattern), annotations, "labels or splits")
+    classes = sorted({row.label for row in rows})
+    chosen = [row for row in rows if row.split == split]
+    if not chosen and split == "train":
+        raise UserError(
+            f"The list {base / annotations} has no line of the train split; expected lines "
+            "`id,start,label,train`: set data.index.annotations to the full list."
+        )
+    folders = Folders(base)
+    notes += strangers(folders, [row.path for row in rows], clip_pattern, annotations, map(folder_name, classes))
+    clips, missing = files_parted(base, split, clips_of(chosen, base, classes), folders)
+    return ClipList(split, clips, classes, missing=missing, notes=notes)
+
+
+def folder_name(label: str) -> str:
+    """The folder of a label: "playing violin, fiddle" -> "playing_violin__fiddle"."""
+    return label.translate(TO_UNDERSCORE)
+
+
+def clip_path(pattern: str, video: str, start: int, label: str, folder: str) -> str:
+    """The path of a clip of ten seconds, below the data folder."""
+    return fill_in(
+        pattern, {"id": video, "start": start, "end": start + CLIP_SECONDS, "label": label, "folder": folder}
+    )
+
+
+def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Row]]:
+    for line, cells in read_rows(root, annotations, COLUMNS):
+        where = f"{root / annotations}, line {line}"
+        if len(cells) != 4 or not SECONDS.fullmatch(cells[1]) or cells[3] not in SPLITS:
+            raise UserError(
+                f"{where}, reads `{','.join(cells)}`; expected `{COLUMNS}` with whole "
+                "seconds and, around labels with commas, double quotes: mend the line."
+            )
+        video, start = check_name(cells[0], "id", where), int(cells[1])
+        label = check_name(cells[2], "label", where)
+        path = clip_path(pattern, video, start, label, folder_name(label))
+        yield line, Row(f"{video}_{start:06d}", video, label, path, cells[3])

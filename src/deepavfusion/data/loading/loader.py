@@ -1,0 +1,143 @@
+"""A loader that goes on in the middle of an epoch, and past decoding processes that die or hang."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from deepavfusion.data.loading.sampler import ClipSampler
+from deepavfusion.data.loading.workers import Board, HangWatch, start_worker
+from deepavfusion.data.samples import ClipDataset
+from deepavfusion.types import Problem
+from deepavfusion.utils.console import say
+from deepavfusion.utils.errors import UserError
+
+TRIES = 2  # that a clip has before it is left out
+KILLS = 3  # from outside, without one batch in between
+CRASHES = 100  # and that clips are blamed for: it is the decoder, or the machine
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader over a `ClipSampler` whose state is the number of batches the epoch under way has had.
+
+    After a resume the rest of the epoch comes, exactly once. When a decoding process ends or hangs, all are started
+    anew and the batches that are missing come again, with the same clips, windows and crops. A clip on which that
+    happens twice is left out, as a `Problem` of its batch ("undecodable" or "hung"); a process that was killed from
+    outside blames none.
+
+    Args:
+        dataset: a dataset of its own: the loader notes in it what it leaves out.
+        hang_seconds: time after which reading one item counts as hung, s.
+        kwargs: of `DataLoader`.
+
+    Raises:
+        UserError: while iterating, decoding processes are killed again and again.
+    """
+
+    sampler: ClipSampler
+    dataset: ClipDataset
+    delivered = 0
+    resume_at = 0
+
+    def __init__(self, dataset: ClipDataset, hang_seconds: float = 300.0, **kwargs: Any) -> None:
+        self.board = dataset.board = Board(kwargs.get("num_workers", 0))
+        self.hang_seconds = hang_seconds
+        self.ends: Counter[int] = Counter()  # of processes while they read an item
+        super().__init__(dataset, worker_init_fn=start_worker, **kwargs)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"delivered": self.delivered}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.resume_at = state["delivered"] % len(self)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        assert self.batch_size is not None
+        self.delivered, self.resume_at = self.resume_at, 0
+        kills = crashes = 0  # since the last batch
+        while True:
+            self.sampler.skip = self.delivered * self.batch_size
+            iterator = self._start()
+            with HangWatch(self.board, self.hang_seconds) as watch:
+                while True:
+                    try:
+                        batch = next(iterator)
+                    except StopIteration:
+                        return
+                    except (RuntimeError, EOFError, OSError) as error:  # the latter two where it was handing over
+                        if not wait([worker.sentinel for worker in getattr(iterator, "_workers", ())], timeout=1):
+                            raise  # of the dataset
+                        failure = error
+                        break
+                    kills = crashes = 0
+                    self.delivered += 1
+                    if self.delivered == len(self):  # Lightning asks for no more, and the workers would stay
+                        next(iterator, None)
+                    yield batch
+            blamed = self._clear_away(iterator, watch.ended)
+            kills, crashes = kills + (not blamed), crashes + blamed
+            if kills > KILLS:
+                raise UserError(
+                    f"decoding processes were ended {kills} times in a row by {self._how_it_ended(iterator)}: the "
+                    "machine has too little memory, or shared memory (df -h /dev/shm), for "
+                    f"{self.num_workers} of them; set data.num_workers lower."
+                ) from failure
+            if crashes > CRASHES:
+                raise UserError(
+                    f"decoding processes were ended {crashes} times in a row by {self._how_it_ended(iterator)}, on "
+                    "clip after clip: make doctor says whether the decoders work here."
+                ) from failure
+
+    def _start(self) -> Any:
+        # Torch would have a signal handler raise the death of a worker wherever this process happens to be.
+        handler = signal.getsignal(signal.SIGCHLD)
+        iterator = super().__iter__()
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        return iterator
+
+    def _clear_away(self, iterator: Any, hung: set[int]) -> bool:
+        """End all processes; whether the fault was a clip's."""
+        dead = [number for number, worker in enumerate(iterator._workers) if not worker.is_alive()]
+        blamed = False
+        for number in dead:
+            item = self.board.item(number)
+            how = self._how_it_ended(iterator, number)
+            if number in hung:
+                reason, what = "hung", f"did not come to an end within {self.hang_seconds:g} s"
+            else:
+                reason, what = "undecodable", f"was ended by {how}"
+            if item is None or (reason != "hung" and how == "SIGKILL"):
+                say(f"a decoding process was ended by {how}; decoding processes are started again", "yellow")
+                continue
+            blamed = True
+            self._blame(item, reason, f"the decoding process {what} while reading it")
+        for worker in iterator._workers:
+            worker.kill()
+            worker.join()
+        iterator._shutdown_workers()
+        self._iterator = None
+        self.board.clear()
+        return blamed
+
+    def _blame(self, item: int, reason: str, detail: str) -> None:
+        clip = self.dataset.clips[self.dataset.first_clip(item)]
+        if self.dataset.group > 1:
+            detail += " or a clip it is mixed with"
+        self.ends[item] += 1
+        if self.ends[item] < TRIES:
+            say(f"clip {clip.id} ({clip.path}): {detail}; it is tried again", "yellow")
+        else:
+            detail += f", {self.ends[item]} times"
+            self.dataset.left_out[item] = Problem(clip.id, clip.path, reason, detail, used=False)
+
+    @staticmethod
+    def _how_it_ended(iterator: Any, number: int | None = None) -> str:
+        codes = [worker.exitcode for worker in iterator._workers if worker.exitcode is not None]
+        code = codes[0] if number is None else iterator._workers[number].exitcode
+        return signal.Signals(-code).name if code and code < 0 else f"status {code}"

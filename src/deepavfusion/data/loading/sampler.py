@@ -1,0 +1,87 @@
+"""Which item comes when, on which process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from deepavfusion.types import Draw
+
+SHUFFLED_TOGETHER = 8  # blocks of packed clips whose order is mixed; the blocks' own order is random, too
+
+
+class ClipSampler(Sampler[Draw]):
+    """The order of an epoch, the share of this process, and a seed for each item: a function of (seed, epoch).
+
+    Args:
+        num_items: length of the dataset.
+        shuffle: a new order each epoch.
+        seed: of the run.
+        rank, world_size: of this process. Its share is every world_size-th item; a run of neighbours with blocks.
+        even: give every rank the same number (training needs it), leaving out fewer than world_size items, others
+            each epoch; without it the ranks' shares are disjoint and complete, never padded.
+        blocks: items that are stored together, in the order of storage. An epoch shuffles the blocks, then the items
+            within each `SHUFFLED_TOGETHER` blocks; without shuffling it follows the storage.
+        weights: chances of the items; an epoch then draws as many as there are, with replacement.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        even: bool = False,
+        blocks: Sequence[Sequence[int]] | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.num_items, self.shuffle, self.seed, self.even = num_items, shuffle, seed, even
+        self.rank, self.world_size, self.blocks, self.weights = rank, world_size, blocks, weights
+        self.epoch = 0
+        self.skip = 0  # items of this process that the epoch under way has had
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Items of a whole epoch on this process."""
+        return len(self._share())
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        # Seeds belong to items, not to places in the order: a rank or worker more changes no crop.
+        seeds = torch.randint(2**62, (self.num_items,), generator=generator)
+        order = self._order(generator)
+        for place in self._share()[self.skip :]:
+            item = int(order[place])
+            # An item that is drawn twice in an epoch is cropped anew.
+            yield item, int(seeds[item if self.weights is None else place])
+
+    def _share(self) -> range:
+        whole, rest = divmod(self.num_items, self.world_size)
+        if self.blocks is None:
+            size = whole + (not self.even and self.rank < rest)
+            return range(self.rank, self.num_items, self.world_size)[:size]
+        if self.even:
+            return range(self.rank * whole, (self.rank + 1) * whole)
+        begin, end = (r * self.num_items // self.world_size for r in (self.rank, self.rank + 1))
+        return range(begin, end)
+
+    def _order(self, generator: torch.Generator) -> Sequence[int] | Tensor:
+        if self.weights is not None:
+            return torch.multinomial(self.weights, self.num_items, replacement=True, generator=generator)
+        if self.blocks is None:
+            return torch.randperm(self.num_items, generator=generator) if self.shuffle else range(self.num_items)
+        if not self.shuffle:
+            return [item for block in self.blocks for item in block]
+        blocks = [self.blocks[n] for n in torch.randperm(len(self.blocks), generator=generator).tolist()]
+        order: list[int] = []
+        for first in range(0, len(blocks), SHUFFLED_TOGETHER):
+            near = [item for block in blocks[first : first + SHUFFLED_TOGETHER] for item in block]
+            order += [near[n] for n in torch.randperm(len(near), generator=generator).tolist()]
+        return order

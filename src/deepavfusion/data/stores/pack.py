@@ -1,0 +1,293 @@
+"""Writes packed data (packed.py): each clip is decoded once, and never again in training.
+
+The work is cut into chunks that follow from the list alone, each written under another name, synced, and renamed:
+a run that was killed goes on with the chunks that are left and ends with the same bytes, whatever the workers.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from litdata.streaming.writer import BinaryWriter
+from PIL import Image
+
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, INT16, MANIFEST, Item, to_json
+from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.store import OpenClip
+from deepavfusion.types import Clip
+from deepavfusion.utils.console import progress_bar
+from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.processes import die_with_parent
+
+PLAN, PARTS = ".pack.json", ".parts"
+PICTURES_AT_ONCE = 64  # frames in memory while packing a long video
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How clips are packed.
+
+    Args:
+        short_side: of the pictures, pixels; smaller ones are not enlarged.
+        quality: of the JPEGs, 1…95, without chroma subsampling.
+        clips_per_chunk: about 1.3 MB each for clips of 10 s.
+    """
+
+    short_side: int = 256
+    quality: int = 90
+    clips_per_chunk: int = 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """One chunk to write: its number and its clips."""
+
+    split: str
+    number: int
+    clips: list[Clip]
+
+    @property
+    def file(self) -> str:
+        return f"chunk-{self.number:05d}.bin"
+
+
+def pack(
+    lists: dict[str, ClipList],
+    output: Path,
+    name: str,
+    settings: PackSettings,
+    workers: int,
+    reader: dict[str, Any] | None = None,
+) -> dict[str, dict[str, int]]:
+    """Write the splits of a dataset, or finish a pack that was interrupted.
+
+    Args:
+        lists: split -> list, of the files as published.
+        output: folder; new, or of an unfinished or finished pack of the same lists and settings.
+        name: of the dataset, e.g. "vggsound".
+        settings: of the pack.
+        workers: processes; the result does not depend on it.
+        reader: the arguments of the list's reader that choose clips, kept for whoever reads the chunks.
+
+    Returns:
+        split -> how many clips are listed, packed, missing, excluded (bad by `command=verify`, or met now).
+
+    Raises:
+        UserError: a folder that holds something else, or a clip that brings the decoder down.
+    """
+    _claim(output, lists, name, settings)
+    parts = [part for clips in lists.values() for part in _parts(clips, settings)]
+    todo = [part for part in parts if _written(output, part) is None]
+    with progress_bar() as bar:
+        task = bar.add_task("packing", total=sum(len(part.clips) for part in todo))
+        for part in _run(todo, output, settings, workers):
+            bar.advance(task, len(part.clips))
+    splits = {split: _finish(output, clips, [p for p in parts if p.split == split]) for split, clips in lists.items()}
+    manifest = {"format": FORMAT, "name": name, "reader": reader or {}, "settings": asdict(settings), "splits": splits}
+    _write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return {split: found["counts"] for split, found in splits.items()}
+
+
+def _claim(output: Path, lists: dict[str, ClipList], name: str, settings: PackSettings) -> None:
+    """Make the folder, or make sure that it holds a pack of the same lists with the same settings."""
+    plan = {
+        "format": FORMAT,
+        "name": name,
+        "settings": asdict(settings),
+        "lists": {split: _list_hash(clips) for split, clips in lists.items()},
+    }
+    path = output / PLAN
+    if path.is_file():
+        before = json.loads(path.read_text())
+        differs = [key for key in plan if before.get(key) != plan[key]]
+        if differs:
+            raise UserError(
+                f"{output} holds packed data with another {' and '.join(differs)}: choose another output, or remove it."
+            )
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there and holds no packed data; it is left as it is: choose another output.")
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        _write(path, json.dumps(plan, indent=1) + "\n")
+
+
+def _list_hash(clips: ClipList) -> str:
+    """Of everything that decides the content: ids, classes, what is missing and left out."""
+    content = to_json(clips, clips.clips, clips.excluded)
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _parts(clips: ClipList, settings: PackSettings) -> Iterator[Part]:
+    """The clips in an order that mixes classes in every chunk and follows from the ids alone."""
+    order = sorted(clips.clips, key=lambda clip: (zlib.crc32(clip.id.encode()), clip.id))
+    for number, begin in enumerate(range(0, len(order), settings.clips_per_chunk)):
+        yield Part(clips.split, number, order[begin : begin + settings.clips_per_chunk])
+
+
+def _run(parts: Sequence[Part], output: Path, settings: PackSettings, workers: int) -> Iterator[Part]:
+    """Write the chunks; yields each when it is done."""
+    if workers == 1 or len(parts) < 2:
+        for part in parts:
+            write_part(part, output, settings)
+            yield part
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
+        futures: dict[Future[None], Part] = {pool.submit(write_part, part, output, settings): part for part in parts}
+        pending = set(futures)
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    yield futures[future]
+        except BrokenProcessPool:
+            raise UserError(
+                f"a worker died while packing into {output} (a clip that crashes the decoder, or too little memory): "
+                "run `python src/prepare.py command=verify` with the same data first, which finds such clips, or set "
+                "workers lower; what is packed is kept."
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def write_part(part: Part, output: Path, settings: PackSettings) -> None:
+    """Write one chunk and, last, the record that says it is whole."""
+    folder = output / part.split
+    scratch = folder / f".{part.file}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    writer = BinaryWriter(str(scratch), chunk_size=len(part.clips) + 1)
+    packed: list[str] = []
+    bad: list[tuple[str, str]] = []
+    for clip in part.clips:
+        try:
+            with RawSource().open(clip) as opened:
+                item = make_item(clip, opened, settings)
+        except DecodeError as error:
+            bad.append((clip.id, error.reason))
+            continue
+        writer[len(packed)] = item
+        packed.append(clip.id)
+    record: dict[str, Any] = {"packed": packed, "bad": bad, "file": part.file, "bytes": 0, "sha256": ""}
+    if packed:
+        (written,) = writer.done()
+        (index,) = scratch.glob(f"*{INDEX}")
+        record["litdata"] = json.loads(index.read_text())
+        content = Path(written).read_bytes()
+        record |= {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+        _sync(Path(written))
+        os.replace(written, folder / part.file)
+    (folder / PARTS).mkdir(exist_ok=True)
+    _write(folder / PARTS / f"{part.number:05d}.json", json.dumps(record))
+    shutil.rmtree(scratch)
+
+
+def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
+    """All of a clip: pictures on the grid, whole sound, masks."""
+    times = opened.grid()
+    jpegs, spans, shape = io.BytesIO(), [], (0, 0)
+    last: tuple[bytes, tuple[int, int]] | None = None  # pixels of the picture before, and its span
+    for begin in range(0, len(times), PICTURES_AT_ONCE):
+        for picture in opened.pictures(times[begin : begin + PICTURES_AT_ONCE]):
+            shape, pixels = (picture.height, picture.width), picture.pixels.tobytes()
+            if last is None or last[0] != pixels:  # a still is stored once
+                start = jpegs.tell()
+                _shrunk(picture.pixels, settings.short_side).save(
+                    jpegs, "JPEG", quality=settings.quality, subsampling=0
+                )
+                last = pixels, (start, jpegs.tell())
+            spans.append(last[1])
+    sound = opened.sound(0.0, opened.sound_end + 1.0).numpy()
+    if not len(sound):
+        raise DecodeError(clip.path, "too_short", "the audio stream holds no sample")
+    masks, mask_spans = io.BytesIO(), []
+    for second in clip.frames:
+        start = masks.tell()
+        opened.mask(second).save(masks, "PNG")
+        mask_spans.append((start, masks.tell()))
+    return {
+        "id": clip.id.encode(),
+        "jpegs": jpegs.getvalue(),
+        "masks": masks.getvalue(),
+        "sound": np.round(sound * INT16).astype(np.int16).tobytes(),
+        "times": np.array(times, np.float64),
+        "spans": np.array(spans, np.int64).reshape(-1),
+        "mask_seconds": np.array(clip.frames, np.int64),
+        "mask_spans": np.array(mask_spans, np.int64).reshape(-1),
+        "labels": np.array(clip.labels or (clip.label,), np.int64),
+        "shape": np.array(shape, np.int64),
+        "ends": np.array([opened.sound_end, opened.picture_end], np.float64),
+    }
+
+
+def _shrunk(picture: Image.Image, short_side: int) -> Image.Image:
+    factor = short_side / min(picture.size)
+    if factor >= 1:
+        return picture
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _written(output: Path, part: Part) -> dict[str, Any] | None:
+    """The record of a chunk that is whole."""
+    path = output / part.split / PARTS / f"{part.number:05d}.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    chunk = output / part.split / part.file
+    there = chunk.stat().st_size if chunk.is_file() else 0
+    return record if there == record["bytes"] else None
+
+
+def _finish(output: Path, clips: ClipList, parts: Sequence[Part]) -> dict[str, Any]:
+    """Write the lists of a split; returns what the manifest says of it."""
+    folder = output / clips.split
+    by_id = {clip.id: clip for clip in clips.clips}
+    packed: list[Clip] = []
+    excluded = list(clips.excluded)
+    chunks, index = [], []
+    config = None
+    for part in parts:
+        record = _written(output, part)
+        assert record is not None, part
+        packed += [by_id[identifier] for identifier in record["packed"]]
+        excluded += [(by_id[identifier], why) for identifier, why in record["bad"]]
+        if record["packed"]:
+            (info,) = record["litdata"]["chunks"]
+            index.append({**info, "filename": part.file})
+            config = config or record["litdata"]["config"]
+            sums = {key: record[key] for key in ("bytes", "sha256")}
+            chunks.append({"file": part.file, "items": len(record["packed"]), **sums})
+    folder.mkdir(exist_ok=True)
+    _write(folder / INDEX, json.dumps({"chunks": index, "config": config}, sort_keys=True))
+    _write(folder / CLIPS, json.dumps(to_json(clips, packed, excluded)))
+    counts = {"listed": clips.listed, "packed": len(packed), "missing": len(clips.missing), "excluded": len(excluded)}
+    return {"counts": counts, "list_sha256": _list_hash(clips), "chunks": chunks}
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    _sync(partial)
+    partial.replace(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

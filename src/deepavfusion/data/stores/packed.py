@@ -1,0 +1,314 @@
+"""Packed data: a dataset's clips in litdata chunks, ready to read.
+
+<root>/packed.json                what was packed, how, with counts and checksums; its presence says it is complete
+<root>/<split>/clips.json         the list: every clip with classes, video and place; what is missing or left out
+<root>/<split>/index.json         litdata's
+<root>/<split>/chunk-<n>.bin      items in the order of clips.json
+
+An item holds JPEG frames on a grid of 0.5 s, mono sound at 16 kHz in int16 and, for annotated frames, PNG masks.
+The root is a folder or what litdata reads from: s3://…, gs://…, or local:<folder>, which caches like those.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from litdata import StreamingDataset
+from litdata.streaming.downloader import get_downloader
+from litdata.streaming.resolver import Dir
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.stores.store import Picture
+from deepavfusion.media.stills import read_mask, read_picture
+from deepavfusion.transforms.audio import SAMPLE_RATE
+from deepavfusion.types import Clip
+from deepavfusion.utils.addresses import is_remote
+from deepavfusion.utils.errors import DecodeError, UserError
+
+FORMAT = 1  # of the files; raise it when they change
+MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
+CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
+VALUES = re.compile(r"bytes|no_header_numpy:[0-9]+")  # litdata knows others, of which one runs code
+INT16 = 32767  # the sample value of 1.0
+CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
+
+Item = dict[str, Any]
+"""What a chunk holds of a clip; `PackedClip` reads it, pack.py writes it.
+
+id, jpegs, masks, sound: bytes; times [N] float64: moments of the pictures, s; spans [2N] int64: begin and end of each
+picture in `jpegs`; mask_seconds [M] and mask_spans [2M] int64; labels [K] int64; shape [2] int64: height and width of
+the original pictures; ends [2] float64: where sound and picture end, s.
+"""
+
+
+class PackedClip:
+    """An item, as an open clip."""
+
+    def __init__(self, item: Item, path: str) -> None:
+        self.item, self.path = item, path
+        self.sound_end, self.picture_end = map(float, item["ends"])
+        self.times: NDArray[np.float64] = item["times"]
+
+    def pictures(self, times: Sequence[float]) -> list[Picture]:
+        height, width = map(int, self.item["shape"])
+        nearest = [int(np.abs(self.times - time).argmin()) for time in times]
+        return [Picture(self._decode(n), height, width) for n in nearest]
+
+    def grid(self) -> list[float]:
+        return self.times.tolist()
+
+    def _decode(self, n: int) -> Image.Image:
+        begin, end = self.item["spans"][2 * n : 2 * n + 2]
+        return read_picture(io.BytesIO(self.item["jpegs"][begin:end]), self.path)
+
+    def sound(self, start: float, seconds: float) -> Tensor:
+        sound = np.frombuffer(self.item["sound"], np.int16)
+        begin, end = round(start * SAMPLE_RATE), round((start + seconds) * SAMPLE_RATE)
+        samples = sound[max(begin, 0) : max(end, 0)].astype(np.float32) / INT16
+        return torch.from_numpy(np.concatenate([np.zeros(max(-begin, 0), np.float32), samples]))
+
+    def mask(self, second: int) -> Image.Image:
+        (found,) = np.nonzero(self.item["mask_seconds"] == second)
+        if not len(found):
+            raise DecodeError(self.path, "bad_mask", f"there is no mask of second {second}")
+        begin, end = self.item["mask_spans"][2 * found[0] : 2 * found[0] + 2]
+        return read_mask(io.BytesIO(self.item["masks"][begin:end]), self.path)
+
+
+class PackedSource:
+    """The chunks of one split.
+
+    Args:
+        root: of the packed data.
+        split: its name.
+        places: clip id -> number of its item.
+        chunks: items in each chunk.
+        cache_dir: where chunks of a remote root are kept; None: litdata's default.
+    """
+
+    def __init__(
+        self, root: str, split: str, places: dict[str, int], chunks: list[int], cache_dir: str | None = None
+    ) -> None:
+        self.root, self.split, self.places, self.chunks = root, split, places, chunks
+        self.cache_dir = cache_dir
+        self._opened: tuple[int, StreamingDataset] | None = None  # the process that opened it, and the dataset
+
+    @contextmanager
+    def open(self, clip: Clip) -> Iterator[PackedClip]:
+        yield PackedClip(self.read(clip), clip.path)
+
+    def read(self, clip: Clip) -> Item:
+        """The item of a clip.
+
+        Raises:
+            DecodeError: its chunk cannot be read.
+        """
+        try:
+            return _checked(self._dataset()[self.places[clip.id]], clip.id)
+        except Exception as error:  # a damaged chunk raises nearly anything: OSError, ValueError, KeyError, …
+            reason = "missing" if isinstance(error, FileNotFoundError) else "undecodable"
+            raise DecodeError(clip.path, reason, " ".join(str(error).split())) from error
+
+    def blocks(self, clips: Sequence[Clip]) -> list[list[int]]:
+        block_of = np.repeat(np.arange(len(self.chunks)), self.chunks)
+        placed = sorted(range(len(clips)), key=lambda n: self.places[clips[n].id])
+        blocks: list[list[int]] = [[] for _ in self.chunks]
+        for n in placed:
+            blocks[block_of[self.places[clips[n].id]]].append(n)
+        return [block for block in blocks if block]
+
+    def _dataset(self) -> StreamingDataset:
+        if self._opened is None or self._opened[0] != os.getpid():  # files opened before a fork are not shared
+            folder = f"{self.root}/{self.split}"
+            if is_remote(self.root):
+                cache = str(cache_of(self.root, self.cache_dir) / self.split)
+                dataset = StreamingDataset(Dir(path=cache, url=folder), batch_decode=0)
+                dataset._on_demand_bytes = False  # whole chunks: every epoch wants all of their items
+            else:
+                dataset = StreamingDataset(folder, batch_decode=0)
+            self._opened = (os.getpid(), dataset)
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+
+def _checked(item: Item, identifier: str) -> Item:
+    """The item of a clip; a ValueError if it is another's, or its parts do not fit each other."""
+    if bytes(item["id"]).decode() != identifier:
+        raise ValueError(f"the chunk holds another clip in the place of {identifier}")
+    for spans, parts, times in (("spans", "jpegs", "times"), ("mask_spans", "masks", "mask_seconds")):
+        bounds = np.array([0, *item[spans], len(item[parts])])
+        if len(bounds) != 2 * len(item[times]) + 2 or bounds.min() < 0 or bounds.max() > len(item[parts]):
+            raise ValueError(f"its {spans} lie outside its {parts}")
+    height, width = map(int, item["shape"])
+    numbers = np.concatenate([item["times"], item["ends"]])
+    if not len(item["times"]) or height < 1 or width < 1 or len(item["sound"]) % 2 or not np.isfinite(numbers).all():
+        raise ValueError("its numbers are out of range")
+    return item
+
+
+def is_packed(root: str | os.PathLike[str]) -> bool:
+    """Whether a data root holds chunks instead of the files as published."""
+    return is_remote(root) or (Path(root) / MANIFEST).is_file()
+
+
+def cache_of(root: str, cache_dir: str | None) -> Path:
+    """Folder for what is fetched of a remote root."""
+    base = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "deepavfusion"
+    return base / sha256(root.encode()).hexdigest()[:16]
+
+
+def packed_list(
+    root: str, split: str, name: str, reader: dict[str, Any] | None = None, cache_dir: str | None = None
+) -> tuple[ClipList, PackedSource]:
+    """One split of packed data: its list, and the source that reads its clips.
+
+    Args:
+        root: of the packed data.
+        split: its name.
+        name: the dataset that is expected.
+        reader: the `CHOOSING` arguments of its reader that are expected.
+        cache_dir: where a remote root is kept.
+
+    Raises:
+        UserError: it cannot be reached, holds another dataset or no such split, or a chunk is gone.
+    """
+    try:
+        return _packed_list(root, split, name, reader, cache_dir)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{root} holds packed data that are damaged or not ours ({type(error).__name__}: {words}): copy them anew, "
+            "or pack them again with `python src/prepare.py command=pack`."
+        ) from error
+
+
+def _packed_list(
+    root: str, split: str, name: str, reader: dict[str, Any] | None, cache_dir: str | None
+) -> tuple[ClipList, PackedSource]:
+    manifest = json.loads(_fetched(root, MANIFEST, cache_dir))
+    if manifest["format"] != FORMAT or manifest["name"] != name:
+        raise UserError(
+            f"{root} holds {manifest['name']} packed in format {manifest['format']}, expected {name} in format "
+            f"{FORMAT}: set data and data.root to fit, or pack it again with `python src/prepare.py command=pack`."
+        )
+    for key, value in (reader or {}).items():
+        if manifest["reader"].get(key, value) != value:
+            raise UserError(
+                f"{root} was packed with data.index.{key}={manifest['reader'][key]}, expected {value}: choose the data "
+                "config that it was packed with, or pack it again into another folder."
+            )
+    if split not in manifest["splits"]:
+        known = ", ".join(manifest["splits"])
+        raise UserError(
+            f"{root} was packed without the split {split}, it has {known}: set the split, or pack {split}, too, with "
+            f"`python src/prepare.py command=pack data={name} splits=[{split}]`."
+        )
+    chunks = manifest["splits"][split]["chunks"]
+    index = json.loads(_fetched(root, f"{split}/{INDEX}", cache_dir))
+    config = index["config"] or {"compression": None, "encryption": None, "data_format": []}  # of no clips
+    listed = [[c["filename"], c["chunk_size"], c["chunk_bytes"]] for c in index["chunks"]]
+    if not all(CHUNK.fullmatch(chunk["file"]) and type(chunk["items"]) is int for chunk in chunks):
+        raise ValueError("a chunk has another name than chunk-<n>.bin")
+    if listed != [[chunk["file"], chunk["items"], chunk["bytes"]] for chunk in chunks]:
+        raise ValueError(f"{split}/{INDEX} and {MANIFEST} list other chunks")
+    if config["compression"] or config["encryption"] or not all(map(VALUES.fullmatch, config["data_format"])):
+        raise ValueError(f"{split}/{INDEX} has another format than ours")
+    if not is_remote(root):
+        for chunk in chunks:
+            path = Path(root) / split / chunk["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != chunk["bytes"]:
+                state = "is gone" if size is None else f"has {size} bytes, expected {chunk['bytes']}"
+                raise UserError(f"{path} {state}: copy it anew, or run the pack command again, which replaces it.")
+    found = json.loads(_fetched(root, f"{split}/{CLIPS}", cache_dir))
+    if sum(chunk["items"] for chunk in chunks) != len(set(found["clips"]["id"])):
+        raise ValueError(f"{split}/{CLIPS} and {MANIFEST} list other clips")
+    files = [f"{root}/{split}/{chunk['file']}" for chunk in chunks for _ in range(chunk["items"])]
+    clips = from_json(found, files)
+    listed_clips = [*clips.clips, *clips.missing, *(clip for clip, _ in clips.excluded)]
+    if not all(-1 <= label < len(clips.classes) for clip in listed_clips for label in (clip.label, *clip.labels)):
+        raise ValueError(f"{split}/{CLIPS} has a label that is no class")
+    places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
+    return clips, PackedSource(root, split, places, [chunk["items"] for chunk in chunks], cache_dir)
+
+
+def _fetched(root: str, name: str, cache_dir: str | None) -> bytes:
+    """The content of a small file below the root."""
+    if not is_remote(root):
+        return (Path(root) / name).read_bytes()
+    target = cache_of(root, cache_dir) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # the remote side may have been packed anew
+    try:
+        get_downloader(root, str(target.parent), []).download_file(f"{root}/{name}", str(target))
+        return target.read_bytes()
+    except Exception as error:  # each kind of storage has its own
+        raise UserError(
+            f"{root}/{name} cannot be fetched ({' '.join(str(error).split())}): expected data packed with "
+            "`python src/prepare.py command=pack`, and access to it; set data.root."
+        ) from error
+
+
+def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Clip, str]]) -> dict[str, Any]:
+    """A list as clips.json has it: `packed` in the order of the chunks, without the paths of this machine."""
+
+    def columns(rows: Sequence[Clip]) -> dict[str, list[Any]]:
+        return {
+            "id": [clip.id for clip in rows],
+            "video": [clip.video for clip in rows],
+            "label": [clip.label for clip in rows],
+            "labels": [clip.labels for clip in rows],
+            "frames": [clip.frames for clip in rows],
+        }
+
+    return {
+        "split": clips.split,
+        "classes": clips.classes,
+        "multi_label": clips.multi_label,
+        "mixtures": clips.mixtures,
+        "lost_frames": clips.lost_frames,
+        "notes": clips.notes,
+        "clips": columns(packed),
+        "missing": columns(clips.missing),
+        "excluded": {**columns([clip for clip, _ in excluded]), "why": [why for _, why in excluded]},
+    }
+
+
+def from_json(found: dict[str, Any], files: Sequence[str]) -> ClipList:
+    """The list of clips.json; `files` names the chunk of each packed clip."""
+
+    def rows(columns: dict[str, list[Any]], paths: Sequence[str]) -> list[Clip]:
+        fields = (columns[name] for name in ("id", "label", "video", "labels", "frames"))
+        return [
+            Clip(i, path, label, video, tuple(labels), tuple(frames))
+            for path, i, label, video, labels, frames in zip(paths, *fields, strict=True)
+        ]
+
+    lost = [""] * len(found["missing"]["id"])
+    left_out = rows(found["excluded"], [""] * len(found["excluded"]["id"]))
+    return ClipList(
+        split=found["split"],
+        clips=sorted(rows(found["clips"], files), key=lambda clip: clip.id),
+        classes=found["classes"],
+        missing=rows(found["missing"], lost),
+        notes=found["notes"],
+        multi_label=found["multi_label"],
+        mixtures=[tuple(ids) for ids in found["mixtures"]],
+        excluded=list(zip(left_out, found["excluded"]["why"], strict=True)),
+        lost_frames=found.get("lost_frames", 0),  # packed before they were counted
+    )

@@ -1,0 +1,107 @@
+"""Where clips are read from. A source opens a clip; an open clip gives pictures, sound and masks by time.
+
+All else in the data path is the same for every source: raw files (here) and packed chunks (packed.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, OpenClip, Picture
+from deepavfusion.media import Media
+from deepavfusion.media.stills import read_mask, read_picture, read_size
+from deepavfusion.transforms.audio import SAMPLE_RATE
+from deepavfusion.types import Clip
+from deepavfusion.utils.errors import DecodeError
+
+
+class RawSource:
+    """The files as they were published: mp4 (or any other media file), or AVSBench's folders."""
+
+    @contextmanager
+    def open(self, clip: Clip) -> Iterator[OpenClip]:
+        if clip.frames:
+            with Media(Path(clip.path, "audio.wav")) as sound:
+                yield FolderClip(clip, sound)
+            return
+        with Media(clip.path) as media:
+            yield MediaClip(media, clip.path)
+
+    def blocks(self, clips: Sequence[Clip]) -> None:
+        return None
+
+
+class MediaClip:
+    """One media file with picture and sound."""
+
+    def __init__(self, media: Media, path: str) -> None:
+        self.media, self.path = media, path
+        if not media.info.has_audio:
+            raise DecodeError(path, "no_audio", "the file has no audio stream")
+
+    @property
+    def sound_end(self) -> float:
+        return self.media.info.sound_end
+
+    @property
+    def picture_end(self) -> float:
+        return self.media.info.picture_end
+
+    def pictures(self, times: Sequence[float]) -> list[Picture]:
+        frames = self.media.frames(times)
+        return [Picture(Image.fromarray(frame), *frame.shape[:2]) for frame in frames]
+
+    def grid(self) -> list[float]:
+        return [n * FRAME_GRID for n in range(int(self.picture_end / FRAME_GRID) + 1)]
+
+    def sound(self, start: float, seconds: float) -> Tensor:
+        return self.media.audio(start, seconds, SAMPLE_RATE)
+
+    def mask(self, second: int) -> Image.Image:
+        raise DecodeError(self.path, "bad_mask", "a media file has no masks")
+
+
+class FolderClip:
+    """A clip of AVSBench: frames/<n>.jpg at n + 0.5 s, labels_semantic/<n>.png, audio.wav."""
+
+    def __init__(self, clip: Clip, sound: Media) -> None:
+        self.folder, self.media = Path(clip.path), sound
+        self.sound_end = sound.info.sound_end
+        try:
+            self.numbers = sorted(int(file.stem) for file in (self.folder / "frames").glob("[0-9]*.jpg"))
+        except ValueError as error:
+            raise DecodeError(clip.path, "undecodable", f"a frame's name is no number ({error})") from None
+        if not self.numbers:
+            raise DecodeError(clip.path, "no_video", "there are no frames/<n>.jpg")
+        self.picture_end = self.numbers[-1] + 1.0
+
+    def pictures(self, times: Sequence[float]) -> list[Picture]:
+        moments = np.array(self.grid())
+        nearest = [self.numbers[int(np.abs(moments - time).argmin())] for time in times]
+        pixels = {n: read_picture(self.folder / "frames" / f"{n}.jpg") for n in set(nearest)}
+        return [Picture(pixels[n], pixels[n].height, pixels[n].width) for n in nearest]
+
+    def grid(self) -> list[float]:
+        return [number + MASK_CENTRE for number in self.numbers]
+
+    def sound(self, start: float, seconds: float) -> Tensor:
+        return self.media.audio(start, seconds, SAMPLE_RATE)
+
+    def mask(self, second: int) -> Image.Image:
+        file = self.folder / "labels_semantic" / f"{second}.png"
+        mask = read_mask(file)
+        size = read_size(self.folder / "frames" / f"{second}.jpg")
+        if mask.size != size:
+            raise DecodeError(
+                str(file),
+                "bad_mask",
+                f"labels_semantic/{second}.png has {mask.width} × {mask.height} pixels, frames/{second}.jpg has "
+                f"{size[0]} × {size[1]}",
+            )
+        return mask

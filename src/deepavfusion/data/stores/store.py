@@ -1,0 +1,62 @@
+"""What a store gives: frames, audio and masks of an open clip, by time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from deepavfusion.types import Clip
+
+FRAME_GRID = 0.5  # s: pictures are taken at multiples of this, in raw and in packed data alike
+
+
+MASK_CENTRE = 0.5  # s: the annotated picture n lies at n + 0.5 s
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame: RGB pixels, and the height and width it was filmed in (packed pictures are smaller)."""
+
+    pixels: Image.Image
+    height: int
+    width: int
+
+
+class OpenClip(Protocol):
+    """A clip that is being read. Times are seconds on its clock; every failure is a `DecodeError`."""
+
+    @property
+    def sound_end(self) -> float:
+        """Where the sound ends, s."""
+
+    @property
+    def picture_end(self) -> float:
+        """Where the last picture leaves the screen, s."""
+
+    def pictures(self, times: Sequence[float]) -> list[Picture]:
+        """The frames on screen at `times`, s."""
+
+    def grid(self) -> list[float]:
+        """The moments whose pictures packed data keep, s."""
+
+    def sound(self, start: float, seconds: float) -> Tensor:
+        """float32 [T], mono, 16 kHz, in [−1, 1]; shorter than asked for where the sound ends earlier."""
+
+    def mask(self, second: int) -> Image.Image:
+        """The annotation of the picture at `second` + 0.5 s, uint8, one value a pixel."""
+
+
+class Source(Protocol):
+    """Opens the clips of a list."""
+
+    @contextmanager
+    def open(self, clip: Clip) -> Iterator[OpenClip]:
+        """The clip, until the `with` block ends."""
+
+    def blocks(self, clips: Sequence[Clip]) -> list[list[int]] | None:
+        """Positions of the clips that lie together, in the order of storage; None where any order costs the same."""

@@ -1,0 +1,183 @@
+"""The generated demo data: small sets in the official layouts of VGGSound, VGGSound-Music, MUSIC, AVSBench, AudioSet.
+
+Drawn instruments (demo_drawings.py, demo_pictures.py) play random tunes (demo_sounds.py), so any experiment runs
+offline. Who sounds moves at its note starts. In about half of the clips of VGGSound a silent instrument of another
+class is in the picture too, so neither picture nor sound tells everything. AudioSet is like it, but one, two or three
+instruments sound together, and the labels name them all. The other sets have four of the eight instruments on a grey
+stage, each in its own register and colours: a tiny network has a thousand steps to learn to see, to hear and to connect
+the two. MUSIC and VGGSound-Music show who plays and no one else; every picture of AVSBench S4 and some of MS3 show a
+silent instrument, too. The files follow from the seed alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from deepavfusion.demo.plans import COUNTS, FULL, PLANS, SETS, STAGE, Counts, Job, rng_of
+from deepavfusion.demo.scenes import Scene
+from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody, mix, perform
+from deepavfusion.media.encode import write_mp4, write_wav
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import die_with_parent
+
+VERSION = 3  # raise it whenever the same seed gives other files
+FPS = 10.0
+
+
+# ---- for the callers
+
+
+def ensure(
+    root: str | Path,
+    sets: Sequence[str] = SETS,
+    seed: int = 0,
+    workers: int | None = None,
+    force: bool = False,
+    counts: Counts = FULL,
+) -> list[Path]:
+    """Generate the sets that are missing, incomplete or of another version or seed; returns their folders.
+
+    Only one process works at a time; others wait and then find the work done.
+
+    Raises:
+        UserError: an unknown set, or a folder of that name that this function has not written.
+    """
+    console = Console(stderr=True)
+    with _lock(_checked(root, sets)):
+        stale = [name for name in sets if force or not is_complete(root, name, seed, counts)]
+        if stale:
+            console.print(f"Generating demo data in {root}: {', '.join(stale)}", soft_wrap=True, highlight=False)
+            _generate(Path(root), stale, seed, workers, counts)
+    return [Path(root) / name for name in sets]
+
+
+def generate(
+    root: str | Path,
+    sets: Sequence[str] = SETS,
+    seed: int = 0,
+    workers: int | None = None,
+    counts: Counts = FULL,
+) -> list[Path]:
+    """Like `ensure`, but writes every set anew."""
+    return ensure(root, sets, seed, workers, True, counts)
+
+
+def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FULL) -> bool:
+    """Whether a set is there, of this version, seed and size, with no file lost."""
+    manifest = Path(root) / name / "manifest.json"
+    if not manifest.is_file():
+        return False
+    found, expected = json.loads(manifest.read_text()), _manifest(name, seed, counts)
+    known = found.get("counts", {})
+    found["counts"] = {key: known.get(key) for key in COUNTS[name]}  # older manifests hold those of every set
+    return found == {**expected, "files": _count_files(manifest.parent)}
+
+
+# ---- how a set comes to be
+
+
+def _checked(root: str | Path, sets: Iterable[str]) -> Path:
+    for name in sets:
+        if name not in PLANS:
+            raise UserError(f"There is no demo set {name!r}; sets may name {', '.join(PLANS)}.")
+        folder = Path(root) / name
+        if folder.exists() and not (folder / "manifest.json").is_file():
+            raise UserError(
+                f"{folder} exists but holds no generated demo data (no manifest.json) and is left as it is; "
+                "move it away or choose another root."
+            )
+    return Path(root)
+
+
+def _manifest(name: str, seed: int, counts: Counts) -> dict[str, object]:
+    return {"version": VERSION, "seed": seed, "counts": {key: getattr(counts, key) for key in COUNTS[name]}}
+
+
+def _count_files(folder: Path) -> int:
+    """What the set is made of; a report of `command=verify` may lie beside it."""
+    return sum(not name.startswith("verify") for _, _, names in os.walk(folder) for name in names)
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """Held by one process at a time; the kernel releases it when that process ends, however it ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _generate(root: Path, sets: Sequence[str], seed: int, workers: int | None, counts: Counts) -> None:
+    workers = workers or os.cpu_count() or 1
+    with _mapper(workers) as run:
+        for name in sets:
+            unfinished, old = root / f".{name}.partial", root / f".{name}.old"
+            for leftover in (unfinished, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            jobs, texts = PLANS[name](seed, counts)
+            for path in {(unfinished / job.path).parent for job in jobs} | {
+                (unfinished / file).parent for file in texts
+            }:
+                path.mkdir(parents=True, exist_ok=True)
+            for file, content in texts.items():
+                (unfinished / file).write_text(content)
+            done = run(jobs, unfinished, seed)
+            for _ in track(done, description=f"{name:9}", total=len(jobs), console=Console(stderr=True)):
+                pass
+            manifest = {**_manifest(name, seed, counts), "files": _count_files(unfinished) + 1}
+            (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            if (root / name).exists():
+                os.rename(root / name, old)
+            os.rename(unfinished, root / name)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[[list[Job], Path, int], Iterable[object]]]:
+    """A map over jobs; with several workers in processes that share nothing with this one, nor its lock."""
+    if workers == 1:
+        yield lambda jobs, folder, seed: map(partial(render, folder=folder, seed=seed), jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
+        yield lambda jobs, folder, seed: pool.map(partial(render, folder=folder, seed=seed), jobs, chunksize=4)
+
+
+def render(job: Job, folder: Path, seed: int) -> None:
+    """Write the files of one clip below `folder`."""
+    rng = rng_of(seed, job.key)
+    registers = [OWN_REGISTER[name] if job.stage else REGISTER for name in job.sounding]
+    tunes = [melody(rng, job.seconds, register) for register in registers]
+    parts = [perform(name, tune, rng, job.seconds) for name, tune in zip(job.sounding, tunes, strict=True)]
+    waveform = mix(parts, rng)
+    onsets = [[note.start for note in tune] for tune in tunes]
+    scene = Scene(rng, [*job.sounding, *job.silent], onsets, job.stage)
+    target = folder / job.path
+    if job.kind == "mp4":
+        frames = (scene.frame(n / FPS) for n in range(round(job.seconds * FPS)))
+        write_mp4(target, frames, FPS, waveform, SAMPLE_RATE)
+        return
+    for part in ("frames", "labels_semantic"):
+        (target / part).mkdir(parents=True)
+    write_wav(target / "audio.wav", waveform, SAMPLE_RATE)
+    for n in range(round(job.seconds)):
+        Image.fromarray(scene.frame(n + 0.5)).save(target / "frames" / f"{n}.jpg", quality=90)
+        if n < job.masks:
+            labels = np.zeros((scene.height, scene.width), np.uint8)
+            for name, mask in zip(job.sounding, scene.masks(n + 0.5), strict=True):
+                labels[mask] = STAGE.index(name) + 1
+            Image.fromarray(labels).save(target / "labels_semantic" / f"{n}.png")

@@ -1,0 +1,293 @@
+"""What the demo sets are made of: which clips there are, who plays in them, and the lists that name them.
+
+demo.py renders them. Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+
+from deepavfusion.demo.scenes import SIZE
+from deepavfusion.demo.sounds import OWN_REGISTER
+
+SILENT_SHARE = 0.5  # of the clips of VGGSound, and of AudioSet's with room for it, also show a silent instrument
+SOUNDING = (2, 1, 3, 1, 2, 1, 2, 1)  # how many sound together in AudioSet, by turns of eight clips
+SECONDS = {"vggsound": 4.0, "vggsound_music": 3.2, "solo": 3.2, "duet": 6.0, "avsbench": 5.0, "audioset": 4.0}
+ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+# our name -> VGGSound's label, MUSIC's instrument
+CLASSES = {
+    "accordion": ("playing accordion", "accordion"),
+    "banjo": ("playing banjo", "banjo"),
+    "drum": ("playing drum kit", "drum"),
+    "flute": ("playing flute", "flute"),
+    "guitar": ("playing acoustic guitar", "acoustic_guitar"),
+    "piano": ("playing piano", "piano"),
+    "trumpet": ("playing trumpet", "trumpet"),
+    "violin": ("playing violin, fiddle", "violin"),
+}
+NAMES = list(CLASSES)
+STAGE = list(OWN_REGISTER)  # the instruments of all sets but VGGSound and AudioSet
+
+# our name -> AudioSet's mid, display name
+AUDIOSET = {
+    "accordion": ("/m/0mkg", "Accordion"),
+    "banjo": ("/m/018j2", "Banjo"),
+    "drum": ("/m/02hnl", "Drum kit"),
+    "flute": ("/m/0l14j_", "Flute"),
+    "guitar": ("/m/042v_gx", "Acoustic guitar"),
+    "piano": ("/m/05r5c", "Piano"),
+    "trumpet": ("/m/07gql", "Trumpet"),
+    "violin": ("/m/07y_7", "Violin, fiddle"),
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many clips: of each class for VGGSound, VGGSound-Music and the solos, altogether for the rest."""
+
+    vggsound_train: int = 48
+    vggsound_test: int = 32
+    vggsound_music_train: int = 56
+    vggsound_music_test: int = 12
+    solos: int = 64
+    duets: int = 24
+    s4_train: int = 400
+    s4_val: int = 32
+    s4_test: int = 64
+    ms3_train: int = 128
+    ms3_val: int = 16
+    ms3_test: int = 32
+    audioset_balanced: int = 384
+    audioset_unbalanced: int = 192
+    audioset_eval: int = 160
+
+
+FULL = Counts()
+
+# set -> the counts that concern it
+COUNTS = {
+    "vggsound": ("vggsound_train", "vggsound_test"),
+    "vggsound_music": ("vggsound_music_train", "vggsound_music_test"),
+    "music": ("solos", "duets"),
+    "avsbench": ("s4_train", "s4_val", "s4_test", "ms3_train", "ms3_val", "ms3_test"),
+    "audioset": ("audioset_balanced", "audioset_unbalanced", "audioset_eval"),
+}
+SETS = tuple(COUNTS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to render.
+
+    Args:
+        kind: "mp4" writes `path`; "avs" writes a folder of five pictures, masks and a WAV file.
+        path: relative to the set's folder.
+        key: with the seed, decides everything about the clip.
+        sounding, silent: names of the instruments.
+        seconds: length.
+        masks: how many of the five pictures get a mask.
+        stage: instruments play in their own register, in their usual colours and before something grey.
+    """
+
+    kind: str
+    path: str
+    key: str
+    sounding: tuple[str, ...]
+    silent: tuple[str, ...]
+    seconds: float
+    masks: int = 0
+    stage: bool = False
+
+
+Texts = dict[str, str]  # file name -> content: the lists and annotations of a set
+Plan = Callable[[int, Counts], tuple[list[Job], Texts]]
+
+
+def rng_of(seed: int, key: str) -> Generator:
+    return np.random.default_rng([seed, zlib.crc32(key.encode())])
+
+
+# ---- the layouts
+
+
+def _plan_vggsound(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """annotations/vggsound.csv; clips/<label>/<id>_<start>_<end>.mp4."""
+    jobs, rows = [], []
+    for split, count in (("train", counts.vggsound_train), ("test", counts.vggsound_test)):
+        for name, (label, _) in CLASSES.items():
+            for n in range(count):
+                key = f"vggsound/{split}/{name}/{n}"
+                rng = rng_of(seed, f"{key}/plan")
+                clip, start = _youtube_id(rng, dash=n % 16 == 0), int(rng.integers(290))
+                folder = label.translate(str.maketrans(" (),", "____"))
+                path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
+                jobs.append(Job("mp4", path, key, (name,), _silent(rng, [name]), SECONDS["vggsound"]))
+                rows.append((clip, start, label, split))
+    return jobs, {"annotations/vggsound.csv": _csv(sorted(rows))}
+
+
+def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """annotations/vggmusic_{train.txt,eval_ss.csv}; clips/playing_<instrument>/<id>_<start>_<end>.mp4.
+
+    Every test clip is the first of one pair; one pair in eight is of one class.
+    """
+    jobs: list[Job] = []
+    train: list[tuple[str, str]] = []
+    test: list[tuple[str, str]] = []
+    for split, count in (("train", counts.vggsound_music_train), ("test", counts.vggsound_music_test)):
+        for name in STAGE:
+            label, _ = CLASSES[name]
+            folder = label.translate(str.maketrans(" (),", "____"))
+            for n in range(count):
+                key = f"vggsound_music/{split}/{name}/{n}"
+                rng = rng_of(seed, f"{key}/plan")
+                clip, start = _youtube_id(rng), int(rng.integers(290))
+                path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
+                jobs.append(Job("mp4", path, key, (name,), (), SECONDS["vggsound_music"], stage=True))
+                names = label.removeprefix("playing ").translate(str.maketrans(" ", "_"))
+                (train if split == "train" else test).append((f"{clip}_{start:06d}", names))
+    lines = [
+        f"{clip},{name.split(',')[0]}\n" for clip, name in sorted(train)
+    ]  # violin, but violin,_fiddle in the pairs
+    order = rng_of(seed, "vggsound_music/pairs").permutation(len(test))
+    rows = [("source_1", "source_2", "class_1", "class_2", "sep_type")]
+    for n in order:
+        (first, one), (second, two) = test[n], test[(n + (1 if n % 8 == 0 else counts.vggsound_music_test)) % len(test)]
+        rows.append((first, second, one, two, "Hard" if one == two else "Easy"))
+    return jobs, {"annotations/vggmusic_train.txt": "".join(lines), "annotations/vggmusic_eval_ss.csv": _csv(rows)}
+
+
+def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """Three JSON lists; clips/<instrument>/<id>.mp4, where a duet's instrument is "a b"."""
+    jobs: list[Job] = []
+    solos: dict[str, list[str]] = {}
+    duets: dict[str, list[str]] = {}
+
+    def add(videos: dict[str, list[str]], names: tuple[str, ...], key: str, seconds: float) -> None:
+        rng = rng_of(seed, f"{key}/plan")
+        clip, folder = _youtube_id(rng), " ".join(CLASSES[name][1] for name in names)
+        jobs.append(Job("mp4", f"clips/{folder}/{clip}.mp4", key, names, (), seconds, stage=True))
+        videos.setdefault(folder, []).append(clip)
+
+    for name in STAGE:
+        for n in range(counts.solos):
+            add(solos, (name,), f"music/solo/{name}/{n}", SECONDS["solo"])
+    for n in range(counts.duets):
+        first, second = sorted(_choose(rng_of(seed, f"music/duet/{n}/pair"), 2, STAGE))
+        add(duets, (first, second), f"music/duet/{n}", SECONDS["duet"])
+    lists = {"MUSIC_solo_videos": solos, "MUSIC_duet_videos": duets, "MUSIC21_solo_videos": solos}
+    return jobs, {f"{name}.json": json.dumps({"videos": videos}) + "\n" for name, videos in lists.items()}
+
+
+def _plan_avsbench(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """metadata.csv, label2idx.json; <v1s: S4, v1m: MS3>/<uid>/{audio.wav, frames, labels_semantic}."""
+    jobs, rows = [], [("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")]
+    sizes = {
+        "v1s": {"train": counts.s4_train, "val": counts.s4_val, "test": counts.s4_test},
+        "v1m": {"train": counts.ms3_train, "val": counts.ms3_val, "test": counts.ms3_test},
+    }
+    for label, splits in sizes.items():
+        for split, count in splits.items():
+            for n in range(count):
+                key = f"avsbench/{label}/{split}/{n}"
+                rng = rng_of(seed, f"{key}/plan")
+                video, start = _youtube_id(rng), int(rng.integers(290))
+                uid = f"{video}_{start * 1000}_{start * 1000 + 5000}"
+                if label == "v1s":
+                    sounding: tuple[str, ...] = (STAGE[n % len(STAGE)],)
+                    silent = _choose(rng, 1, [name for name in STAGE if name not in sounding])
+                else:
+                    drawn = _choose(rng, int(rng.integers(2, 4)), STAGE)
+                    heard = int(rng.integers(1, 3))
+                    sounding, silent = drawn[:heard], drawn[heard:]
+                masks = 1 if (label, split) == ("v1s", "train") else 5
+                path = f"{label}/{uid}"
+                jobs.append(Job("avs", path, key, sounding, silent, SECONDS["avsbench"], masks, stage=True))
+                minute, second = str(start // 60), str(start % 60)
+                rows.append((video, uid, minute, second, "_".join(sounding), split, label))
+    index = {"background": 0, **{name: n + 1 for n, name in enumerate(STAGE)}}
+    return jobs, {"metadata.csv": _csv(rows), "label2idx.json": json.dumps(index, indent=1) + "\n"}
+
+
+def _plan_audioset(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
+    """class_labels_indices.csv, three lists *_segments.csv; clips/<id[:2]>/<id>_<start>_<end>.mp4."""
+    jobs: list[Job] = []
+    classes = [f'{n},{mid},"{name}"\n' for n, (mid, name) in enumerate(AUDIOSET.values())]
+    texts = {"annotations/class_labels_indices.csv": "".join(["index,mid,display_name\n", *classes])}
+    sizes = {
+        "balanced_train": counts.audioset_balanced,
+        "unbalanced_train": counts.audioset_unbalanced,
+        "eval": counts.audioset_eval,
+    }
+    for split, count in sizes.items():
+        lines, labels = [], []
+        for n in range(count):
+            key = f"audioset/{split}/{n}"
+            rng = rng_of(seed, f"{key}/plan")
+            video, start = _youtube_id(rng, dash=n % 15 == 0), int(rng.integers(290))
+            sounding = _sounding(seed, split, n)
+            silent = _silent(rng, sounding) if len(sounding) < max(SIZE) else ()
+            path = f"clips/{video[:2]}/{video}_{start:06d}_{start + 10:06d}.mp4"
+            jobs.append(Job("mp4", path, key, sounding, silent, SECONDS["audioset"]))
+            mids = sorted(AUDIOSET[name][0] for name in sounding)
+            lines.append(f'{video}, {start:.3f}, {start + 10:.3f}, "{",".join(mids)}"\n')
+            labels += mids
+        texts[f"annotations/{split}_segments.csv"] = "".join(
+            [
+                f"# Segments csv of generated clips, seed {seed}\n",
+                f"# num_ytids={count}, num_segs={count}, num_unique_labels={len(set(labels))}, "
+                f"num_positive_labels={len(labels)}\n",
+                "# YTID, start_seconds, end_seconds, positive_labels\n",
+                *sorted(lines),
+            ]
+        )
+    return jobs, texts
+
+
+def _sounding(seed: int, split: str, n: int) -> tuple[str, ...]:
+    """Who sounds in the n-th clip of AudioSet: in each turn of eight clips every instrument equally often."""
+    turn, first = divmod(n, len(NAMES))
+    steps = rng_of(seed, f"audioset/{split}/turn/{turn}").permutation(np.arange(1, len(NAMES)))
+    others = steps[: SOUNDING[turn % len(SOUNDING)] - 1]
+    return tuple(NAMES[(first + step) % len(NAMES)] for step in (0, *others))
+
+
+PLANS: dict[str, Plan] = {
+    "vggsound": _plan_vggsound,
+    "vggsound_music": _plan_vggsound_music,
+    "music": _plan_music,
+    "avsbench": _plan_avsbench,
+    "audioset": _plan_audioset,
+}
+
+
+def _choose(rng: Generator, count: int, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(names[n] for n in rng.choice(len(names), count, replace=False))
+
+
+def _silent(rng: Generator, sounding: Sequence[str]) -> tuple[str, ...]:
+    """In `SILENT_SHARE` of the calls one instrument that does not sound."""
+    if rng.random() >= SILENT_SHARE:
+        return ()
+    return (str(rng.choice([name for name in NAMES if name not in sounding])),)
+
+
+def _youtube_id(rng: Generator, dash: bool = False) -> str:
+    """Eleven characters; `dash` puts a "-" first, which takes care of naive command lines and parsers."""
+    letters = [ID_LETTERS[n] for n in rng.integers(len(ID_LETTERS), size=11)]
+    return "".join(["-", *letters[1:]] if dash else letters)
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,108 @@
+"""The encoder of any checkpoint: of ours by its record, of weights alone by the shapes of their tensors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepavfusion.inference.open_task import load_task
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.vit import ViT
+from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MELS
+from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.weights import Weights, describe, load_encoder, read_record, read_weights
+
+HEAD_DIM = 64  # channels of an attention head in every ViT of the paper, base and large
+IMAGE_SIZE = 224  # pixels, the paper's
+
+
+def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[DeepAVFusion, str]:
+    """An encoder with its weights, in evaluation mode, and one sentence that says what it is.
+
+    Args:
+        path: a .ckpt file of any task that train.py wrote; or weights alone: a published DeepAVFusion checkpoint, or
+            one of ours (.safetensors). Of these the sizes are read off the tensors; what shapes do not tell is as in
+            the paper, and the sentence says so.
+        device: where to.
+
+    Raises:
+        UserError: see `load_task` and `models.weights.read_weights`; or the file holds no whole encoder.
+    """
+    record = {} if Path(path).suffix == ".safetensors" else read_record(path)
+    if record.get("model"):
+        task = load_task(path, device=device)
+        return task.net.encoder, f"encoder of {path}, a checkpoint of {record.get('task')}"
+    weights = read_weights(path)
+    if weights.kind == "vit":
+        raise UserError(
+            f"checkpoint {path} is an MAE or AudioMAE ViT, of picture or sound alone: expected a checkpoint of "
+            f"DeepAVFusion."
+        )
+    encoder, told = _built(weights)
+    report = load_encoder(encoder, path)
+    if report.new:
+        raise UserError(f"checkpoint {path} lacks {', '.join(report.new[:3])} of an encoder: fetch or copy it again.")
+    return encoder.eval().to(device), f"encoder of {path}, which holds weights alone: {told}"
+
+
+def sizes_of(encoder: DeepAVFusion) -> tuple[int, float]:
+    """Side of the picture (pixels) and length of the sound (s) that an encoder reads."""
+    return encoder.image.patch_embed.input_size[0], encoder.audio.patch_embed.input_size[1] / FRAMES_PER_SECOND
+
+
+def _built(weights: Weights) -> tuple[DeepAVFusion, str]:
+    """An encoder of the shapes of these tensors, and where its sizes come from."""
+    tensors, found = weights.tensors, describe(weights.tensors)
+    missing = [key for key in ("net.image.depth", "net.audio.depth", "net.num_fusion_tokens") if key not in found]
+    if missing:
+        raise UserError(
+            f"checkpoint {weights.path} holds no encoder of DeepAVFusion ({', '.join(missing)} cannot be told from its "
+            f"tensors): give another file."
+        )
+    dim: Any = found["net.image.embed_dim"]
+    if dim % HEAD_DIM:
+        raise UserError(
+            f"checkpoint {weights.path} has embed_dim {dim} and does not say how many heads, expected a multiple of "
+            f"{HEAD_DIM}: use the .ckpt that train.py wrote."
+        )
+    (size, seconds), read = _input_sizes(weights, found)
+    vits = {}
+    for stream, channels, input_size in (
+        ("image", 3, (size, size)),
+        ("audio", 1, (N_MELS, round(seconds * FRAMES_PER_SECOND))),
+    ):
+        sizes: Any = {key: found[f"net.{stream}.{key}"] for key in ("embed_dim", "patch_size", "depth")}
+        hidden = len(tensors.get(f"encoder.{stream}.blocks.0.mlp.fc1.weight", []))
+        vits[stream] = ViT(
+            input_size, in_chans=channels, num_heads=dim // HEAD_DIM, mlp_ratio=hidden / sizes["embed_dim"], **sizes
+        )
+    tokens = tensors["encoder.fusion_tokens"].shape[1]
+    groups = (tokens - 2 * (tokens // 4), tokens // 4, tokens // 4)
+    fusion: Any = {
+        key: found[f"net.{key}"]
+        for key in ("fusion", "fusion_layers", "fusion_attn_ratio", "fusion_mlp_ratio")
+        if f"net.{key}" in found
+    }
+    encoder = DeepAVFusion(vits["image"], vits["audio"], num_fusion_tokens=groups, **fusion)
+    layers = len(encoder.fusion_blocks)
+    sizes_told = f"pictures of {size} pixels, {seconds:g} s of sound"
+    shapes = f"embed_dim {dim}, depth {encoder.depth}, {fusion.get('fusion', 'no')} fusion in {layers} layers"
+    assumed = f"{dim // HEAD_DIM} heads, fusion tokens in groups of {groups[0]}, {groups[1]} and {groups[2]}"
+    if read:
+        return encoder, f"its tensors tell {shapes}, {sizes_told}; assumed as in the paper: {assumed}"
+    return encoder, f"its tensors tell {shapes}; assumed as in the paper: {assumed}, {sizes_told}"
+
+
+def _input_sizes(weights: Weights, found: dict[str, Any]) -> tuple[tuple[int, float], bool]:
+    """Side of the picture and seconds of sound, from the numbers of positions if the file has them; and whether."""
+    positions = [weights.tensors.get(f"encoder.{stream}.pos_embed") for stream in ("image", "audio")]
+    if positions[0] is not None and positions[1] is not None:
+        image, audio = (position.shape[1] for position in positions if position is not None)
+        side, rows = math.isqrt(image), N_MELS // found["net.audio.patch_size"]
+        if side**2 == image and audio % rows == 0:
+            frames = audio // rows * found["net.audio.patch_size"]
+            return (side * found["net.image.patch_size"], frames / FRAMES_PER_SECOND), True
+    return (IMAGE_SIZE, CLIP_SECONDS), False

@@ -1,0 +1,272 @@
+"""Decodes a whole file once, to tell whether it is sound: every picture and every sample.
+
+Players and the rest of this package conceal damage where they can; this reader looks for it. What is found: packets
+and pictures that the decoder refuses or marks, bytes that cannot stand in H.264 or HEVC (a block of zeros), pictures
+that come out fewer than went in, sound or picture that ends before the header says, timestamps that run backwards.
+What is not: bytes that no decoder looks at, and changed bits that still read as valid video or sound, such as another
+brightness or loudness; there are no checksums in mp4.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from deepavfusion.media.audio import ENDS_EARLY, mono
+from deepavfusion.media.container import MAX_PIXELS, Container, clause, cut_short, damaged, failures
+from deepavfusion.media.frames import length_prefix, video_stream
+from deepavfusion.media.media import Media, MediaInfo
+from deepavfusion.utils.errors import DecodeError
+
+STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
+LOOK_EVERY = 0.25  # s between the pictures that movement is measured on
+SIDE = 32  # of their grey versions, pixels
+BACKWARDS = 0.25  # s; smaller steps back come from joined files, and change no picture that training would take
+LOUDEST = 100.0  # times full scale; a decoder gives more for damaged sound only
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a whole file holds; times are seconds on its clock, 0 for a stream that was not looked at.
+
+    Args:
+        info: what the header says.
+        frames: pictures decoded.
+        picture_end: where the last one leaves the screen.
+        sound_end: where the sound ends, as `Media.audio` has it.
+        peak: largest absolute value of the mono sound; 1 is full scale.
+        movement: largest change of a pixel from the first picture, 0…255, in grey versions of 32 × 32 pixels.
+    """
+
+    info: MediaInfo
+    frames: int
+    picture_end: float
+    sound_end: float
+    peak: float
+    movement: float
+
+
+def scan(path: str | os.PathLike[str], picture: bool = True, sound: bool = True) -> Scan:
+    """Decode a file from end to end, in constant memory and one thread.
+
+    Args:
+        path: the file.
+        picture, sound: which of the two it must have, and is looked at.
+
+    Raises:
+        DecodeError: missing, no_video, no_audio, too_short (a stream without frames or samples), truncated,
+            undecodable; in a file of several faults, the first of these that holds, or the first that is met.
+    """
+    with Media(path) as media, failures(media.container.path):
+        container = media.container
+        checks: dict[int, _Pictures | _Sound] = {}
+        pictures, samples = None, None
+        if picture:
+            pictures = _Pictures(container, video_stream(container))
+            checks[pictures.stream.index] = pictures
+        if sound:
+            samples = _Sound(container, _audio_stream(container))
+            checks[samples.stream.index] = samples
+        info = media.info
+        for stream in container.av.streams:
+            stream.discard = av.stream.Discard.default if stream.index in checks else av.stream.Discard.all
+        for packet in container.av.demux([check.stream for check in checks.values()]):
+            checks[packet.stream.index].take(packet)
+        for check in checks.values():
+            check.finish()
+        return Scan(
+            info,
+            frames=pictures.count if pictures else 0,
+            picture_end=pictures.end if pictures else 0.0,
+            sound_end=samples.end if samples else 0.0,
+            peak=samples.peak if samples else 0.0,
+            movement=pictures.movement if pictures else 0.0,
+        )
+
+
+def _audio_stream(container: Container) -> Any:
+    stream = container.stream("audio")
+    if stream is None:
+        raise DecodeError(container.path, "no_audio", "the file has no audio stream")
+    return stream
+
+
+class _Stream:
+    """What picture and sound share: strict decoding, and the count of what went in and came out."""
+
+    name = ""
+
+    def __init__(self, container: Container, stream: Any) -> None:
+        self.container, self.path, self.stream = container, container.path, stream
+        self.tick = float(stream.time_base)
+        self.one_to_one = "mp4" in container.av.format.name.split(",")  # a packet gives exactly one frame
+        self.packets, self.count, self.end = 0, 0, 0.0
+        start, length = container.span(stream)
+        self.header_end = start + length if length > 0 else None
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = STRICT
+
+    def bad(self, detail: str) -> DecodeError:
+        return damaged(self.path, f"{self.name}: {detail}")
+
+    def seconds(self, pts: int) -> float:
+        """Of a timestamp, on the file's clock."""
+        return pts * self.tick - self.container.origin
+
+    def decoded(self, packet: Any) -> list[Any]:
+        """The frames that a packet brings out."""
+        if packet.is_corrupt:
+            detail = f"the packet at {self.seconds(packet.pts or 0):.2f} s is incomplete"
+            if self.container.av.format.name == "wav":
+                raise DecodeError(self.path, "truncated", detail)
+            raise self.bad(detail)
+        try:
+            return list(packet.decode())
+        except av.error.FFmpegError as error:
+            if packet.pts is None:
+                raise
+            raise self.bad(f"{clause(error, self.path)} at {self.seconds(packet.pts):.2f} s") from error
+
+    def check_end(self) -> None:
+        if self.header_end is not None and self.end < self.header_end - ENDS_EARLY:
+            detail = f"{self.name} ends at {self.end:.2f} s, the header says {self.header_end:.2f} s"
+            raise DecodeError(self.path, "truncated", detail)
+
+
+class _Pictures(_Stream):
+    """Every picture of a file."""
+
+    name = "picture"
+
+    def __init__(self, container: Container, stream: Any) -> None:
+        super().__init__(container, stream)
+        stream.codec_context.options = {**STRICT, "max_pixels": str(MAX_PIXELS)}
+        self.prefix = length_prefix(stream.codec_context)
+        self.first_key: int | None = None  # its pts
+        self.last_pts: int | None = None
+        self.reformatter = VideoReformatter()
+        self.first: NDArray[np.int16] | None = None
+        self.last: Any = None  # the newest frame, while movement has not looked at it
+        self.looked = 0.0
+        self.movement = 0.0
+
+    def take(self, packet: Any) -> None:
+        if packet.size and packet.is_keyframe and self.first_key is None:
+            self.first_key = packet.pts
+        # Cuts by stream copy begin with pictures that lean on what was cut away; they are not shown, and may be broken.
+        leading = packet.is_discard or (packet.size and self.leads(packet.pts))
+        if packet.size:
+            if packet.pts is None:
+                raise DecodeError(self.path, "undecodable", "the pictures carry no timestamps")
+            self.packets += not leading
+            if self.prefix and not leading and _holds_forbidden_bytes(bytes(packet), self.prefix):
+                raise self.bad(f"impossible bytes at {self.seconds(packet.pts):.2f} s")
+            if not packet.is_discard:
+                self.end = max(self.end, self.seconds(packet.pts + (packet.duration or 0)))
+        try:
+            frames = self.decoded(packet)
+        except DecodeError:
+            if leading:
+                return
+            raise
+        for frame in frames:
+            self.see(frame)
+
+    def leads(self, pts: int | None) -> bool:
+        """Whether a picture comes before the first that can be decoded on its own."""
+        return self.first_key is None or (pts is not None and pts < self.first_key)
+
+    def see(self, frame: Any) -> None:
+        if frame.pts is None:
+            raise DecodeError(self.path, "undecodable", "the pictures carry no timestamps")
+        if self.leads(frame.pts):
+            return
+        if frame.is_corrupt:
+            raise self.bad(f"the picture at {self.seconds(frame.pts):.2f} s is damaged")
+        if self.last_pts is not None and (self.last_pts - frame.pts) * self.tick > BACKWARDS:
+            raise self.bad(f"timestamps run backwards at {self.seconds(frame.pts):.2f} s")
+        self.last_pts = frame.pts
+        self.count += 1
+        time = self.seconds(frame.pts)
+        self.last = frame
+        if self.first is None or time >= self.looked + LOOK_EVERY:
+            self.look(time)
+
+    def look(self, time: float) -> None:
+        """Compare the newest frame with the first."""
+        grey = self.reformatter.reformat(self.last, SIDE, SIDE, "gray").to_ndarray().astype(np.int16)
+        self.first = grey if self.first is None else self.first
+        self.movement = max(self.movement, float(np.abs(grey - self.first).max()))
+        self.looked, self.last = time, None
+
+    def finish(self) -> None:
+        if self.count == 0:
+            if cut_short(self.path):
+                raise DecodeError(self.path, "truncated", "the file ends before its first picture")
+            raise DecodeError(self.path, "too_short", "the video stream holds no frame")
+        if self.last is not None:
+            self.look(self.looked)
+        if self.one_to_one and self.count < self.packets:
+            raise self.bad(f"{self.count} of {self.packets} pictures decode")
+        self.check_end()
+
+
+class _Sound(_Stream):
+    """Every sample of a file."""
+
+    name = "sound"
+
+    def __init__(self, container: Container, stream: Any) -> None:
+        super().__init__(container, stream)
+        self.rate = 0
+        self.last_time = float("-inf")
+        self.peak = 0.0
+
+    def take(self, packet: Any) -> None:
+        self.packets += packet.size > 0
+        for frame in self.decoded(packet):
+            if self.rate not in (0, frame.sample_rate):
+                raise DecodeError(self.path, "undecodable", "the sample rate changes inside the file")
+            self.rate = frame.sample_rate
+            time = self.end if frame.pts is None else self.seconds(frame.pts)
+            if time < self.last_time or frame.is_corrupt:
+                raise self.bad(f"{'damage' if frame.is_corrupt else 'timestamps run backwards'} at {time:.2f} s")
+            self.last_time, self.end = time, time + frame.samples / frame.sample_rate
+            self.count += 1
+            peak = float(np.abs(mono(frame)).max(initial=0.0))
+            if not peak < LOUDEST:  # NaN, too
+                raise self.bad(f"impossible samples at {time:.2f} s")
+            self.peak = max(self.peak, peak)
+
+    def finish(self) -> None:
+        self.check_end()
+        if self.count == 0:
+            if cut_short(self.path):
+                raise DecodeError(self.path, "truncated", "the file ends before its first sound")
+            raise DecodeError(self.path, "too_short", "the audio stream holds no sample")
+        if self.one_to_one and self.count > self.packets:
+            raise self.bad(f"{self.packets} packets give {self.count} blocks of samples")
+        if self.header_end is not None and self.end <= self.header_end + ENDS_EARLY:
+            self.end = min(self.end, self.header_end)  # the last AAC packet is padded
+
+
+def _holds_forbidden_bytes(packet: bytes, prefix: int) -> bool:
+    """Whether a unit of an H.264 or HEVC packet holds 00 00 00, 00 00 01 or 00 00 02, which both standards rule out
+    (H.264 7.4.1, HEVC 7.4.2); zeros at a unit's end are padding."""
+    begin = 0
+    while begin + prefix <= len(packet):
+        end = begin + prefix + int.from_bytes(packet[begin : begin + prefix], "big")
+        unit = packet[begin + prefix : end].rstrip(b"\0")
+        at = unit.find(b"\0\0")
+        while at >= 0:
+            if unit[at + 2] < 3:
+                return True
+            at = unit.find(b"\0\0", at + 1)
+        begin = end
+    return False

@@ -1,0 +1,67 @@
+"""Reading still images: JPEG frames and PNG masks."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from deepavfusion.utils.errors import DecodeError
+
+FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "GIF")  # of Pillow's, those that start no other program
+
+
+MAX_PIXELS = 8192 * 8192  # a larger picture is a damaged header
+
+
+def read_picture(file: Path | IO[bytes], name: str = "") -> Image.Image:
+    """A JPEG file, or the bytes of one, as RGB; `name` stands for bytes in messages.
+
+    Raises:
+        DecodeError: missing, undecodable (too large a picture, too).
+    """
+    return _opened(file, name, "undecodable").convert("RGB")
+
+
+def read_mask(file: Path | IO[bytes], name: str = "") -> Image.Image:
+    """A PNG file, or the bytes of one, with one value a pixel (grey or palette), as mode L.
+
+    Raises:
+        DecodeError: missing, bad_mask.
+    """
+    mask = _opened(file, name, "bad_mask")
+    if mask.mode not in ("L", "P", "1"):
+        raise DecodeError(name or str(file), "bad_mask", f"it has {mask.mode} pixels, expected one value each")
+    return Image.fromarray(np.asarray(mask).astype(np.uint8))
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file, from its header."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.size
+    except FileNotFoundError:
+        raise DecodeError(str(path), "missing", "there is no such file") from None
+    except Exception as error:  # Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, …
+        raise DecodeError(str(path), "undecodable", " ".join(str(error).split())) from None
+
+
+def _opened(file: Path | IO[bytes], name: str, reason: str) -> Image.Image:
+    name = name or str(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(file, formats=FORMATS)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise DecodeError(name, reason, f"the header gives {picture.width} × {picture.height} pixels")
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise DecodeError(name, "missing", "there is no such file") from None
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, …
+        raise DecodeError(name, reason, " ".join(str(error).split())) from None

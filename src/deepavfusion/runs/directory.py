@@ -1,0 +1,147 @@
+"""One directory a run: logs/<task>/runs/<name>, and logs/<task>/latest pointing to the newest."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import write_whole
+
+RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # tells the other processes of this machine which directory it is
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"  # points to the newest whole one of the following
+STEPS = "step_{:08d}.ckpt"
+STEPS_PATTERN = "step_*.ckpt"
+BEST = "best.ckpt"  # of a run that judges its weights by validation
+OVERRIDES = "overrides.yaml"
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+
+
+def choose_run_dir(
+    log_dir: str | Path, task: str, name: str | None = None, resume: str | None = None, kind: str = "runs"
+) -> Path:
+    """The directory of this run, made if it is new.
+
+    Args:
+        log_dir: the folder of all logs.
+        task: its subfolder.
+        name: of the run; None: the time. An unfinished run of that name is gone on with.
+        resume: directory of an unfinished run to go on with.
+        kind: "runs", or "evals" for evaluations of a checkpoint.
+
+    Raises:
+        UserError: a finished run of that name, or nothing to resume.
+    """
+    if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
+        return Path(os.environ[RUN_DIR_VARIABLE])
+    if resume:
+        run_dir = Path(resume).resolve()
+        if not checkpoints_of(run_dir):
+            raise UserError(
+                f"resume={resume} has no {CHECKPOINTS}/{LAST}: expected the directory of an unfinished run, such as "
+                f"{Path(log_dir) / task}/runs/<name>."
+            )
+    else:
+        processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+        if processes > 1 and name is None:
+            raise UserError(
+                f"{processes} processes were started from outside and need one directory: add run.name=<name>."
+            )
+        run_dir = _named(Path(log_dir) / task / kind, name)
+    if (run_dir / METRICS).exists():
+        weights = f", or go on from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
+        raise UserError(
+            f"run {run_dir} is finished ({METRICS} is there): choose another run.name"
+            f"{weights if kind == 'runs' else ''}."
+        )
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    return run_dir
+
+
+def _named(runs: Path, name: str | None) -> Path:
+    if name is not None:
+        if Path(name).name != name or name in (".", ".."):
+            raise UserError(f"run.name={name} is not a name: expected one without slashes.")
+        (runs / name).mkdir(parents=True, exist_ok=True)
+        return runs / name
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
+        try:
+            (runs / (time + suffix)).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return runs / (time + suffix)
+    raise UserError(f"{runs} has a thousand runs of {time}: set run.name.")
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """The checkpoints that a run can go on from, the best one first: where `last` points to, then the ones before."""
+    folder = run_dir / CHECKPOINTS
+    steps = sorted(folder.glob(STEPS_PATTERN), reverse=True)
+    last = folder / LAST
+    if not last.is_symlink():  # of another making, if it is there at all
+        return [*([last] if last.is_file() else []), *steps]
+    target = folder / os.readlink(last)
+    # One that is newer was written, but what belongs to it perhaps not.
+    return [
+        path
+        for path in (target, *(s for s in steps if s < target), *(s for s in steps if s > target))
+        if path.is_file()
+    ]
+
+
+def checkpoints_to_go_on_from(run_dir: Path, asked: str | None = None) -> list[Path]:
+    """The run's own checkpoints if it was interrupted, else the one that is asked for; none: begin anew.
+
+    Args:
+        run_dir: of this run.
+        asked: a file, or "last", which means the run's own.
+
+    Returns:
+        The one to take first, then those to take if it is damaged.
+
+    Raises:
+        UserError: the checkpoint that is asked for does not exist.
+    """
+    own = checkpoints_of(run_dir)
+    if own or asked is None:
+        return own
+    if asked == "last":
+        raise UserError(
+            f"ckpt_path=last, but {run_dir / CHECKPOINTS / LAST} does not exist: name the run with run.name=…, or "
+            "give a file."
+        )
+    if not Path(asked).is_file():
+        raise UserError(f"ckpt_path={asked} does not exist: expected a .ckpt file that a run of this task wrote.")
+    return [Path(asked)]
+
+
+def remove_if_empty(run_dir: Path) -> None:
+    """Leave nothing behind of a run that never began."""
+    if run_dir.is_dir() and not any(run_dir.iterdir()):
+        run_dir.rmdir()
+
+
+def write_record(run_dir: Path, config: str, overrides: list[str]) -> None:
+    """Leave the composed config and the overrides it came from in the run directory."""
+    write_whole(run_dir / CONFIG, config)
+    write_whole(run_dir / OVERRIDES, yaml.safe_dump(overrides))
+
+
+def read_overrides(run_dir: str | Path) -> list[str]:
+    """The overrides a run was started with; none if it left no record."""
+    path = Path(run_dir) / OVERRIDES
+    return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []
+
+
+def link_latest(run_dir: Path) -> None:
+    """Point logs/<task>/latest to this run."""
+    latest = run_dir.parent.parent / "latest"
+    new = latest.with_name(f"latest.{os.getpid()}")
+    new.symlink_to(os.path.relpath(run_dir, latest.parent))
+    new.replace(latest)

@@ -1,0 +1,76 @@
+"""What a run reads, in numbers: they change when a list, a label or a file does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from typing import Any
+
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.verified import signature
+from deepavfusion.types import Clip
+from deepavfusion.utils.addresses import is_remote
+
+THREADS = 16  # that ask for sizes: on a network disk each answer takes its time
+
+Place = tuple[str, tuple[int, ...]]  # path and annotated seconds, which say which files a clip uses
+
+
+def fingerprint(lists: Mapping[str, ClipList]) -> dict[str, Any]:
+    """`dataset_hash`, and `coverage`: what each role's split lists and has on disk; plain enough for JSON."""
+    coverage = {
+        role: {"split": clips.split, "listed": clips.listed, "present": len(clips.clips)}
+        for role, clips in lists.items()
+    }
+    return {"dataset_hash": dataset_hash(lists), "coverage": coverage}
+
+
+def dataset_hash(lists: Mapping[str, ClipList]) -> str:
+    """SHA-256 over what each split lists, and over the sizes of the clips on disk; their content is not read.
+
+    It depends neither on where the files are nor on the order of a list. Of packed clips the size is that of their
+    chunk; of those behind an address none is asked for.
+
+    Args:
+        lists: by role, as in `ClipDataModule.lists`.
+
+    Returns:
+        64 hex digits, over: roles, names of splits, names of classes, the fixed mixtures, and of each clip id, video,
+        label, labels, frames, whether it is there, missing or excluded and why, and bytes (of an annotated folder those
+        of the files in use).
+    """
+    sizes = _sizes(clip for clips in lists.values() for clip in (*clips.clips, *(clip for clip, _ in clips.excluded)))
+    digest = sha256()
+    for role, clips in sorted(lists.items()):
+        head = [role, clips.split, clips.classes, clips.multi_label, sorted(clips.mixtures)]
+        digest.update(json.dumps(head).encode())
+        for clip, state in sorted(_rows(clips), key=lambda row: (row[0].id, row[1])):
+            size = None if state == "missing" else sizes.get((clip.path, clip.frames))
+            line = [clip.id, clip.video, clip.label, clip.labels, clip.frames, state, size]
+            digest.update(json.dumps(line).encode())
+    return digest.hexdigest()
+
+
+def _rows(clips: ClipList) -> Iterator[tuple[Clip, str]]:
+    yield from ((clip, "") for clip in clips.clips)
+    yield from ((clip, "missing") for clip in clips.missing)
+    yield from clips.excluded
+
+
+def _sizes(clips: Iterable[Clip]) -> dict[Place, str | None]:
+    """Bytes as text, None where there is no file."""
+    places: list[Place] = list({(clip.path, clip.frames): None for clip in clips if not is_remote(clip.path)})
+
+    def ask(some: list[Place]) -> list[tuple[str, str] | None]:
+        return [signature(*place) for place in some]
+
+    parts = [places[n::THREADS] for n in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = list(pool.map(ask, parts))
+    return {
+        place: found[0] if found else None
+        for some, answer in zip(parts, answers, strict=True)
+        for place, found in zip(some, answer, strict=True)
+    }

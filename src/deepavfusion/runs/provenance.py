@@ -1,0 +1,149 @@
+"""Where a number comes from: code, versions, command and machine, for the directory of its run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.utils.files import write_whole
+
+PROVENANCE = "provenance.json"
+UNKNOWN = "unknown"
+LIBRARIES = (
+    *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "numpy"),
+    *("hydra-core", "av", "decord", "litdata", "pillow"),
+)
+GIT_SECONDS = 10
+
+
+def record_provenance(
+    run_dir: Path, seed: int | None, data: Mapping[str, Any], repository: Path = REPOSITORY
+) -> list[str]:
+    """Add this start of a run to its `provenance.json`; call it once a start, on the first process.
+
+    Args:
+        run_dir: of the run; what former starts wrote stays.
+        seed: of the run.
+        data: what it reads, as `data.fingerprint.fingerprint` has it: `dataset_hash` and `coverage`.
+        repository: folder of the code.
+
+    Returns:
+        Sentences to say: that the run goes on with other code or data than it began with, if it does.
+    """
+    path, said = run_dir / PROVENANCE, []
+    try:
+        starts = _read(path)
+    except (ValueError, KeyError, TypeError):  # no reason to stop a run
+        starts = []
+        aside = path.replace(path.with_suffix(".damaged"))
+        said.append(f"{path} could not be read: it is now {aside.name}, and a new one begins with this start")
+    starts.append(provenance(repository, seed) | {"data": dict(data)})
+    write_whole(path, json.dumps({"starts": starts}, indent=2) + "\n")
+    first, now = starts[0], starts[-1]
+    pairs = {
+        "commit": (first["commit"], now["commit"]),
+        "dataset_hash": (first["data"]["dataset_hash"], now["data"]["dataset_hash"]),
+    }
+    other = [f"{name} {b[:8]}, was {a[:8]}" for name, (a, b) in pairs.items() if a != b and UNKNOWN not in (a, b)]
+    if other:
+        said.append(f"this run goes on with other code or data than it began with ({'; '.join(other)}): see {path}")
+    return said
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The former starts."""
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    if not all(
+        isinstance(value, str) for start in starts for value in (start["commit"], start["data"]["dataset_hash"])
+    ):
+        raise TypeError("a commit or dataset_hash is no text")
+    return list(starts)
+
+
+def provenance(repository: Path, seed: int | None = None) -> dict[str, Any]:
+    """What a person needs to make a run again, plain enough for JSON.
+
+    Returns:
+        `date` (UTC), `command`, `seed`, `commit`, `dirty` (whether files differ from the commit, new ones too),
+        `versions` of project, Python, libraries and CUDA, and `machine`; what cannot be found out is "unknown".
+    """
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "seed": seed,
+        **code_state(repository),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def code_state(repository: Path) -> dict[str, str | bool]:
+    """`commit`, 40 hex digits, and `dirty`; "unknown" without git or outside a repository."""
+    try:
+        return {
+            "commit": _git(repository, "rev-parse", "HEAD"),
+            "dirty": bool(_git(repository, "status", "--porcelain")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": UNKNOWN, "dirty": UNKNOWN}
+
+
+def _git(repository: Path, *words: str) -> str:
+    # A hook's variables would name another repository; and looking must not wait for a lock.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        ["git", "-C", str(repository), *words],
+        env={**environment, "GIT_OPTIONAL_LOCKS": "0"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=GIT_SECONDS,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Of the project, Python, the libraries that numbers may depend on, and CUDA."""
+    import torch  # here, for those who do without
+
+    found = {"deepavfusion": _version("deepavfusion"), "python": platform.python_version()}
+    found |= {name: _version(name) for name in LIBRARIES}
+    return found | {"torch_build": torch.__version__, "cuda": torch.version.cuda or "none"}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return UNKNOWN
+
+
+def machine() -> dict[str, Any]:
+    """CPU, the cores this process may use, GPUs and system, without a name."""
+    import torch
+
+    gpus = (
+        [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus, "system": system}
+
+
+def cpu_name() -> str:
+    """As the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

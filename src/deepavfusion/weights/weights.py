@@ -1,0 +1,270 @@
+"""Reading weights: our own checkpoints, the published DeepAVFusion ones, MAE and AudioMAE.
+
+How a file is opened safely: checkpoint_file.py. What is inside is recognised by its keys:
+
+| kind     | file                                             | keys                                                 |
+|----------|--------------------------------------------------|------------------------------------------------------|
+| ours     | Lightning `.ckpt`, or `.safetensors` by convert.py | `net.encoder.…` or `encoder.…`, `image_decoder.…`    |
+| original | published DeepAVFusion `.pth`                    | `state_dict`: `encoder.image.…`, `image_decoder_…`   |
+| vit      | MAE (ImageNet), AudioMAE (AudioSet) `.pth`       | `model`: `cls_token`, `patch_embed.…`, `blocks.…`    |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.mae import MaskedAutoencoder
+from deepavfusion.models.vit import ViT
+from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.file import EXPECTED, checksum, read_file
+
+
+@dataclass
+class LoadReport:
+    """What became of a file's tensors: names that were loaded, that the file lacks, that the model has no use for."""
+
+    path: str
+    loaded: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for names, words in ((self.new, "left at their start values"), (self.left_out, "in the file not used")):
+            if names:
+                tops = sorted({".".join(name.split(".")[:2]) for name in names})
+                shown = ", ".join(tops[:4]) + (", …" if len(tops) > 4 else "")
+                parts.append(f"{len(names)} {words} ({shown})")
+        return f"{self.path}: " + "; ".join(parts)
+
+
+def original_name(name: str) -> str:
+    """Our name of a masked autoencoder's parameter, as the original code calls it."""
+    return re.sub(r"^(image|audio)_decoder\.", r"\1_decoder_", name)
+
+
+def our_name(name: str) -> str:
+    """The original code's name of a masked autoencoder's parameter, as we call it."""
+    return re.sub(r"^(image|audio)_decoder_(?=\w)", r"\1_decoder.", name)
+
+
+@dataclass
+class Weights:
+    """The tensors of a file, under our names, and where they come from ("ours", "original" or "vit")."""
+
+    path: str
+    kind: str
+    tensors: dict[str, Tensor]
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read and recognise a checkpoint.
+
+    Raises:
+        UserError: the file is missing, truncated, not a checkpoint, wants to run code, or holds something else.
+    """
+    path = Path(path)
+    tensors = _tensors(read_file(path), path)
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    if any(name.startswith("net.") for name in tensors):
+        inside = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
+        return Weights(str(path), "ours", inside)
+    if any(name.startswith(("image_decoder_", "audio_decoder_")) for name in tensors):
+        return Weights(str(path), "original", {our_name(name): t for name, t in tensors.items()})
+    if "encoder.fusion_tokens" in tensors:
+        return Weights(str(path), "ours", tensors)
+    if "patch_embed.proj.weight" in tensors:
+        # The class token and its row of the (fixed) position embedding have no place here, nor has the decoder.
+        keep = ("patch_embed.", "blocks.", "norm.")
+        return Weights(str(path), "vit", {name: t for name, t in tensors.items() if name.startswith(keep)})
+    shown = ", ".join(list(tensors)[:3]) or "no tensor"
+    raise UserError(f"{path} holds {shown} …, which is none of ours: expected {EXPECTED}.")
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """What one of our .ckpt files says about its run (see `tasks.base.Task.record`); empty for any other file.
+
+    Raises:
+        UserError: see `read_weights`.
+    """
+    content = read_file(Path(path))
+    record = content.get("record", {}) if isinstance(content, dict) else {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_weights(weights: Weights, path: Path) -> Path:
+    """Write the tensors alone, as safetensors; `read_weights` reads the file again.
+
+    Raises:
+        UserError: the name does not end in .safetensors, or the file cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(f"output {path}: expected a name that ends in .safetensors.")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
+        save_file(tensors, partial, metadata={"crc32": checksum(tensors)})
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"output {path} cannot be written: {error.strerror or error}; choose another output."
+        ) from error
+    return path
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        for key in ("state_dict", "model"):
+            if isinstance(content.get(key), dict):
+                content = content[key]
+                break
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}  # type: ignore
+        if tensors:
+            return tensors
+    raise UserError(f"{path} holds no tensors under state_dict or model: expected {EXPECTED}.")
+
+
+def load_mae(model: MaskedAutoencoder, path: str | Path) -> LoadReport:
+    """Load encoder, fusion and decoders from one of our checkpoints or a published one.
+
+    Raises:
+        UserError: see `read_weights`; or the sizes do not fit, told with the config values that would.
+    """
+    weights = read_weights(path)
+    if weights.kind == "vit":
+        raise UserError(
+            f"{path} is an MAE or AudioMAE checkpoint, a single ViT: give it as model.image_weights or "
+            f"model.audio_weights."
+        )
+    return _load(model, weights, describe(weights.tensors))
+
+
+def load_encoder(encoder: DeepAVFusion, path: str | Path) -> LoadReport:
+    """Load image, audio and fusion streams from one of our checkpoints or a published one; heads are left out.
+
+    Raises:
+        UserError: see `load_mae`.
+    """
+    weights = read_weights(path)
+    if weights.kind == "vit":
+        raise UserError(f"{path} is an MAE or AudioMAE checkpoint, a single ViT: a DeepAVFusion encoder was expected.")
+    inside = {n.removeprefix("encoder."): t for n, t in weights.tensors.items() if n.startswith("encoder.")}
+    report = _load(encoder, Weights(weights.path, weights.kind, inside), describe(weights.tensors))
+    report.left_out += [name for name in weights.tensors if not name.startswith("encoder.")]
+    return report
+
+
+def load_vit(vit: ViT, path: str | Path) -> LoadReport:
+    """Load one encoder from an MAE or AudioMAE checkpoint.
+
+    Raises:
+        UserError: see `read_weights`; or the sizes do not fit.
+    """
+    weights = read_weights(path)
+    if weights.kind != "vit":
+        raise UserError(
+            f"{path} is a DeepAVFusion checkpoint: give it as model.pretrained; an MAE or AudioMAE ViT checkpoint was "
+            f"expected here."
+        )
+    return _load(vit, weights, describe(weights.tensors))
+
+
+def check_resumable(net: nn.Module, path: str | Path) -> None:
+    """See that a run can go on from a checkpoint, before Lightning tries.
+
+    Args:
+        net: the network of the run, `net.` in the checkpoint.
+        path: a .ckpt file.
+
+    Raises:
+        UserError: see `read_weights`; or the file holds weights and no run, or another network's.
+    """
+    weights = read_weights(path)
+    if weights.kind != "ours" or Path(path).suffix != ".ckpt":
+        raise UserError(f"{path} holds weights and not the state of a run: give it as model.pretrained, not ckpt_path.")
+    own = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    if own != found:
+        name = next(iter(sorted(set(own.items()) ^ set(found.items()))))[0]
+        values = ", ".join(f"model.{key}={value}" for key, value in describe(weights.tensors).items())
+        raise UserError(
+            f"checkpoint {path} is of another network: {name} is {list(found.get(name, []))} in the file and "
+            f"{list(own.get(name, []))} in the model; the file fits {values}."
+        )
+
+
+def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> LoadReport:
+    own = module.state_dict()
+    # The encoders' position embedding is fixed and follows from the input size, which may differ from the file's.
+    fixed = {name for name in own if name.endswith(("image.pos_embed", "audio.pos_embed")) or name == "pos_embed"}
+    wrong = [
+        f"{name} is {list(tensor.shape)} in the file and {list(own[name].shape)} in the model"
+        for name, tensor in weights.tensors.items()
+        if name in own and name not in fixed and tensor.shape != own[name].shape
+    ]
+    missing_blocks = [name for name in own if name not in weights.tensors and "blocks." in name]
+    surplus_blocks = [name for name in weights.tensors if name not in own and "blocks." in name]
+    if wrong or missing_blocks or surplus_blocks:
+        first = (
+            wrong
+            or [f"{name} is in the model and not in the file" for name in missing_blocks]
+            or [f"{name} is in the file and not in the model" for name in surplus_blocks]
+        )
+        values = ", ".join(f"model.{name}={value}" for name, value in fitting.items())
+        raise UserError(
+            f"checkpoint {weights.path} does not fit the model: {first[0]} "
+            f"({len(wrong) + len(missing_blocks) + len(surplus_blocks)} differences); the file fits {values}."
+        )
+    usable = {name: t for name, t in weights.tensors.items() if name in own and name not in fixed}
+    module.load_state_dict(usable, strict=False)
+    return LoadReport(
+        weights.path,
+        loaded=list(usable),
+        new=[name for name in own if name not in usable and name not in fixed],
+        left_out=[name for name in weights.tensors if name not in own],
+    )
+
+
+def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
+    """The config values under `model` that fit these tensors, as far as shapes tell them (heads do not show).
+
+    A single ViT is described as the encoder it has the channels for.
+    """
+    found: dict[str, object] = {}
+    if "patch_embed.proj.weight" in tensors:
+        stream = "audio" if tensors["patch_embed.proj.weight"].shape[1] == 1 else "image"
+        tensors = {f"encoder.{stream}.{name}": tensor for name, tensor in tensors.items()}
+    for stream in ("image", "audio"):
+        prefix = f"encoder.{stream}."
+        blocks = [int(m[1]) for n in tensors if (m := re.match(re.escape(prefix) + r"blocks\.(\d+)\.", n))]
+        patch = tensors.get(prefix + "patch_embed.proj.weight")
+        if patch is None or not blocks:
+            continue
+        found[f"net.{stream}.embed_dim"] = patch.shape[0]
+        found[f"net.{stream}.patch_size"] = patch.shape[-1]
+        found[f"net.{stream}.depth"] = max(blocks) + 1
+    layers = sorted({int(m[1]) for n in tensors if (m := re.match(r"encoder\.fusion_blocks\.(\d+)\.", n))})
+    if "encoder.fusion_tokens" in tensors:
+        found["net.num_fusion_tokens"] = f"<three numbers of sum {tensors['encoder.fusion_tokens'].shape[1]}>"
+        found["net.fusion_layers"] = layers or "none"
+    if layers:
+        block = f"encoder.fusion_blocks.{layers[0]}."
+        dim = tensors[block + "norm2.weight"].shape[0]
+        kind = "factorized"
+        if block + "attn.kv.weight" in tensors:
+            kind = "dense" if tensors[block + "attn.kv.weight"].shape[1] == 2 * dim else "token"
+        found["net.fusion"] = kind
+        found["net.fusion_attn_ratio"] = tensors[block + "attn.q.weight"].shape[0] / dim
+        found["net.fusion_mlp_ratio"] = tensors[block + "mlp.fc1.weight"].shape[0] / dim
+    if "image_decoder.embed.weight" in tensors:
+        found["decoder_embed_dim"] = tensors["image_decoder.embed.weight"].shape[0]
+        found["decoder_depth"] = len({n.split(".")[2] for n in tensors if n.startswith("image_decoder.blocks.")})
+    return found
