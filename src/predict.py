@@ -21,8 +21,8 @@ from deepavfusion.utils.errors import UserError
 def separate(cfg: DictConfig, output: Path) -> None:
     """A WAV and an mp4 for each source of a video, in a folder."""
     from deepavfusion.inference.boxes import as_lists
-    from deepavfusion.inference.open_task import load_task
     from deepavfusion.inference.separate import separate_video
+    from deepavfusion.inference.tasks import load_task
     from deepavfusion.inference.write.separation import write_separation
     from deepavfusion.tasks.separate import Separate
     from deepavfusion.utils.console import say
@@ -44,8 +44,8 @@ def separate(cfg: DictConfig, output: Path) -> None:
 
 def segment(cfg: DictConfig, output: Path) -> None:
     """The pixels of a video that sound: masks, and the video with them in colour, in a folder."""
-    from deepavfusion.inference.open_task import load_task
     from deepavfusion.inference.segment import segment_video
+    from deepavfusion.inference.tasks import load_task
     from deepavfusion.inference.write.segmentation import shares, write_segmentation
     from deepavfusion.tasks.segment import Segment
     from deepavfusion.utils.console import say
@@ -69,7 +69,7 @@ def classify(cfg: DictConfig, output: Path) -> None:
     from rich import get_console
 
     from deepavfusion.inference.classify import classify_video
-    from deepavfusion.inference.open_task import load_task
+    from deepavfusion.inference.tasks import load_task
     from deepavfusion.inference.write.classification import as_table, check_top_k, write_classification
     from deepavfusion.tasks.classify import Classify
     from deepavfusion.utils.console import say
@@ -92,8 +92,8 @@ def classify(cfg: DictConfig, output: Path) -> None:
 
 def features(cfg: DictConfig, output: Path) -> None:
     """Embeddings of many videos, in one file."""
+    from deepavfusion.inference.encoders import open_encoder
     from deepavfusion.inference.features import available_workers, extract_features, summary, write_features
-    from deepavfusion.inference.open_encoder import open_encoder
     from deepavfusion.utils.console import say
 
     ckpt = checkpoint(cfg)

@@ -94,8 +94,8 @@ def write_stream(
                 block = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=layout)
                 block.sample_rate, block.time_base = rate, Fraction(1, rate)
                 block.pts = begin + round(offset * rate)
-                container.mux(audio_reader.encode(block))
-            container.mux(audio_reader.encode(None))
+                container.mux(sound.encode(block))
+            container.mux(sound.encode(None))
 
 
 def copy_from(source: Path, target: Path, start: float) -> None:

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
-from deepavfusion.inference.open_task import load_task
 from deepavfusion.inference.separate import Separation, separate_video, source_mask
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
+from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.separation import draw, write_separation
 from deepavfusion.media import Media, read_audio
 from deepavfusion.media.encode import write_mp4, write_wav

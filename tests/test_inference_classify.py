@@ -22,7 +22,7 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawSource
 from deepavfusion.inference.classify import HEADS, Classification, best_of, classify_video, spans
-from deepavfusion.inference.open_task import load_task
+from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.classification import as_table, draw, write_classification
 from deepavfusion.media import Media
 from deepavfusion.media.encode import write_mp4

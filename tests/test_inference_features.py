@@ -17,9 +17,9 @@ import deepavfusion.inference as inference
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.inference.encoders import open_encoder, sizes_of
 from deepavfusion.inference.features import Features, extract_features, summary, write_features
 from deepavfusion.inference.inputs import read_input
-from deepavfusion.inference.open_encoder import open_encoder, sizes_of
 from deepavfusion.inference.rows import Rows
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.models.deepavfusion import DeepAVFusion

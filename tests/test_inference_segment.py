@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepavfusion.config.compose import instantiate
-from deepavfusion.inference.open_task import load_task
 from deepavfusion.inference.segment import Segmentation, cover, decide_enlarged, segment_video
+from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.film import film_times
 from deepavfusion.inference.write.segmentation import LEGEND_GROUND, draw, legend, read_mask, shares, write_segmentation
 from deepavfusion.media import Media, read_audio, read_frames

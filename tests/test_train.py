@@ -437,7 +437,9 @@ def test_two_processes_share_the_work_and_one_directory(data_root, real_clips, t
 def test_no_data_means_demo_and_says_so(tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    monkeypatch.setattr(entry_point, "make_demo_data", lambda root, name: demo.generate(root, [name], 0, 1, counts))
+    monkeypatch.setattr(
+        "deepavfusion.runs.build.make_demo_data", lambda root, name: demo.generate(root, [name], 0, 1, counts)
+    )
     monkeypatch.setattr("deepavfusion.config.compose.REPOSITORY", tmp_path)
     train(
         monkeypatch, *[o for o in TINY if o != "scale=demo"], "model/net=tiny", "run.name=auto", "trainer.max_epochs=1"

@@ -16,7 +16,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import train as entry_point
 from deepavfusion.config.compose import (
     CONFIG_DIR,
     REPOSITORY,
@@ -25,7 +24,8 @@ from deepavfusion.config.compose import (
     register_resolvers,
     resolve_scale,
 )
-from deepavfusion.inference.open_task import load_task
+from deepavfusion.inference.tasks import load_task
+from deepavfusion.runs import build
 from deepavfusion.runs.directory import choose_run_dir
 from deepavfusion.utils.errors import UserError
 from test_inference import MODEL, write_checkpoint
@@ -95,8 +95,8 @@ def test_the_demo_is_made_where_it_is_asked_for(text: str, tmp_path: Path, monke
         commands.append([str(word) for word in command])
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(entry_point.subprocess, "run", record)
-    entry_point.make_demo_data(tmp_path / text, "vggsound")
+    monkeypatch.setattr("deepavfusion.runs.build.subprocess.run", record)
+    build.make_demo_data(tmp_path / text, "vggsound")
     ((_, script, *overrides),) = commands
     assert Path(script) == REPOSITORY / "src" / "prepare.py"
     cfg = compose("prepare", *overrides)

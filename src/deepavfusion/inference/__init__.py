@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepavfusion.inference.classify import classify_video
+    from deepavfusion.inference.encoders import open_encoder
     from deepavfusion.inference.features import extract_features, write_features
-    from deepavfusion.inference.open_encoder import open_encoder
-    from deepavfusion.inference.open_task import load_task
     from deepavfusion.inference.segment import segment_video
     from deepavfusion.inference.separate import separate_video
+    from deepavfusion.inference.tasks import load_task
 
 __all__ = [
     "classify_video",
@@ -25,8 +25,8 @@ __all__ = [
 PLACES = {
     "classify_video": "classify",
     "extract_features": "features",
-    "load_task": "checkpoint",
-    "open_encoder": "encoder",
+    "load_task": "tasks",
+    "open_encoder": "encoders",
     "segment_video": "segment",
     "separate_video": "separate",
     "write_features": "features",

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from deepavfusion.data.samples import on_grid
-from deepavfusion.inference.open_encoder import sizes_of
-from deepavfusion.inference.open_task import recorded_classes
+from deepavfusion.inference.encoders import sizes_of
 from deepavfusion.inference.rows import Rows
+from deepavfusion.inference.tasks import recorded_classes
 from deepavfusion.inference.video import SILENT, told
 from deepavfusion.media import Media
 from deepavfusion.models.classifier import mean_of_heads

@@ -24,8 +24,8 @@ from deepavfusion.data.lists.text import count
 from deepavfusion.data.loading.sampler import ClipSampler
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.inference.encoders import sizes_of
 from deepavfusion.inference.inputs import Inputs, read_input, read_names
-from deepavfusion.inference.open_encoder import sizes_of
 from deepavfusion.inference.rows import Rows
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.tasks.base import Task

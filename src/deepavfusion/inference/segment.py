@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.inference.open_task import recorded_classes
+from deepavfusion.inference.tasks import recorded_classes
 from deepavfusion.inference.video import told, whole_sound
 from deepavfusion.media import Media
 from deepavfusion.models.segmenter import probabilities

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deepavfusion.inference.open_task import load_task
+from deepavfusion.inference.tasks import load_task
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.vit import ViT
 from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MELS
