@@ -14,7 +14,7 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.loading.sampler import ClipSampler
 from deepavfusion.data.samples import WindowDataset, on_grid
-from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import UserError
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 def dataset(folder, *names: str, train: bool = False, **options: int) -> WindowDataset:
     clips = [Clip(n, str(folder / f"{n}.mp4"), i) for i, n in enumerate(names)]
-    return WindowDataset(ClipList("test", clips, list(names)), RawSource(), SIZE, 3.0, train, **options)
+    return WindowDataset(ClipList("test", clips, list(names)), RawStore(), SIZE, 3.0, train, **options)
 
 
 def test_evaluation_takes_the_centre(folder):

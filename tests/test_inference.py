@@ -418,8 +418,8 @@ def test_videos_that_cannot_be_separated(task: Separate, tmp_path: Path) -> None
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").touch()
     expected = {
-        "mute.mp4": "no audio: the file has no sound",
-        "blind.wav": "no video: the file has no picture",
+        "mute.mp4": "no audio: the file has no audio stream",
+        "blind.wav": "no video: the file has no video stream",
         "silent.mp4": "is silent: its 2.00 s of sound are all zero",
         "hiss.mkv": "is silent: its 2.0",
         "cut.mp4": "truncated",

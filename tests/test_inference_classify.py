@@ -20,7 +20,7 @@ from torch import Tensor
 from deepavfusion.config.compose import instantiate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import WindowDataset
-from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.inference.classify import HEADS, Classification, best_of, classify_video, spans
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.classification import as_table, draw, write_classification
@@ -89,8 +89,8 @@ def film(path: Path, seconds: float, fps: float = 4, picture: float | None = Non
 
 def by_hand(task: Classify, path: Path, start: float) -> Tensor:
     """Probabilities [4, C] of the window from `start` on, by the data path of evaluation and the network's forward."""
-    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawSource(), SIZE, SECONDS)
-    with RawSource().open(dataset.clips[0]) as clip:
+    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawStore(), SIZE, SECONDS)
+    with RawStore().open(dataset.clips[0]) as clip:
         sample = dataset.window(dataset.clips[0], clip, start)
     with torch.no_grad():
         logits = task.net(Normalise()(sample.image[None]), LogMel()(sample.waveform[None]))
@@ -201,7 +201,7 @@ def test_videos_that_cannot_be_classified(task: Classify, tmp_path: Path) -> Non
     write_stream(tmp_path / "blind.m4a", noise(2.0))
     for name in ("text.mp4", "cut.mp4"):
         assert f"{name} cannot be classified" in sentence(task, tmp_path / name)
-    assert "mute.mp4 cannot be classified, no audio: the file has no sound" in sentence(task, tmp_path / "mute.mp4")
+    assert "mute.mp4 cannot be classified, no audio: the file has no audio" in sentence(task, tmp_path / "mute.mp4")
     assert "blind.m4a cannot be classified, no video" in sentence(task, tmp_path / "blind.m4a")
     assert "nothing.mp4 cannot be classified, missing" in sentence(task, tmp_path / "nothing.mp4")
     assert "hop_seconds is 0, expected seconds, at least 0.01" in sentence(task, whole, 0)
@@ -367,4 +367,4 @@ def test_real_clips(real_clips: Path, task: Classify) -> None:
     still = classify_video(task, real_clips / "music_duet_1.mp4")
     assert still.starts == [0.0, 1.0]
     assert np.isfinite(still.scores).all()
-    assert "no audio: the file has no sound" in sentence(task, real_clips / "bikes.mp4")
+    assert "no audio: the file has no audio stream" in sentence(task, real_clips / "bikes.mp4")

@@ -16,7 +16,7 @@ from torch import Tensor
 import deepavfusion.inference as inference
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import WindowDataset
-from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.inference.encoders import open_encoder, sizes_of
 from deepavfusion.inference.features import Features, extract_features, summary, write_features
 from deepavfusion.inference.inputs import read_input
@@ -84,7 +84,7 @@ GOOD, BAD = ["a.mp4", "b.mp4", "short.mp4", "sub/a.MP4", "sub/c.mkv"], ["broken.
 def windows_of(encoder: DeepAVFusion, path: Path, windows: int = 1) -> tuple[Tensor, Tensor]:
     """Pictures and spectrograms of a file, by evaluation's dataset and the transforms one by one."""
     size, seconds = sizes_of(encoder)
-    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawSource(), size, seconds, windows=windows)
+    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawStore(), size, seconds, windows=windows)
     group = dataset[0, 0]
     assert isinstance(group, list)
     image = Normalise()(torch.stack([sample.image for sample in group]))
@@ -120,10 +120,10 @@ def test_features_are_those_of_evaluation(windows: int, encoder: DeepAVFusion, v
 
 def test_the_middle_window_counts(encoder: DeepAVFusion, videos: Path) -> None:
     """Of b.mp4, 2 s: from 0.5 s to 1.5 s, with the picture at 1 s."""
-    dataset = WindowDataset(ClipList("", [Clip("", str(videos / "b.mp4"))], []), RawSource(), 64, 1.0)
+    dataset = WindowDataset(ClipList("", [Clip("", str(videos / "b.mp4"))], []), RawStore(), 64, 1.0)
     (sample,) = dataset[0, 0]
     assert (sample.window_start, sample.frame_time) == (pytest.approx(0.5, abs=0.04), 1.0)
-    with RawSource().open(dataset.clips[0]) as clip, torch.no_grad():
+    with RawStore().open(dataset.clips[0]) as clip, torch.no_grad():
         by_hand = dataset.window(dataset.clips[0], clip, sample.window_start)
         output = encoder(Normalise()(by_hand.image[None]), LogMel()(by_hand.waveform[None]))
     found = extract_features(encoder, [videos / "b.mp4"])

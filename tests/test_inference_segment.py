@@ -347,8 +347,8 @@ def test_what_cannot_be_segmented(tasks: dict[int, Segment], tmp_path: Path) -> 
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.mp4").write_text("no video")
     expected = {
-        "mute.mp4": "cannot be segmented, no audio: the file has no sound; expected a whole video with picture and",
-        "blind.wav": "no video: the file has no picture",
+        "mute.mp4": "cannot be segmented, no audio: the file has no audio stream; expected a whole video",
+        "blind.wav": "no video: the file has no video stream",
         "silent.mp4": "is silent: its 2.00 s of sound are all zero, expected a peak above -80 dB",
         "hiss.mkv": "is silent: its 2.0",
         "cut.mp4": "truncated",
@@ -593,4 +593,4 @@ def test_real_clips(real_clips: Path, tasks: dict[int, Segment]) -> None:
     assert masks_of(bunny).shape == (3, 720, 1280)
     still = segment_video(tasks[1], real_clips / "music_duet_1.mp4", 1)
     assert masks_of(still).shape == (3, 230, 256)
-    assert "no audio: the file has no sound" in sentence(tasks[1], real_clips / "bikes.mp4")
+    assert "no audio: the file has no audio stream" in sentence(tasks[1], real_clips / "bikes.mp4")

@@ -23,7 +23,7 @@ from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.samples import FrameDataset
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import is_packed, packed_list
-from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.demo import demo
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
@@ -127,8 +127,8 @@ def test_a_still_is_stored_once(tmp_path):
         pack({"train": clips}, tmp_path / name, "x", SMALL, workers=1)
         found, source = packed_list(str(tmp_path / name), "train", "x")
         with source.open(found.clips[0]) as opened:
-            assert opened.sound_end == pytest.approx(5.0, abs=0.01)
-            early, late = opened.pictures([0.0, 4.5])
+            assert opened.audio_end == pytest.approx(5.0, abs=0.01)
+            early, late = opened.frames([0.0, 4.5])
             assert min(early.pixels.size) == 256
             assert (early.height, early.width) == (300, 400)
             assert (early.pixels.tobytes() == late.pixels.tobytes()) == (name == "still")
@@ -151,7 +151,7 @@ def test_annotated_frames_keep_their_masks_exactly(tmp_path):
     found, source = packed_list(str(tmp_path / "packed"), "train", "avsbench")
     assert found.lost_frames == 3
     assert [(c.id, c.labels, c.frames, c.video) for c in found.clips] == [("u", (1, 3), (0, 2), "v")]
-    raw = FrameDataset(clips, RawSource(), 112, semantic=True, train=True)
+    raw = FrameDataset(clips, RawStore(), 112, semantic=True, train=True)
     packed = FrameDataset(found, source, 112, semantic=True, train=True)
     for item in range(2):
         (a,), (b,) = raw[item, 7], packed[item, 7]

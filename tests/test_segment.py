@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from deepavfusion.callbacks.show.segmentation import Shown, draw, iou_by_class
 from deepavfusion.config.compose import instantiate
-from deepavfusion.data.mixtures import strangers
+from deepavfusion.data.mixtures import other_class_partners
 from deepavfusion.demo import demo
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.types import Clip
@@ -220,7 +220,7 @@ def test_wrong_sounds_come_with_the_same_pictures_and_another_class(data_root):
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.mask, other.mask)
         assert one.clip == other.clip
-        clips, heard = wrong.dataset.clips, wrong.dataset.strangers[wrong.dataset.first_clip(item)]
+        clips, heard = wrong.dataset.clips, wrong.dataset.other_class_partners[wrong.dataset.first_clip(item)]
         assert clips[heard].label != one.clip.label
         second = int(one.frame_time)
         (truly,) = (s for n in range(20) for s in [right.dataset[n, 0][0]] if s.clip == clips[heard]
@@ -233,13 +233,13 @@ def test_strangers():
         return Clip(name, name, labels[0], labels=labels)
 
     clips = [clip("a", 0), clip("b", 1), clip("c", 0, 1), clip("d", 2)]
-    found = strangers(clips)
+    found = other_class_partners(clips)
     assert found is not None
     assert all(not set(clips[n].labels) & set(clips[m].labels) for n, m in enumerate(found))
-    assert strangers(clips[::-1]) == [3 - m for m in found[::-1]]  # the order of the list does not matter
-    assert strangers([clip("a", 0), clip("b", 0)]) is None
-    assert strangers([clip("a", 0, 1), clip("b", 1)]) is None  # b hears nothing else in a than b
-    assert strangers([clip("a", 0, 1), clip("b", 1, 2)]) == [1, 0]
+    assert other_class_partners(clips[::-1]) == [3 - m for m in found[::-1]]  # the order of the list does not matter
+    assert other_class_partners([clip("a", 0), clip("b", 0)]) is None
+    assert other_class_partners([clip("a", 0, 1), clip("b", 1)]) is None  # b hears nothing else in a than b
+    assert other_class_partners([clip("a", 0, 1), clip("b", 1, 2)]) == [1, 0]
 
 
 def test_a_class_alone_has_no_wrong_sound(data_root):

@@ -446,7 +446,7 @@ def test_packed_files_of_anything(packed: Path, tmp_path: Path, file: str, conte
 def test_items_whose_parts_do_not_fit(packed: Path, key: str, value: Any) -> None:
     clips, source = packed_list(str(packed), "train", "vggsound")
     whole = source.read(clips.clips[0])
-    assert PackedClip(whole, "a").pictures([0.0])[0].pixels.size == (128, 32)
+    assert PackedClip(whole, "a").frames([0.0])[0].pixels.size == (128, 32)
     before = value if isinstance(value, bytes) else np.array(value, whole[key].dtype)
     with pytest.raises(ValueError, match=r"another clip|lie outside|out of range"):
         _checked({**whole, key: before}, clips.clips[0].id)
@@ -466,8 +466,8 @@ def test_chunks_with_any_bytes_give_items_or_a_named_problem(packed: Path, tmp_p
         for clip in clips.clips:
             try:
                 with source.open(clip) as opened:
-                    opened.pictures([0.5])
-                    opened.sound(0.0, 2.0)
+                    opened.frames([0.5])
+                    opened.audio(0.0, 2.0)
                 words["read"] += 1
             except DecodeError:
                 words["refused"] += 1

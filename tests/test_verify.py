@@ -65,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scan_tells_what_is_in_a_file(whole: Path) -> None:
     found = scan(whole)
-    assert (found.frames, found.picture_end, found.sound_end) == (40, 4.0, 4.0)
+    assert (found.frames, found.video_end, found.audio_end) == (40, 4.0, 4.0)
     assert found.peak == pytest.approx(0.3, abs=0.02)
     assert found.movement > 10
     assert (found.info.frames, found.info.sample_rate) == (40, 16_000)
@@ -107,17 +107,17 @@ def healthy(name: str, path: Path) -> None:
 def test_no_false_alarm(tmp_path: Path, name: str) -> None:
     path = tmp_path / (name if "." in name[-4:] and " " not in name else "a.mp4")
     healthy(name, path)
-    found = scan(path, sound="cut" not in name)
+    found = scan(path, audio="cut" not in name)
     expected = {"late sound": 40, "variable rate": 40, "one picture": 1, "cut closed": 62, "cut open": 62}
     assert found.frames == expected.get(name, 100)
-    assert (found.sound_end == 0.0) == ("cut" in name)
+    assert (found.audio_end == 0.0) == ("cut" in name)
 
 
 def test_no_false_alarm_on_real_clips(real_clips: Path) -> None:
     film_, duets = scan(real_clips / "bigbuckbunny.mp4"), [scan(real_clips / f"music_duet_{n}.mp4") for n in (1, 2)]
-    assert (film_.frames, film_.sound_end) == (132, pytest.approx(5.312))
-    assert [(duet.frames, duet.movement, duet.sound_end) for duet in duets] == [(1, 0.0, 3.0)] * 2
-    assert scan(real_clips / "bikes.mp4", sound=False).frames == 250
+    assert (film_.frames, film_.audio_end) == (132, pytest.approx(5.312))
+    assert [(duet.frames, duet.movement, duet.audio_end) for duet in duets] == [(1, 0.0, 3.0)] * 2
+    assert scan(real_clips / "bikes.mp4", audio=False).frames == 250
 
 
 def reason(path: Path) -> str:
@@ -147,7 +147,7 @@ def test_eight_channels_do_not_crash(tmp_path: Path) -> None:
         for wide in (*widen.resample(frame), *widen.resample(None)):
             container.mux(stream.encode(wide))
         container.mux(stream.encode(None))
-    assert scan(tmp_path / "a.mp4", picture=False).sound_end == pytest.approx(1.0, abs=0.05)
+    assert scan(tmp_path / "a.mp4", video=False).audio_end == pytest.approx(1.0, abs=0.05)
     assert read_audio(tmp_path / "a.mp4", 0.2, 0.5).abs().max() > 0.01
 
 

@@ -126,7 +126,7 @@ def test_the_published_lists(real_lists: Path) -> None:
     for found in (train, test):
         used = Counter(clip.label for clip in found.clips + found.missing)
         assert set(used) == set(range(49))
-    videos = {clip.source for clip in train.missing} & {clip.source for clip in test.missing}
+    videos = {clip.video_id for clip in train.missing} & {clip.video_id for clip in test.missing}
     assert len(videos) == 27  # as published; config and README say so
 
 

@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.samples import WindowDataset
-from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.demo import demo
 from deepavfusion.utils.errors import UserError
 
@@ -35,7 +35,7 @@ def root(tmp_path_factory) -> Path:
     return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
 
 
-class Treacherous(RawSource):
+class Treacherous(RawStore):
     """Does something to the process that opens a certain clip."""
 
     def __init__(self, victim: str, what: object, once: Path | None = None) -> None:
@@ -52,12 +52,12 @@ class Treacherous(RawSource):
             yield opened
 
 
-def loader(root: Path, source: RawSource | None = None, **more: object):
+def loader(root: Path, source: RawStore | None = None, **more: object):
     given = {"batch_size": 4, "image_size": 32, "num_workers": 2, **more}
     module = ClipDataModule(vggsound, str(root), "vggsound", **given)
     module.setup()
     if source is not None:
-        module.sources = dict.fromkeys(module.sources, source)
+        module.stores = dict.fromkeys(module.stores, source)
     return module, module.train_dataloader()
 
 

@@ -40,9 +40,14 @@ class Clip:
     frames: tuple[int, ...] = ()
 
     @property
-    def source(self) -> str:
-        """Id of the video, whichever field holds it."""
+    def video_id(self) -> str:
+        """Id of the video it was cut from; its own id where none is listed."""
         return self.video or self.id
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """All its class indices, whichever field holds them; empty where the dataset has none."""
+        return self.labels or ((self.label,) if self.label >= 0 else ())
 
 
 @dataclass(frozen=True)

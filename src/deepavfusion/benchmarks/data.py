@@ -23,8 +23,8 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import packed_list
-from deepavfusion.data.stores.raw import RawSource
-from deepavfusion.data.stores.store import OpenClip, Picture, Source
+from deepavfusion.data.stores.raw import RawStore
+from deepavfusion.data.stores.store import Frame, OpenClip, Store
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.transforms.audio import LogMel
 from deepavfusion.types import Clip
@@ -62,8 +62,8 @@ def measure(
                 made.append(Clip(path.stem, str(path), 0))
             raw = ClipList("train", made, ["clip"])
             pack({"train": raw}, Path(folder) / "packed", "benchmark", PackSettings(), workers=1)
-            packed, source = packed_list(str(Path(folder) / "packed"), "train", "benchmark")
-            readers = {"raw": _Reader(raw, RawSource(), image_size), "packed": _Reader(packed, source, image_size)}
+            packed, store = packed_list(str(Path(folder) / "packed"), "train", "benchmark")
+            readers = {"raw": _Reader(raw, RawStore(), image_size), "packed": _Reader(packed, store, image_size)}
             rows = _in_turn(readers, rounds)
     finally:
         torch.set_num_threads(threads)
@@ -98,10 +98,10 @@ def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[Row]:
 
 
 class _Reader:
-    """The real dataset over a source that keeps the time."""
+    """The real dataset over a store that keeps the time."""
 
-    def __init__(self, clips: ClipList, source: Source, image_size: int) -> None:
-        self.timed = _TimedSource(source)
+    def __init__(self, clips: ClipList, store: Store, image_size: int) -> None:
+        self.timed = _TimedStore(store)
         self.dataset = WindowDataset(clips, self.timed, image_size, train=True)
         self.collate, self.log_mel = Collate(self.dataset), LogMel()
 
@@ -120,11 +120,11 @@ class _Reader:
         return total, {part: spent[part] / len(self.dataset) for part in PARTS}
 
 
-class _TimedSource:
-    """A source that adds up the seconds spent in it."""
+class _TimedStore:
+    """A store that adds up the seconds spent in it."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.spent: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -136,31 +136,31 @@ class _TimedSource:
     @contextmanager
     def open(self, clip: Clip) -> Iterator[OpenClip]:
         begin = time.perf_counter()
-        with self.source.open(clip) as opened:
-            ends = opened.sound_end, opened.picture_end  # read from the header when first asked for
+        with self.store.open(clip) as opened:
+            ends = opened.audio_end, opened.video_end  # read from the header when first asked for
             self.spent["read"] += time.perf_counter() - begin
             yield _TimedClip(opened, *ends, self.part)
             begin = time.perf_counter()
         self.spent["read"] += time.perf_counter() - begin
 
     def blocks(self, clips: Sequence[Clip]) -> list[list[int]] | None:
-        return self.source.blocks(clips)
+        return self.store.blocks(clips)
 
 
 class _TimedClip:
-    def __init__(self, clip: OpenClip, sound_end: float, picture_end: float, part: Callable[[str], Any]) -> None:
-        self.clip, self.sound_end, self.picture_end, self.part = clip, sound_end, picture_end, part
+    def __init__(self, clip: OpenClip, audio_end: float, video_end: float, part: Callable[[str], Any]) -> None:
+        self.clip, self.audio_end, self.video_end, self.part = clip, audio_end, video_end, part
 
-    def pictures(self, times: Sequence[float]) -> list[Picture]:
+    def frames(self, times: Sequence[float]) -> list[Frame]:
         with self.part("picture"):
-            return self.clip.pictures(times)
+            return self.clip.frames(times)
 
-    def sound(self, start: float, seconds: float) -> torch.Tensor:
+    def audio(self, start: float, seconds: float) -> torch.Tensor:
         with self.part("sound"):
-            return self.clip.sound(start, seconds)
+            return self.clip.audio(start, seconds)
 
-    def grid(self) -> list[float]:
-        return self.clip.grid()
+    def frame_times(self) -> list[float]:
+        return self.clip.frame_times()
 
     def mask(self, second: int) -> Image.Image:
         return self.clip.mask(second)

@@ -128,7 +128,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "data.num_workers": whole(0, 1024) | NULL,
     "data.hang_seconds": POSITIVE,
     "data.repeats": MANY,
-    **dict.fromkeys(("data.class_balanced", "data.wrong_sound"), FLAG),
+    **dict.fromkeys(("data.class_balanced", "data.wrong_audio"), FLAG),
     "data.gallery_clips": MILLIONS,
     "data.dense_windows": whole(0, 1000),
     "data.min_coverage": SHARE,

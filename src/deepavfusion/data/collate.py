@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepavfusion.data.samples import ClipDataset, FrameDataset, Group
+from deepavfusion.data.samples import ClipDataset, FrameDataset, SampleGroup
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Batch, Problem, Sample
 
@@ -25,7 +25,7 @@ class Collate:
         self.num_classes = len(dataset.list.classes) if dataset.list.multi_label else None
         self.masks = isinstance(dataset, FrameDataset)
 
-    def __call__(self, items: Sequence[Group | Problem]) -> Batch:
+    def __call__(self, items: Sequence[SampleGroup | Problem]) -> Batch:
         samples = [sample for item in items if not isinstance(item, Problem) for sample in item]
         problems = [item for item in items if isinstance(item, Problem)]
         problems += [problem for sample in samples for problem in sample.problems]
@@ -56,5 +56,5 @@ class Collate:
             return None
         labels = torch.zeros(len(samples), self.num_classes)
         for row, sample in zip(labels, samples, strict=True):
-            row[list(sample.clip.labels or (sample.clip.label,))] = 1
+            row[list(sample.clip.classes)] = 1
         return labels

@@ -19,8 +19,8 @@ from deepavfusion.data.lists.verified import bad_clips
 from deepavfusion.data.loading.loader import ResumableLoader
 from deepavfusion.data.loading.sampler import ClipSampler
 from deepavfusion.data.samples import ClipDataset, WindowDataset
-from deepavfusion.data.stores.raw import RawSource
-from deepavfusion.data.stores.store import Source
+from deepavfusion.data.stores.raw import RawStore
+from deepavfusion.data.stores.store import Store
 from deepavfusion.transforms.audio import CLIP_SECONDS
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
@@ -55,7 +55,7 @@ class ClipDataModule(LightningDataModule):
         class_balanced: an epoch draws as many clips as there are, rare classes as often as common ones.
         gallery_clips: at most so many train clips, evenly spread over the list, form the gallery; 0: none.
         dense_windows: windows a clip in the second test loader; 0: none.
-        wrong_sound: in the second test loader annotated frames come with the sound of a clip of other classes.
+        wrong_audio: in the second test loader annotated frames come with the sound of a clip of other classes.
         min_coverage: an evaluation that rests on a smaller part of its list is an error, 0…1.
         verify_report: CSV file of `prepare.py command=verify`; none is needed.
         leave_out: what the report says of clips that are not used.
@@ -83,7 +83,7 @@ class ClipDataModule(LightningDataModule):
         class_balanced: bool = False,
         gallery_clips: int = 0,
         dense_windows: int = 0,
-        wrong_sound: bool = False,
+        wrong_audio: bool = False,
         min_coverage: float = 0.0,
         verify_report: str | None = None,
         leave_out: Sequence[str] = (),
@@ -97,13 +97,13 @@ class ClipDataModule(LightningDataModule):
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
         self.max_gain_db, self.num_workers, self.hang_seconds = max_gain_db, num_workers, hang_seconds
         self.repeats, self.class_balanced = repeats, class_balanced
-        self.gallery_clips, self.dense_windows, self.wrong_sound = gallery_clips, dense_windows, wrong_sound
+        self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
         self.min_coverage = min_coverage
         self.verify_report, self.leave_out, self.cache_dir = verify_report, tuple(leave_out), cache_dir
         self.seed = seed
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
-        self.sources: dict[str, Source] = {}
+        self.stores: dict[str, Store] = {}
         self._train_loader: ResumableLoader | None = None
         self._delivered = 0  # train batches that the epoch to go on with has had
 
@@ -122,7 +122,7 @@ class ClipDataModule(LightningDataModule):
         given = getattr(self.index, "keywords", {})
         return {key: given[key] for key in CHOOSING if key in given}
 
-    def read(self, split: str, known_bad: bool = True) -> tuple[ClipList, Source]:
+    def read(self, split: str, known_bad: bool = True) -> tuple[ClipList, Store]:
         """One split as listed, without the clips that a verify report names if `known_bad`.
 
         Raises:
@@ -135,7 +135,7 @@ class ClipDataModule(LightningDataModule):
         clips = self.index(root=self.root, split=split)
         if known_bad and self.verify_report:
             clips = clips.without(bad_clips(Path(self.verify_report), self.leave_out))
-        return clips, RawSource()
+        return clips, RawStore()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the lists.
@@ -147,7 +147,7 @@ class ClipDataModule(LightningDataModule):
             return
         found = {split: self.read(split) for split in self.splits}
         for role, split in self.split_of.items():
-            self.lists[role], self.sources[role] = found[self.split_of["train"] if split == HOLDOUT else split]
+            self.lists[role], self.stores[role] = found[self.split_of["train"] if split == HOLDOUT else split]
         if self.split_of["val"] == HOLDOUT:
             self.lists["train"], self.lists["val"] = self.lists["train"].held_out(self.holdout_share, self.seed)
         for role in ("val", "test"):
@@ -180,7 +180,7 @@ class ClipDataModule(LightningDataModule):
     @property
     def class_counts(self) -> list[int]:
         """Train clips of each class; a clip counts for each of its classes."""
-        counts = Counter(label for clip in self.lists["train"].clips for label in (clip.labels or (clip.label,)))
+        counts = Counter(label for clip in self.lists["train"].clips for label in clip.classes)
         return [counts[label] for label in range(len(self.classes))]
 
     # ---- loaders
@@ -234,7 +234,7 @@ class ClipDataModule(LightningDataModule):
         datasets = [self._dataset("test")]
         if self.dense_windows:
             datasets.append(self._dataset("test", windows=self.dense_windows))
-        if self.wrong_sound and len(wrong := self._dataset("test", wrong_sound=True)):
+        if self.wrong_audio and len(wrong := self._dataset("test", wrong_audio=True)):
             datasets.append(wrong)
         return [self._in_order(dataset) for dataset in datasets]
 
@@ -247,7 +247,7 @@ class ClipDataModule(LightningDataModule):
     def _dataset(self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int) -> ClipDataset:
         return self.samples(
             clips or self.lists[role],
-            self.sources[role],
+            self.stores[role],
             image_size=self.image_size,
             seconds=self.audio_seconds,
             train=train,
@@ -308,6 +308,6 @@ def balanced_weights(clips: Sequence[Clip]) -> Tensor:
     A clip counts for each of its classes: its weight is the sum of 1 / (clips of the class) over them, as in the
     balanced sampling that AudioSet training uses.
     """
-    counts = Counter(label for clip in clips for label in (clip.labels or (clip.label,)))
-    weights = torch.tensor([sum(1 / counts[label] for label in (clip.labels or (clip.label,))) for clip in clips])
+    counts = Counter(label for clip in clips for label in clip.classes)
+    weights = torch.tensor([sum(1 / counts[label] for label in clip.classes) for clip in clips])
     return weights.double() / weights.sum()

@@ -38,20 +38,20 @@ def seeded_mixtures(clips: ClipList, sources: int, different_class: bool, seed: 
         return [draw_partners(clips.clips, n, everything, sources, different_class) for n in everything]
 
 
-def strangers(clips: Sequence[Clip]) -> list[int] | None:
+def other_class_partners(clips: Sequence[Clip]) -> list[int] | None:
     """For each clip the position of one of another video whose classes are others; None if a clip has no such one.
 
     It is the next one without a common class, in an order that follows from the ids alone; where every clip shares
     one, that with the fewest in common.
     """
     order = sorted(range(len(clips)), key=lambda n: zlib.crc32(clips[n].id.encode()))
-    classes = [frozenset(_classes(clip)) for clip in clips]
+    classes = [frozenset(clip.classes) for clip in clips]
     found = [-1] * len(clips)
     for place, n in enumerate(order):
         least = len(classes[n])
         for m in (*order[place + 1 :], *order[:place]):
             common = len(classes[m] & classes[n])
-            if common < least and clips[m].source != clips[n].source:
+            if common < least and clips[m].video_id != clips[n].video_id:
                 found[n], least = m, common
                 if not common:
                     break
@@ -90,15 +90,12 @@ def draw_partners(
 
 
 def _one(clips: Sequence[Clip], chosen: list[int], near: Sequence[int], different_class: bool) -> int | None:
-    videos = {clips[n].source for n in chosen}
-    classes = {label for n in chosen for label in _classes(clips[n])} if different_class else set()
+    videos = {clips[n].video_id for n in chosen}
+    classes = {label for n in chosen for label in clips[n].classes} if different_class else set()
     for _ in range(TRIES):
         candidate = near[int(torch.randint(len(near), ()).item())]
         clip = clips[candidate]
-        if clip.source not in videos and not classes.intersection(_classes(clip)):
+        # A clip without a class is not known to be of another one.
+        if clip.video_id not in videos and (not different_class or (clip.classes and classes.isdisjoint(clip.classes))):
             return candidate
     return None
-
-
-def _classes(clip: Clip) -> tuple[int, ...]:
-    return clip.labels or (clip.label,)

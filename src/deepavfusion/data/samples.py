@@ -17,23 +17,23 @@ from torch.utils.data import Dataset
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.loading.workers import Board
-from deepavfusion.data.mixtures import draw_partners, fixed_mixtures, seeded_mixtures, strangers
-from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, OpenClip, Picture, Source
+from deepavfusion.data.mixtures import draw_partners, fixed_mixtures, other_class_partners, seeded_mixtures
+from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, Frame, OpenClip, Store
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, extend_by_mirror
 from deepavfusion.transforms.image import View, centre_view, random_view
 from deepavfusion.types import Clip, Draw, Problem, Sample
 from deepavfusion.utils.errors import DecodeError
 
-Group = list[Sample]
+SampleGroup = list[Sample]
 """Samples that stay together in a batch: the windows of one clip, the sources of one mixture; often just one."""
 
 
-class ClipDataset(Dataset["Group | Problem"]):
+class ClipDataset(Dataset["SampleGroup | Problem"]):
     """What the kinds of samples share. A clip that does not decode comes back as a `Problem`, never as another clip.
 
     Args:
         clips: the list.
-        source: where its clips are read from.
+        store: where its clips are read from.
         image_size: side of the square picture, pixels.
         seconds: length of the sound window. Shorter sound is extended by its mirror image, and that is reported.
         train: windows, moments, crops and gains are random, drawn from the seed alone; otherwise the centre of each.
@@ -45,13 +45,13 @@ class ClipDataset(Dataset["Group | Problem"]):
     def __init__(
         self,
         clips: ClipList,
-        source: Source,
+        store: Store,
         image_size: int,
         seconds: float = CLIP_SECONDS,
         train: bool = False,
         max_gain_db: float = 6.0,
     ) -> None:
-        self.list, self.clips, self.source = clips, clips.clips, source
+        self.list, self.clips, self.store = clips, clips.clips, store
         self.image_size, self.seconds = image_size, seconds
         self.train, self.max_gain_db = train, max_gain_db
         self.board: Board | None = None  # of the loader's decoding processes
@@ -76,7 +76,7 @@ class ClipDataset(Dataset["Group | Problem"]):
 
     def blocks(self) -> list[list[int]] | None:
         """Items that are stored together, in the order of storage; None where any order costs the same."""
-        stored = self.source.blocks(self.clips)
+        stored = self.store.blocks(self.clips)
         if stored is None:
             return None
         items: dict[int, list[int]] = {}
@@ -85,7 +85,7 @@ class ClipDataset(Dataset["Group | Problem"]):
         blocks = [[item for clip in block for item in items.get(clip, ())] for block in stored]
         return [block for block in blocks if block]
 
-    def __getitem__(self, draw: Draw) -> Group | Problem:
+    def __getitem__(self, draw: Draw) -> SampleGroup | Problem:
         item, seed = draw
         item %= len(self)  # an epoch may pass over the clips several times
         if item in self.left_out:
@@ -102,29 +102,29 @@ class ClipDataset(Dataset["Group | Problem"]):
                 sample.item = item
         return group
 
-    def read(self, item: int) -> Group | Problem:
+    def read(self, item: int) -> SampleGroup | Problem:
         """The samples of an item; torch's generator is seeded for it, and so are Python's and NumPy's."""
         raise NotImplementedError
 
     def start(self, clip: OpenClip, fraction: float) -> float:
-        """Where a window begins that lies at `fraction` (0…1) of the sound, s: a whole sample, in every source."""
-        return _whole_sample(max(clip.sound_end - self.seconds, 0.0) * fraction)
+        """Where a window begins that lies at `fraction` (0…1) of the sound, s: a whole sample, in every store."""
+        return _whole_sample(max(clip.audio_end - self.seconds, 0.0) * fraction)
 
     def moment(self, clip: OpenClip, start: float) -> float:
         """The moment of the picture for the window from `start`, s."""
         moment = start + self.seconds * (torch.rand(()).item() if self.train else 0.5)
-        return on_grid(moment, start, min(start + self.seconds, clip.picture_end))
+        return on_grid(moment, start, min(start + self.seconds, clip.video_end))
 
     def window(self, clip: Clip, opened: OpenClip, start: float) -> Sample:
         """One window of sound and one picture inside it."""
         moment = self.moment(opened, start)
-        (picture,) = opened.pictures([moment])
+        (picture,) = opened.frames([moment])
         image = self.view(picture).of(picture.pixels, self.image_size)
         gain_db = self.gain_db()
-        waveform, problems = self.fitted(clip, opened.sound(start, self.seconds), start)
+        waveform, problems = self.fitted(clip, opened.audio(start, self.seconds), start)
         return Sample(image, waveform, clip, moment, start, gain_db, problems=problems)
 
-    def view(self, picture: Picture) -> View:
+    def view(self, picture: Frame) -> View:
         """Which part of a picture is shown."""
         return (random_view if self.train else centre_view)(picture.height, picture.width)
 
@@ -137,7 +137,7 @@ class ClipDataset(Dataset["Group | Problem"]):
         if len(waveform) == wanted:
             return waveform, []
         if len(waveform) == 0:
-            raise DecodeError(clip.path, "too_short", f"there is no sound after {start:.2f} s")
+            raise DecodeError(clip.path, "too_short", f"there is no audio after {start:.2f} s", "audio")
         found = len(waveform) / SAMPLE_RATE
         detail = f"{found:.2f} s of sound where {self.seconds:g} s were wanted; extended by its mirror image"
         problem = Problem(clip.id, clip.path, "too_short", detail, used=True)
@@ -154,22 +154,22 @@ class WindowDataset(ClipDataset):
     def __init__(
         self,
         clips: ClipList,
-        source: Source,
+        store: Store,
         image_size: int,
         seconds: float = CLIP_SECONDS,
         train: bool = False,
         max_gain_db: float = 6.0,
         windows: int = 1,
     ) -> None:
-        super().__init__(clips, source, image_size, seconds, train, max_gain_db)
+        super().__init__(clips, store, image_size, seconds, train, max_gain_db)
         assert windows >= 1, windows
         assert windows == 1 or not train, "several windows a clip are for evaluation"
         self.group = windows
 
-    def read(self, item: int) -> Group | Problem:
+    def read(self, item: int) -> SampleGroup | Problem:
         clip = self.clips[item]
         try:
-            with self.source.open(clip) as opened:
+            with self.store.open(clip) as opened:
                 if self.group > 1:
                     return self._dense(clip, opened)
                 fraction = torch.rand(()).item() if self.train else 0.5
@@ -177,13 +177,13 @@ class WindowDataset(ClipDataset):
         except DecodeError as error:
             return problem_of(clip, error)
 
-    def _dense(self, clip: Clip, opened: OpenClip) -> Group:
+    def _dense(self, clip: Clip, opened: OpenClip) -> SampleGroup:
         """Sound and pictures read once, and cut into windows."""
         starts = [self.start(opened, n / (self.group - 1)) for n in range(self.group)]
         moments = [self.moment(opened, start) for start in starts]
-        pictures = opened.pictures(moments)
-        whole = opened.sound(0.0, starts[-1] + self.seconds)
-        samples: Group = []
+        pictures = opened.frames(moments)
+        whole = opened.audio(0.0, starts[-1] + self.seconds)
+        samples: SampleGroup = []
         for start, moment, picture in zip(starts, moments, pictures, strict=True):
             begin = round(start * SAMPLE_RATE)
             waveform = whole[begin : begin + round(self.seconds * SAMPLE_RATE)]
@@ -209,7 +209,7 @@ class MixtureDataset(ClipDataset):
     def __init__(
         self,
         clips: ClipList,
-        source: Source,
+        store: Store,
         image_size: int,
         seconds: float = CLIP_SECONDS,
         train: bool = False,
@@ -218,12 +218,12 @@ class MixtureDataset(ClipDataset):
         different_class: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__(clips, source, image_size, seconds, train, max_gain_db)
+        super().__init__(clips, store, image_size, seconds, train, max_gain_db)
         self.group, self.different_class = sources, different_class
         self.mixtures: list[tuple[int, ...]] = []
         self.block_of: dict[int, list[int]] = {}
         if train:
-            self.block_of = {clip: block for block in source.blocks(self.clips) or [] for clip in block}
+            self.block_of = {clip: block for block in store.blocks(self.clips) or [] for clip in block}
         elif clips.mixtures:
             self.mixtures = fixed_mixtures(clips, sources)
         else:
@@ -239,13 +239,13 @@ class MixtureDataset(ClipDataset):
     def first_clip(self, item: int) -> int:
         return item if self.train else self.mixtures[item][0]
 
-    def read(self, item: int) -> Group | Problem:
+    def read(self, item: int) -> SampleGroup | Problem:
         members = self._partners(item) if self.train else self.mixtures[item]
-        samples: Group = []
+        samples: SampleGroup = []
         for member in members:
             clip = self.clips[member]
             try:
-                with self.source.open(clip) as opened:
+                with self.store.open(clip) as opened:
                     fraction = torch.rand(()).item() if self.train else 0.5
                     samples.append(self.window(clip, opened, self.start(opened, fraction)))
             except DecodeError as error:
@@ -266,14 +266,14 @@ class FrameDataset(ClipDataset):
         jitter: in training, the window's centre lies up to so many seconds from the picture.
         zoom: evaluation sees the square whose side is the shorter side divided by this; None: the whole picture,
             squeezed to a square.
-        wrong_sound: the sound comes from a clip of other classes, always the same one; without such clips there are no
+        wrong_audio: the sound comes from a clip of other classes, always the same one; without such clips there are no
             samples.
     """
 
     def __init__(
         self,
         clips: ClipList,
-        source: Source,
+        store: Store,
         image_size: int,
         seconds: float = CLIP_SECONDS,
         train: bool = False,
@@ -282,13 +282,13 @@ class FrameDataset(ClipDataset):
         label_offset: int = 0,
         jitter: float = 1.0,
         zoom: float | None = 1.0,
-        wrong_sound: bool = False,
+        wrong_audio: bool = False,
     ) -> None:
-        super().__init__(clips, source, image_size, seconds, train, max_gain_db)
+        super().__init__(clips, store, image_size, seconds, train, max_gain_db)
         self.semantic, self.label_offset, self.jitter, self.zoom = semantic, label_offset, jitter, zoom
-        self.strangers = strangers(self.clips) if wrong_sound else None
+        self.other_class_partners = other_class_partners(self.clips) if wrong_audio else None
         self.frames = [(position, n) for position, clip in enumerate(self.clips) for n in clip.frames]
-        if wrong_sound and self.strangers is None:
+        if wrong_audio and self.other_class_partners is None:
             self.frames = []
 
     def __len__(self) -> int:
@@ -306,14 +306,14 @@ class FrameDataset(ClipDataset):
     def first_clip(self, item: int) -> int:
         return self.frames[item][0]
 
-    def read(self, item: int) -> Group | Problem:
+    def read(self, item: int) -> SampleGroup | Problem:
         position, second = self.frames[item]
         clip, moment = self.clips[position], second + MASK_CENTRE
-        heard = clip if self.strangers is None else self.clips[self.strangers[position]]
+        heard = clip if self.other_class_partners is None else self.clips[self.other_class_partners[position]]
         try:
-            with self.source.open(clip) as opened:
+            with self.store.open(clip) as opened:
                 shift = self.jitter * (2 * torch.rand(()).item() - 1) if self.train else 0.0
-                (picture,) = opened.pictures([moment])
+                (picture,) = opened.frames([moment])
                 view = self.view(picture)
                 image = view.of(picture.pixels, self.image_size)
                 mask = self._classes(clip, view.of_mask(self._checked(clip, second, opened), self.image_size))
@@ -324,7 +324,7 @@ class FrameDataset(ClipDataset):
             return problem_of(clip, error)
         if heard is not clip:
             try:
-                with self.source.open(heard) as opened:
+                with self.store.open(heard) as opened:
                     start, waveform, problems = self._around(heard, opened, moment)
             except DecodeError as error:
                 return problem_of(heard, error)
@@ -332,11 +332,11 @@ class FrameDataset(ClipDataset):
 
     def _around(self, clip: Clip, opened: OpenClip, moment: float) -> tuple[float, Tensor, list[Problem]]:
         """Where the window around a moment begins, moved to lie within the sound, and `fitted` for it."""
-        latest = max(opened.sound_end - self.seconds, 0.0)
+        latest = max(opened.audio_end - self.seconds, 0.0)
         start = _whole_sample(min(max(moment - self.seconds / 2, 0.0), latest))
-        return start, *self.fitted(clip, opened.sound(start, self.seconds), start)
+        return start, *self.fitted(clip, opened.audio(start, self.seconds), start)
 
-    def view(self, picture: Picture) -> View:
+    def view(self, picture: Frame) -> View:
         if self.train:
             return random_view(picture.height, picture.width)
         return View() if self.zoom is None else centre_view(picture.height, picture.width, self.zoom)

@@ -108,10 +108,7 @@ def classify_video(
         raise UserError(f"hop_seconds is {hop_seconds!r}, expected seconds, at least {LEAST_HOP}, e.g. 1.")
     classes = recorded_classes(task)
     with told("classified"), Media(video) as media:
-        if not media.info.has_video:
-            raise DecodeError(media.container.path, "no_video", "the file has no picture")
-        if not media.info.has_audio:
-            raise DecodeError(media.container.path, "no_audio", "the file has no sound")
+        media.require("video", "audio")
         return _VideoClassifier(task, media, classes, hop_seconds).run(batch_size, on_progress)
 
 
@@ -188,7 +185,7 @@ class _VideoClassifier:
     @property
     def expected(self) -> int:
         """Windows that there will be by the header."""
-        rest = self.media.info.sound_end - self.window / SAMPLE_RATE
+        rest = self.media.info.audio_end - self.window / SAMPLE_RATE
         return 1 + max(0, math.ceil(rest / self.hop_seconds - 1e-3))
 
     def windows(self) -> Iterator[tuple[int, Tensor]]:
@@ -217,7 +214,7 @@ class _VideoClassifier:
     def scores(self, starts: Sequence[int], sound: Tensor) -> Tensor:
         """Windows [B, T] to the probabilities of each head, float32 [B, 4, C], on the CPU."""
         seconds, info = self.window / SAMPLE_RATE, self.media.info
-        end = info.picture_end if info.video_duration else math.inf  # recordings without a length
+        end = info.video_end if info.video_duration else math.inf  # recordings without a length
         moments = [on_grid(at + seconds / 2, at, min(at + seconds, end)) for at in (s / SAMPLE_RATE for s in starts)]
         pictures = [
             centre_view(*frame.shape[:2]).of(Image.fromarray(frame), self.image_size)
@@ -236,9 +233,9 @@ class _VideoClassifier:
             notes.append("the sound is silent: only the scores of the picture say anything")
         if end < window:
             notes.append(f"there are {end:.2f} s of sound where {window:g} s are read; extended by its mirror image")
-        if self.media.info.picture_end > end + LATE:
+        if self.media.info.video_end > end + LATE:
             notes.append(
-                f"the sound ends at {end:.1f} s, the picture at {self.media.info.picture_end:.1f} s: scores end with "
+                f"the sound ends at {end:.1f} s, the picture at {self.media.info.video_end:.1f} s: scores end with "
                 f"the sound"
             )
         return notes

@@ -80,7 +80,7 @@ def segment_video(
         )
     path, classes = str(video), class_names(task)
     with told("segmented"), Media(path) as media:
-        mixture, end = whole_sound(media, "mark"), media.info.picture_end
+        mixture, end = whole_sound(media, "mark"), media.info.video_end
         height, width = media.frames([0.0]).shape[1:3]
     seconds = max(end, len(mixture) / SAMPLE_RATE)
     times = [n / masks_per_second for n in range(max(1, math.ceil(seconds * masks_per_second - 1e-6)))]

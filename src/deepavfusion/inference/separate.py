@@ -206,9 +206,7 @@ class _Separator:
         """The pictures in the windows' middles, on the grid that training and evaluation use; [B, H, W, 3]."""
         seconds, moments = self.window / SAMPLE_RATE, []
         info = self.media.info
-        end = (
-            info.picture_end if info.video_duration else len(self.mixture) / SAMPLE_RATE
-        )  # recordings without a length
+        end = info.video_end if info.video_duration else len(self.mixture) / SAMPLE_RATE  # recordings without a length
         for start in (start / SAMPLE_RATE for start in starts):
             moments.append(on_grid(start + seconds / 2, start, min(start + seconds, end)))
         return self.media.frames(moments)

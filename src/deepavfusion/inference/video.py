@@ -41,13 +41,8 @@ def whole_sound(media: Media, purpose: str) -> Tensor:
         DecodeError: no picture, no sound, or it does not decode.
         UserError: it is silent.
     """
-    info, path = media.info, media.container.path
-    for there, reason, what in (
-        (info.has_video, "no_video", "the file has no picture"),
-        (info.has_audio, "no_audio", "the file has no sound"),
-    ):
-        if not there:
-            raise DecodeError(path, reason, what)
+    path = media.container.path
+    media.require("video", "audio")
     waveform = torch.cat(list(blocks(media, SAMPLE_RATE)))
     peak = waveform.abs().max().item() if len(waveform) else 0.0
     if peak < SILENT:

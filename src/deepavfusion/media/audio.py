@@ -38,9 +38,7 @@ Piece = tuple[float, NDArray[np.float32]]  # time of the first sample, s, and th
 def window(container: Container, start: float, seconds: float, sample_rate: int) -> torch.Tensor:
     """See `Media.audio`."""
     assert seconds > 0, seconds
-    path, stream = container.path, container.stream("audio")
-    if stream is None:
-        raise DecodeError(path, "no_audio", "the file has no audio stream")
+    path, stream = container.path, container.require("audio")
     container.read_only(stream)
     sound_start, length = container.span(stream)
     header_end = sound_start + length if length > 0 else None

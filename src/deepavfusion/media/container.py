@@ -65,6 +65,13 @@ class Container:
             raise DecodeError(self.path, "truncated", f"what is left of the file shows no {kind} stream")
         return None
 
+    def require(self, kind: str) -> Any:
+        """`stream`, or a `DecodeError` (no_video, no_audio) without one."""
+        stream = self.stream(kind)
+        if stream is None:
+            raise DecodeError(self.path, f"no_{kind}", f"the file has no {kind} stream", kind)
+        return stream
+
     def read_only(self, stream: Any) -> None:
         """Skip the packets of the other streams, and decode in this thread: the workers are the parallel part."""
         for other in self.av.streams:
@@ -112,12 +119,17 @@ class Container:
 
 
 @contextmanager
-def failures(path: str) -> Iterator[None]:
-    """Whatever FFmpeg says of a file becomes a `DecodeError`."""
+def failures(path: str, stream: str | None = None) -> Iterator[None]:
+    """Any exception that reading a file raises becomes a `DecodeError`; `stream` is what was being read."""
     try:
         yield
+    except DecodeError as error:
+        error.stream = error.stream or stream
+        raise
     except (av.error.FFmpegError, ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
-        raise damaged(path, clause(error, path)) from error
+        failure = damaged(path, clause(error, path))
+        failure.stream = stream
+        raise failure from error
 
 
 def damaged(path: str, detail: str) -> DecodeError:

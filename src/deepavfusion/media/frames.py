@@ -36,9 +36,7 @@ MAX_WORK = 2**37  # pixels decoded for one request: three quarters of an hour of
 
 def video_stream(container: Container) -> Any:
     """The video stream, with a picture size that can be true."""
-    stream = container.stream("video")
-    if stream is None:
-        raise DecodeError(container.path, "no_video", "the file has no video stream")
+    stream = container.require("video")
     width, height = stream.codec_context.width, stream.codec_context.height
     if not 0 < width * height <= MAX_PIXELS:
         raise DecodeError(container.path, "undecodable", f"the header gives a picture of {width} × {height} pixels")

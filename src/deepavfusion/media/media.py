@@ -40,12 +40,12 @@ class MediaInfo:
     channels: int
 
     @property
-    def sound_end(self) -> float:
+    def audio_end(self) -> float:
         """Where the sound ends, s; where the file does if the header gives the sound no length."""
         return self.audio_start + self.audio_duration or self.duration
 
     @property
-    def picture_end(self) -> float:
+    def video_end(self) -> float:
         """Where the last picture leaves the screen, s."""
         return self.video_start + self.video_duration
 
@@ -99,6 +99,15 @@ class Media:
                 channels=audio.codec_context.channels if audio else 0,
             )
 
+    def require(self, *kinds: str) -> None:
+        """Check that the file has a "video" or an "audio" stream.
+
+        Raises:
+            DecodeError: no_video, no_audio.
+        """
+        for kind in kinds:
+            self.container.require(kind)
+
     def frames(self, times: Sequence[float]) -> NDArray[np.uint8]:
         """The frames on screen at `times`.
 
@@ -112,7 +121,7 @@ class Media:
         Raises:
             DecodeError: no_video, too_short (a stream without frames), truncated, undecodable.
         """
-        with failures(self.container.path):
+        with failures(self.container.path, "video"):
             return frame_reader.frames_at(self.container, times)
 
     def audio(self, start: float, seconds: float, sample_rate: int = 16_000) -> torch.Tensor:
@@ -133,7 +142,7 @@ class Media:
         Raises:
             DecodeError: no_audio, too_short (a stream without samples), truncated, undecodable.
         """
-        with failures(self.container.path):
+        with failures(self.container.path, "audio"):
             return audio_reader.window(self.container, start, seconds, sample_rate)
 
 

@@ -38,26 +38,26 @@ class Scan:
     Args:
         info: what the header says.
         frames: pictures decoded.
-        picture_end: where the last one leaves the screen.
-        sound_end: where the sound ends, as `Media.audio` has it.
+        video_end: where the last one leaves the screen.
+        audio_end: where the sound ends, as `Media.audio` has it.
         peak: largest absolute value of the mono sound; 1 is full scale.
         movement: largest change of a pixel from the first picture, 0…255, in grey versions of 32 × 32 pixels.
     """
 
     info: MediaInfo
     frames: int
-    picture_end: float
-    sound_end: float
+    video_end: float
+    audio_end: float
     peak: float
     movement: float
 
 
-def scan(path: str | os.PathLike[str], picture: bool = True, sound: bool = True) -> Scan:
+def scan(path: str | os.PathLike[str], video: bool = True, audio: bool = True) -> Scan:
     """Decode a file from end to end, in constant memory and one thread.
 
     Args:
         path: the file.
-        picture, sound: which of the two it must have, and is looked at.
+        video, audio: which of the two streams it must have, and is decoded.
 
     Raises:
         DecodeError: missing, no_video, no_audio, too_short (a stream without frames or samples), truncated,
@@ -65,42 +65,33 @@ def scan(path: str | os.PathLike[str], picture: bool = True, sound: bool = True)
     """
     with Media(path) as media, failures(media.container.path):
         container = media.container
-        checks: dict[int, _Pictures | _Sound] = {}
-        pictures, samples = None, None
-        if picture:
-            pictures = _Pictures(container, video_stream(container))
-            checks[pictures.stream.index] = pictures
-        if sound:
-            samples = _Sound(container, _audio_stream(container))
-            checks[samples.stream.index] = samples
+        frames = _Frames(container, video_stream(container)) if video else None
+        samples = _Samples(container, container.require("audio")) if audio else None
+        checks = {check.stream.index: check for check in (frames, samples) if check}
         info = media.info
         for stream in container.av.streams:
             stream.discard = av.stream.Discard.default if stream.index in checks else av.stream.Discard.all
         for packet in container.av.demux([check.stream for check in checks.values()]):
-            checks[packet.stream.index].take(packet)
+            check = checks[packet.stream.index]
+            with failures(container.path, check.kind):
+                check.take(packet)
         for check in checks.values():
-            check.finish()
+            with failures(container.path, check.kind):
+                check.finish()
         return Scan(
             info,
-            frames=pictures.count if pictures else 0,
-            picture_end=pictures.end if pictures else 0.0,
-            sound_end=samples.end if samples else 0.0,
+            frames=frames.count if frames else 0,
+            video_end=frames.end if frames else 0.0,
+            audio_end=samples.end if samples else 0.0,
             peak=samples.peak if samples else 0.0,
-            movement=pictures.movement if pictures else 0.0,
+            movement=frames.movement if frames else 0.0,
         )
-
-
-def _audio_stream(container: Container) -> Any:
-    stream = container.stream("audio")
-    if stream is None:
-        raise DecodeError(container.path, "no_audio", "the file has no audio stream")
-    return stream
 
 
 class _Stream:
     """What picture and sound share: strict decoding, and the count of what went in and came out."""
 
-    name = ""
+    kind = ""  # "video" or "audio"
 
     def __init__(self, container: Container, stream: Any) -> None:
         self.container, self.path, self.stream = container, container.path, stream
@@ -113,7 +104,7 @@ class _Stream:
         stream.codec_context.options = STRICT
 
     def bad(self, detail: str) -> DecodeError:
-        return damaged(self.path, f"{self.name}: {detail}")
+        return damaged(self.path, f"{self.kind}: {detail}")
 
     def seconds(self, pts: int) -> float:
         """Of a timestamp, on the file's clock."""
@@ -135,14 +126,14 @@ class _Stream:
 
     def check_end(self) -> None:
         if self.header_end is not None and self.end < self.header_end - ENDS_EARLY:
-            detail = f"{self.name} ends at {self.end:.2f} s, the header says {self.header_end:.2f} s"
+            detail = f"{self.kind} ends at {self.end:.2f} s, the header says {self.header_end:.2f} s"
             raise DecodeError(self.path, "truncated", detail)
 
 
-class _Pictures(_Stream):
+class _Frames(_Stream):
     """Every picture of a file."""
 
-    name = "picture"
+    kind = "video"
 
     def __init__(self, container: Container, stream: Any) -> None:
         super().__init__(container, stream)
@@ -217,10 +208,10 @@ class _Pictures(_Stream):
         self.check_end()
 
 
-class _Sound(_Stream):
+class _Samples(_Stream):
     """Every sample of a file."""
 
-    name = "sound"
+    kind = "audio"
 
     def __init__(self, container: Container, stream: Any) -> None:
         super().__init__(container, stream)

@@ -25,14 +25,15 @@ class DecodeError(Exception):
         path: the media file.
         reason: one of `DecodeError.REASONS`, the word that reports and tables use.
         detail: one clause for a person to read.
+        stream: "video" or "audio" where the failure lies in one of them, else None.
     """
 
     REASONS = ("missing", "no_video", "no_audio", "too_short", "truncated", "undecodable", "bad_mask")
 
-    def __init__(self, path: str, reason: str, detail: str) -> None:
+    def __init__(self, path: str, reason: str, detail: str, stream: str | None = None) -> None:
         assert reason in self.REASONS, reason
-        super().__init__(path, reason, detail)
-        self.path, self.reason, self.detail = path, reason, detail
+        super().__init__(path, reason, detail, stream)
+        self.path, self.reason, self.detail, self.stream = path, reason, detail, stream
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason.replace('_', ' ')}: {self.detail}"

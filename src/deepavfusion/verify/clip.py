@@ -54,7 +54,7 @@ def check_clip(clip: Clip, audio_seconds: float, classes: int | None, label_offs
         found = scan(clip.path)
     except DecodeError as error:
         return verdict([_finding(error, "the file")])
-    findings = _sound(found.peak, found.sound_end, audio_seconds)
+    findings = _sound(found.peak, found.audio_end, audio_seconds)
     if found.movement < STILL:
         many = f"{found.frames} pictures" if found.frames > 1 else "one picture"
         findings.append(("still", f"{many} that change by {found.movement:.0f} of 255 at most"))
@@ -82,7 +82,7 @@ def _finding(error: DecodeError, name: str) -> Finding:
     """A failure of a file, in the words of the report; `too_short` there is sound that training can extend."""
     status = error.reason
     if status == "too_short":
-        status = "no_audio" if "audio" in error.detail else "no_video"
+        status = f"no_{error.stream}"
     return status, error.detail if name == "the file" else f"{name}: {error.detail}"
 
 
@@ -90,8 +90,8 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
     """audio.wav, and for every annotated second its picture and its mask."""
     folder, findings, values = Path(clip.path), list[Finding](), set[int]()
     try:
-        sound = scan(folder / "audio.wav", picture=False)
-        findings += _sound(sound.peak, sound.sound_end, audio_seconds=0.0)
+        sound = scan(folder / "audio.wav", video=False)
+        findings += _sound(sound.peak, sound.audio_end, audio_seconds=0.0)
     except DecodeError as error:
         status, detail = _finding(error, "audio.wav")
         findings.append(("no_audio" if status == "missing" else status, detail))
@@ -100,13 +100,13 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
         size = None
         try:
             size = read_picture(folder / picture).size
-            scan(folder / picture, sound=False)  # finds damage that libjpeg conceals
+            scan(folder / picture, audio=False)  # finds damage that libjpeg conceals
         except DecodeError as error:
             status, detail = _finding(error, picture)
             findings.append(("no_video" if status == "missing" else status, detail))
         try:
             annotation = read_mask(folder / mask)
-            scan(folder / mask, sound=False)  # checks the checksums
+            scan(folder / mask, audio=False)  # checks the checksums
         except DecodeError as error:
             findings.append(("bad_mask", f"{mask}: {error.detail}"))
             continue

@@ -169,7 +169,7 @@ def _row(clips: ClipList, clip: Clip, verdict: Verdict, found: tuple[str, str], 
 
 
 def _classes_of(clips: ClipList, clip: Clip) -> list[str]:
-    return [clips.classes[label] for label in clip.labels or (clip.label,) if label >= 0]
+    return [clips.classes[label] for label in clip.classes]
 
 
 # ---- what is told at the end
@@ -245,7 +245,7 @@ def _best_offset(lists: Sequence[ClipList], book: Report, label_offset: int) -> 
         for clip in _all(clips):
             for value in map(int, book.rows[clips.split, clip.id].mask_values.split()):
                 values += 1
-                explained.update(offset for offset in OFFSETS if value + offset in (clip.labels or (clip.label,)))
+                explained.update(offset for offset in OFFSETS if value + offset in clip.classes)
     if not values:
         return None
     best = max((label_offset, *OFFSETS), key=lambda offset: explained[offset])

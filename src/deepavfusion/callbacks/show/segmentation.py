@@ -134,7 +134,7 @@ class SegmentationReport(Callback):
 
     def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: Any) -> None:
         values = [name for name in rows[0] if name != "item"]
-        with_wrong_sound = {row["item"]: row["iou"] for row in wrong}
+        with_wrong_audio = {row["item"]: row["iou"] for row in wrong}
         with (self.run_dir / "segmentation_test.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["item", "id", "second", "classes", *values, "iou_wrong_audio"])
@@ -142,7 +142,7 @@ class SegmentationReport(Callback):
                 position, second = dataset.frames[row["item"]]
                 known = [row["item"], dataset.clips[position].id, second, " + ".join(class_names(dataset, row["item"]))]
                 measured = [row[name] for name in values]
-                table.writerow([*known, *measured, with_wrong_sound.get(row["item"], "")])
+                table.writerow([*known, *measured, with_wrong_audio.get(row["item"], "")])
 
     @staticmethod
     def _read(trainer: Trainer, pl_module: Any, loader: Any, items: list[int]) -> list[Shown]:
@@ -160,7 +160,7 @@ class SegmentationReport(Callback):
 def class_names(dataset: Any, item: int) -> list[str]:
     """Of what the clip of a frame is annotated with."""
     clip, classes = dataset.clips[dataset.first_clip(item)], dataset.list.classes
-    return [classes[label] for label in clip.labels or (clip.label,) if 0 <= label < len(classes)]
+    return [classes[label] for label in clip.classes if label < len(classes)]
 
 
 def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> list[Shown]:

@@ -74,9 +74,9 @@ class ClipList:
             return replace(
                 self,
                 split=split,
-                clips=[clip for clip in self.clips if keep(clip.source)],
-                missing=[clip for clip in self.missing if keep(clip.source)],
-                excluded=[(clip, why) for clip, why in self.excluded if keep(clip.source)],
+                clips=[clip for clip in self.clips if keep(clip.video_id)],
+                missing=[clip for clip in self.missing if keep(clip.video_id)],
+                excluded=[(clip, why) for clip, why in self.excluded if keep(clip.video_id)],
             )
 
         return part(lambda video: not chosen(video), self.split), part(chosen, "holdout")

@@ -26,7 +26,7 @@ from PIL import Image
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, INT16, MANIFEST, Item, to_json
-from deepavfusion.data.stores.raw import RawSource
+from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import OpenClip
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import progress_bar
@@ -176,7 +176,7 @@ def write_part(part: Part, output: Path, settings: PackSettings) -> None:
     bad: list[tuple[str, str]] = []
     for clip in part.clips:
         try:
-            with RawSource().open(clip) as opened:
+            with RawStore().open(clip) as opened:
                 item = make_item(clip, opened, settings)
         except DecodeError as error:
             bad.append((clip.id, error.reason))
@@ -199,11 +199,11 @@ def write_part(part: Part, output: Path, settings: PackSettings) -> None:
 
 def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
     """All of a clip: pictures on the grid, whole sound, masks."""
-    times = opened.grid()
+    times = opened.frame_times()
     jpegs, spans, shape = io.BytesIO(), [], (0, 0)
     last: tuple[bytes, tuple[int, int]] | None = None  # pixels of the picture before, and its span
     for begin in range(0, len(times), PICTURES_AT_ONCE):
-        for picture in opened.pictures(times[begin : begin + PICTURES_AT_ONCE]):
+        for picture in opened.frames(times[begin : begin + PICTURES_AT_ONCE]):
             shape, pixels = (picture.height, picture.width), picture.pixels.tobytes()
             if last is None or last[0] != pixels:  # a still is stored once
                 start = jpegs.tell()
@@ -212,9 +212,9 @@ def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
                 )
                 last = pixels, (start, jpegs.tell())
             spans.append(last[1])
-    sound = opened.sound(0.0, opened.sound_end + 1.0).numpy()
+    sound = opened.audio(0.0, opened.audio_end + 1.0).numpy()
     if not len(sound):
-        raise DecodeError(clip.path, "too_short", "the audio stream holds no sample")
+        raise DecodeError(clip.path, "too_short", "the audio stream holds no sample", "audio")
     masks, mask_spans = io.BytesIO(), []
     for second in clip.frames:
         start = masks.tell()
@@ -229,9 +229,9 @@ def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
         "spans": np.array(spans, np.int64).reshape(-1),
         "mask_seconds": np.array(clip.frames, np.int64),
         "mask_spans": np.array(mask_spans, np.int64).reshape(-1),
-        "labels": np.array(clip.labels or (clip.label,), np.int64),
+        "labels": np.array(clip.classes or (-1,), np.int64),
         "shape": np.array(shape, np.int64),
-        "ends": np.array([opened.sound_end, opened.picture_end], np.float64),
+        "ends": np.array([opened.audio_end, opened.video_end], np.float64),
     }
 
 

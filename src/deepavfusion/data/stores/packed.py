@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.stores.store import Picture
+from deepavfusion.data.stores.store import Frame
 from deepavfusion.media.stills import read_mask, read_picture
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
@@ -59,22 +59,22 @@ class PackedClip:
 
     def __init__(self, item: Item, path: str) -> None:
         self.item, self.path = item, path
-        self.sound_end, self.picture_end = map(float, item["ends"])
+        self.audio_end, self.video_end = map(float, item["ends"])
         self.times: NDArray[np.float64] = item["times"]
 
-    def pictures(self, times: Sequence[float]) -> list[Picture]:
+    def frames(self, times: Sequence[float]) -> list[Frame]:
         height, width = map(int, self.item["shape"])
         nearest = [int(np.abs(self.times - time).argmin()) for time in times]
-        return [Picture(self._decode(n), height, width) for n in nearest]
+        return [Frame(self._decode(n), height, width) for n in nearest]
 
-    def grid(self) -> list[float]:
+    def frame_times(self) -> list[float]:
         return self.times.tolist()
 
     def _decode(self, n: int) -> Image.Image:
         begin, end = self.item["spans"][2 * n : 2 * n + 2]
         return read_picture(io.BytesIO(self.item["jpegs"][begin:end]), self.path)
 
-    def sound(self, start: float, seconds: float) -> Tensor:
+    def audio(self, start: float, seconds: float) -> Tensor:
         sound = np.frombuffer(self.item["sound"], np.int16)
         begin, end = round(start * SAMPLE_RATE), round((start + seconds) * SAMPLE_RATE)
         samples = sound[max(begin, 0) : max(end, 0)].astype(np.float32) / INT16
@@ -88,7 +88,7 @@ class PackedClip:
         return read_mask(io.BytesIO(self.item["masks"][begin:end]), self.path)
 
 
-class PackedSource:
+class PackedStore:
     """The chunks of one split.
 
     Args:
@@ -174,7 +174,7 @@ def cache_of(root: str, cache_dir: str | None) -> Path:
 
 def packed_list(
     root: str, split: str, name: str, reader: dict[str, Any] | None = None, cache_dir: str | None = None
-) -> tuple[ClipList, PackedSource]:
+) -> tuple[ClipList, PackedStore]:
     """One split of packed data: its list, and the source that reads its clips.
 
     Args:
@@ -199,7 +199,7 @@ def packed_list(
 
 def _packed_list(
     root: str, split: str, name: str, reader: dict[str, Any] | None, cache_dir: str | None
-) -> tuple[ClipList, PackedSource]:
+) -> tuple[ClipList, PackedStore]:
     manifest = json.loads(_fetched(root, MANIFEST, cache_dir))
     if manifest["format"] != FORMAT or manifest["name"] != name:
         raise UserError(
@@ -244,7 +244,7 @@ def _packed_list(
     if not all(-1 <= label < len(clips.classes) for clip in listed_clips for label in (clip.label, *clip.labels)):
         raise ValueError(f"{split}/{CLIPS} has a label that is no class")
     places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
-    return clips, PackedSource(root, split, places, [chunk["items"] for chunk in chunks], cache_dir)
+    return clips, PackedStore(root, split, places, [chunk["items"] for chunk in chunks], cache_dir)
 
 
 def _fetched(root: str, name: str, cache_dir: str | None) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, OpenClip, Picture
+from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, Frame, OpenClip
 from deepavfusion.media import Media
 from deepavfusion.media.stills import read_mask, read_picture, read_size
 from deepavfusion.transforms.audio import SAMPLE_RATE
@@ -21,7 +21,7 @@ from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
 
 
-class RawSource:
+class RawStore:
     """The files as they were published: mp4 (or any other media file), or AVSBench's folders."""
 
     @contextmanager
@@ -42,25 +42,24 @@ class MediaClip:
 
     def __init__(self, media: Media, path: str) -> None:
         self.media, self.path = media, path
-        if not media.info.has_audio:
-            raise DecodeError(path, "no_audio", "the file has no audio stream")
+        media.require("audio")
 
     @property
-    def sound_end(self) -> float:
-        return self.media.info.sound_end
+    def audio_end(self) -> float:
+        return self.media.info.audio_end
 
     @property
-    def picture_end(self) -> float:
-        return self.media.info.picture_end
+    def video_end(self) -> float:
+        return self.media.info.video_end
 
-    def pictures(self, times: Sequence[float]) -> list[Picture]:
+    def frames(self, times: Sequence[float]) -> list[Frame]:
         frames = self.media.frames(times)
-        return [Picture(Image.fromarray(frame), *frame.shape[:2]) for frame in frames]
+        return [Frame(Image.fromarray(frame), *frame.shape[:2]) for frame in frames]
 
-    def grid(self) -> list[float]:
-        return [n * FRAME_GRID for n in range(int(self.picture_end / FRAME_GRID) + 1)]
+    def frame_times(self) -> list[float]:
+        return [n * FRAME_GRID for n in range(int(self.video_end / FRAME_GRID) + 1)]
 
-    def sound(self, start: float, seconds: float) -> Tensor:
+    def audio(self, start: float, seconds: float) -> Tensor:
         return self.media.audio(start, seconds, SAMPLE_RATE)
 
     def mask(self, second: int) -> Image.Image:
@@ -72,25 +71,25 @@ class FolderClip:
 
     def __init__(self, clip: Clip, sound: Media) -> None:
         self.folder, self.media = Path(clip.path), sound
-        self.sound_end = sound.info.sound_end
+        self.audio_end = sound.info.audio_end
         try:
             self.numbers = sorted(int(file.stem) for file in (self.folder / "frames").glob("[0-9]*.jpg"))
         except ValueError as error:
             raise DecodeError(clip.path, "undecodable", f"a frame's name is no number ({error})") from None
         if not self.numbers:
             raise DecodeError(clip.path, "no_video", "there are no frames/<n>.jpg")
-        self.picture_end = self.numbers[-1] + 1.0
+        self.video_end = self.numbers[-1] + 1.0
 
-    def pictures(self, times: Sequence[float]) -> list[Picture]:
-        moments = np.array(self.grid())
+    def frames(self, times: Sequence[float]) -> list[Frame]:
+        moments = np.array(self.frame_times())
         nearest = [self.numbers[int(np.abs(moments - time).argmin())] for time in times]
         pixels = {n: read_picture(self.folder / "frames" / f"{n}.jpg") for n in set(nearest)}
-        return [Picture(pixels[n], pixels[n].height, pixels[n].width) for n in nearest]
+        return [Frame(pixels[n], pixels[n].height, pixels[n].width) for n in nearest]
 
-    def grid(self) -> list[float]:
+    def frame_times(self) -> list[float]:
         return [number + MASK_CENTRE for number in self.numbers]
 
-    def sound(self, start: float, seconds: float) -> Tensor:
+    def audio(self, start: float, seconds: float) -> Tensor:
         return self.media.audio(start, seconds, SAMPLE_RATE)
 
     def mask(self, second: int) -> Image.Image:

@@ -19,7 +19,7 @@ MASK_CENTRE = 0.5  # s: the annotated picture n lies at n + 0.5 s
 
 
 @dataclass(frozen=True)
-class Picture:
+class Frame:
     """A frame: RGB pixels, and the height and width it was filmed in (packed pictures are smaller)."""
 
     pixels: Image.Image
@@ -31,27 +31,27 @@ class OpenClip(Protocol):
     """A clip that is being read. Times are seconds on its clock; every failure is a `DecodeError`."""
 
     @property
-    def sound_end(self) -> float:
+    def audio_end(self) -> float:
         """Where the sound ends, s."""
 
     @property
-    def picture_end(self) -> float:
+    def video_end(self) -> float:
         """Where the last picture leaves the screen, s."""
 
-    def pictures(self, times: Sequence[float]) -> list[Picture]:
+    def frames(self, times: Sequence[float]) -> list[Frame]:
         """The frames on screen at `times`, s."""
 
-    def grid(self) -> list[float]:
+    def frame_times(self) -> list[float]:
         """The moments whose pictures packed data keep, s."""
 
-    def sound(self, start: float, seconds: float) -> Tensor:
+    def audio(self, start: float, seconds: float) -> Tensor:
         """float32 [T], mono, 16 kHz, in [−1, 1]; shorter than asked for where the sound ends earlier."""
 
     def mask(self, second: int) -> Image.Image:
         """The annotation of the picture at `second` + 0.5 s, uint8, one value a pixel."""
 
 
-class Source(Protocol):
+class Store(Protocol):
     """Opens the clips of a list."""
 
     @contextmanager

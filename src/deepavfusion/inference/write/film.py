@@ -30,7 +30,7 @@ def film_times(info: MediaInfo, seconds: float, least_fps: float = 0.0) -> tuple
     fps = info.fps or MOST_FPS
     fps /= max(1, math.ceil(fps / MOST_FPS - 1e-3))  # 50 -> 25, and no picture twice
     fps *= max(1, min(math.ceil(least_fps / fps - 1e-3), math.floor(MOST_FPS / fps + 1e-3)))
-    count = max(1, round(max(info.picture_end, seconds) * fps))
+    count = max(1, round(max(info.video_end, seconds) * fps))
     return [n / fps for n in range(count)], fps
 
 
