@@ -32,6 +32,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import STREAMS, Batch, Clip, Problem
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import whole
 
 LEVELS = ("pooled", "tokens")
 TOLD = 3  # failures in one sentence
@@ -228,7 +229,6 @@ def write_features(features: Features, output: str | Path, checkpoint: str = "")
     """
     output = check_output(output)
     failed = output.with_name(f"{output.stem}_failed.txt")
-    partial = output.with_name(output.name + ".partial")
     try:
         with suppress(FileNotFoundError):
             failed.unlink()  # of an earlier run
@@ -237,7 +237,7 @@ def write_features(features: Features, output: str | Path, checkpoint: str = "")
             failed.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
         if not len(features):
             raise UserError(all_failed(features, failed))
-        with open(partial, "wb") as file:
+        with whole(output) as partial, partial.open("wb") as file:
             np.savez(
                 file,
                 path=_texts(features.paths),
@@ -252,10 +252,7 @@ def write_features(features: Features, output: str | Path, checkpoint: str = "")
                 image_size=np.array(features.image_size),
                 audio_seconds=np.array(features.audio_seconds),
             )
-        partial.replace(output)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise UserError(f"output {output} cannot be written: {error.strerror or error}; choose another.") from error
     return failed if features.failed else None
 

@@ -1,12 +1,52 @@
-"""Writing files whole or not at all."""
+"""Atomic writes: a file is complete, or it is not there."""
 
 from __future__ import annotations
 
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file such that it is never seen, nor left, half written."""
+@contextmanager
+def whole(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; it replaces `path` when the block ends, and is removed if it fails.
+
+    Args:
+        path: the file; a process killed meanwhile leaves it as it was.
+        durable: sync to the disk, so that the same holds for a machine that loses power.
+    """
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        yield partial
+        if durable:
+            sync(partial)
+        partial.replace(path)
+        if durable:
+            sync(path.parent)  # a rename is a change of the folder
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, text: str, durable: bool = False) -> None:
+    """Write a text file atomically, see `whole`."""
+    with whole(path, durable) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file atomically, the header first."""
+    with whole(path) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

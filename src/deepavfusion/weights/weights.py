@@ -23,6 +23,7 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import whole
 from deepavfusion.weights.file import EXPECTED, checksum, read_file
 
 
@@ -107,12 +108,11 @@ def write_weights(weights: Weights, path: Path) -> Path:
     """
     if path.suffix != ".safetensors":
         raise UserError(f"output {path}: expected a name that ends in .safetensors.")
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
-        save_file(tensors, partial, metadata={"crc32": checksum(tensors)})
-        partial.replace(path)
+        with whole(path) as partial:
+            save_file(tensors, partial, metadata={"crc32": checksum(tensors)})
     except OSError as error:
         raise UserError(
             f"output {path} cannot be written: {error.strerror or error}; choose another output."

@@ -17,6 +17,7 @@ from torch import distributed
 from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
 from deepavfusion.runs.signals import STOPPED, StopRequested, StopSignals
 from deepavfusion.utils.console import say_once
+from deepavfusion.utils.files import whole
 
 BEFORE_VALIDATION = 1.0  # minutes of training that a validation, which cannot be saved half-way, may put at risk
 
@@ -145,10 +146,8 @@ class Checkpoints(Checkpoint):
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if flush is not None:
                 flush()
-        new = self.folder / f"{LAST}.partial"
-        new.unlink(missing_ok=True)
-        new.symlink_to(written.name)
-        new.replace(self.folder / LAST)
+        with whole(self.folder / LAST) as link:
+            link.symlink_to(written.name)
         steps = sorted(self.folder.glob(STEPS_PATTERN))
         until_now = [path for path in steps if path.name <= written.name]
         for path in steps:  # newer ones are of a run that was killed, or damaged: this one did not go on from them

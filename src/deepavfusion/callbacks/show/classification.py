@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from deepavfusion.callbacks.show.predictions import (
     rows,
     said,
     truth_of,
-    whole,
     write_logits,
 )
 from deepavfusion.callbacks.show.tensorboard import (
@@ -34,6 +32,7 @@ from deepavfusion.callbacks.show.tensorboard import (
 )
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
+from deepavfusion.utils.files import write_csv
 
 
 class ClassificationReport(Callback):
@@ -76,8 +75,8 @@ class ClassificationReport(Callback):
         if not len(found["item"]):
             return
         verdicts = {stream: said(found[stream], found["target"], multi_label) for stream in HEADS}
-        with whole(self.run_dir / "classification_test.csv") as file:
-            csv.writer(file).writerows(rows(found, verdicts, dense, multi_label, loader.dataset))
+        lines = rows(found, verdicts, dense, multi_label, loader.dataset)
+        write_csv(self.run_dir / "classification_test.csv", lines)
         write_logits(self.run_dir / "predictions_test.npz", found, dense, loader.dataset)
         writer = writer_of(trainer)
         if writer is None:

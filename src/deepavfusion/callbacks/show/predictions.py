@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from deepavfusion.metrics.classification import ALL
 from deepavfusion.types import STREAMS
+from deepavfusion.utils.files import whole
 
 HEADS = (ALL, *STREAMS)
 ALIKE = 2  # at most so many of the best examples are of the same classes, as long as there are others
@@ -137,18 +137,5 @@ def write_logits(path: Path, found: dict[str, Tensor], dense: dict[str, Tensor],
             arrays[f"{prefix}id"] = np.array(ids, dtype=str)
             arrays |= {f"{prefix}{name}": table[name].numpy() for name in ("item", "target")}
             arrays |= {f"{prefix}logits_{stream}": table[stream].numpy() for stream in HEADS}
-    with whole(path, binary=True) as file:
+    with whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-@contextmanager
-def whole(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
-    """A file that is written whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    text: dict[str, Any] = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    try:
-        with partial.open("wb" if binary else "w", **text) as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

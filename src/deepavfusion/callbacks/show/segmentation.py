@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch
 from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, Pixels, errors, highlight, palette
+from deepavfusion.utils.files import write_csv
 
 TITLES = ("picture", "truth", "prediction", "error")
 
@@ -135,14 +135,12 @@ class SegmentationReport(Callback):
     def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: Any) -> None:
         values = [name for name in rows[0] if name != "item"]
         with_wrong_audio = {row["item"]: row["iou"] for row in wrong}
-        with (self.run_dir / "segmentation_test.csv").open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["item", "id", "second", "classes", *values, "iou_wrong_audio"])
-            for row in rows:
-                position, second = dataset.frames[row["item"]]
-                known = [row["item"], dataset.clips[position].id, second, " + ".join(class_names(dataset, row["item"]))]
-                measured = [row[name] for name in values]
-                table.writerow([*known, *measured, with_wrong_audio.get(row["item"], "")])
+        lines: list[list[Any]] = [["item", "id", "second", "classes", *values, "iou_wrong_audio"]]
+        for row in rows:
+            position, second = dataset.frames[row["item"]]
+            known = [row["item"], dataset.clips[position].id, second, " + ".join(class_names(dataset, row["item"]))]
+            lines.append([*known, *(row[name] for name in values), with_wrong_audio.get(row["item"], "")])
+        write_csv(self.run_dir / "segmentation_test.csv", lines)
 
     @staticmethod
     def _read(trainer: Trainer, pl_module: Any, loader: Any, items: list[int]) -> list[Shown]:

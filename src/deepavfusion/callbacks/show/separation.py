@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from deepavfusion.callbacks.show.tensorboard import LOUD, QUIET, is_due, playabl
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, LOG_OFFSET, SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch, SeparationOutput
+from deepavfusion.utils.files import write_csv
 
 TITLES = ("frame", "mixture", "truth", "estimate", "ideal mask", "mask")
 
@@ -125,7 +125,7 @@ class SeparationReport(Callback):
                 self.sources[mixture, source] = (clip.id, name)
                 rows.append((mixture, source, clip.id, name, clip.path))
         if trainer.is_global_zero:
-            _write(self.run_dir / "mixtures_test.csv", ("mixture", "source", "id", "class", "path"), rows)
+            write_csv(self.run_dir / "mixtures_test.csv", [("mixture", "source", "id", "class", "path"), *rows])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics: Any = pl_module.test_metrics
@@ -137,7 +137,8 @@ class SeparationReport(Callback):
             (row["item"], row["source"], *self.sources[row["item"], row["source"]], *(row[name] for name in values))
             for row in rows
         ]
-        _write(self.run_dir / "separation_test.csv", ("mixture", "source", "id", "class", *values), lines)
+        header = ("mixture", "source", "id", "class", *values)
+        write_csv(self.run_dir / "separation_test.csv", [header, *lines])
         writer = writer_of(trainer)
         if writer is None:
             return
@@ -184,10 +185,3 @@ def class_figure(rows: list[dict[str, Any]], classes: list[str]) -> Figure:
 
 def _classes(trainer: Trainer) -> list[str]:
     return getattr(getattr(trainer, "datamodule", None), "classes", [])
-
-
-def _write(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(header)
-        table.writerows(rows)

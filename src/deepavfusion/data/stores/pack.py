@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from deepavfusion.data.stores.store import OpenClip
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import progress_bar
 from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.files import sync, write_whole
 from deepavfusion.utils.processes import die_with_parent
 
 PLAN, PARTS = ".pack.json", ".parts"
@@ -98,7 +98,7 @@ def pack(
             bar.advance(task, len(part.clips))
     splits = {split: _finish(output, clips, [p for p in parts if p.split == split]) for split, clips in lists.items()}
     manifest = {"format": FORMAT, "name": name, "reader": reader or {}, "settings": asdict(settings), "splits": splits}
-    _write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_whole(output / MANIFEST, json.dumps(manifest, indent=1) + "\n", durable=True)
     return {split: found["counts"] for split, found in splits.items()}
 
 
@@ -122,7 +122,7 @@ def _claim(output: Path, lists: dict[str, ClipList], name: str, settings: PackSe
         raise UserError(f"{output} is there and holds no packed data; it is left as it is: choose another output.")
     else:
         output.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(plan, indent=1) + "\n")
+        write_whole(path, json.dumps(plan, indent=1) + "\n", durable=True)
 
 
 def _list_hash(clips: ClipList) -> str:
@@ -190,10 +190,10 @@ def write_part(part: Part, output: Path, settings: PackSettings) -> None:
         record["litdata"] = json.loads(index.read_text())
         content = Path(written).read_bytes()
         record |= {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-        _sync(Path(written))
-        os.replace(written, folder / part.file)
+        sync(Path(written))
+        Path(written).replace(folder / part.file)
     (folder / PARTS).mkdir(exist_ok=True)
-    _write(folder / PARTS / f"{part.number:05d}.json", json.dumps(record))
+    write_whole(folder / PARTS / f"{part.number:05d}.json", json.dumps(record), durable=True)
     shutil.rmtree(scratch)
 
 
@@ -274,20 +274,7 @@ def _finish(output: Path, clips: ClipList, parts: Sequence[Part]) -> dict[str, A
             sums = {key: record[key] for key in ("bytes", "sha256")}
             chunks.append({"file": part.file, "items": len(record["packed"]), **sums})
     folder.mkdir(exist_ok=True)
-    _write(folder / INDEX, json.dumps({"chunks": index, "config": config}, sort_keys=True))
-    _write(folder / CLIPS, json.dumps(to_json(clips, packed, excluded)))
+    write_whole(folder / INDEX, json.dumps({"chunks": index, "config": config}, sort_keys=True), durable=True)
+    write_whole(folder / CLIPS, json.dumps(to_json(clips, packed, excluded)), durable=True)
     counts = {"listed": clips.listed, "packed": len(packed), "missing": len(clips.missing), "excluded": len(excluded)}
     return {"counts": counts, "list_sha256": _list_hash(clips), "chunks": chunks}
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    _sync(partial)
-    partial.replace(path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
