@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 import torch
 
-import golden_cases as cases
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.layers import patchify, sincos_pos_embed, unpatchify
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
+from helpers import golden as cases
 
 ENCODERS = {
     "factorized": ("factorized", "all", False),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepavfusion.metrics.classification import ALL, ClassificationMetrics
 from deepavfusion.types import STREAMS
-from two_processes import in_two_processes, in_two_threads
+from helpers.distributed import in_two_processes, in_two_threads
 
 CLASSES = 8
 SUFFIXES = {ALL: "", **{stream: f"_{stream}" for stream in STREAMS}}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import golden_cases as cases
 from deepavfusion.models.classifier import Classifier, classification_loss, mean_of_heads
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.vit import ViT
 from deepavfusion.optim.lars import LARS
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.types import STREAMS
+from helpers import golden as cases
 
 
 def golden_classifier(frozen: bool) -> Classifier:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-import golden_cases as cases
 from deepavfusion.demo import demo
 from deepavfusion.models.classifier import Classifier
 from deepavfusion.models.segmenter import Segmenter
 from deepavfusion.models.separator import Separator
+from helpers import golden as cases
 from test_train import TINY, sentence, train
 
 BACKEND = "aot_eager"  # all of torch.compile but the generated kernels, which take minutes

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import golden_cases as cases
 from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
 from deepavfusion.types import PatchMask
 from deepavfusion.weights.weights import original_name
+from helpers import golden as cases
 
 
 def tiny_mae(fusion: str = "factorized", fusion_layers: str | list[int] = "all") -> MaskedAutoencoder:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-import golden_cases as cases
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.optim.schedules import half_cosine_rise, warmup_cosine
+from helpers import golden as cases
 
 SCHEDULES = cases.load_json("lr_schedules.json")
 

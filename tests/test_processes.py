@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-import golden_cases as cases
 from deepavfusion.models.classifier import Classifier, classification_loss
 from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
 from deepavfusion.types import PatchMask
-from two_processes import in_two_processes
+from helpers import golden as cases
+from helpers.distributed import in_two_processes
 
 CLIPS = 8
 

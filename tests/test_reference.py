@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-import golden_cases as cases
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
 from deepavfusion.models.reference import (
@@ -23,6 +22,7 @@ from deepavfusion.models.reference import (
 from deepavfusion.models.vit import ViT
 from deepavfusion.types import STREAMS, EncoderOutput, PatchMask
 from deepavfusion.weights.weights import original_name
+from helpers import golden as cases
 from test_backbone import ENCODERS as GOLDEN_ENCODERS
 
 KINDS = ("factorized", "dense", "token")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from deepavfusion.metrics.segmentation import AVSBENCH, CUTS, PUBLISHED, SegmentationMetrics
-from golden_cases import float64, load_json, wave
-from two_processes import in_two_processes, in_two_threads
+from helpers.distributed import in_two_processes, in_two_threads
+from helpers.golden import float64, load_json, wave
 
 SIZE = (12, 10)
 CLASSES = (1, 5)

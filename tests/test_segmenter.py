@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import golden_cases as cases
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.segmenter import Segmenter, decide, pixel_loss, probabilities
 from deepavfusion.models.vit import ViT
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.utils.errors import UserError
+from helpers import golden as cases
 
 
 def original_name(name: str) -> str:

@@ -14,8 +14,8 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 
 from deepavfusion.metrics import separation
 from deepavfusion.metrics.separation import SeparationMetrics, bss_eval
-from golden_cases import float64, load_json, wave
-from two_processes import in_two_processes, in_two_threads
+from helpers.distributed import in_two_processes, in_two_threads
+from helpers.golden import float64, load_json, wave
 
 SAMPLES = 4000
 

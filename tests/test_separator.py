@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import golden_cases as cases
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.separator import Separator, mask_loss, target_mask
 from deepavfusion.models.unet import spread_layers
@@ -16,6 +15,7 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.transforms.audio import HOP_LENGTH, N_FFT, N_MELS, LogMel, MelMask
 from deepavfusion.utils.errors import UserError
+from helpers import golden as cases
 
 LAYERS = 4  # levels above the bottom
 

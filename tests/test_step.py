@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-import golden_cases as cases
 from deepavfusion.tasks.pretrain import Pretrain
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch
+from helpers import golden as cases
 
 CLIPS = 4
 

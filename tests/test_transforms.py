@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-import golden_cases as cases
 from deepavfusion.transforms.audio import LogMel, apply_gain, extend_by_mirror
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.transforms.image import Normalise, View, centre_view, random_view
 from deepavfusion.types import Batch
+from helpers import golden as cases
 
 
 def test_log_mel_matches_golden():

@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from damage import ask, open_checkpoint, small_network, summary
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import Weights, read_weights, write_weights
+from helpers.damage import ask, open_checkpoint, small_network, summary
 
 RECORD = {"task": "pretrain", "model": {"_target_": "deepavfusion.tasks.pretrain.Pretrain", "sizes": [1, 2.5, None]}}
 

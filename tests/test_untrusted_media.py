@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from damage import Answer, ask, boxes, open_clip, summary
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import PackedClip, _checked, packed_list
@@ -31,6 +30,7 @@ from deepavfusion.media.encode import write_mp4
 from deepavfusion.media.stills import read_mask, read_picture, read_size
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError, UserError
+from helpers.damage import Answer, ask, boxes, open_clip, summary
 from test_decode import clicks, numbered, write_stream
 
 REASONS = set(DecodeError.REASONS) - {"bad_mask"}

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import golden_cases as cases
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import load_encoder, load_mae, load_vit, our_name, read_weights
+from helpers import golden as cases
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

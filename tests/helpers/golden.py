@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.vit import ViT
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGE_KEEP = torch.tensor([[3, 0, 9, 14], [7, 12, 1, 5]])
 AUDIO_KEEP = torch.tensor([[4], [2]])
 
