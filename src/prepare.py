@@ -45,7 +45,7 @@ def verify_data(cfg: DictConfig) -> None:
         [data.read(split, known_bad=False)[0] for split in splits(cfg, data)],
         data.root,
         Path(data.verify_report),
-        data.leave_out,
+        data.exclude,
         data.audio_seconds,
         kind.get("label_offset", 0),
         workers(cfg),

@@ -65,7 +65,7 @@ def test_every_head_is_one_graph_with_the_same_outputs_and_gradients(head, fresh
         "classifier": lambda: Classifier(encoder, 5),
         "probe": lambda: Classifier(encoder, 5, frozen=True),
         "separator": lambda: Separator(encoder),
-        "segmenter": lambda: Segmenter(encoder, head_dim=16, least_head_dim=16),
+        "segmenter": lambda: Segmenter(encoder, head_dim=16, min_head_dim=16),
     }[head]()
     compiled = deepcopy(net)
     compiled.compile(fullgraph=True, dynamic=False, backend="eager")

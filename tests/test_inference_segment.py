@@ -42,7 +42,7 @@ def model(num_classes: int) -> dict[str, Any]:
         "_target_": "deepavfusion.tasks.segment.Segment",
         "num_classes": num_classes,
         "head_dim": 16,
-        "least_head_dim": 8,
+        "min_head_dim": 8,
         "pretrained": None,
         "net": {
             "_target_": "deepavfusion.models.deepavfusion.DeepAVFusion",

@@ -108,7 +108,7 @@ def test_a_wide_encoder_narrows_to_128_channels():
 
 def test_the_head_hears():
     torch.manual_seed(0)
-    model = Segmenter(small_encoder(), head_dim=16, least_head_dim=8).eval()
+    model = Segmenter(small_encoder(), head_dim=16, min_head_dim=8).eval()
     image, one, other = torch.randn(2, 3, 64, 64), torch.randn(2, 1, 32, 48), torch.randn(2, 1, 32, 48)
     with torch.no_grad():
         assert not torch.allclose(model(image, one), model(image, other), atol=1e-4)
@@ -120,7 +120,7 @@ def test_the_head_hears():
 
 def test_every_parameter_of_the_head_learns():
     torch.manual_seed(0)
-    model = Segmenter(small_encoder(), 5, head_dim=16, least_head_dim=8)
+    model = Segmenter(small_encoder(), 5, head_dim=16, min_head_dim=8)
     mask = torch.randint(5, (2, 64, 64), dtype=torch.uint8)
     pixel_loss(model(torch.randn(2, 3, 64, 64), torch.randn(2, 1, 32, 48)), mask).backward()
     assert all(p.grad is not None and p.grad.any() for p in model.head.parameters())

@@ -32,7 +32,7 @@ from deepavfusion.verify.verify import verify
 from helpers.verify import listed, pid, scripted
 from test_decode import clicks, copy_from, numbered, write_stream
 
-LEAVE_OUT = ["no_video", "no_audio", "truncated", "undecodable", "hung", "bad_mask"]
+EXCLUDE = ["no_video", "no_audio", "truncated", "undecodable", "hung", "bad_mask"]
 TONE = 0.3 * np.sin(np.arange(4 * 16_000) / 16_000 * 2 * np.pi * 440)
 
 
@@ -50,7 +50,7 @@ def rows(report: Path) -> dict[str, dict[str, str]]:
 
 
 def run(lists: Sequence[ClipList], root: Path, **options: object) -> Counter[str]:
-    return verify(lists, root, root / "verify.csv", LEAVE_OUT, **options)  # type: ignore[arg-type]
+    return verify(lists, root, root / "verify.csv", EXCLUDE, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_every_word(every_kind: dict[str, Path], tmp_path: Path, capsys: pytest.
     assert found["missing"]["modified"] == found["missing"]["bytes"] == ""
     assert list(found) == sorted(every_kind)
     out = capsys.readouterr().out
-    assert "leave out by themselves the 4 that data.leave_out names" in out
+    assert "leave out by themselves the 4 that data.exclude names" in out
     assert str(tmp_path / "verify.csv") in out
     with (tmp_path / "verify_classes.csv").open() as file:
         lines = list(csv.reader(file))
@@ -362,7 +362,7 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
     assert 20 <= len(before) < 90
     with report.open("a") as file:
         file.write("099,train,drum,o")
-    assert bad_clips(report, LEAVE_OUT) == {}  # a run that begins now is not disturbed
+    assert bad_clips(report, EXCLUDE) == {}  # a run that begins now is not disturbed
     time.sleep(0.3)  # the old workers end by themselves
     (tmp_path / "log").unlink()
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=60)
@@ -384,16 +384,16 @@ def test_runs_leave_out_what_the_report_names(tmp_path: Path, whole: Path) -> No
     bad.write_bytes(whole.read_bytes()[:5000])
 
     data = ClipDataModule(
-        vggsound, str(tmp_path), "vggsound", verify_report=str(tmp_path / "verify.csv"), leave_out=LEAVE_OUT
+        vggsound, str(tmp_path), "vggsound", verify_report=str(tmp_path / "verify.csv"), exclude=EXCLUDE
     )
     assert [clip.id for clip in data.read("train")[0].clips] == ["aa_000000", "bb_000000"]  # no report, no matter
     run([data.read(split, known_bad=False)[0] for split in ("train", "test")], tmp_path)
     clips = data.read("train")[0]
     assert [clip.id for clip in clips.clips] == ["aa_000000"]
     assert [(clip.id, why) for clip, why in clips.excluded] == [("bb_000000", "truncated")]
-    data.leave_out = ("still",)
+    data.exclude = ("still",)
     assert len(data.read("train")[0]) == 2
-    data.leave_out = tuple(LEAVE_OUT)
+    data.exclude = tuple(EXCLUDE)
     moved = tmp_path.with_name("moved")
     tmp_path.rename(moved)
     data.root, data.verify_report = str(moved), str(moved / "verify.csv")
@@ -412,22 +412,22 @@ def test_a_clip_of_two_splits_is_looked_at_once(tmp_path: Path, whole: Path) -> 
     with report.open() as file:
         assert [row[:2] for row in csv.reader(file)][1:] == [["same", "balanced"], ["same", "full"]]
     assert run([listed(files, "third")], tmp_path, check=scripted) == {"no_audio": 1}  # known by its file
-    assert bad_clips(report, LEAVE_OUT) == {"same": "no_audio"}
+    assert bad_clips(report, EXCLUDE) == {"same": "no_audio"}
     shutil.copy(whole, tmp_path / "good.mp4")
     run([listed({"same": tmp_path / "good.mp4"}, "other")], tmp_path)
-    assert bad_clips(report, LEAVE_OUT) == {}  # the same id, another file, whole
+    assert bad_clips(report, EXCLUDE) == {}  # the same id, another file, whole
 
 
 def test_what_is_no_report(tmp_path: Path, whole: Path) -> None:
     report = tmp_path / "verify.csv"
-    assert bad_clips(report, LEAVE_OUT) == {}
+    assert bad_clips(report, EXCLUDE) == {}
     with pytest.raises(UserError, match="'mute'; expected some of hung, no_video, no_audio, truncated"):
         bad_clips(report, ["mute"])
     clips = listed({"a": whole})
     run([clips], tmp_path)
     good = report.read_text()
     report.write_text(good + "what,is,this\n" + good.splitlines()[1] + "\n")
-    for call in (lambda: bad_clips(report, LEAVE_OUT), lambda: run([clips], tmp_path)):
+    for call in (lambda: bad_clips(report, EXCLUDE), lambda: run([clips], tmp_path)):
         with pytest.raises(UserError, match=r"is damaged: line 3, reads `what,is,this`; expected `id,split,"):
             call()
     assert run([clips], tmp_path, force=True) == {"ok": 1}

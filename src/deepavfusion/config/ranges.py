@@ -102,7 +102,7 @@ INDEX_TEXTS = (
     *("metadata", "label2idx", "split_dir", "train_list", "test_list"),
 )
 CALLBACK_COUNTS = (
-    *("pictures.num_frames", "pictures.num_mixtures", "reconstructions.num_clips", "projector.max_clips"),
+    *("images.num_frames", "images.num_mixtures", "reconstructions.num_clips", "projector.max_clips"),
     *("report.num_examples", "report.num_failures", "duets.limit"),
 )
 RULES: dict[str, Rule] = {  # in the order of checking: what others refer to comes first
@@ -119,7 +119,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     **dict.fromkeys(("root", "data.name", "data.root"), TEXT),
     **dict.fromkeys(("data.train_split", "data.val_split", "data.eval_split"), TEXT),
     **dict.fromkeys(("data.verify_report", "data.cache_dir"), TEXT | NULL),
-    "data.leave_out": TEXTS,
+    "data.exclude": TEXTS,
     "data.batch_size": MANY,
     "data.image_size": PIXELS,
     "data.audio_seconds": SECONDS,
@@ -163,7 +163,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     **dict.fromkeys(("model.log_odds_bias", "model.weighted_loss"), FLAG),
     "model.multi_label": FLAG | NULL,
     "model.head_dim": VIT["embed_dim"] | NULL,
-    "model.least_head_dim": whole(1, 65_536),
+    "model.min_head_dim": whole(1, 65_536),
     "model.mask": one_of("ratio", "binary", "dominant"),
     "model.spread": one_of("transposed", "normalised"),
     "model.batch_size": MANY,

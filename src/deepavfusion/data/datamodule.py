@@ -58,7 +58,7 @@ class ClipDataModule(LightningDataModule):
         wrong_audio: in the second test loader annotated frames come with the sound of a clip of other classes.
         min_coverage: an evaluation that rests on a smaller part of its list is an error, 0…1.
         verify_report: CSV file of `prepare.py command=verify`; none is needed.
-        leave_out: what the report says of clips that are not used.
+        exclude: what the report says of clips that are not used.
         cache_dir: where chunks of a remote root are kept; None: under the home folder.
         seed: of order, windows and crops.
     """
@@ -86,7 +86,7 @@ class ClipDataModule(LightningDataModule):
         wrong_audio: bool = False,
         min_coverage: float = 0.0,
         verify_report: str | None = None,
-        leave_out: Sequence[str] = (),
+        exclude: Sequence[str] = (),
         cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -99,7 +99,7 @@ class ClipDataModule(LightningDataModule):
         self.repeats, self.class_balanced = repeats, class_balanced
         self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
         self.min_coverage = min_coverage
-        self.verify_report, self.leave_out, self.cache_dir = verify_report, tuple(leave_out), cache_dir
+        self.verify_report, self.exclude, self.cache_dir = verify_report, tuple(exclude), cache_dir
         self.seed = seed
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
@@ -134,7 +134,7 @@ class ClipDataModule(LightningDataModule):
             return packed_list(self.root, split, self.dataset_name, self.reader, self.cache_dir)
         clips = self.index(root=self.root, split=split)
         if known_bad and self.verify_report:
-            clips = clips.without(bad_clips(Path(self.verify_report), self.leave_out))
+            clips = clips.without(bad_clips(Path(self.verify_report), self.exclude))
         return clips, RawStore()
 
     def setup(self, stage: str | None = None) -> None:

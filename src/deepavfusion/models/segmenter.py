@@ -93,11 +93,11 @@ class Segmenter(nn.Module):
 
     Args:
         encoder: the backbone.
-        num_classes, head_dim, least_head_dim: see `SegmentationHead`.
+        num_classes, head_dim, min_head_dim: see `SegmentationHead`.
     """
 
     def __init__(
-        self, encoder: DeepAVFusion, num_classes: int = 1, head_dim: int | None = None, least_head_dim: int = 128
+        self, encoder: DeepAVFusion, num_classes: int = 1, head_dim: int | None = None, min_head_dim: int = 128
     ) -> None:
         super().__init__()
         if encoder.image.patch_size != 2 ** (LEVELS + 1):
@@ -107,7 +107,7 @@ class Segmenter(nn.Module):
             )
         self.encoder, self.num_classes = encoder, num_classes
         grid = encoder.image.grid
-        self.head = SegmentationHead(encoder.embed_dim, encoder.depth, grid, num_classes, head_dim, least_head_dim)
+        self.head = SegmentationHead(encoder.embed_dim, encoder.depth, grid, num_classes, head_dim, min_head_dim)
 
     def forward(self, image: Tensor, audio: Tensor) -> Tensor:
         """What each pixel is.

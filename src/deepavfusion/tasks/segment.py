@@ -27,7 +27,7 @@ class Segment(FineTune):
         net: the backbone.
         num_classes: 1: sounding or not; else the classes of the data, with the background as class 0.
         head_dim: channels at the bottom of the head's U-Net; None: as wide as the encoder.
-        least_head_dim: channels that no level of it goes below.
+        min_head_dim: channels that no level of it goes below.
         batch_size: frames a step and process, for the learning rate.
         blr: learning rate for 256 frames; the run's is blr · effective batch / 256.
         weight_decay, betas: of AdamW; parameters of one dimension do not decay.
@@ -46,7 +46,7 @@ class Segment(FineTune):
         net: DeepAVFusion,
         num_classes: int = 1,
         head_dim: int | None = None,
-        least_head_dim: int = 128,
+        min_head_dim: int = 128,
         batch_size: int = 16,
         blr: float = 2e-4,
         weight_decay: float = 0.05,
@@ -61,7 +61,7 @@ class Segment(FineTune):
         self.save_hyperparameters(ignore=["net"])
         load_pretrained(net, pretrained, latest_pretraining)
         freeze_unread(net)
-        self.net = Segmenter(net, num_classes, head_dim, least_head_dim)
+        self.net = Segmenter(net, num_classes, head_dim, min_head_dim)
         self.val_metrics = SegmentationMetrics(num_classes)
         self.test_metrics = SegmentationMetrics(num_classes)
         self.wrong_audio_metrics = SegmentationMetrics(num_classes)

@@ -42,7 +42,7 @@ def verify(
     lists: Sequence[ClipList],
     root: str | os.PathLike[str],
     report: Path,
-    leave_out: Collection[str] = (),
+    exclude: Collection[str] = (),
     audio_seconds: float = 3.0,
     label_offset: int = 0,
     workers: int = 1,
@@ -57,7 +57,7 @@ def verify(
         lists: the splits, of the files as published.
         root: the folder they are in, for the closing line.
         report: CSV file that is made, or gone on with; beside it `<report>_classes.csv` is written.
-        leave_out: the words for which runs leave a clip out, for the closing line.
+        exclude: the words for which runs leave a clip out, for the closing line.
         audio_seconds: length of the window that training takes.
         label_offset: of the masks' values.
         workers: processes.
@@ -72,7 +72,7 @@ def verify(
     Raises:
         UserError: an unknown word, or the report cannot be written, is damaged, or written by another process.
     """
-    _check_words(leave_out)
+    _check_words(exclude)
     classes = len(lists[0].classes) if semantic else None
     check = check or partial(check_clip, audio_seconds=audio_seconds, classes=classes, label_offset=label_offset)
     with Report(report, trust=not force) as book:
@@ -89,14 +89,14 @@ def verify(
                         book.add(_row(clips, clip, result, job.found, book.folder))
                     bar.advance(task)
         book.finish()
-        total, left_out = _tell_counts(lists, book, leave_out)
+        total, left_out = _tell_counts(lists, book, exclude)
         sentence = _best_offset(lists, book, label_offset)
     if sentence:
         say(sentence)
     place = f"data.root={root}"
     if os.path.abspath(report) != os.path.abspath(os.path.join(root, "verify.csv")):
         place += f" data.verify_report={report}"
-    what = f"leave out by themselves the {left_out} that data.leave_out names" if left_out else "leave none out"
+    what = f"leave out by themselves the {left_out} that data.exclude names" if left_out else "leave none out"
     say(f"{report} names every clip; runs with {place} {what}.")
     return total
 
@@ -175,7 +175,7 @@ def _classes_of(clips: ClipList, clip: Clip) -> list[str]:
 # ---- what is told at the end
 
 
-def _tell_counts(lists: Sequence[ClipList], book: Report, leave_out: Collection[str]) -> tuple[Counter[str], int]:
+def _tell_counts(lists: Sequence[ClipList], book: Report, exclude: Collection[str]) -> tuple[Counter[str], int]:
     """Print the tables and write the one of the classes: the count of each status, and of those that are left out."""
     statuses: dict[str, Counter[str]] = {}
     by_class: dict[tuple[str, str], Counter[str]] = {}
@@ -185,7 +185,7 @@ def _tell_counts(lists: Sequence[ClipList], book: Report, leave_out: Collection[
         for clip in _all(clips):
             row = book.rows[clips.split, clip.id]
             statuses[clips.split][row.status] += 1
-            left_out += any(word in leave_out for word in row.words)
+            left_out += any(word in exclude for word in row.words)
             for name in _classes_of(clips, clip):
                 count = by_class.setdefault((clips.split, name), Counter())
                 count.update(["listed"] + ["present"] * (row.status != "missing") + ["usable"] * (row.usable == "yes"))

@@ -170,25 +170,25 @@ def _until(file: IO[str], size: int) -> Iterator[str]:
         yield line
 
 
-def bad_clips(report: Path, leave_out: Collection[str]) -> dict[str, str]:
+def bad_clips(report: Path, exclude: Collection[str]) -> dict[str, str]:
     """Clips that a report names as unusable and whose files have not changed since: id -> status.
 
     A clip of several splits is bad only if all its lines say so. `missing` needs no entry: lists look themselves.
 
     Args:
         report: the file; there need not be one.
-        leave_out: the words for which a clip is left out.
+        exclude: the words for which a clip is left out.
 
     Raises:
         UserError: an unknown word, or a damaged report.
     """
-    _check_words(leave_out)
+    _check_words(exclude)
     if not report.exists():
         return {}
     folder = os.path.abspath(report.parent)
 
     def why(row: Row) -> str | None:
-        word = next((word for word in row.words if word in leave_out), None)
+        word = next((word for word in row.words if word in exclude), None)
         return word if word and unchanged(row, signature(os.path.join(folder, row.path), row.seconds)) else None
 
     bad = {row.id: word for row in read_rows(report) if (word := why(row))}
@@ -198,8 +198,8 @@ def bad_clips(report: Path, leave_out: Collection[str]) -> dict[str, str]:
     return bad
 
 
-def _check_words(leave_out: Collection[str]) -> None:
+def _check_words(exclude: Collection[str]) -> None:
     words = [word for word in STATUSES if word not in ("ok", "missing")]
-    unknown = [word for word in leave_out if word not in words]
+    unknown = [word for word in exclude if word not in words]
     if unknown:
-        raise UserError(f"data.leave_out has the word {unknown[0]!r}; expected some of {', '.join(words)}.")
+        raise UserError(f"data.exclude has the word {unknown[0]!r}; expected some of {', '.join(words)}.")
