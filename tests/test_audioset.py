@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.data.lists.audioset import audioset
-from deepavfusion.utils.errors import UserError
+from helpers.errors import refusal
 
 CLASSES = """\
 index,mid,display_name
@@ -67,9 +67,7 @@ def make(
 
 
 def message(root: Path, split: str = "unbalanced", **options: str) -> str:
-    with pytest.raises(UserError) as error:
-        audioset(root, split, **options)
-    return str(error.value)
+    return refusal(audioset, root, split, **options)
 
 
 def test_clips_and_labels(tmp_path: Path) -> None:

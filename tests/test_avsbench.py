@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.data.lists.avsbench import avsbench, names_in
 from deepavfusion.demo import demo
-from deepavfusion.utils.errors import UserError
+from helpers.errors import refusal
 
 NAMES = {"background": 0, "man": 1, "emergency-car": 2, "steel_guitar": 3, "guitar": 4}
 HEADER = "vid,uid,s_min,s_sec,a_obj,split,label\n"
@@ -50,9 +50,7 @@ def make(root: Path, metadata: str = METADATA, names: object = NAMES, masks: dic
 
 
 def message(root: Path, split: str = "train", subset: str = "s4", **options: str) -> str:
-    with pytest.raises(UserError) as error:
-        avsbench(root, split, subset, **options)
-    return str(error.value)
+    return refusal(avsbench, root, split, subset, **options)
 
 
 def test_s4(tmp_path: Path) -> None:

@@ -8,10 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -20,9 +18,7 @@ from deepavfusion.media import audio as audio_reader
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.utils.errors import DecodeError
-
-FPS = 25
-CLICKS = (0.5, 2.0, 3.5)  # s, in a file of 4 s
+from helpers.media import CLICKS, FPS, clicks, copy_from, number, numbered, write_stream
 
 
 @contextmanager
@@ -39,76 +35,6 @@ def time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def numbered(count: int, height: int = 32) -> np.ndarray:
-    """Frames that carry their number in eight vertical bars, the lowest bit on the left."""
-    bits = (np.arange(count)[:, None] >> np.arange(8)) & 1
-    return np.broadcast_to(np.repeat(bits * 255, 16, 1)[:, None, :, None], (count, height, 128, 3)).astype(np.uint8)
-
-
-def number(frame: np.ndarray) -> int:
-    middle = frame[frame.shape[0] // 2].mean(axis=1).reshape(8, 16)[:, 4:12].mean(axis=1)
-    return int(((middle > 127) << np.arange(8)).sum())
-
-
-def clicks(rate: int, channels: int = 1, seconds: float = 4.0, times: tuple[float, ...] = CLICKS) -> np.ndarray:
-    """Short bursts of 1 kHz, silence elsewhere; [C, T]."""
-    wave = np.zeros(round(seconds * rate), np.float32)
-    burst = np.hanning(rate // 250) * np.cos(2 * np.pi * 1000 * np.arange(rate // 250) / rate)
-    for time in times:
-        start = round(time * rate) - len(burst) // 2
-        wave[start : start + len(burst)] = 0.8 * burst
-    return np.tile(wave, (channels, 1))
-
-
-def write_stream(
-    path: Path,
-    wave: np.ndarray | None = None,
-    rate: int = 16_000,
-    layout: str = "mono",
-    frames: np.ndarray | None = None,
-    offset: float = 0.0,
-    x264: str = "",
-    **options: str,
-) -> None:
-    """What `write_mp4` does not write: surround sound, other containers, late starts, open groups of pictures."""
-    with av.open(str(path), "w", options=options) as container:
-        video = sound = None
-        if frames is not None:
-            video = container.add_stream("libx264", rate=FPS, options={"x264-params": f"keyint=16:{x264}"})
-            video.height, video.width = frames.shape[1:3]
-            video.pix_fmt, video.thread_count = "yuv420p", 1
-            video.time_base = video.codec_context.time_base = Fraction(1, 12_800)
-        if wave is not None:
-            sound = container.add_stream("aac", rate=rate, layout=layout)
-        if video is not None and frames is not None:
-            for index, pixels in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame.pts, frame.time_base = round((index / FPS + offset) * 12_800), Fraction(1, 12_800)
-                container.mux(video.encode(frame))
-            container.mux(video.encode(None))
-        if sound is not None and wave is not None:
-            for begin in range(0, wave.shape[1], 1024):
-                chunk = np.ascontiguousarray(wave[:, begin : begin + 1024])
-                block = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=layout)
-                block.sample_rate, block.time_base = rate, Fraction(1, rate)
-                block.pts = begin + round(offset * rate)
-                container.mux(sound.encode(block))
-            container.mux(sound.encode(None))
-
-
-def copy_from(source: Path, target: Path, start: float) -> None:
-    """Cut without encoding, as `ffmpeg -ss start -c copy` does: pictures before `start` stay in, not shown."""
-    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
-        video = reader.streams.video[0]
-        copy = writer.add_stream_from_template(video)
-        shift = round(start / video.time_base)
-        reader.seek(shift, stream=video)
-        for packet in reader.demux(video):
-            if packet.dts is not None:
-                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
-                writer.mux(packet)
 
 
 def reason(function: object, *args: object) -> str:

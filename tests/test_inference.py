@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.config.compose import instantiate
 from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
 from deepavfusion.inference.separate import Separation, separate_video, source_mask
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
@@ -28,37 +27,16 @@ from deepavfusion.models.separator import target_mask
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import N_FFT, SAMPLE_RATE, LogMel, MelMask
 from deepavfusion.utils.errors import UserError
-from test_decode import write_stream
+from helpers.checkpoints import SEPARATOR, write_separator
+from helpers.errors import refusal
+from helpers.media import noise, snr, write_stream, write_video
 
-VIT = {"_target_": "deepavfusion.models.vit.ViT", "embed_dim": 16, "depth": 2, "num_heads": 2}
-MODEL = {
-    "_target_": "deepavfusion.tasks.separate.Separate",
-    "mask": "ratio",
-    "pretrained": "auto",
-    "latest_pretraining": "logs/pretrain/latest/checkpoints/last.ckpt",
-    "net": {
-        "_target_": "deepavfusion.models.deepavfusion.DeepAVFusion",
-        "image": {**VIT, "input_size": [64, 64], "in_chans": 3},
-        "audio": {**VIT, "input_size": [128, 192], "in_chans": 1},
-        "num_fusion_tokens": [4, 2, 2],
-    },
-}
 WINDOW = 3 * SAMPLE_RATE
-
-
-def write_checkpoint(path: Path, model: dict[str, Any] = MODEL, task: str = "separate", **more: Any) -> Path:
-    """A checkpoint in Lightning's layout, with a network of the seed 0."""
-    torch.manual_seed(0)
-    module = instantiate({**MODEL, "pretrained": None, "latest_pretraining": None})
-    record = {"task": task, "model": model, "data": {"image_size": 64, "audio_seconds": 3.0}, "classes": ["a"]}
-    content = {"pytorch-lightning_version": "2.6.0", "epoch": 1, "hyper_parameters": {"mask": "ratio"}}
-    torch.save({**content, "state_dict": module.state_dict(), "record": record, **more}, path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("ckpt") / "last.ckpt")
+    return write_separator(tmp_path_factory.mktemp("ckpt") / "last.ckpt")
 
 
 @pytest.fixture
@@ -68,18 +46,6 @@ def task(ckpt: Path) -> Separate:
     return task
 
 
-def noise(seconds: float, rate: int = SAMPLE_RATE, channels: int = 1, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(-0.3, 0.3, (channels, round(seconds * rate))).astype(np.float32)
-
-
-def write_video(path: Path, sound: np.ndarray, rate: int = SAMPLE_RATE, frames: int = 4, size: int = 96) -> Path:
-    """Red on the left, blue on the right, 2 pictures a second; twice as wide as high."""
-    picture = np.zeros((frames, size, 2 * size, 3), np.uint8)
-    picture[:, :, :size, 0] = picture[:, :, size:, 2] = 200
-    write_mp4(path, picture, 2, sound, rate, audio_bit_rate=128_000)
-    return path
-
-
 def always(task: Separate, monkeypatch: pytest.MonkeyPatch, logit: float) -> None:
     """The network gives this logit everywhere."""
 
@@ -87,19 +53,6 @@ def always(task: Separate, monkeypatch: pytest.MonkeyPatch, logit: float) -> Non
         return torch.full((len(image), 1, 128, 192), logit)
 
     monkeypatch.setattr(task.net, "forward", forward)
-
-
-def snr(estimate: Any, truth: Any) -> float:
-    estimate, truth = torch.as_tensor(estimate).double(), torch.as_tensor(truth).double()
-    return float(10 * torch.log10(truth.square().sum() / (estimate - truth).square().sum()))
-
-
-def sentence(*args: Any, **kwargs: Any) -> str:
-    """What `separate_video` refuses a video with."""
-    with pytest.raises(UserError) as error:
-        separate_video(*args, **kwargs)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -129,8 +82,8 @@ def test_what_is_no_checkpoint_of_the_task(ckpt: Path, tmp_path: Path) -> None:
         "list.ckpt": [torch.zeros(1)],
         "other.ckpt": {**whole, "record": {**whole["record"], "task": "pretrain"}},
         "less.ckpt": {**whole, "state_dict": dict(list(whole["state_dict"].items())[1:])},
-        "newer.ckpt": {**whole, "record": {**whole["record"], "model": {**MODEL, "new_key": 1}}},
-        "encoder.ckpt": {**whole, "record": {**whole["record"], "model": MODEL["net"]}},
+        "newer.ckpt": {**whole, "record": {**whole["record"], "model": {**SEPARATOR, "new_key": 1}}},
+        "encoder.ckpt": {**whole, "record": {**whole["record"], "model": SEPARATOR["net"]}},
     }
     said = {}
     for name, content in files.items():
@@ -189,8 +142,12 @@ def test_nothing_foreign_is_built_or_imported(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     evil = {"_target_": target}
-    model = {"task": {**MODEL, **evil}, "net": {**MODEL, "net": evil}, "list": {**MODEL, "betas": [{"a": evil}]}}[where]
-    path = write_checkpoint(tmp_path / "a.ckpt", model)
+    model = {
+        "task": {**SEPARATOR, **evil},
+        "net": {**SEPARATOR, "net": evil},
+        "list": {**SEPARATOR, "betas": [{"a": evil}]},
+    }[where]
+    path = write_separator(tmp_path / "a.ckpt", model)
     with pytest.raises(UserError, match="wants to build"):
         load_task(path, "separate")
     assert not (tmp_path / "ran").exists()
@@ -428,7 +385,7 @@ def test_videos_that_cannot_be_separated(task: Separate, tmp_path: Path) -> None
         "missing.mp4": "there is no such file",
     }
     for name, words in expected.items():
-        said = sentence(task, tmp_path / name)
+        said = refusal(separate_video, task, tmp_path / name)
         assert words in said, said
         assert str(tmp_path / name) in said
 
@@ -439,7 +396,7 @@ def test_real_clips(real_clips: Path, task: Separate) -> None:
     assert (still.chosen_by, len(still.boxes), still.frame.shape) == ("model", 2, (230, 256, 3))
     film = separate_video(task, real_clips / "bigbuckbunny.mp4", [[0, 0, 0.5, 1]])
     assert (film.sample_rate, film.waveforms.shape) == (48_000, (1, 254_976))  # 5.312 s
-    assert "no audio" in sentence(task, real_clips / "bikes.mp4")
+    assert "no audio" in refusal(separate_video, task, real_clips / "bikes.mp4")
 
 
 # ---------------------------------------------------------------- boxes
@@ -475,10 +432,10 @@ def test_bad_boxes(boxes: Any, words: str) -> None:
 
 def test_number_of_sources_and_boxes(task: Separate, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", noise(1.0))
-    assert "boxes holds 1 boxes, sources is 2" in sentence(task, path, [[0, 0, 1, 1]], 2)
+    assert "boxes holds 1 boxes, sources is 2" in refusal(separate_video, task, path, [[0, 0, 1, 1]], 2)
     for sources in (0, -1, "two", 1.5):
-        assert f"sources is {sources!r}" in sentence(task, path, None, sources)
-    assert "more than this model can tell apart" in sentence(task, path, None, 17)  # of 4 × 4 patches
+        assert f"sources is {sources!r}" in refusal(separate_video, task, path, None, sources)
+    assert "more than this model can tell apart" in refusal(separate_video, task, path, None, 17)  # of 4 × 4 patches
     assert separate_video(task, path, [[0, 0, 1, 1]]).waveforms.shape[0] == 1
     assert separate_video(task, path, sources=3).waveforms.shape[0] == 3
 

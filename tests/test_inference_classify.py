@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from deepavfusion.config.compose import instantiate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawStore
@@ -31,43 +30,11 @@ from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import STREAMS, Clip
 from deepavfusion.utils.errors import UserError
-from test_decode import write_stream
-from test_inference import noise
-from test_inference_segment import coloured_noise
+from helpers.checkpoints import SIZE, SPOKEN, write_classifier
+from helpers.errors import refusal
+from helpers.media import coloured_noise, noise, write_stream
 
-VIT = {"_target_": "deepavfusion.models.vit.ViT", "embed_dim": 32, "depth": 2, "num_heads": 2}
-SIZE, SECONDS = 64, 2.0
-NAMES = ["playing flute", "dog barking", "train [horn]"]
-
-
-def model(**more: Any) -> dict[str, Any]:
-    return {
-        "_target_": "deepavfusion.tasks.classify.Classify",
-        "num_classes": len(NAMES),
-        "pretrained": "auto",
-        "latest_pretraining": "nowhere.ckpt",
-        "net": {
-            "_target_": "deepavfusion.models.deepavfusion.DeepAVFusion",
-            "image": {**VIT, "input_size": [SIZE, SIZE], "in_chans": 3},
-            "audio": {**VIT, "input_size": [128, 128], "in_chans": 1},
-            "num_fusion_tokens": [4, 2, 2],
-        },
-        **more,
-    }
-
-
-def write_classifier(path: Path, classes: list[str] = NAMES, **more: Any) -> Path:
-    """A checkpoint in Lightning's layout of a random network that does not say the same of everything."""
-    torch.manual_seed(0)
-    config = model(num_classes=len(classes), **more)
-    task = instantiate({**config, "pretrained": None, "latest_pretraining": None}).eval()
-    with torch.no_grad():
-        for head in task.net.heads.values():
-            head.weight.mul_(2)
-    record = {"task": "classify", "model": config, "data": {"name": "vggsound"}, "classes": classes}
-    content = {"pytorch-lightning_version": "2.6.0", "epoch": 1, "hyper_parameters": {}}
-    torch.save({**content, "state_dict": task.state_dict(), "record": record}, path)
-    return path
+SECONDS = 2.0
 
 
 def opened(path: Path) -> Classify:
@@ -98,13 +65,6 @@ def by_hand(task: Classify, path: Path, start: float) -> Tensor:
     return rows.sigmoid() if task.hparams["multi_label"] else rows.softmax(dim=1)
 
 
-def sentence(*args: Any, **kwargs: Any) -> str:
-    with pytest.raises(UserError) as error:
-        classify_video(*args, **kwargs)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 # ---------------------------------------------------------------- windows and scores
 
 
@@ -115,7 +75,7 @@ def test_scores_are_those_of_evaluation(multi_label: bool, frozen: bool, tmp_pat
     video = film(tmp_path / "a.mp4", 5.5)
     found = classify_video(task, video, batch_size=3)
     assert HEADS == ("image", "audio", "fusion", "all")
-    assert (found.classes, found.multi_label, found.window, found.hop_seconds) == (NAMES, multi_label, SECONDS, 1.0)
+    assert (found.classes, found.multi_label, found.window, found.hop_seconds) == (SPOKEN, multi_label, SECONDS, 1.0)
     assert found.seconds == pytest.approx(5.5, abs=0.07)  # the codec fills up its last frame
     assert found.starts[:-1] == [0.0, 1.0, 2.0, 3.0]
     assert found.starts[-1] + SECONDS == pytest.approx(found.seconds, abs=1e-9)
@@ -200,16 +160,20 @@ def test_videos_that_cannot_be_classified(task: Classify, tmp_path: Path) -> Non
     write_mp4(tmp_path / "mute.mp4", coloured_noise(8, 64, 64), 4)
     write_stream(tmp_path / "blind.m4a", noise(2.0))
     for name in ("text.mp4", "cut.mp4"):
-        assert f"{name} cannot be classified" in sentence(task, tmp_path / name)
-    assert "mute.mp4 cannot be classified, no audio: the file has no audio" in sentence(task, tmp_path / "mute.mp4")
-    assert "blind.m4a cannot be classified, no video" in sentence(task, tmp_path / "blind.m4a")
-    assert "nothing.mp4 cannot be classified, missing" in sentence(task, tmp_path / "nothing.mp4")
-    assert "hop_seconds is 0, expected seconds, at least 0.01" in sentence(task, whole, 0)
-    assert "hop_seconds is nan" in sentence(task, whole, float("nan"))
-    assert "hop_seconds is '1'" in sentence(task, whole, "1")
-    assert "batch_size is 0" in sentence(task, whole, batch_size=0)
-    task.record["classes"] = NAMES[:2]
-    assert "names 2 classes and its network tells 3 apart, expected the same number: use" in sentence(task, whole)
+        assert f"{name} cannot be classified" in refusal(classify_video, task, tmp_path / name)
+    assert "mute.mp4 cannot be classified, no audio: the file has no audio" in refusal(
+        classify_video, task, tmp_path / "mute.mp4"
+    )
+    assert "blind.m4a cannot be classified, no video" in refusal(classify_video, task, tmp_path / "blind.m4a")
+    assert "nothing.mp4 cannot be classified, missing" in refusal(classify_video, task, tmp_path / "nothing.mp4")
+    assert "hop_seconds is 0, expected seconds, at least 0.01" in refusal(classify_video, task, whole, 0)
+    assert "hop_seconds is nan" in refusal(classify_video, task, whole, float("nan"))
+    assert "hop_seconds is '1'" in refusal(classify_video, task, whole, "1")
+    assert "batch_size is 0" in refusal(classify_video, task, whole, batch_size=0)
+    task.record["classes"] = SPOKEN[:2]
+    assert "names 2 classes and its network tells 3 apart, expected the same number: use" in refusal(
+        classify_video, task, whole
+    )
 
 
 # ---------------------------------------------------------------- parts of equal class
@@ -225,7 +189,7 @@ def made_up(tops: list[int], hop: float = 1.0, window: float = 3.0, sure: float 
     seconds = hop * (len(tops) - 1) + window
     starts = [hop * n for n in range(len(tops))]
     mean = scores.astype(np.float64).mean(axis=0)
-    return Classification("a.mp4", NAMES, False, seconds, window, hop, starts, scores, mean)
+    return Classification("a.mp4", SPOKEN, False, seconds, window, hop, starts, scores, mean)
 
 
 def test_parts_of_equal_class() -> None:
@@ -253,7 +217,7 @@ def test_the_best_of_the_whole_video() -> None:
     found = made_up([1, 1, 1, 0, 2, 2])
     assert found.top("all", 5) == [1, 2, 0]
     assert found.top("image", 1) == [0]
-    names, values = zip(*best_of(found.mean[3], NAMES, 2), strict=True)
+    names, values = zip(*best_of(found.mean[3], SPOKEN, 2), strict=True)
     assert names == ("dog barking", "train [horn]")
     assert values == pytest.approx([(3 * 0.8 + 3 * 0.1) / 6, (2 * 0.8 + 4 * 0.1) / 6])
 
@@ -280,18 +244,18 @@ def test_files(task: Classify, tmp_path: Path) -> None:
         window, head, rank = n // 8, n // 2 % 4, n % 2
         scores = found.scores[window, head]
         best = int(np.argsort(-scores)[rank])
-        assert (row["stream"], row["rank"], row["class"]) == (HEADS[head], str(rank + 1), NAMES[best])
+        assert (row["stream"], row["rank"], row["class"]) == (HEADS[head], str(rank + 1), SPOKEN[best])
         assert float(row["probability"]) == pytest.approx(scores[best], abs=1e-6)
         assert float(row["start"]) == pytest.approx(found.starts[window], abs=1e-3)
         assert float(row["end"]) == pytest.approx(found.starts[window] + 2, abs=1e-3)
     saved = json.loads((folder / "clip_classes.json").read_text())
     assert saved == {key: value for key, value in listed.items() if key != "list"}
-    assert (saved["checkpoint"], saved["classes"], len(saved["windows"])) == ("some/last.ckpt", NAMES, 5)
+    assert (saved["checkpoint"], saved["classes"], len(saved["windows"])) == ("some/last.ckpt", SPOKEN, 5)
     assert saved["windows"][1] == [1.0, 3.0]
     for number, head in enumerate(HEADS):
         mean = found.scores[:, number].mean(axis=0)
         best = np.argsort(-mean)[:2]
-        assert [cell["class"] for cell in saved["whole"][head]] == [NAMES[n] for n in best]
+        assert [cell["class"] for cell in saved["whole"][head]] == [SPOKEN[n] for n in best]
         assert [cell["probability"] for cell in saved["whole"][head]] == pytest.approx(mean[best].tolist(), abs=2e-6)
     assert (saved["parts"][0]["start"], saved["parts"][-1]["end"]) == (0.0, round(found.seconds, 3))
     table = as_table(listed)
@@ -315,10 +279,10 @@ def test_figure(task: Classify, tmp_path: Path) -> None:
         legend = panel.get_legend()
         labels = [text.get_text() for text in legend.get_texts()]
         best = found.top(head, 2)
-        assert labels == [f"{NAMES[n]}  {found.mean[number, n]:.2f}" for n in best]
+        assert labels == [f"{SPOKEN[n]}  {found.mean[number, n]:.2f}" for n in best]
         lines = [line for line in panel.lines if line.get_linestyle() == "-"]
         for n, line in zip(best, lines, strict=True):
-            assert colours.setdefault(NAMES[n], tuple(line.get_color())) == tuple(line.get_color())
+            assert colours.setdefault(SPOKEN[n], tuple(line.get_color())) == tuple(line.get_color())
             times, values = line.get_data()
             np.testing.assert_allclose(times[1:-1], np.array(found.starts) + 1)
             np.testing.assert_allclose(values[1:-1], found.scores[:, number, n])
@@ -349,7 +313,7 @@ def test_a_figure_of_any_length(kind: Callable[[Path], Path], task: Classify, tm
     picture = np.asarray(Image.open(tmp_path / listed["picture"]).convert("RGB"))
     assert picture.shape[1] == 1500
     assert picture.std() > 30
-    assert len(listed["whole"]["all"]) == len(NAMES)  # fewer classes than were asked for
+    assert len(listed["whole"]["all"]) == len(SPOKEN)  # fewer classes than were asked for
 
 
 def test_what_cannot_be_written(task: Classify, tmp_path: Path) -> None:
@@ -367,4 +331,4 @@ def test_real_clips(real_clips: Path, task: Classify) -> None:
     still = classify_video(task, real_clips / "music_duet_1.mp4")
     assert still.starts == [0.0, 1.0]
     assert np.isfinite(still.scores).all()
-    assert "no audio: the file has no audio stream" in sentence(task, real_clips / "bikes.mp4")
+    assert "no audio: the file has no audio stream" in refusal(classify_video, task, real_clips / "bikes.mp4")

@@ -30,9 +30,8 @@ from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import original_name
-from test_inference import noise, write_checkpoint
-from test_inference_classify import write_classifier
-from test_inference_segment import coloured_noise, write_segmenter
+from helpers.checkpoints import write_classifier, write_segmenter, write_separator
+from helpers.media import coloured_noise, noise
 
 STREAMS = ("image", "audio", "fusion")
 
@@ -351,7 +350,7 @@ def test_rows(on_disk: bool, tmp_path: Path) -> None:
 
 def test_any_checkpoint_of_ours(tmp_path: Path, videos: Path) -> None:
     for path, task, size, dim in (
-        (write_checkpoint(tmp_path / "separate.ckpt"), "separate", (64, 3.0), 16),
+        (write_separator(tmp_path / "separate.ckpt"), "separate", (64, 3.0), 16),
         (write_segmenter(tmp_path / "segment.ckpt"), "segment", (64, 1.0), 32),
         (write_classifier(tmp_path / "classify.ckpt"), "classify", (64, 2.0), 32),
     ):

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.config.compose import instantiate
 from deepavfusion.inference.segment import Segmentation, cover, decide_enlarged, segment_video
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.film import film_times
@@ -28,55 +27,12 @@ from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.utils.drawing import palette
 from deepavfusion.utils.errors import UserError
-from test_decode import write_stream
-from test_inference import noise, snr, write_video
+from helpers.checkpoints import SEEN, SIZE, write_segmenter
+from helpers.errors import refusal
+from helpers.media import coloured_noise, noise, snr, write_stream, write_video
 
-VIT = {"_target_": "deepavfusion.models.vit.ViT", "embed_dim": 32, "depth": 2, "num_heads": 2}
-SIZE, WINDOW = 64, SAMPLE_RATE
-NAMES = ["background", "dog", "cello", "train", "rain"]
+WINDOW = SAMPLE_RATE
 WIDE = (64, 128)  # height and width of a picture that three squares cover
-
-
-def model(num_classes: int) -> dict[str, Any]:
-    return {
-        "_target_": "deepavfusion.tasks.segment.Segment",
-        "num_classes": num_classes,
-        "head_dim": 16,
-        "min_head_dim": 8,
-        "pretrained": None,
-        "net": {
-            "_target_": "deepavfusion.models.deepavfusion.DeepAVFusion",
-            "image": {**VIT, "input_size": [SIZE, SIZE], "in_chans": 3},
-            "audio": {**VIT, "input_size": [128, 64], "in_chans": 1},
-            "num_fusion_tokens": [4, 2, 2],
-            "fusion_num_heads": 2,
-        },
-    }
-
-
-def write_segmenter(path: Path, num_classes: int = 1, classes: list[str] | None = None) -> Path:
-    """A checkpoint in Lightning's layout of a random network whose classes all occur."""
-    torch.manual_seed(0)
-    task = instantiate(model(num_classes)).eval()
-    last = task.net.head.predict[-1]
-    with torch.no_grad():
-        last.weight.mul_(40)
-        image, audio = coloured_noise(4, SIZE, SIZE), LogMel()(torch.from_numpy(noise(1.0, channels=4)))
-        pixels = torch.from_numpy(image).permute(0, 3, 1, 2)
-        last.bias.sub_(task.net(Normalise()(pixels), audio).mean(dim=(0, 2, 3)))
-    data = {"name": "avsbench", "image_size": SIZE, "audio_seconds": 1.0}
-    names = classes if classes is not None else (NAMES[:num_classes] if num_classes > 1 else ["dog", "cello"])
-    record = {"task": "segment", "model": model(num_classes), "data": data, "classes": names}
-    content = {"pytorch-lightning_version": "2.6.0", "epoch": 1, "hyper_parameters": {}}
-    torch.save({**content, "state_dict": task.state_dict(), "record": record}, path)
-    return path
-
-
-def coloured_noise(count: int, height: int, width: int) -> np.ndarray:
-    """Blocks whose brightness rises from picture to picture, uint8 [count, height, width, 3]."""
-    frames = np.random.default_rng(1).integers(0, 150, (count, height // 8 + 1, width // 8 + 1, 3), np.uint8)
-    frames = frames.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
-    return frames + np.linspace(0, 100, count).astype(np.uint8)[:, None, None, None]
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +75,8 @@ def gives(task: Segment, monkeypatch: pytest.MonkeyPatch, *logits: float) -> Non
     monkeypatch.setattr(task.net, "forward", forward)
 
 
-def sentence(*args: Any, **kwargs: Any) -> str:
-    """What a video is refused with."""
-    with pytest.raises(UserError) as error:
-        list(segment_video(*args, **kwargs).masks)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+def every_mask(*args: Any, **kwargs: Any) -> list[np.ndarray]:
+    return list(segment_video(*args, **kwargs).masks)
 
 
 # ---------------------------------------------------------------- one square
@@ -143,7 +95,7 @@ def test_a_mask_is_the_networks_own_decision(num_classes: int, tasks: dict[int, 
     path, task = film(tmp_path / "a.mp4"), tasks[num_classes]
     found = segment_video(task, path, batch_size=5)
     assert (found.height, found.width, found.masks_per_second) == (SIZE, SIZE, 5)
-    assert found.classes == (NAMES if num_classes > 1 else None)
+    assert found.classes == (SEEN if num_classes > 1 else None)
     assert found.seconds == pytest.approx(2.4, abs=1e-3)
     assert found.times == pytest.approx([n / 5 for n in range(12)])
     masks = masks_of(found)
@@ -356,21 +308,21 @@ def test_what_cannot_be_segmented(tasks: dict[int, Segment], tmp_path: Path) -> 
         "missing.mp4": "missing: there is no such file",
     }
     for name, words in expected.items():
-        said = sentence(tasks[1], tmp_path / name)
+        said = refusal(every_mask, tasks[1], tmp_path / name)
         assert words in said, said
         assert str(tmp_path / name) in said
     for rate in (0, -1, 1001, "five", True, None, math.nan, math.inf):
-        assert f"masks_per_second is {rate!r}, expected a number above 0" in sentence(
-            tasks[1], tmp_path / "whole.mp4", rate
+        assert f"masks_per_second is {rate!r}, expected a number above 0" in refusal(
+            every_mask, tasks[1], tmp_path / "whole.mp4", rate
         )
     for size in (0, 1.5, "eight"):
-        assert f"batch_size is {size!r}" in sentence(tasks[1], tmp_path / "whole.mp4", 5, size)
+        assert f"batch_size is {size!r}" in refusal(every_mask, tasks[1], tmp_path / "whole.mp4", 5, size)
 
 
 def test_checkpoints_that_do_not_fit(tasks: dict[int, Segment], tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", noise(1.0))
     nameless = opened(write_segmenter(tmp_path / "a.ckpt", 5, ["background", "dog"]))
-    assert "the checkpoint names 2 classes and its network tells 5 apart" in sentence(nameless, path)
+    assert "the checkpoint names 2 classes and its network tells 5 apart" in refusal(every_mask, nameless, path)
     other = torch.load(tmp_path / "a.ckpt", weights_only=True)
     torch.save({**other, "record": {**other["record"], "task": "separate"}}, tmp_path / "b.ckpt")
     with pytest.raises(UserError, match="is a checkpoint of separate, task=segment needs one of segment"):
@@ -423,18 +375,18 @@ def test_list(written: tuple[int, Path, Segmentation, np.ndarray, dict[str, Any]
     assert read == {key: value for key, value in listed.items() if key != "list"}
     assert (read["video"], read["seconds"]) == (str(folder / "clip.mp4"), pytest.approx(2.4, abs=2e-3))
     assert (read["width"], read["height"], read["masks_per_second"]) == (WIDE[1], WIDE[0], 5)
-    assert read["classes"] == (NAMES if num_classes > 1 else None)
+    assert read["classes"] == (SEEN if num_classes > 1 else None)
     assert [moment["time"] for moment in read["moments"]] == [round(0.2 * n, 3) for n in range(12)]
     for moment, mask in zip(read["moments"], masks, strict=True):
         assert moment["share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
         if num_classes == 1:
             assert "classes" not in moment
         else:
-            expected = {NAMES[n]: (mask == n).mean() for n in np.unique(mask) if n}
+            expected = {SEEN[n]: (mask == n).mean() for n in np.unique(mask) if n}
             assert moment["classes"] == pytest.approx(expected, abs=1e-6)
             assert list(moment["classes"].values()) == sorted(moment["classes"].values(), reverse=True)
     assert shares(read) == pytest.approx(
-        {NAMES[n]: (masks == n).mean() for n in range(1, num_classes)} if num_classes > 1 else {}, abs=1e-5
+        {SEEN[n]: (masks == n).mean() for n in range(1, num_classes)} if num_classes > 1 else {}, abs=1e-5
     )
 
 
@@ -443,7 +395,7 @@ def test_the_film_shows_the_masks_and_plays_the_sound(
 ) -> None:
     num_classes, folder, _, masks, listed = written
     assert listed["film"] == "clip_segmentation.mp4"
-    strip = legend({name: palette(5)[NAMES.index(name)] for name in shares(listed)}, WIDE[1], WIDE[0])
+    strip = legend({name: palette(5)[SEEN.index(name)] for name in shares(listed)}, WIDE[1], WIDE[0])
     assert len(strip) == (0 if num_classes == 1 else 36)  # four names in two lines
     with Media(folder / listed["film"]) as media:
         info = media.info
@@ -562,7 +514,7 @@ def test_the_sound_keeps_its_rate(
 
 def test_legend() -> None:
     colours = palette(5)
-    names = {name: colours[n] for n, name in enumerate(NAMES) if n}
+    names = {name: colours[n] for n, name in enumerate(SEEN) if n}
     assert legend({}, 128, 64).shape == (0, 128, 3)
     wide, narrow = legend(names, 640, 360), legend(names, 128, 360)
     assert (wide.shape, narrow.shape) == ((18, 640, 3), (36, 128, 3))
@@ -593,4 +545,4 @@ def test_real_clips(real_clips: Path, tasks: dict[int, Segment]) -> None:
     assert masks_of(bunny).shape == (3, 720, 1280)
     still = segment_video(tasks[1], real_clips / "music_duet_1.mp4", 1)
     assert masks_of(still).shape == (3, 230, 256)
-    assert "no audio: the file has no audio stream" in sentence(tasks[1], real_clips / "bikes.mp4")
+    assert "no audio: the file has no audio stream" in refusal(every_mask, tasks[1], real_clips / "bikes.mp4")

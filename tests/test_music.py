@@ -13,7 +13,7 @@ from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.music import ids_of_test, music
 from deepavfusion.demo import demo, plans
-from deepavfusion.utils.errors import UserError
+from helpers.errors import refusal
 
 Videos = dict[str, list[str]]
 SOLO, DUET, SOLO21 = "MUSIC_solo_videos", "MUSIC_duet_videos", "MUSIC21_solo_videos"
@@ -34,9 +34,7 @@ def make(root: Path, lists: dict[str, Videos] | None = None, on_disk: tuple[str,
 
 
 def message(root: Path, split: str = "train", **options: object) -> str:
-    with pytest.raises(UserError) as error:
-        music(root, split, **options)  # type: ignore[arg-type]
-    return str(error.value)
+    return refusal(music, root, split, **options)
 
 
 def ids(found: ClipList) -> list[str]:

@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from deepavfusion.runs import cli
-from test_inference import noise, write_checkpoint, write_video
-from test_inference_classify import write_classifier
-from test_inference_segment import write_segmenter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import predict as entry_point
+from deepavfusion.runs import cli
+from helpers.checkpoints import write_classifier, write_segmenter, write_separator
+from helpers.media import noise, write_video
 
 
 def predict(monkeypatch: pytest.MonkeyPatch, *overrides: object) -> None:
@@ -33,7 +30,7 @@ def logs(tmp_path: Path) -> Path:
     """A folder of logs with a separator in it, and a video beside it."""
     checkpoints = tmp_path / "logs" / "separate" / "latest" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    write_checkpoint(checkpoints / "last.ckpt")
+    write_separator(checkpoints / "last.ckpt")
     write_video(tmp_path / "clip.mp4", noise(4.0), frames=8)
     return tmp_path / "logs"
 
@@ -136,7 +133,7 @@ def test_features_of_a_folder(logs: Path, monkeypatch: pytest.MonkeyPatch, capsy
     folder, checkpoints = logs.parent / "videos", logs / "pretrain" / "latest" / "checkpoints"
     checkpoints.mkdir(parents=True)
     folder.mkdir()
-    write_checkpoint(checkpoints / "last.ckpt")
+    write_separator(checkpoints / "last.ckpt")
     shutil.copy(logs.parent / "clip.mp4", folder / "b.mp4")
     (folder / "a.mp4").write_text("a film?")
     given = [f"input={folder}", f"paths.log_dir={logs}", "device=cpu", "num_workers=0"]

@@ -28,7 +28,7 @@ from deepavfusion.inference.tasks import load_task
 from deepavfusion.runs import build
 from deepavfusion.runs.directory import choose_run_dir
 from deepavfusion.utils.errors import UserError
-from test_inference import MODEL, write_checkpoint
+from helpers.checkpoints import SEPARATOR, write_separator
 
 HOSTILE = ["$(touch x)", "`touch x`", "a;touch x", "a|touch x", "it's", 'say "x"', "a b", "-rf", "a\\", "{a: 1}", "a,b"]
 
@@ -135,13 +135,13 @@ def other_contents(whole: dict[str, Any]) -> dict[str, Any]:
     first = next(iter(state))
 
     def model(**keys: Any) -> dict[str, Any]:
-        return {**whole, "record": {**record, "model": {**MODEL, **keys}}}
+        return {**whole, "record": {**record, "model": {**SEPARATOR, **keys}}}
 
     def net(**keys: Any) -> dict[str, Any]:
-        return model(net={**MODEL["net"], **keys})
+        return model(net={**SEPARATOR["net"], **keys})
 
     def image(**keys: Any) -> dict[str, Any]:
-        return net(image={**MODEL["net"]["image"], **keys})
+        return net(image={**SEPARATOR["net"]["image"], **keys})
 
     return {
         "no record": {"state_dict": state},
@@ -160,7 +160,7 @@ def other_contents(whole: dict[str, Any]) -> dict[str, Any]:
         "unknown key": model(nothing=1),
         "no net": model(net=None),
         "net of text": model(net="tiny"),
-        "net of one encoder": model(net=MODEL["net"]["image"]),
+        "net of one encoder": model(net=SEPARATOR["net"]["image"]),
         "head of nothing": model(head_dim=0),
         "head of text": model(head_dim="wide"),
         "two groups": net(num_fusion_tokens=[1, 2]),
@@ -180,7 +180,7 @@ def other_contents(whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_damaged_checkpoint_is_told_where_it_is_to_be_used(tmp_path: Path) -> None:
-    whole = write_checkpoint(tmp_path / "whole.ckpt")
+    whole = write_separator(tmp_path / "whole.ckpt")
     assert type(load_task(whole, "separate")).__name__ == "Separate"
     data, files, rng = whole.read_bytes(), list[Path](), random.Random(0)
     for n in range(12):
@@ -221,7 +221,7 @@ def test_no_resolver_makes_a_config_of_a_record(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     changed = {"net": {"net": text}, "value": {"mask": text}, "key": {text: 1}, "list": {"betas": [{"a": (text,)}]}}
-    path = write_checkpoint(tmp_path / "a.ckpt", {**MODEL, **changed[where]})
+    path = write_separator(tmp_path / "a.ckpt", {**SEPARATOR, **changed[where]})
     with pytest.raises(UserError, match=r"has \$\{…\} in its record.*was not loaded"):
         load_task(path, "separate")
     assert "evil_module" not in sys.modules

@@ -31,7 +31,7 @@ from deepavfusion.media.stills import read_mask, read_picture, read_size
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError, UserError
 from helpers.damage import Answer, ask, boxes, open_clip, summary
-from test_decode import clicks, numbered, write_stream
+from helpers.media import clicks, numbered, write_stream
 
 REASONS = set(DecodeError.REASONS) - {"bad_mask"}
 PEAK_MB = 1200  # of a worker, its libraries included

@@ -29,8 +29,8 @@ from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.verify.pool import CALLS, Lost, call_apart
 from deepavfusion.verify.report import Report
 from deepavfusion.verify.verify import verify
+from helpers.media import clicks, copy_from, numbered, write_stream
 from helpers.verify import listed, pid, scripted
-from test_decode import clicks, copy_from, numbered, write_stream
 
 EXCLUDE = ["no_video", "no_audio", "truncated", "undecodable", "hung", "bad_mask"]
 TONE = 0.3 * np.sin(np.arange(4 * 16_000) / 16_000 * 2 * np.pi * 440)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deepavfusion.data.lists.vggsound import folder_name, vggsound
-from deepavfusion.utils.errors import UserError
+from helpers.errors import refusal
 
 LIST = """\
 -abc_Def1,30,"playing violin, fiddle",train
@@ -34,9 +34,7 @@ TEST_DOG = "dog_barking/bbbbbbbbbbb_000000_000010.mp4"
 
 
 def message(root: Path, split: str = "train", **options: str) -> str:
-    with pytest.raises(UserError) as error:
-        vggsound(root, split, **options)
-    return str(error.value)
+    return refusal(vggsound, root, split, **options)
 
 
 def test_clips_classes_and_coverage(tmp_path: Path) -> None:

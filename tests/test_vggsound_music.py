@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.data.lists.vggsound_music import instrument, vggsound_music
-from deepavfusion.utils.errors import UserError
+from helpers.errors import refusal
 
 TRAIN = """\
 -G-wKyj6JQ1_000030,violin
@@ -52,9 +52,7 @@ def make(root: Path, on_disk: tuple[str, ...] = TRAIN_FILES + TEST_FILES, train:
 
 
 def message(root: Path, split: str = "train", **options: str) -> str:
-    with pytest.raises(UserError) as error:
-        vggsound_music(root, split, **options)
-    return str(error.value)
+    return refusal(vggsound_music, root, split, **options)
 
 
 @pytest.fixture

@@ -1,0 +1,17 @@
+"""What a function refuses its input with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from deepavfusion.utils.errors import UserError
+
+
+def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """The sentence of the `UserError` that a call ends with."""
+    with pytest.raises(UserError) as error:
+        function(*args, **kwargs)
+    return str(error.value)
