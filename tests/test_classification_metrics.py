@@ -12,8 +12,8 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
-from deepavfusion.metrics.classification import ALL, ClassificationMetrics
-from deepavfusion.types import STREAMS
+from deepavfusion.metrics.classification import ClassificationMetrics
+from deepavfusion.types import ALL, STREAMS
 from helpers.distributed import in_two_processes, in_two_threads
 
 CLASSES = 8

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 from deepavfusion.callbacks.show.classification import ClassificationReport
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
-from deepavfusion.callbacks.show.predictions import HEADS, choose, rows, said, scores
+from deepavfusion.callbacks.show.predictions import choose, rows, said, scores
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import ClipDataset
-from deepavfusion.metrics.classification import ALL, STREAMS, ClassificationMetrics
+from deepavfusion.metrics.classification import ClassificationMetrics
 from deepavfusion.transforms.audio import SAMPLE_RATE
-from deepavfusion.types import Clip, Problem, Sample
+from deepavfusion.types import ALL, HEADS, STREAMS, Clip, Problem, Sample
 
 NAMES = ["accordion", "banjo, old", "drum", "flüte", "guitar $5", "piano $6", "trumpet", "violin"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawStore
-from deepavfusion.inference.classify import HEADS, Classification, best_of, classify_video, spans
+from deepavfusion.inference.classify import Classification, best_of, classify_video, spans
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.classification import as_table, draw, write_classification
 from deepavfusion.media import Media
@@ -28,7 +28,7 @@ from deepavfusion.media.encode import write_mp4
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
-from deepavfusion.types import STREAMS, Clip
+from deepavfusion.types import HEADS, STREAMS, Clip
 from deepavfusion.utils.errors import UserError
 from helpers.checkpoints import SIZE, SPOKEN, write_classifier
 from helpers.errors import refusal

@@ -109,7 +109,7 @@ def test_tensorboard_has_overlays_sounds_classes_and_failures(finished):
     tags = events.Tags()
     assert {"segmentation/frames", "iou_by_class/val", "iou_by_class/test", "failures/frames"} <= set(tags["images"])
     assert len(events.Images("segmentation/frames")) == 2
-    sounds = [tag for tag in tags["audio"] if tag.startswith("sound/")]
+    sounds = [tag for tag in tags["audio"] if tag.startswith("audio/")]
     assert len(sounds) == len({tag.split("_v1s_")[1] for tag in sounds}) == 8
     failures = [tag for tag in tags["audio"] if tag.startswith("failures/")]
     assert [tag.split("/")[1][0] for tag in sorted(failures)] == ["1", "2", "3", "4"]  # one a clip

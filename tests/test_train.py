@@ -152,7 +152,7 @@ def test_tensorboard_shows_curves_pictures_sounds_and_the_embedding(finished):
         "main_no_decay",
     }
     assert set(tags["images"]) == {"reconstruction/image", "reconstruction/audio"}
-    assert len([t for t in tags["audio"] if t.startswith("sound/")]) == 6
+    assert len([t for t in tags["audio"] if t.startswith("audio/")]) == 6
     # before training and after each of three epochs
     assert len(events.Images("reconstruction/image")) == 4
     assert [event.step for event in events.Scalars("knn/fusion")] == [0, 1, 3, 5]

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 STREAMS = ("image", "audio", "fusion")
+ALL = "all"
+HEADS = (*STREAMS, ALL)
+"""What a classifier says: a head for each stream, and the mean of their logits."""
 
 Draw = tuple[int, int]
 """(item, seed of this drawing): what the sampler hands to the dataset."""

@@ -30,10 +30,9 @@ from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, centre_view
-from deepavfusion.types import STREAMS
+from deepavfusion.types import HEADS, STREAMS
 from deepavfusion.utils.errors import DecodeError, UserError
 
-HEADS = (*STREAMS, "all")  # "all": by the mean of their logits
 LEAST_HOP = 0.01  # s
 LEAST_REST = 0.1  # s: a shorter end of the sound gets no window of its own
 LATE = 1.0  # s that the picture may last longer than the sound before it is told

@@ -16,10 +16,7 @@ from torchmetrics.functional.classification import (
 )
 
 from deepavfusion.metrics.by_item import ItemMetric, mean
-from deepavfusion.types import STREAMS
-
-ALL = "all"
-"""The mean of the three heads' logits."""
+from deepavfusion.types import ALL, STREAMS
 
 
 class ClassificationMetrics(ItemMetric):

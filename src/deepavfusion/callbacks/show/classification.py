@@ -13,7 +13,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
 from deepavfusion.callbacks.show.predictions import (
-    HEADS,
     Said,
     choose,
     names,
@@ -26,12 +25,13 @@ from deepavfusion.callbacks.show.tensorboard import (
     first_loader,
     is_due,
     playable,
-    spectrogram_picture,
+    spectrogram_image,
     step_of,
     writer_of,
 )
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
+from deepavfusion.types import HEADS
 from deepavfusion.utils.files import write_csv
 
 
@@ -135,7 +135,7 @@ class ClassificationReport(Callback):
                     truth=names(true.nonzero().flatten().tolist(), classes),
                     said=words,
                     picture=Normalise().to(batch.image.device).reverse(batch.image[:1])[0].cpu(),
-                    spectrogram=spectrogram_picture(batch.spectrogram[:1])[0],
+                    spectrogram=spectrogram_image(batch.spectrogram[:1])[0],
                     waveform=playable(batch.waveform[0]),
                 )
             )

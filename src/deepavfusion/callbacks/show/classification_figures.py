@@ -18,10 +18,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepavfusion.callbacks.show.predictions import HEADS
-from deepavfusion.metrics.classification import ALL
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
-from deepavfusion.types import STREAMS
+from deepavfusion.types import ALL, HEADS, STREAMS
 
 EXTREMES = 20  # of many classes, so many best and worst ones, and pairs that are confused
 MARKS = {"image": ("o", "#0072b2", -0.27), "audio": ("^", "#d55e00", 0.0), "fusion": ("s", "#009e73", 0.27)}

@@ -13,11 +13,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.metrics.classification import ALL
-from deepavfusion.types import STREAMS
+from deepavfusion.types import ALL, HEADS, STREAMS
 from deepavfusion.utils.files import whole
 
-HEADS = (ALL, *STREAMS)
 ALIKE = 2  # at most so many of the best examples are of the same classes, as long as there are others
 
 

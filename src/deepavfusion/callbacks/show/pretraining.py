@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from deepavfusion.callbacks.show.tensorboard import is_due, spectrogram_picture, step_of, writer_of
+from deepavfusion.callbacks.show.tensorboard import is_due, spectrogram_image, step_of, writer_of
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
@@ -18,7 +18,7 @@ from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.console import say_once
 
 
-class ReconstructionPictures(Callback):
+class ReconstructionImages(Callback):
     """For the same test clips each time: original | masked | reconstructed, of picture and spectrogram.
 
     Their sound is written once. Drawn by validations that `is_due` names.
@@ -47,7 +47,7 @@ class ReconstructionPictures(Callback):
             return
         self.clips = batch.first(self.num_clips)
         for clip_id, waveform in zip(self.clips.id, self.clips.waveform, strict=True):
-            writer.add_audio(f"sound/{clip_id}", waveform.unsqueeze(0), step_of(trainer), SAMPLE_RATE)
+            writer.add_audio(f"audio/{clip_id}", waveform.unsqueeze(0), step_of(trainer), SAMPLE_RATE)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,7 +59,7 @@ class ReconstructionPictures(Callback):
         unnormalise = self.normalise.to(self.clips.image.device).reverse
         columns = {
             "image": [unnormalise(x) for x in (self.clips.image, *drawn["image"].values())],
-            "audio": [spectrogram_picture(x) for x in (self.clips.spectrogram, *drawn["audio"].values())],
+            "audio": [spectrogram_image(x) for x in (self.clips.spectrogram, *drawn["audio"].values())],
         }
         for stream, pictures in columns.items():
             rows = torch.stack(pictures, dim=1).flatten(0, 1).cpu()  # original, masked, reconstructed of clip 0, 1, …

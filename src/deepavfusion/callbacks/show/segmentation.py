@@ -37,7 +37,7 @@ class Shown:
     waveform: Tensor
 
 
-class SegmentationPictures(Callback):
+class SegmentationImages(Callback):
     """For the same validation frames each time: picture, truth, prediction and error; their sounds once.
 
     Drawn by validations that `pictures.is_due` names; of several processes the first shows frames of its own share.
@@ -81,7 +81,7 @@ class SegmentationPictures(Callback):
         writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer)), step)
         if not self.written_sounds:
             for frame in frames:
-                writer.add_audio(f"sound/{frame.name}", frame.waveform, step, SAMPLE_RATE)
+                writer.add_audio(f"audio/{frame.name}", frame.waveform, step, SAMPLE_RATE)
         self.written_sounds, self.shown = True, []
 
 

@@ -21,7 +21,7 @@ from deepavfusion.utils.files import write_csv
 TITLES = ("frame", "mixture", "truth", "estimate", "ideal mask", "mask")
 
 
-class SeparationPictures(Callback):
+class SeparationImages(Callback):
     """For the same mixtures each time: players for mixture, truths and estimates, and spectrograms, masks and frames.
 
     Drawn by validations that `pictures.is_due` names.

@@ -44,7 +44,7 @@ def playable(waveform: Tensor) -> Tensor:
     return (waveform / waveform.abs().max().clamp(min=1.0)).unsqueeze(0)
 
 
-def spectrogram_picture(spectrogram: Tensor) -> Tensor:
+def spectrogram_image(spectrogram: Tensor) -> Tensor:
     """log10 power mel spectrogram [B, 1, M, F] -> RGB [B, 3, M, F] in 0…1, low bands at the bottom."""
     level = ((spectrogram[:, 0].float() - QUIET) / (LOUD - QUIET)).clamp(0, 1).flip(1)
     colours = matplotlib.colormaps["magma"](level.cpu().numpy())[..., :3]

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from deepavfusion.inference.classify import HEADS, Classification, best_of, spans
+from deepavfusion.inference.classify import Classification, best_of, spans
 from deepavfusion.inference.write.film import film_frames
 from deepavfusion.media import Media
+from deepavfusion.types import HEADS
 from deepavfusion.utils.drawing import colour_of
 from deepavfusion.utils.errors import DecodeError, UserError
 
