@@ -24,6 +24,7 @@ from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
 from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.utils.processes import decoding_workers
 
 if TYPE_CHECKING:
     from deepavfusion.data.lists.clip_list import ClipList
@@ -43,7 +44,7 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
     batch = cfg.data.batch_size * (3 * cfg.data.image_size**2 + sound)  # bytes
     workers = cfg.data.num_workers
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), 16)
+        workers = decoding_workers()
     found: dict[str, Check] = {
         "code": partial(software.code, REPOSITORY),
         "packages": partial(software.packages, REPOSITORY),

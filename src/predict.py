@@ -93,13 +93,14 @@ def classify(cfg: DictConfig, output: Path) -> None:
 def features(cfg: DictConfig, output: Path) -> None:
     """Embeddings of many videos, in one file."""
     from deepavfusion.inference.encoders import open_encoder
-    from deepavfusion.inference.features import available_workers, extract_features, summary, write_features
+    from deepavfusion.inference.features import extract_features, summary, write_features
     from deepavfusion.utils.console import say
+    from deepavfusion.utils.processes import decoding_workers
 
     ckpt = checkpoint(cfg)
     encoder, told = open_encoder(ckpt, device(cfg))
     say(told)
-    workers = available_workers() if cfg.num_workers is None else cfg.num_workers
+    workers = decoding_workers() if cfg.num_workers is None else cfg.num_workers
     scratch = output.parent if cfg.level == "tokens" else None
     with progress("encoding") as (bar,):
         found = extract_features(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate, reg
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import cores
 
 if TYPE_CHECKING:
     from deepavfusion.data.datamodule import ClipDataModule
@@ -116,7 +116,7 @@ def splits(cfg: DictConfig, data: ClipDataModule) -> list[str]:
 
 def workers(cfg: DictConfig) -> int:
     """How many processes."""
-    count = len(os.sched_getaffinity(0)) if cfg.workers == "auto" else cfg.workers
+    count = cores() if cfg.workers == "auto" else cfg.workers
     if not isinstance(count, int) or count < 1:
         raise UserError(f"workers is {cfg.workers!r}, expected auto or a whole number of at least 1.")
     return count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from deepavfusion.runs.provenance import code_state, cpu_name
+from deepavfusion.utils.processes import cores
 
 Row = dict[str, Any]
 LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")
@@ -47,7 +47,7 @@ def environment(repository: Path) -> Row:
     code = code_state(repository)
     commit = f"{str(code['commit'])[:7]}{'-dirty' * (code['dirty'] is True)}"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    row = {"machine": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
+    row = {"machine": cpu_name(), "cores": cores(), "gpu": gpu}
     row |= {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
     return row | {"commit": commit}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from deepavfusion.transforms.audio import CLIP_SECONDS
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import decoding_workers
 
 HOLDOUT = "holdout"
 
@@ -242,7 +242,7 @@ class ClipDataModule(LightningDataModule):
         """Decoding workers of each of so many training processes on this machine."""
         if self.num_workers is not None:
             return self.num_workers
-        return max(1, min(len(os.sched_getaffinity(0)) // processes, 16))
+        return decoding_workers(processes)
 
     def _dataset(self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int) -> ClipDataset:
         return self.samples(

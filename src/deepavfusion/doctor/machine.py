@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import cores
 
 if TYPE_CHECKING:
     from deepavfusion.data.lists.clip_list import ClipList  # which imports torch
@@ -38,7 +39,7 @@ def cores_and_memory(group: Path = Path("/sys/fs/cgroup")) -> str:
             f"{free / GIB:.1f} GiB of memory are free, a demo run needs {LEAST_MEMORY / GIB:.0f}: end other programs, "
             "or raise the limit of the container (docker run --memory)."
         )
-    return f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, {free / GIB:.1f} GiB of memory free"
+    return f"{cores()} of {os.cpu_count()} cores, {free / GIB:.1f} GiB of memory free"
 
 
 # ---- disks

@@ -301,10 +301,5 @@ def summary(features: Features, output: Path, failed: Path | None) -> list[str]:
     return lines
 
 
-def available_workers() -> int:
-    """Decoding processes for the cores of this process."""
-    return max(1, min(len(os.sched_getaffinity(0)), 16))
-
-
 def _texts(values: list[str]) -> NDArray[np.str_]:
     return np.array(values, dtype=np.str_)

@@ -21,6 +21,8 @@ from torchmetrics import Metric
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 from torchmetrics.utilities import dim_zero_cat
 
+from deepavfusion.utils.processes import cores
+
 MIXTURE = "mixture"
 MEASURES = ("sdr", "sir", "sar", "si_sdr")
 LIMIT_DB = 100.0  # values are clipped to ±100 dB: a perfect estimate counts as this, not as infinite
@@ -272,7 +274,7 @@ class SeparationMetrics(Metric):
 
 
 def _cores() -> int:
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _take_one_core() -> None:

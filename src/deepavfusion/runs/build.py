@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.demo import demo
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import cores
 
 
 def make_demo_data(root: Path, name: str) -> None:
@@ -63,8 +63,8 @@ def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
         torch.set_float32_matmul_precision(cfg.matmul_precision)
     if isinstance(trainer.accelerator, CPUAccelerator):
         # Threads that wait for a core which a decoding worker holds cost several times what they bring.
-        cores = len(os.sched_getaffinity(0)) // trainer.num_devices
-        torch.set_num_threads(max(1, cores - (datamodule.workers(trainer.num_devices) + 1) // 2))
+        share = cores() // trainer.num_devices
+        torch.set_num_threads(max(1, share - (datamodule.workers(trainer.num_devices) + 1) // 2))
     return trainer, model, datamodule
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.processes import cores
 
 PROVENANCE = "provenance.json"
 UNKNOWN = "unknown"
@@ -137,7 +138,7 @@ def machine() -> dict[str, Any]:
         [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus, "system": system}
+    return {"cpu": cpu_name(), "cores": cores(), "gpus": gpus, "system": system}
 
 
 def cpu_name() -> str:

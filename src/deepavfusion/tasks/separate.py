@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from deepavfusion.models.separator import MaskKind, Separator, mask_loss, target
 from deepavfusion.tasks.base import FineTune, freeze_unread, load_pretrained
 from deepavfusion.transforms.audio import LogMel, MelMask
 from deepavfusion.types import Batch, SeparationOutput
+from deepavfusion.utils.processes import cores
 
 
 class Separate(FineTune):
@@ -73,7 +73,7 @@ class Separate(FineTune):
     def setup(self, stage: str) -> None:
         if self.hparams["metric_workers"] is None:  # the processes of this machine share its cores
             for metrics in (self.val_metrics, self.test_metrics):
-                metrics.workers = max(1, len(os.sched_getaffinity(0)) // self.trainer.num_devices)
+                metrics.workers = max(1, cores() // self.trainer.num_devices)
 
     def mix(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mixtures of a batch: waveforms [B / n, T] and log10 power mel [B / n, 1, M, F]."""

@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent, and one look for every progress bar."""
+"""How many processes the machine has room for, and workers that end with their parent."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import multiprocessing
 import os
 import threading
 
+MAX_WORKERS = 16  # that decode for one process
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def decoding_workers(processes: int = 1) -> int:
+    """Decoding workers for each of so many training processes on this machine."""
+    return max(1, min(cores() // processes, MAX_WORKERS))
+
 
 def die_with_parent() -> None:
-    """End this worker when the main process is killed: it would wait for work for ever."""
+    """End this worker when the main process is killed; otherwise it would wait for work forever."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
