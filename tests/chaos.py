@@ -321,5 +321,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(REPOSITORY / "src"))
     sys.exit(main())

@@ -13,20 +13,10 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
 from helpers import golden as cases
 
-ENCODERS = {
-    "factorized": ("factorized", "all", False),
-    "factorized_masked": ("factorized", "all", True),
-    "factorized_layers_0_2": ("factorized", [0, 2], False),
-    "dense": ("dense", "all", False),
-    "dense_masked": ("dense", "all", True),
-    "token": ("token", "all", False),
-    "none": ("factorized", "none", False),
-}
 
-
-@pytest.mark.parametrize("case", ENCODERS)
+@pytest.mark.parametrize("case", cases.ENCODERS)
 def test_encoder_matches_golden_in_float64(case):
-    fusion, layers, masked = ENCODERS[case]
+    fusion, layers, masked = cases.ENCODERS[case]
     golden = cases.load(f"encoder_{case}.npz")
     with cases.float64():
         model = cases.tiny_encoder(fusion, layers)

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import csv
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from deepavfusion.benchmarks.data import PARTS
 from deepavfusion.benchmarks.report import show, write_csv
-from deepavfusion.runs import cli
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-import benchmark as entry_point
+from helpers.runs import call
 
 
 def test_reading_raw_and_packed_clips(tmp_path, monkeypatch):
     small = {"clips": 2, "seconds": 4.0, "height": 48, "width": 64, "fps": 10.0, "sample_rate": 16000, "rounds": 1}
     overrides = [f"benchmark.{key}={value}" for key, value in small.items()]
     where = ["data.image_size=32", f"paths.log_dir={tmp_path}", "run.name=here"]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "benchmark=data", *overrides, *where])
-    cli.run(entry_point.main)
+    call(monkeypatch, "benchmark", "benchmark=data", *overrides, *where)
     latest = tmp_path / "benchmark" / "latest"
     rows = list(csv.DictReader((latest / "results.csv").open()))
     sources = [("raw", "cpu"), ("raw", "device"), ("packed", "cpu"), ("packed", "device")]

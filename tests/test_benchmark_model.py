@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
-import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -17,15 +14,10 @@ from PIL import Image
 from deepavfusion.benchmarks import flops, memory, model
 from deepavfusion.benchmarks.model_report import compare
 from deepavfusion.benchmarks.passes import FUSIONS, IMPLEMENTATIONS, PASSES, Case, Pass, Recipe
-from deepavfusion.config.compose import instantiate, register_resolvers
-from deepavfusion.runs import cli
-from deepavfusion.transforms.audio import FRAMES_PER_SECOND
+from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-import benchmark as entry_point
-from test_configs import CONFIGS
-from test_configs import compose as compose_train
+from helpers.runs import call
+from helpers.runs import compose as compose_config
 
 CPU = torch.device("cpu")
 SMALL = [  # a network of one layer: 4 patches of the picture, 4 of the sound, 6 fusion tokens
@@ -50,9 +42,7 @@ CASE = Case("fast", "factorized", True, 2, "fp32", False, "tiny", "train_step")
 
 
 def compose(*overrides: str):
-    register_resolvers(FRAMES_PER_SECOND)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("benchmark", overrides=["benchmark=model", *overrides])
+    return compose_config("benchmark=model", *overrides, config="benchmark")
 
 
 def measure(*overrides: str):
@@ -65,8 +55,7 @@ def recipe():
 
 
 def main(monkeypatch, *overrides: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, overrides)])
-    cli.run(entry_point.main)
+    call(monkeypatch, "benchmark", *overrides)
 
 
 # ---- configs
@@ -74,7 +63,7 @@ def main(monkeypatch, *overrides: object) -> None:
 
 def test_the_recipe_is_that_of_pretraining():
     recipe = compose().benchmark.recipe
-    pretrain = compose_train("experiment=pretrain_vggsound", "scale=paper").model
+    pretrain = compose_config("experiment=pretrain_vggsound", "scale=paper").model
     shared = {field.name for field in fields(Recipe)} - {"nets", "lr"}
     assert {key: recipe[key] for key in shared} == {key: pretrain[key] for key in shared}
     assert recipe.lr == pretrain.blr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,13 +11,9 @@ from PIL import Image
 
 from deepavfusion.benchmarks.step import PARTS, StepTimer
 from deepavfusion.demo import demo
-from deepavfusion.runs import cli
+from helpers.runs import PRETRAIN, call
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-import benchmark as entry_point
-from test_train import TINY as TINY_RUN
-
-TINY = [override for override in TINY_RUN if override.startswith(("trainer=", "model.net", "model.decoder", "data."))]
+TINY = [override for override in PRETRAIN if override.startswith(("trainer=", "model.net", "model.decoder", "data."))]
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +23,7 @@ def data_root(tmp_path_factory):
 
 
 def main(monkeypatch, *overrides: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "benchmark=step", *map(str, overrides)])
-    cli.run(entry_point.main)
+    call(monkeypatch, "benchmark", "benchmark=step", *overrides)
 
 
 def test_the_parts_of_a_step(monkeypatch):

@@ -20,29 +20,7 @@ from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS
-from test_configs import compose
-from test_separate import evaluate, numbers
-from test_train import sentence, train
-
-SMALL = [
-    "scale=demo",
-    "trainer=cpu",
-    "trainer.log_every_n_steps=1",
-    "+trainer.enable_progress_bar=false",
-    "~callbacks.progress",
-    "model.net.image.embed_dim=32",
-    "model.net.image.depth=2",
-    "model.net.image.num_heads=2",
-    "data.batch_size=4",
-    "data.num_workers=0",
-    "data.image_size=64",
-    "data.audio_seconds=1.0",
-    "data.dense_windows=3",
-    "data.holdout_share=0.2",
-    "trainer.max_epochs=2",
-    "trainer.check_val_every_n_epoch=1",
-    "model.warmup_epochs=0.5",
-]
+from helpers.runs import CLASSIFY, compose, evaluate, numbers, sentence, train
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +38,7 @@ def folder(tmp_path_factory):
 def pretrained(folder):
     """A checkpoint as pre-training writes it."""
     known = ("model.warmup_epochs", "data.dense", "data.holdout", "~")
-    cfg = compose("experiment=pretrain_vggsound", *(value for value in SMALL if not value.startswith(known)))
+    cfg = compose("experiment=pretrain_vggsound", *(value for value in CLASSIFY if not value.startswith(known)))
     torch.manual_seed(5)
     path = folder / "pretrained.ckpt"
     torch.save({"state_dict": instantiate(cfg.model).state_dict()}, path)
@@ -70,7 +48,7 @@ def pretrained(folder):
 def run(folder: Path, experiment: str, name: str, *overrides: object) -> Path:
     root = folder / experiment.split("_")[0]
     with pytest.MonkeyPatch.context() as patch:
-        given = [f"experiment={experiment}", *SMALL, f"data.root={root}", f"paths.log_dir={folder}/logs"]
+        given = [f"experiment={experiment}", *CLASSIFY, f"data.root={root}", f"paths.log_dir={folder}/logs"]
         train(patch, *given, f"run.name={name}", *overrides)
     return folder / "logs" / "classify" / "runs" / name
 
@@ -224,7 +202,12 @@ def test_two_processes_learn_and_give_the_numbers_of_one(folder, finetuned, prob
     source = Path(__file__).resolve().parents[1] / "src"
     both = ["trainer.devices=2", "trainer.strategy=ddp", f"paths.log_dir={tmp_path}"]
     for experiment, run_dir in (("vggsound_finetune", finetuned), ("vggsound_linear_probe", probed)):
-        given = [f"experiment={experiment}", *SMALL, f"data.root={folder}/vggsound", f"model.pretrained={pretrained}"]
+        given = [
+            f"experiment={experiment}",
+            *CLASSIFY,
+            f"data.root={folder}/vggsound",
+            f"model.pretrained={pretrained}",
+        ]
         command = [sys.executable, source / "train.py", *given, *both, f"run.name={experiment}"]
         subprocess.run(command, check=True, timeout=600)
         metrics = json.loads((tmp_path / "classify" / "runs" / experiment / "metrics.json").read_text())
@@ -240,7 +223,7 @@ def test_two_processes_learn_and_give_the_numbers_of_one(folder, finetuned, prob
 
 
 def test_a_checkpoint_of_another_architecture_names_keys_and_values(folder, pretrained, monkeypatch, capsys):
-    given = ["experiment=vggsound_finetune", *SMALL, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+    given = ["experiment=vggsound_finetune", *CLASSIFY, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
     told = sentence(monkeypatch, capsys, *given, f"model.pretrained={pretrained}", "model.net.image.depth=3")
     assert "does not fit the model: image.blocks.2." in told
     assert "model.net.image.depth=2" in told
@@ -257,7 +240,7 @@ def test_what_was_loaded_is_said_in_one_line(folder, pretrained, capsys):
 
 
 def test_classes_of_other_data_are_an_error(folder, monkeypatch, capsys):
-    given = ["experiment=vggsound_finetune", *SMALL, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+    given = ["experiment=vggsound_finetune", *CLASSIFY, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
     told = sentence(monkeypatch, capsys, *given, "model.num_classes=9", "model.pretrained=null", "run.name=never")
     assert "vggsound has 8 classes, one a clip, the network 9 classes" in told
     told = sentence(monkeypatch, capsys, *given, "model.net=small", "run.name=never")
@@ -279,7 +262,7 @@ def test_classes_of_other_data_are_an_error(folder, monkeypatch, capsys):
     ],
 )
 def test_settings_that_cannot_be(folder, monkeypatch, capsys, experiment, override, words):
-    given = [f"experiment={experiment}", *SMALL, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+    given = [f"experiment={experiment}", *CLASSIFY, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
     assert words in sentence(monkeypatch, capsys, *given, override, "model.pretrained=null")
 
 
@@ -287,7 +270,7 @@ def test_settings_that_cannot_be(folder, monkeypatch, capsys, experiment, overri
 
 
 def compose_task(experiment: str, *overrides: str):
-    small = (value for value in SMALL if not value.startswith("~"))
+    small = (value for value in CLASSIFY if not value.startswith("~"))
     cfg = compose(f"experiment={experiment}", *small, "model.pretrained=null", *overrides)
     cfg.model.num_classes, cfg.model.multi_label = 8, "audioset" in experiment
     return cfg

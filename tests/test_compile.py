@@ -14,7 +14,7 @@ from deepavfusion.models.classifier import Classifier
 from deepavfusion.models.segmenter import Segmenter
 from deepavfusion.models.separator import Separator
 from helpers import golden as cases
-from test_train import TINY, sentence, train
+from helpers.runs import PRETRAIN, sentence, train
 
 BACKEND = "aot_eager"  # all of torch.compile but the generated kernels, which take minutes
 
@@ -35,7 +35,7 @@ def fresh():
 
 
 def run(root, logs, monkeypatch, *overrides: str) -> dict[str, float]:
-    train(monkeypatch, *TINY, f"data.root={root}", f"paths.log_dir={logs}", *overrides)
+    train(monkeypatch, *PRETRAIN, f"data.root={root}", f"paths.log_dir={logs}", *overrides)
     name = overrides[0].removeprefix("run.name=")
     return json.loads((logs / "pretrain" / "runs" / name / "metrics.json").read_text())
 
@@ -82,7 +82,9 @@ def test_every_head_is_one_graph_with_the_same_outputs_and_gradients(head, fresh
 
 
 def test_an_unknown_backend_is_named(data_root, tmp_path, monkeypatch, capsys):
-    told = sentence(monkeypatch, capsys, *TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "compile=fast")
+    told = sentence(
+        monkeypatch, capsys, *PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "compile=fast"
+    )
     assert "compile=fast is no backend of torch.compile: expected true, or " in told
     assert "inductor" in told
 
@@ -92,7 +94,7 @@ def test_a_missing_compiler_is_named(data_root, tmp_path, monkeypatch, capsys):
 
     with config.patch({"cpp.cxx": ("no-such-compiler",)}):
         where = [f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
-        told = sentence(monkeypatch, capsys, *TINY, *where, "compile=true")
+        told = sentence(monkeypatch, capsys, *PRETRAIN, *where, "compile=true")
     assert "torch.compile finds no C++ compiler here" in told
     assert "apt install g++" in told
     assert "compile=false" in told

@@ -5,26 +5,18 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
-from deepavfusion.config.compose import REPOSITORY, auto_precision, instantiate, register_resolvers
-from deepavfusion.transforms.audio import FRAMES_PER_SECOND
+from deepavfusion.config.compose import auto_precision, instantiate
+from helpers.runs import CONFIGS, compose
 
-CONFIGS = REPOSITORY / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 NETS = sorted(path.stem for path in (CONFIGS / "model" / "net").glob("[a-z]*.yaml"))
 TRAINERS = sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml"))
-
-
-def compose(*overrides: str):
-    register_resolvers(FRAMES_PER_SECOND)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("train", overrides=list(overrides))
 
 
 def test_there_are_experiments():

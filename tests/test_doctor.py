@@ -17,6 +17,7 @@ from pathlib import Path
 import hydra
 import pytest
 
+import doctor as entry_point
 from deepavfusion import media
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY
 from deepavfusion.demo import demo
@@ -25,9 +26,6 @@ from deepavfusion.doctor.examine import Found, examine
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.runs import cli
 from deepavfusion.utils.errors import UserError
-
-sys.path.insert(0, str(REPOSITORY / "src"))
-import doctor as entry_point
 
 Usage = namedtuple("Usage", "total used free")
 GB = 10**9

@@ -23,10 +23,10 @@ from deepavfusion.runs import signals
 from deepavfusion.runs.signals import STOPPED
 from deepavfusion.types import Problem
 from deepavfusion.utils.errors import UserError
-from test_train import TINY, sentence, train
+from helpers.runs import PRETRAIN, sentence, train
 
 QUICK = [
-    *(override for override in TINY if "max_epochs" not in override),
+    *(override for override in PRETRAIN if "max_epochs" not in override),
     *("trainer.max_epochs=2", "run.latest=false", "run.name=x", "validate_before=false", "data.gallery_clips=0"),
     *("trainer.limit_val_batches=1", "~callbacks.knn", "~callbacks.projector", "~callbacks.reconstructions"),
 ]
@@ -74,7 +74,7 @@ def spoiler(steps: list[int], **more: object) -> list[str]:
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_clips(command, tmp_path, monkeypatch, capsys):
     order = tmp_path / "order.jsonl"
-    recorder = ["+callbacks.recorder._target_=test_train.Recorder", f"+callbacks.recorder.path={order}"]
+    recorder = ["+callbacks.recorder._target_=helpers.runs.Recorder", f"+callbacks.recorder.path={order}"]
     text = sentence(monkeypatch, capsys, *command, *spoiler([1]), "callbacks.checkpoints.every_n_train_steps=1")
     run_dir = tmp_path / "pretrain/runs/x"
     (path,) = (run_dir / "nonfinite").iterdir()

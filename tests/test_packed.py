@@ -28,7 +28,7 @@ from deepavfusion.demo import demo
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
-from test_train import TINY
+from helpers.runs import PRETRAIN
 
 SMALL = PackSettings(clips_per_chunk=5)
 
@@ -286,10 +286,10 @@ def test_a_remote_root_streams_through_a_cache(packed_root, tmp_path):
 
 
 def run(root: Path | str, logs: Path, *more: str) -> None:
-    command = [sys.executable, "src/train.py", *[o for o in TINY if "max_epochs" not in o and "num_workers" not in o]]
+    command = [sys.executable, "src/train.py", *PRETRAIN]
     command += [f"data.root={root}", f"paths.log_dir={logs}", "run.latest=false", "run.name=x", "data.num_workers=2"]
     command += ["trainer.max_epochs=2", "data.batch_size=2", "validate_before=false", "data.gallery_clips=0"]
-    command += ["+callbacks.recorder._target_=test_train.Recorder"]
+    command += ["+callbacks.recorder._target_=helpers.runs.Recorder"]
     environment = {**os.environ, "PYTHONPATH": "tests"}
     done = subprocess.run(
         [*command, f"+callbacks.recorder.path={logs / 'order.jsonl'}", *more],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-import predict as entry_point
-from deepavfusion.runs import cli
 from helpers.checkpoints import write_classifier, write_segmenter, write_separator
 from helpers.media import noise, write_video
+from helpers.runs import call
 
 
 def predict(monkeypatch: pytest.MonkeyPatch, *overrides: object) -> None:
-    """What a shell would call, in this process."""
-    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, overrides)])
-    monkeypatch.delenv("DEEPAVFUSION_RUN_DIR", raising=False)
-    cli.run(entry_point.main)
+    call(monkeypatch, "predict", *overrides)
 
 
 @pytest.fixture

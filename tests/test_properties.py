@@ -27,7 +27,7 @@ from deepavfusion.data.lists.music import music
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.lists.vggsound_music import vggsound_music
 from deepavfusion.utils.errors import UserError
-from test_configs import compose
+from helpers.runs import compose
 
 COUNTS = [60, pytest.param(1000, marks=pytest.mark.full)]
 OVERRIDES = [25, pytest.param(300, marks=pytest.mark.full)]

@@ -23,7 +23,6 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.types import STREAMS, EncoderOutput, PatchMask
 from deepavfusion.weights.weights import original_name
 from helpers import golden as cases
-from test_backbone import ENCODERS as GOLDEN_ENCODERS
 
 KINDS = ("factorized", "dense", "token")
 # What a comparison changes of the small model: fusion_layers, groups of fusion tokens, attn_ratio, clips
@@ -102,9 +101,9 @@ def assert_same_gradients(fast: nn.Module, reference: nn.Module) -> None:
     assert compared > 50  # no comparison of zeros with zeros
 
 
-@pytest.mark.parametrize("case", GOLDEN_ENCODERS)
+@pytest.mark.parametrize("case", cases.ENCODERS)
 def test_encoder_matches_golden_in_float64(case):
-    fusion, layers, masked = GOLDEN_ENCODERS[case]
+    fusion, layers, masked = cases.ENCODERS[case]
     golden = cases.load(f"encoder_{case}.npz")
     with cases.float64():
         model = encoder(fusion=fusion, layers=layers)

@@ -16,14 +16,11 @@ import torch
 
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.demo import demo
-from test_classify import SMALL
-from test_separate import TINY as SEPARATION
-from test_separate import evaluate, numbers
-from test_train import train
+from helpers.runs import CLASSIFY, SEPARATE, evaluate, numbers, train
 
 RUN = [
     "experiment=vggsound_finetune",
-    *SMALL,
+    *CLASSIFY,
     "model.pretrained=null",
     "data.num_workers=2",
     "trainer.max_epochs=1",
@@ -95,7 +92,7 @@ def test_separation_evaluated_by_two_processes_gives_the_numbers_of_one(tmp_path
     Classification and segmentation: test_classify.py and test_segment.py.
     """
     demo.generate(tmp_path, ["music"], workers=1, counts=demo.Counts(solos=10, duets=2))
-    train(monkeypatch, *SEPARATION, f"data.root={tmp_path}/music", f"paths.log_dir={tmp_path}", "run.name=run")
+    train(monkeypatch, *SEPARATE, f"data.root={tmp_path}/music", f"paths.log_dir={tmp_path}", "run.name=run")
     one_mixture = [f"ckpt_path={tmp_path}/separate/runs/run/checkpoints/last.ckpt", "data.batch_size=1"]
     evaluate(monkeypatch, *one_mixture, "run.name=one")
     in_a_process("eval.py", *one_mixture, "trainer=ddp_sim", "run.name=two")

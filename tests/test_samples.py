@@ -23,7 +23,7 @@ from deepavfusion.demo import demo
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import UserError
-from test_configs import compose
+from helpers.runs import compose
 
 SIZE = 32
 

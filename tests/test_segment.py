@@ -23,26 +23,7 @@ from deepavfusion.demo import demo
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.types import Clip
 from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, errors, highlight, palette
-from test_configs import compose
-from test_separate import evaluate, numbers
-from test_train import sentence, train
-
-SMALL = [
-    "scale=demo",
-    "trainer=cpu",
-    "trainer.log_every_n_steps=1",
-    "+trainer.enable_progress_bar=false",
-    "~callbacks.progress",
-    "model.net.image.embed_dim=32",
-    "model.net.image.depth=2",
-    "model.net.image.num_heads=2",
-    "model.head_dim=16",
-    "model.min_head_dim=8",
-    "data.batch_size=4",
-    "data.num_workers=0",
-    "data.image_size=64",
-]
-TINY = ["experiment=avsbench_s4", *SMALL, "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"]
+from helpers.runs import SEGMENT, compose, evaluate, numbers, sentence, train
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +36,7 @@ def data_root(tmp_path_factory):
 def finished(data_root, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
     with pytest.MonkeyPatch.context() as patch:
-        train(patch, *TINY, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
+        train(patch, *SEGMENT, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
     return logs / "segment" / "runs" / "whole"
 
 
@@ -116,7 +97,7 @@ def test_tensorboard_has_overlays_sounds_classes_and_failures(finished):
 
 
 def test_classes_of_the_data_become_those_of_the_network(data_root, tmp_path, monkeypatch, capsys):
-    run = ["experiment=avsbench_avss", *SMALL, f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
+    run = [*SEGMENT, "experiment=avsbench_avss", f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
     run += ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "data.repeats=1"]
     train(monkeypatch, *run, "run.name=avss")
     folder = tmp_path / "segment" / "runs" / "avss"
@@ -141,7 +122,14 @@ def test_two_processes_learn_and_give_the_numbers_of_one(finished, data_root, tm
     """They train (no parameter is left without a gradient) and evaluate each frame once."""
     source = Path(__file__).resolve().parents[1] / "src"
     both = ["trainer.devices=2", "trainer.strategy=ddp", "run.name=two"]
-    command = [sys.executable, source / "train.py", *TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", *both]
+    command = [
+        sys.executable,
+        source / "train.py",
+        *SEGMENT,
+        f"data.root={data_root}",
+        f"paths.log_dir={tmp_path}",
+        *both,
+    ]
     subprocess.run(command, check=True, timeout=600)
     metrics = json.loads((tmp_path / "segment" / "runs" / "two" / "metrics.json").read_text())
     assert metrics["test/frames"] == 20
@@ -167,7 +155,7 @@ def test_bad_frames_and_masks_are_named_with_file_and_value(data_root, tmp_path,
         Image.fromarray(mask).save(strange / "labels_semantic" / f"{n}.png")
     Image.new("L", (50, 40), 1).save(other_size / "labels_semantic" / "2.png")
     shutil.rmtree(no_masks / "labels_semantic")
-    run = ["experiment=avsbench_avss", *SMALL, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.name=bad"]
+    run = [*SEGMENT, "experiment=avsbench_avss", f"data.root={root}", f"paths.log_dir={tmp_path}", "run.name=bad"]
     run += ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "data.repeats=1", "data.index.subset=s4"]
     told = sentence(monkeypatch, capsys, *run)
     assert "data.min_coverage" in told  # so many that the number would not be the protocol's
@@ -192,8 +180,7 @@ def test_bad_frames_and_masks_are_named_with_file_and_value(data_root, tmp_path,
 
 def task_and_data(data_root: Path, *overrides: str):
     cfg = compose(
-        "experiment=avsbench_s4",
-        *(value for value in SMALL if not value.startswith("~")),
+        *(value for value in SEGMENT if not value.startswith("~")),
         f"data.root={data_root}",
         "model.pretrained=null",
         "model.num_classes=1",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,46 +15,8 @@ from deepavfusion.callbacks.show.separation import class_table
 from deepavfusion.config.compose import instantiate
 from deepavfusion.demo import demo
 from deepavfusion.models.separator import target_mask
-from deepavfusion.runs import cli
 from deepavfusion.tasks.separate import Separate
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-import eval as evaluation
-from test_configs import compose
-from test_train import sentence, train
-
-TINY = [
-    "experiment=music_duet_separation",
-    "callbacks.duets.limit=1",
-    "scale=demo",
-    "trainer=cpu",
-    "trainer.max_epochs=2",
-    "trainer.check_val_every_n_epoch=1",
-    "trainer.log_every_n_steps=1",
-    "+trainer.enable_progress_bar=false",
-    "~callbacks.progress",
-    "model.net.image.embed_dim=32",
-    "model.net.image.depth=2",
-    "model.net.image.num_heads=2",
-    "model.metric_workers=1",
-    "data.audio_seconds=1.0",
-    "data.batch_size=3",
-    "data.num_workers=0",
-    "data.image_size=64",
-    "data.holdout_share=0.2",
-]
-
-
-def evaluate(monkeypatch, *overrides: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, overrides)])
-    monkeypatch.delenv("DEEPAVFUSION_RUN_DIR", raising=False)
-    threads = torch.get_num_threads()
-    cli.run(evaluation.main)
-    torch.set_num_threads(threads)
-
-
-def numbers(path: Path, prefix: str = "test/") -> dict[str, float]:
-    return {k: v for k, v in json.loads(path.read_text()).items() if k.startswith(prefix)}
+from helpers.runs import SEPARATE, compose, evaluate, numbers, sentence, train
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +29,7 @@ def data_root(tmp_path_factory):
 def finished(data_root, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
     with pytest.MonkeyPatch.context() as patch:
-        train(patch, *TINY, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
+        train(patch, *SEPARATE, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
     return logs / "separate" / "runs" / "whole"
 
 
@@ -152,7 +113,7 @@ def test_a_checkpoint_knows_its_model_and_its_run(finished):
 def test_a_pretrained_encoder_is_taken_if_there_is_one_that_fits(finished, data_root, monkeypatch, capsys):
     logs = finished.parents[2]
     small = ["debug=fast", "trainer.limit_train_batches=1", "data.min_coverage=0", "test=false"]
-    run = [*TINY, f"data.root={data_root}", f"paths.log_dir={logs}", *small]
+    run = [*SEPARATE, f"data.root={data_root}", f"paths.log_dir={logs}", *small]
     latest = logs / "pretrain" / "latest"
     (latest / "checkpoints").mkdir(parents=True)
     train(monkeypatch, *run)
@@ -189,7 +150,7 @@ def test_what_eval_says_when_it_cannot(finished, monkeypatch, capsys, tmp_path):
 
 def task_and_batch(data_root: Path, sources: int = 2, **model: object):
     cfg = compose(
-        *(value for value in TINY if not value.startswith("~")),
+        *(value for value in SEPARATE if not value.startswith("~")),
         f"data.root={data_root}",
         f"data.samples.sources={sources}",
         "model.pretrained=null",
@@ -280,7 +241,7 @@ def test_sizes_of_data_and_model_that_differ_are_named(data_root, monkeypatch, c
     told = sentence(
         monkeypatch,
         capsys,
-        *TINY,
+        *SEPARATE,
         f"data.root={data_root}",
         f"paths.log_dir={tmp_path}",
         "model.net.image.input_size=[96,96]",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deepavfusion.demo import demo
-from test_train import TINY
+from helpers.runs import PRETRAIN
 
 REPOSITORY = Path(__file__).parents[1]
 PYTHON = sys.executable
@@ -53,7 +53,7 @@ def test_a_submitted_run_trains_in_two_processes(tmp_path: Path) -> None:
     path = f"{commands}:{os.environ['PATH']}"
     done = subprocess.run(
         [
-            *(PYTHON, "src/train.py", "-m", "hydra/launcher=slurm", "trainer=slurm", "run.name=x", *TINY[2:]),
+            *(PYTHON, "src/train.py", "-m", "hydra/launcher=slurm", "trainer=slurm", "run.name=x", *PRETRAIN[2:]),
             *("scale=demo", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"),
             *("trainer.sync_batchnorm=false", f"data.root={root}", f"paths.log_dir={logs}"),
             *("hydra.launcher.tasks_per_node=2", "hydra.launcher.partition=gpu"),

@@ -14,83 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.demo import demo
-from deepavfusion.runs import cli
+from deepavfusion.runs.build import build
 from deepavfusion.weights.weights import load_mae
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-import train as entry_point
-from test_configs import compose
-
-TINY = [
-    "scale=demo",
-    "trainer=cpu",
-    "trainer.max_epochs=3",
-    "trainer.check_val_every_n_epoch=1",
-    "trainer.log_every_n_steps=1",
-    "+trainer.enable_progress_bar=false",
-    "~callbacks.progress",
-    "model.warmup_epochs=1",
-    "model.net.image.embed_dim=32",
-    "model.net.image.depth=2",
-    "model.net.image.num_heads=2",
-    "model.decoder_embed_dim=32",
-    "model.decoder_depth=1",
-    "model.decoder_num_heads=2",
-    "data.batch_size=6",
-    "data.num_workers=0",
-    "data.image_size=64",
-]
-
-
-class Recorder(Callback):
-    """Notes the clips of every step; may fall over once in the first step of an epoch, as a killed run does."""
-
-    def __init__(self, path: str, dies_in_epoch: int = -1) -> None:
-        self.path, self.dies_in_epoch = Path(path), dies_in_epoch
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.current_epoch == self.dies_in_epoch and not self.path.with_suffix(".died").exists():
-            self.path.with_suffix(".died").touch()
-            raise KilledError
-        with self.path.open("a") as file:
-            starts = [round(start, 6) for start in batch.window_start.tolist()]
-            print(json.dumps([trainer.current_epoch, batch_idx, batch.id, starts]), file=file)
-
-
-class KilledError(Exception):
-    pass
-
-
-def recorder(path: Path, dies_in_epoch: int = -1) -> list[str]:
-    return [
-        "+callbacks.recorder._target_=test_train.Recorder",
-        f"+callbacks.recorder.path={path}",
-        f"+callbacks.recorder.dies_in_epoch={dies_in_epoch}",
-    ]
-
-
-def train(monkeypatch, *overrides: object) -> None:
-    """What a shell would call, in this process."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, overrides)])
-    monkeypatch.delenv("DEEPAVFUSION_RUN_DIR", raising=False)
-    threads = torch.get_num_threads()
-    cli.run(entry_point.main)
-    torch.set_num_threads(threads)
-
-
-def sentence(monkeypatch, capsys, *overrides: object) -> str:
-    """The one sentence of a run that ends with status 2."""
-    with pytest.raises(SystemExit) as end:
-        train(monkeypatch, *overrides)
-    assert end.value.code == 2
-    text = capsys.readouterr().err.strip()
-    assert "Traceback" not in text
-    return text.splitlines()[-1]
+from helpers.runs import PRETRAIN, KilledError, compose, recorder, sentence, train
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +35,7 @@ def finished(data_root, tmp_path_factory):
     logs = tmp_path_factory.mktemp("logs")
     with pytest.MonkeyPatch.context() as patch:
         order = logs / "order.jsonl"
-        train(patch, *TINY, *recorder(order), f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
+        train(patch, *PRETRAIN, *recorder(order), f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
     return logs / "pretrain" / "runs" / "whole", order
 
 
@@ -177,7 +107,7 @@ def test_learning_rate_follows_batch_and_schedule(finished):
 def test_a_killed_run_goes_on_with_the_same_command(finished, data_root, tmp_path, monkeypatch):
     whole, whole_order = finished
     order = tmp_path / "order.jsonl"
-    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.name=killed", "run.latest=false"]
+    command = [*PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.name=killed", "run.latest=false"]
     command += recorder(order, dies_in_epoch=2)
     with pytest.raises(KilledError):
         train(monkeypatch, *command)
@@ -195,7 +125,7 @@ def test_a_killed_run_goes_on_with_the_same_command(finished, data_root, tmp_pat
 
 
 def test_resume_takes_the_overrides_of_the_run(data_root, tmp_path, monkeypatch):
-    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
+    command = [*PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
     with pytest.raises(KilledError):
         train(monkeypatch, *command, *recorder(tmp_path / "a", dies_in_epoch=1))
     (run_dir,) = (tmp_path / "pretrain" / "runs").iterdir()
@@ -208,7 +138,7 @@ def test_resume_takes_the_overrides_of_the_run(data_root, tmp_path, monkeypatch)
 def test_a_finished_run_is_not_run_again(finished, data_root, monkeypatch, capsys):
     run_dir, _ = finished
     logs = run_dir.parents[2]
-    text = sentence(monkeypatch, capsys, *TINY, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
+    text = sentence(monkeypatch, capsys, *PRETRAIN, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
     assert "is finished" in text
     assert "run.name" in text
 
@@ -216,7 +146,7 @@ def test_a_finished_run_is_not_run_again(finished, data_root, monkeypatch, capsy
 def test_weights_of_a_run_load_into_another(finished, data_root, tmp_path, monkeypatch, capsys):
     run_dir, _ = finished
     last = run_dir / "checkpoints" / "last.ckpt"
-    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false", "run.name=x"]
+    command = [*PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false", "run.name=x"]
     train(monkeypatch, *command, f"model.pretrained={last}", "trainer.max_epochs=1", "model.blr=0")
     assert f"{last}: " in (out := capsys.readouterr().out)
     assert "tensors loaded" in out
@@ -240,7 +170,7 @@ def test_a_run_goes_on_past_bad_clips_and_names_them(data_root, real_clips, tmp_
         (root / f"clips/films/{name}_000000_000010.mp4").symlink_to((real_clips / f"{name}.mp4").resolve())
     with (root / "annotations" / "vggsound.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*rows, ["vanished", 0, "films", "train"]])
-    train(monkeypatch, *TINY, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.name=mine", "run.latest=false")
+    train(monkeypatch, *PRETRAIN, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.name=mine", "run.latest=false")
     run_dir = tmp_path / "pretrain" / "runs" / "mine"
     with (run_dir / "data_problems.csv").open() as file:
         problems = {row["id"]: (row["reason"], row["used"]) for row in csv.DictReader(file)}
@@ -277,7 +207,7 @@ def test_a_run_over_a_folder_with_a_fifth_of_it_damaged_counts_them(data_root, t
                 data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
     names = {path.stem.rpartition("_")[0] for path in damaged}
-    command = [*TINY, f"paths.log_dir={tmp_path}", "run.latest=false"]
+    command = [*PRETRAIN, f"paths.log_dir={tmp_path}", "run.latest=false"]
     train(monkeypatch, *command, f"data.root={root}", "run.name=x")
     metrics = json.loads((tmp_path / "pretrain/runs/x/metrics.json").read_text())
     with (tmp_path / "pretrain/runs/x/data_problems.csv").open() as file:
@@ -303,7 +233,9 @@ def test_a_run_with_nothing_to_hear_stops(tmp_path, real_clips, monkeypatch, cap
     (root / "clips" / "street").mkdir(parents=True)
     (root / "clips/street/bikes_000000_000010.mp4").symlink_to((real_clips / "bikes.mp4").resolve())
     (root / "annotations" / "vggsound.csv").write_text("bikes,0,street,train\n")
-    text = sentence(monkeypatch, capsys, *TINY, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.latest=false")
+    text = sentence(
+        monkeypatch, capsys, *PRETRAIN, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.latest=false"
+    )
     assert "not one of the training clips could be used" in text
     assert "no audio stream" in text
 
@@ -331,14 +263,14 @@ def test_a_run_with_nothing_to_hear_stops(tmp_path, real_clips, monkeypatch, cap
 )
 def test_mistakes_get_one_sentence(overrides, words, data_root, tmp_path, monkeypatch, capsys):
     given = [] if any(o.startswith("data.root") for o in overrides) else [f"data.root={data_root}"]
-    text = sentence(monkeypatch, capsys, *TINY, *given, f"paths.log_dir={tmp_path}", "run.latest=false", *overrides)
+    text = sentence(monkeypatch, capsys, *PRETRAIN, *given, f"paths.log_dir={tmp_path}", "run.latest=false", *overrides)
     assert all(word in text for word in words), text
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_left_behind(data_root, tmp_path, monkeypatch, capsys):
     path = tmp_path / "cut.ckpt"
     path.write_bytes(b"PK\x03\x04 not a checkpoint")
-    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
+    command = [*PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
     text = sentence(monkeypatch, capsys, *command, f"model.pretrained={path}")
     assert str(path) in text
     assert "cannot be read" in text
@@ -352,7 +284,7 @@ def test_a_run_goes_on_only_from_a_run_of_the_same_network(finished, data_root, 
     last = finished[0] / "checkpoints" / "last.ckpt"
     weights = tmp_path / "published.pth"
     torch.save({"state_dict": {"encoder.fusion_tokens": torch.zeros(1, 9, 48)}}, weights)
-    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
+    command = [*PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
     assert "model.pretrained" in sentence(monkeypatch, capsys, *command, f"ckpt_path={weights}")
     text = sentence(monkeypatch, capsys, *command, f"ckpt_path={last}", "model.decoder_embed_dim=64")
     assert "another network" in text
@@ -360,7 +292,7 @@ def test_a_run_goes_on_only_from_a_run_of_the_same_network(finished, data_root, 
 
 
 def test_the_final_weights_are_always_validated(data_root, tmp_path, monkeypatch):
-    command = [*TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false", "run.name=x"]
+    command = [*PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false", "run.name=x"]
     train(monkeypatch, *command, "trainer.check_val_every_n_epoch=50", "trainer.max_epochs=2")
     events = EventAccumulator(str(tmp_path / "pretrain/runs/x/tensorboard")).Reload()
     assert [event.step for event in events.Scalars("knn/fusion")] == [0, 3]
@@ -371,16 +303,16 @@ def test_the_final_weights_are_always_validated(data_root, tmp_path, monkeypatch
 def test_processes_started_from_outside_need_a_name(data_root, tmp_path, monkeypatch, capsys, variable, value):
     monkeypatch.setenv(variable, value)
     text = sentence(
-        monkeypatch, capsys, *TINY, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"
+        monkeypatch, capsys, *PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"
     )
     assert f"{value} processes" in text
     assert "run.name" in text
 
 
 def test_the_progress_bar_comes_after_what_processes_exchange(data_root, tmp_path):
-    cfg = compose(*(override for override in TINY if "progress" not in override), f"data.root={data_root}")
+    cfg = compose(*(override for override in PRETRAIN if "progress" not in override), f"data.root={data_root}")
     cfg.paths.run_dir = str(tmp_path)
-    trainer, _, _ = entry_point.build(cfg)
+    trainer, _, _ = build(cfg)
     kinds = [type(callback).__name__ for callback in trainer.callbacks]
     assert kinds.index("RichProgressBar") > kinds.index("DataReport")
     assert kinds[-2:] == ["RichProgressBar", "Checkpoints"]
@@ -402,7 +334,8 @@ def test_two_processes_share_the_work_and_one_directory(data_root, real_clips, t
         command = [
             sys.executable,
             "src/train.py",
-            *(override for override in TINY if "progress" not in override),  # the bar takes part in what is exchanged
+            # the bar takes part in what is exchanged
+            *(override for override in PRETRAIN if "progress" not in override),
             f"data.root={root}",
             f"paths.log_dir={tmp_path / str(devices)}",
         ]
@@ -442,7 +375,11 @@ def test_no_data_means_demo_and_says_so(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr("deepavfusion.config.compose.REPOSITORY", tmp_path)
     train(
-        monkeypatch, *[o for o in TINY if o != "scale=demo"], "model/net=tiny", "run.name=auto", "trainer.max_epochs=1"
+        monkeypatch,
+        *[o for o in PRETRAIN if o != "scale=demo"],
+        "model/net=tiny",
+        "run.name=auto",
+        "trainer.max_epochs=1",
     )
     out = capsys.readouterr().out
     assert "Demo scale" in out

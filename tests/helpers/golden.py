@@ -18,6 +18,15 @@ from deepavfusion.models.vit import ViT
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGE_KEEP = torch.tensor([[3, 0, 9, 14], [7, 12, 1, 5]])
 AUDIO_KEEP = torch.tensor([[4], [2]])
+ENCODERS = {  # fusion, its layers, whether patches are masked
+    "factorized": ("factorized", "all", False),
+    "factorized_masked": ("factorized", "all", True),
+    "factorized_layers_0_2": ("factorized", [0, 2], False),
+    "dense": ("dense", "all", False),
+    "dense_masked": ("dense", "all", True),
+    "token": ("token", "all", False),
+    "none": ("factorized", "none", False),
+}
 
 
 @contextmanager

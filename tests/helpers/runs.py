@@ -1,0 +1,117 @@
+"""Commands in the process of the tests, and overrides that make their runs small."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from lightning import Callback
+from omegaconf import DictConfig
+
+from deepavfusion.config.compose import REPOSITORY, register_resolvers
+from deepavfusion.runs import cli
+from deepavfusion.transforms.audio import FRAMES_PER_SECOND
+
+CONFIGS = REPOSITORY / "configs"
+NETWORK = ["model.net.image.embed_dim=32", "model.net.image.depth=2", "model.net.image.num_heads=2"]
+DECODER = ["model.decoder_embed_dim=32", "model.decoder_depth=1", "model.decoder_num_heads=2"]
+SMALL = [  # of every task
+    "scale=demo",
+    "trainer=cpu",
+    "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.log_every_n_steps=1",
+    "+trainer.enable_progress_bar=false",
+    "~callbacks.progress",
+    *NETWORK,
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "data.image_size=64",
+]
+PRETRAIN = [*SMALL, *DECODER, "trainer.max_epochs=3", "model.warmup_epochs=1", "data.batch_size=6"]
+CLASSIFY = [
+    *SMALL,
+    "model.warmup_epochs=0.5",
+    "data.audio_seconds=1.0",
+    "data.dense_windows=3",
+    "data.holdout_share=0.2",
+]
+SEPARATE = [
+    *SMALL,
+    "experiment=music_duet_separation",
+    "callbacks.duets.limit=1",
+    "model.metric_workers=1",
+    "data.audio_seconds=1.0",
+    "data.batch_size=3",
+    "data.holdout_share=0.2",
+]
+SEGMENT = [*SMALL, "experiment=avsbench_s4", "model.head_dim=16", "model.min_head_dim=8"]
+
+
+class KilledError(Exception):
+    pass
+
+
+class Recorder(Callback):
+    """Notes the clips of every step; may fall over once in the first step of an epoch, as a killed run does."""
+
+    def __init__(self, path: str, dies_in_epoch: int = -1) -> None:
+        self.path, self.dies_in_epoch = Path(path), dies_in_epoch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == self.dies_in_epoch and not self.path.with_suffix(".died").exists():
+            self.path.with_suffix(".died").touch()
+            raise KilledError
+        with self.path.open("a") as file:
+            starts = [round(start, 6) for start in batch.window_start.tolist()]
+            print(json.dumps([trainer.current_epoch, batch_idx, batch.id, starts]), file=file)
+
+
+def recorder(path: Path, dies_in_epoch: int = -1) -> list[str]:
+    return [
+        "+callbacks.recorder._target_=helpers.runs.Recorder",
+        f"+callbacks.recorder.path={path}",
+        f"+callbacks.recorder.dies_in_epoch={dies_in_epoch}",
+    ]
+
+
+def compose(*overrides: str, config: str = "train") -> DictConfig:
+    register_resolvers(FRAMES_PER_SECOND)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(config, overrides=list(overrides))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, script: str, *words: object) -> None:
+    """What a shell would call, in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+    monkeypatch.delenv("DEEPAVFUSION_RUN_DIR", raising=False)
+    threads = torch.get_num_threads()
+    cli.run(importlib.import_module(script).main)
+    torch.set_num_threads(threads)
+
+
+def train(monkeypatch: pytest.MonkeyPatch, *overrides: object) -> None:
+    call(monkeypatch, "train", *overrides)
+
+
+def evaluate(monkeypatch: pytest.MonkeyPatch, *overrides: object) -> None:
+    call(monkeypatch, "eval", *overrides)
+
+
+def sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *overrides: object, script: str = "train"
+) -> str:
+    """The one line on stderr of a command that ends with status 2."""
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, script, *overrides)
+    assert end.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def numbers(path: Path, prefix: str = "test/") -> dict[str, float]:
+    return {k: v for k, v in json.loads(path.read_text()).items() if k.startswith(prefix)}
