@@ -1,0 +1,71 @@
+"""README and docs: their links, paths, commands and imports are right."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import hydra
+import pytest
+
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, check_choices, register_resolvers
+from deepavfusion.config.ranges import check_ranges
+from deepavfusion.transforms.audio import FRAMES_PER_SECOND
+
+README = REPOSITORY / "README.md"
+PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^(?:\$ )?python src/(\w+)\.py (.*?)(?: +#.*)?$", re.MULTILINE)
+COMMANDS = sorted(
+    {match.groups() for page in PAGES for match in COMMAND.finditer(page.read_text().replace("\\\n", " "))}
+)
+IMPORTS = sorted(
+    {line for page in PAGES for line in re.findall(r"^from (deepavfusion\S+) import (.+)$", page.read_text(), re.M)}
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    headings = {path: re.findall(r"^#+ (.+)$", path.read_text(), re.M) for path in PAGES}
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve()
+        assert file.exists(), target
+        assert not anchor or anchor in {h.lower().replace(" ", "-") for h in headings[file]}, target
+
+
+def test_every_room_is_on_the_map() -> None:
+    """A newcomer finds it in a README that fits a few screens."""
+    text = README.read_text()
+    package = REPOSITORY / "src" / "deepavfusion"
+    rooms = {f"{path.relative_to(package)}/" for path in package.rglob("*") if list(path.glob("[!_]*.py"))} - {"./"}
+    assert rooms <= set(re.findall(r"`([a-z/]+/)`", text))
+    assert len(text.splitlines()) <= 200
+
+
+def test_code_that_is_named_exists() -> None:
+    """`path.py`: `name`, `name` in the tables."""
+    package = REPOSITORY / "src" / "deepavfusion"
+    named = re.findall(r"`([\w/]+\.(?:py|yaml))`: ((?:`\w+`(?:, )?)+)", README.read_text())
+    assert len(named) > 5
+    for path, names in named:
+        source = (package / path if path.endswith(".py") else REPOSITORY / path).read_text()
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"\b{name}\b", source), f"{path}: {name}"
+
+
+@pytest.mark.parametrize(("script", "arguments"), COMMANDS, ids=[" ".join(c) for c in COMMANDS])
+def test_commands_compose(script: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With names of files in place of `<root>` and the like."""
+    register_resolvers(FRAMES_PER_SECOND)
+    overrides = [word for word in shlex.split(re.sub(r"<[^>]+>", "name", arguments)) if "=" in word]
+    check_choices(overrides)
+    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        check_ranges(hydra.compose(script, overrides=[o.replace("scale=auto", "scale=paper") for o in overrides]))
+
+
+@pytest.mark.parametrize(("module", "names"), IMPORTS)
+def test_imports(module: str, names: str) -> None:
+    for name in names.split(", "):
+        assert hasattr(importlib.import_module(module), name), name
