@@ -13,8 +13,9 @@ from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.loading.sampler import ClipSampler
-from deepavfusion.data.samples import WindowDataset, on_grid
+from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
+from deepavfusion.data.stores.store import on_grid
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import UserError
@@ -47,7 +48,7 @@ def folder(tmp_path_factory):
 
 def dataset(folder, *names: str, train: bool = False, **options: int) -> WindowDataset:
     clips = [Clip(n, str(folder / f"{n}.mp4"), i) for i, n in enumerate(names)]
-    return WindowDataset(ClipList("test", clips, list(names)), RawStore(), SIZE, 3.0, train, **options)
+    return WindowDataset(ClipList("test", clips, list(names)), RawStore(), SampleSpec(SIZE, 3.0, train), **options)
 
 
 def test_evaluation_takes_the_centre(folder):
@@ -97,7 +98,7 @@ def test_short_sound_is_extended_and_reported(folder):
     (problem,) = sample.problems
     assert problem.used
     assert problem.reason == "too_short"
-    assert "1.00 s of sound where 3 s were wanted" in problem.detail
+    assert "1.00 s of audio, the window is 3 s" in problem.detail
 
 
 def test_what_does_not_decode_is_a_problem_and_no_other_clip(folder):

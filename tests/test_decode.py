@@ -255,12 +255,12 @@ def test_memory_stays_flat_over_20_000_reads(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.types import Clip
 clips = [Clip(path.stem, str(path), 0) for path in sorted(Path(sys.argv[1]).glob("*.mp4"))]
-dataset = WindowDataset(ClipList("train", clips, ["a"]), RawStore(), 112, train=True)
+dataset = WindowDataset(ClipList("train", clips, ["a"]), RawStore(), SampleSpec(112, train=True))
 def resident():
     pages = int(open("/proc/self/statm").read().split()[1])
     return pages * 4096 / 1e6

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.inference.classify import Classification, best_of, classify_video, spans
 from deepavfusion.inference.tasks import load_task
@@ -56,7 +56,7 @@ def film(path: Path, seconds: float, fps: float = 4, picture: float | None = Non
 
 def by_hand(task: Classify, path: Path, start: float) -> Tensor:
     """Probabilities [4, C] of the window from `start` on, by the data path of evaluation and the network's forward."""
-    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawStore(), SIZE, SECONDS)
+    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawStore(), SampleSpec(SIZE, SECONDS))
     with RawStore().open(dataset.clips[0]) as clip:
         sample = dataset.window(dataset.clips[0], clip, start)
     with torch.no_grad():

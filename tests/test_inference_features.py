@@ -15,7 +15,7 @@ from torch import Tensor
 
 import deepavfusion.inference as inference
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.inference.encoders import open_encoder, sizes_of
 from deepavfusion.inference.features import Features, extract_features, summary, write_features
@@ -83,7 +83,9 @@ GOOD, BAD = ["a.mp4", "b.mp4", "short.mp4", "sub/a.MP4", "sub/c.mkv"], ["broken.
 def windows_of(encoder: DeepAVFusion, path: Path, windows: int = 1) -> tuple[Tensor, Tensor]:
     """Pictures and spectrograms of a file, by evaluation's dataset and the transforms one by one."""
     size, seconds = sizes_of(encoder)
-    dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawStore(), size, seconds, windows=windows)
+    dataset = WindowDataset(
+        ClipList("", [Clip("", str(path))], []), RawStore(), SampleSpec(size, seconds), windows=windows
+    )
     group = dataset[0, 0]
     assert isinstance(group, list)
     image = Normalise()(torch.stack([sample.image for sample in group]))
@@ -119,7 +121,7 @@ def test_features_are_those_of_evaluation(windows: int, encoder: DeepAVFusion, v
 
 def test_the_middle_window_counts(encoder: DeepAVFusion, videos: Path) -> None:
     """Of b.mp4, 2 s: from 0.5 s to 1.5 s, with the picture at 1 s."""
-    dataset = WindowDataset(ClipList("", [Clip("", str(videos / "b.mp4"))], []), RawStore(), 64, 1.0)
+    dataset = WindowDataset(ClipList("", [Clip("", str(videos / "b.mp4"))], []), RawStore(), SampleSpec(64, 1.0))
     (sample,) = dataset[0, 0]
     assert (sample.window_start, sample.frame_time) == (pytest.approx(0.5, abs=0.04), 1.0)
     with RawStore().open(dataset.clips[0]) as clip, torch.no_grad():
@@ -187,7 +189,7 @@ def test_what_failed_is_told(encoder: DeepAVFusion, videos: Path) -> None:
     (remark,) = found.remarks
     assert remark.path == str(videos / "short.mp4")
     assert remark.reason.startswith("too short: 0.5")
-    assert remark.reason.endswith("where 1 s were wanted; extended by its mirror image")
+    assert remark.reason.endswith("the window is 1 s; extended by its mirror image")
     (note,) = found.notes
     assert note == "2 files are no video by name and left out (.txt: 1, no suffix: 1)"
     assert len(found) + len(found.failed) == 8

@@ -20,7 +20,7 @@ from PIL import Image
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.vggsound import vggsound
-from deepavfusion.data.samples import FrameDataset
+from deepavfusion.data.samples import FrameDataset, SampleSpec
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import is_packed, packed_list
 from deepavfusion.data.stores.raw import RawStore
@@ -151,8 +151,8 @@ def test_annotated_frames_keep_their_masks_exactly(tmp_path):
     found, source = packed_list(str(tmp_path / "packed"), "train", "avsbench")
     assert found.lost_frames == 3
     assert [(c.id, c.labels, c.frames, c.video) for c in found.clips] == [("u", (1, 3), (0, 2), "v")]
-    raw = FrameDataset(clips, RawStore(), 112, semantic=True, train=True)
-    packed = FrameDataset(found, source, 112, semantic=True, train=True)
+    raw = FrameDataset(clips, RawStore(), SampleSpec(112, train=True), semantic=True)
+    packed = FrameDataset(found, source, SampleSpec(112, train=True), semantic=True)
     for item in range(2):
         (a,), (b,) = raw[item, 7], packed[item, 7]
         assert a.mask is not None

@@ -17,7 +17,7 @@ from deepavfusion.data.datamodule import ClipDataModule, balanced_weights
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.loading.loader import ResumableLoader
 from deepavfusion.data.loading.sampler import SHUFFLED_TOGETHER, ClipSampler
-from deepavfusion.data.samples import FrameDataset, MixtureDataset, WindowDataset
+from deepavfusion.data.samples import FrameDataset, MixtureDataset, SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.demo import demo
 from deepavfusion.media.encode import write_mp4, write_wav
@@ -26,6 +26,7 @@ from deepavfusion.utils.errors import UserError
 from helpers.runs import compose
 
 SIZE = 32
+SPEC, TRAIN = SampleSpec(SIZE), SampleSpec(SIZE, train=True)
 
 
 def write_steps(path: Path, seconds: float, pitch: float = 1000.0, sound: bool = True) -> None:
@@ -57,7 +58,7 @@ def clip_list(folder: Path, *clips: tuple[str, int, str], **options) -> ClipList
 
 
 def test_dense_windows_are_evenly_spaced_and_span_the_clip(folder):
-    clips = WindowDataset(clip_list(folder, ("long", 1, "v")), RawStore(), SIZE, windows=8)
+    clips = WindowDataset(clip_list(folder, ("long", 1, "v")), RawStore(), SPEC, windows=8)
     samples = clips[0, 0]
     starts = [sample.window_start for sample in samples]
     assert starts == pytest.approx(list(range(8)), abs=0.02)
@@ -74,8 +75,8 @@ def test_dense_windows_are_evenly_spaced_and_span_the_clip(folder):
 
 
 def test_a_dense_window_equals_the_single_one(folder):
-    single = WindowDataset(clip_list(folder, ("long", 1, "v")), RawStore(), SIZE)[0, 0]
-    dense = WindowDataset(clip_list(folder, ("long", 1, "v")), RawStore(), SIZE, windows=3)[0, 0]
+    single = WindowDataset(clip_list(folder, ("long", 1, "v")), RawStore(), SPEC)[0, 0]
+    dense = WindowDataset(clip_list(folder, ("long", 1, "v")), RawStore(), SPEC, windows=3)[0, 0]
     assert dense[1].window_start == single[0].window_start
     assert dense[1].frame_time == single[0].frame_time
     assert torch.equal(dense[1].image, single[0].image)
@@ -83,7 +84,7 @@ def test_a_dense_window_equals_the_single_one(folder):
 
 
 def test_dense_windows_of_a_short_clip_are_reported_once(folder):
-    clips = WindowDataset(clip_list(folder, ("short", 0, "v"), ("mute", 0, "w")), RawStore(), SIZE, windows=4)
+    clips = WindowDataset(clip_list(folder, ("short", 0, "v"), ("mute", 0, "w")), RawStore(), SPEC, windows=4)
     samples = clips[0, 0]
     assert [sample.window_start for sample in samples] == [0.0] * 4
     batch = Collate(clips)([samples, clips[1, 0]])
@@ -100,11 +101,11 @@ TONES = [("tone0", 0, "v"), ("tone1", 0, "w"), ("tone2", 1, "v"), ("tone3", 2, "
 
 
 def test_partners_are_of_another_video_and_class(folder):
-    clips = MixtureDataset(clip_list(folder, *TONES), RawStore(), SIZE, train=True)
+    clips = MixtureDataset(clip_list(folder, *TONES), RawStore(), TRAIN)
     partners = Counter(clips[0, seed][1].clip.id for seed in range(12))
     # tone1 has the same class, tone2 the same video
     assert set(partners) == {"tone3"}
-    clips = MixtureDataset(clip_list(folder, *TONES), RawStore(), SIZE, train=True, different_class=False)
+    clips = MixtureDataset(clip_list(folder, *TONES), RawStore(), TRAIN, different_class=False)
     assert {clips[0, seed][1].clip.id for seed in range(12)} == {"tone1", "tone3"}
     samples = clips[2, 5]
     again = clips[2, 5]
@@ -114,32 +115,32 @@ def test_partners_are_of_another_video_and_class(folder):
 
 def test_evaluation_mixtures_are_the_same_in_every_run(folder):
     tones = clip_list(folder, *TONES)
-    first, second = (MixtureDataset(tones, RawStore(), SIZE, seed=3).mixtures for _ in range(2))
+    first, second = (MixtureDataset(tones, RawStore(), SPEC, seed=3).mixtures for _ in range(2))
     assert first == second
     assert [mixture[0] for mixture in first] == [0, 1, 2, 3]
     many = clip_list(folder, *[(f"n{n}", n % 3, f"v{n}") for n in range(60)])
-    assert MixtureDataset(many, RawStore(), SIZE, seed=3).mixtures != MixtureDataset(many, RawStore(), SIZE).mixtures
-    for three in MixtureDataset(many, RawStore(), SIZE, sources=3).mixtures:
+    assert MixtureDataset(many, RawStore(), SPEC, seed=3).mixtures != MixtureDataset(many, RawStore(), SPEC).mixtures
+    for three in MixtureDataset(many, RawStore(), SPEC, sources=3).mixtures:
         assert len({many.clips[n].label for n in three}) == 3
 
 
 def test_mixtures_fixed_by_the_protocol(folder):
     pairs = [("tone0", "tone1"), ("tone3", "gone"), ("tone2", "tone0"), ("tone2", "tone0")]
     clips = clip_list(folder, *TONES, missing=[Clip("gone", "gone.mp4")], mixtures=pairs)
-    dataset = MixtureDataset(clips, RawStore(), SIZE)
+    dataset = MixtureDataset(clips, RawStore(), SPEC)
     assert dataset.mixtures == [(0, 1), (2, 0), (2, 0)]  # same class, twice the same: as listed
     assert (len(dataset), dataset.listed) == (3, 4)
     batch = Collate(dataset)([dataset[n, 0] for n in range(3)])
     assert batch.id == ["tone0", "tone1", "tone2", "tone0", "tone2", "tone0"]
     assert batch.waveform.unflatten(0, (-1, batch.group)).sum(1).shape == (3, 48_000)
     with pytest.raises(UserError, match=r"fixes mixtures of 2 clips.*data\.samples\.sources=2"):
-        MixtureDataset(clips, RawStore(), SIZE, sources=3)
+        MixtureDataset(clips, RawStore(), SPEC, sources=3)
 
 
 def test_a_mixture_with_a_broken_clip_is_left_out_not_mended(folder):
     pairs = [("tone0", "mute"), ("tone0", "tone3")]
     clips = clip_list(folder, *TONES, ("mute", 1, "y"), mixtures=pairs)
-    dataset = MixtureDataset(clips, RawStore(), SIZE)
+    dataset = MixtureDataset(clips, RawStore(), SPEC)
     batch = Collate(dataset)([dataset[n, 0] for n in range(2)])
     assert batch.id == ["tone0", "tone3"]
     assert [(p.id, p.reason, p.used) for p in batch.problems] == [("mute", "no_audio", False)]
@@ -148,8 +149,8 @@ def test_a_mixture_with_a_broken_clip_is_left_out_not_mended(folder):
 def test_a_list_without_partners_is_an_error(folder):
     lonely = clip_list(folder, ("tone0", 0, "v"), ("tone1", 0, "w"))
     with pytest.raises(UserError, match=r"another video and class.*data\.samples\.different_class=false"):
-        MixtureDataset(lonely, RawStore(), SIZE)
-    assert MixtureDataset(lonely, RawStore(), SIZE, different_class=False).mixtures == [(0, 1), (1, 0)]
+        MixtureDataset(lonely, RawStore(), SPEC)
+    assert MixtureDataset(lonely, RawStore(), SPEC, different_class=False).mixtures == [(0, 1), (1, 0)]
 
 
 # ---------------------------------------------------------------- annotated frames
@@ -175,10 +176,10 @@ def annotated(tmp_path_factory):
     return root
 
 
-def frames(annotated: Path, seconds: tuple[int, ...] = (0, 2, 4), labels=(3,), **options) -> FrameDataset:
+def frames(annotated: Path, seconds: tuple[int, ...] = (0, 2, 4), labels=(3,), train=False, **options) -> FrameDataset:
     clip = Clip("u", str(annotated), labels[0], "v", labels, seconds)
     names = ["background", "a", "b", "c", "d", "e"]
-    return FrameDataset(ClipList("test", [clip], names), RawStore(), SIZE, **options)
+    return FrameDataset(ClipList("test", [clip], names), RawStore(), SampleSpec(SIZE, train=train), **options)
 
 
 def test_frames_come_with_mask_and_the_sound_around_them(annotated):
@@ -256,7 +257,7 @@ def test_bad_masks_are_named_with_file_and_value(annotated, tmp_path):
 def test_coverage_counts_frames(annotated):
     clip = Clip("u", str(annotated), 3, "v", (3,), (0, 1))
     lost = [Clip("w", "w", 3, "w", (3,), (0, 1, 2))]
-    assert FrameDataset(ClipList("test", [clip], ["a"] * 6, missing=lost), RawStore(), SIZE).listed == 5
+    assert FrameDataset(ClipList("test", [clip], ["a"] * 6, missing=lost), RawStore(), SPEC).listed == 5
 
 
 # ---------------------------------------------------------------- several labels
@@ -269,7 +270,7 @@ def test_several_labels_become_a_row_of_ones(folder):
         ["x", "y", "z"],
         multi_label=True,
     )
-    dataset = WindowDataset(clips, RawStore(), SIZE)
+    dataset = WindowDataset(clips, RawStore(), SPEC)
     batch = Collate(dataset)([dataset[0, 0], dataset[1, 0]])
     assert batch.labels is not None
     assert batch.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
@@ -344,7 +345,7 @@ def test_ranks_take_neighbouring_blocks(even):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_in_the_middle_of_an_epoch(folder, workers):
-    clips = WindowDataset(clip_list(folder, *[(f"tone{n % 4}", n, str(n)) for n in range(4)]), RawStore(), SIZE)
+    clips = WindowDataset(clip_list(folder, *[(f"tone{n % 4}", n, str(n)) for n in range(4)]), RawStore(), SPEC)
 
     def loader() -> ResumableLoader:
         sampler = ClipSampler(4, True, seed=7)

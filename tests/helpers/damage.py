@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder
@@ -119,7 +119,7 @@ def open_checkpoint(path: str) -> tuple[str, str]:
 def open_clip(path: str) -> tuple[str, str]:
     """What training does with a clip: header, a picture, a window of sound; twice, once with a random window."""
     for train in (False, True):
-        dataset = WindowDataset(ClipList("train", [Clip("a", path, 0)], ["x"]), RawStore(), 32, train=train)
+        dataset = WindowDataset(ClipList("train", [Clip("a", path, 0)], ["x"]), RawStore(), SampleSpec(32, train=train))
         group = dataset[0, 0]
         if isinstance(group, Problem):
             assert group.path == path, group

@@ -20,7 +20,7 @@ from rich.progress import track
 from deepavfusion.benchmarks.report import Report, Row, stacked_bars
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import packed_list
 from deepavfusion.data.stores.raw import RawStore
@@ -102,7 +102,7 @@ class _Reader:
 
     def __init__(self, clips: ClipList, store: Store, image_size: int) -> None:
         self.timed = _TimedStore(store)
-        self.dataset = WindowDataset(clips, self.timed, image_size, train=True)
+        self.dataset = WindowDataset(clips, self.timed, SampleSpec(image_size, train=True))
         self.collate, self.log_mel = Collate(self.dataset), LogMel()
 
     def round(self, number: int, mel: bool) -> tuple[float, dict[str, float]]:

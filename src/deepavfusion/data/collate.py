@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from deepavfusion.data.samples import ClipDataset, FrameDataset, SampleGroup
-from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Batch, Problem, Sample
 
 
@@ -20,7 +19,7 @@ class Collate:
     """
 
     def __init__(self, dataset: ClipDataset) -> None:
-        self.image_size, self.num_samples = dataset.image_size, round(dataset.seconds * SAMPLE_RATE)
+        self.image_size, self.num_samples = dataset.spec.image_size, dataset.spec.num_samples
         self.group = dataset.group
         self.num_classes = len(dataset.list.classes) if dataset.list.multi_label else None
         self.masks = isinstance(dataset, FrameDataset)

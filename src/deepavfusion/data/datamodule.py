@@ -17,7 +17,7 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.verified import bad_clips
 from deepavfusion.data.loading.loader import ResumableLoader
 from deepavfusion.data.loading.sampler import ClipSampler
-from deepavfusion.data.samples import ClipDataset, WindowDataset
+from deepavfusion.data.samples import ClipDataset, SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import Store
 from deepavfusion.transforms.audio import CLIP_SECONDS
@@ -41,7 +41,7 @@ class ClipDataModule(LightningDataModule):
         index: reader of the layout: called as index(root=…, split=…), returns a `ClipList`.
         root: folder of the dataset, or of packed data, also remote (s3://…).
         name: of the dataset.
-        samples: kind of samples: called as samples(clips, source, image_size=…, seconds=…, train=…, max_gain_db=…).
+        samples: kind of samples: called as samples(clips, store, spec), with windows=… or wrong_audio=….
         train_split, val_split, eval_split: names of splits; val_split may be "holdout", a seeded share of the train
             videos that is then not trained on.
         holdout_share: of the train videos.
@@ -245,15 +245,8 @@ class ClipDataModule(LightningDataModule):
         return decoding_workers(processes)
 
     def _dataset(self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int) -> ClipDataset:
-        return self.samples(
-            clips or self.lists[role],
-            self.stores[role],
-            image_size=self.image_size,
-            seconds=self.audio_seconds,
-            train=train,
-            max_gain_db=self.max_gain_db,
-            **kind,
-        )
+        spec = SampleSpec(self.image_size, self.audio_seconds, train, self.max_gain_db)
+        return self.samples(clips or self.lists[role], self.stores[role], spec, **kind)
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -14,12 +14,20 @@ from deepavfusion.utils.errors import UserError
 TRIES = 1000  # draws before a partner is called impossible
 
 
-def fixed_mixtures(clips: ClipList, sources: int) -> list[tuple[int, ...]]:
-    """The protocol's mixtures of which every clip is there, as positions in `clips.clips`.
+def evaluation_mixtures(clips: ClipList, sources: int, different_class: bool, seed: int) -> list[tuple[int, ...]]:
+    """The mixtures of an evaluation as positions in `clips.clips`, the same in every run.
+
+    Where the list fixes them: the protocol's, except those with a missing clip. Else one for each clip, with partners
+    drawn from the seed and the list alone.
 
     Raises:
-        UserError: the protocol mixes another number of clips.
+        UserError: the protocol mixes another number of clips, or a clip has no partner.
     """
+    if not clips.mixtures:
+        everything = range(len(clips.clips))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return [draw_partners(clips.clips, n, everything, sources, different_class) for n in everything]
     other = next((ids for ids in clips.mixtures if len(ids) != sources), None)
     if other is not None:
         raise UserError(
@@ -30,19 +38,11 @@ def fixed_mixtures(clips: ClipList, sources: int) -> list[tuple[int, ...]]:
     return [tuple(position[i] for i in ids) for ids in clips.mixtures if all(i in position for i in ids)]
 
 
-def seeded_mixtures(clips: ClipList, sources: int, different_class: bool, seed: int) -> list[tuple[int, ...]]:
-    """One mixture for each clip, its partners drawn from the seed and the list alone; the same in every run."""
-    everything = range(len(clips.clips))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return [draw_partners(clips.clips, n, everything, sources, different_class) for n in everything]
-
-
 def other_class_partners(clips: Sequence[Clip]) -> list[int] | None:
-    """For each clip the position of one of another video whose classes are others; None if a clip has no such one.
+    """For each clip the position of a clip of another video and other classes; None if a clip has no such partner.
 
-    It is the next one without a common class, in an order that follows from the ids alone; where every clip shares
-    one, that with the fewest in common.
+    It is the next clip without a common class, in an order that follows from the ids alone; if all share one, the
+    clip with the fewest in common.
     """
     order = sorted(range(len(clips)), key=lambda n: zlib.crc32(clips[n].id.encode()))
     classes = [frozenset(clip.classes) for clip in clips]

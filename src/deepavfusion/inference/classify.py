@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deepavfusion.data.samples import on_grid
+from deepavfusion.data.stores.store import on_grid
 from deepavfusion.inference.encoders import sizes_of
 from deepavfusion.inference.rows import Rows
 from deepavfusion.inference.tasks import recorded_classes

@@ -22,7 +22,7 @@ from deepavfusion.data.collate import Collate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.text import count
 from deepavfusion.data.loading.sampler import ClipSampler
-from deepavfusion.data.samples import WindowDataset
+from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.inference.encoders import sizes_of
 from deepavfusion.inference.inputs import Inputs, read_input, read_names
@@ -164,7 +164,7 @@ def _batches(
 ) -> Iterator[tuple[Batch, int]]:
     """Batches in the order of the files, each with the number of files it is made of."""
     clips = ClipList("input", [Clip(id=name, path=path) for name, path in inputs.files.items()], classes=[])
-    dataset = WindowDataset(clips, RawStore(), image_size, seconds, windows=windows)
+    dataset = WindowDataset(clips, RawStore(), SampleSpec(image_size, seconds), windows=windows)
     together = max(1, batch_size // windows)
     loader: DataLoader[Any] = DataLoader(
         dataset,

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchaudio.functional import resample
 
-from deepavfusion.data.samples import on_grid
+from deepavfusion.data.stores.store import on_grid
 from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.inference.video import BLOCK, told, whole_sound

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
 from deepavfusion.data.loading.sampler import ClipSampler
 from deepavfusion.data.loading.workers import Board, HangWatch, start_worker
-from deepavfusion.data.samples import ClipDataset
-from deepavfusion.types import Problem
+from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 TRIES = 2  # that a clip has before it is left out
 KILLS = 3  # from outside, without one batch in between
 CRASHES = 100  # and that clips are blamed for: it is the decoder, or the machine
+
+
+class Items(Protocol):
+    """What the loader needs of a dataset."""
+
+    group: int  # samples per item
+    reading: Callable[[int], AbstractContextManager[Problem | None]] | None  # to be called around reading an item
+
+    @property
+    def clips(self) -> Sequence[Clip]:
+        """The list that it reads."""
+
+    def first_clip(self, item: int) -> int:
+        """Position of the (first) clip that an item reads."""
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -31,7 +45,7 @@ class ResumableLoader(DataLoader[Any]):
     outside blames none.
 
     Args:
-        dataset: a dataset of its own: the loader notes in it what it leaves out.
+        dataset: a dataset of its own: the loader sets its `reading`.
         hang_seconds: time after which reading one item counts as hung, s.
         kwargs: of `DataLoader`.
 
@@ -40,15 +54,16 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     sampler: ClipSampler
-    dataset: ClipDataset
     delivered = 0
     resume_at = 0
 
-    def __init__(self, dataset: ClipDataset, hang_seconds: float = 300.0, **kwargs: Any) -> None:
-        self.board = dataset.board = Board(kwargs.get("num_workers", 0))
+    def __init__(self, dataset: Items, hang_seconds: float = 300.0, **kwargs: Any) -> None:
+        self.board = Board(kwargs.get("num_workers", 0))
+        dataset.reading = self.board.reading
+        self.items = dataset
         self.hang_seconds = hang_seconds
         self.ends: Counter[int] = Counter()  # of processes while they read an item
-        super().__init__(dataset, worker_init_fn=start_worker, **kwargs)
+        super().__init__(dataset, worker_init_fn=start_worker, **kwargs)  # type: ignore[arg-type]  # a `Dataset`, too
 
     def state_dict(self) -> dict[str, int]:
         return {"delivered": self.delivered}
@@ -126,15 +141,15 @@ class ResumableLoader(DataLoader[Any]):
         return blamed
 
     def _blame(self, item: int, reason: str, detail: str) -> None:
-        clip = self.dataset.clips[self.dataset.first_clip(item)]
-        if self.dataset.group > 1:
+        clip = self.items.clips[self.items.first_clip(item)]
+        if self.items.group > 1:
             detail += " or a clip it is mixed with"
         self.ends[item] += 1
         if self.ends[item] < TRIES:
             say(f"clip {clip.id} ({clip.path}): {detail}; it is tried again", "yellow")
         else:
             detail += f", {self.ends[item]} times"
-            self.dataset.left_out[item] = Problem(clip.id, clip.path, reason, detail, used=False)
+            self.board.excluded[item] = Problem(clip.id, clip.path, reason, detail, used=False)
 
     @staticmethod
     def _how_it_ended(iterator: Any, number: int | None = None) -> str:

@@ -12,6 +12,8 @@ from types import TracebackType
 
 import torch
 
+from deepavfusion.types import Problem
+
 LOOK_EVERY = 0.5  # s
 
 
@@ -25,18 +27,19 @@ class Board:
     def __init__(self, workers: int) -> None:
         # process id · item + 1, or 0 between two · start, ns of the monotonic clock, which is the machine's
         self.rows = torch.zeros(workers, 3, dtype=torch.int64).share_memory_()
+        self.excluded: dict[int, Problem] = {}  # items that are not read again
 
     @contextmanager
-    def reading(self, item: int) -> Iterator[None]:
-        """Note in a decoding process that an item is being read; elsewhere nothing is noted."""
+    def reading(self, item: int) -> Iterator[Problem | None]:
+        """Note in a decoding process that an item is being read; gives its problem if it is excluded."""
         info = torch.utils.data.get_worker_info()
-        if info is None:
-            yield
+        if info is None or item in self.excluded:
+            yield self.excluded.get(item)
             return
         row = self.rows[info.id]
         row[0], row[2] = os.getpid(), time.monotonic_ns()
         row[1] = item + 1
-        yield
+        yield None
         row[1] = 0  # not after an error, which ends the run
 
     def item(self, worker: int) -> int | None:

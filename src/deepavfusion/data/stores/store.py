@@ -60,3 +60,13 @@ class Store(Protocol):
 
     def blocks(self, clips: Sequence[Clip]) -> list[list[int]] | None:
         """Positions of the clips that lie together, in the order of storage; None where any order costs the same."""
+
+
+def on_grid(time: float, earliest: float, latest: float) -> float:
+    """The multiple of `FRAME_GRID` nearest to a time that still lies in [earliest, latest], seconds.
+
+    Where no multiple does, the one before `latest`: there is always a frame on screen then.
+    """
+    first = -int(-earliest // FRAME_GRID)  # round up
+    last = int(max(latest, 0.0) / FRAME_GRID)
+    return min(max(round(time / FRAME_GRID), first), last) * FRAME_GRID
