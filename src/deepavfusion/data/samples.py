@@ -333,9 +333,8 @@ class FrameDataset(ClipDataset):
     def _mask(self, clip: Clip, second: int, opened: OpenClip, view: View) -> Tensor:
         """The part of a frame's mask that is shown, as class indices, or as 0 and 1; uint8 [H, W]"""
         mask = opened.mask(second)
-        greatest = int(np.asarray(mask).max())
         file, count = f"labels_semantic/{second}.png", len(self.list.classes)
-        if self.semantic and greatest + self.label_offset >= count:
+        if self.semantic and (greatest := int(np.asarray(mask).max())) + self.label_offset >= count:
             detail = f"{file} holds the value {greatest}, which is no class of the {count}"
             detail += f" (data.samples.label_offset is {self.label_offset})"
             raise DecodeError(f"{clip.path}/{file}", "bad_mask", detail)
