@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from deepavfusion.benchmarks.report import Report, environment, show, write_csv
+from deepavfusion.benchmarks.report import BenchmarkReport, environment, show, write_csv
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import run, run_and_report
@@ -27,7 +27,9 @@ def main(cfg: DictConfig) -> None:
     machine = environment(REPOSITORY)  # of the code that is measured: a run is long enough to edit on
     run_dir = choose_run_dir(cfg.paths.log_dir, "benchmark", cfg.run.name)
     try:
-        report: Report = instantiate(cfg.benchmark, _partial_=True)()  # an error in what runs long keeps its traceback
+        report: BenchmarkReport = instantiate(
+            cfg.benchmark, _partial_=True
+        )()  # an error in what runs long keeps its traceback
     except UserError:
         remove_if_empty(run_dir)
         raise

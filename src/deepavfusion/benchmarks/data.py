@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from deepavfusion.benchmarks.report import Report, Row, stacked_bars
+from deepavfusion.benchmarks.report import BenchmarkReport, Row, stacked_bars
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import SampleSpec, WindowDataset
@@ -42,7 +42,7 @@ def measure(
     image_size: int,
     rounds: int,
     seed: int,
-) -> Report:
+) -> BenchmarkReport:
     """Make clips, pack them, and read random training windows of both, in turn.
 
     Returns:
@@ -67,7 +67,7 @@ def measure(
             rows = _in_turn(readers, rounds)
     finally:
         torch.set_num_threads(threads)
-    return Report(rows, "Reading clips, one process", lambda path: _draw(rows, path))
+    return BenchmarkReport(rows, "Reading clips, one process", lambda path: _draw(rows, path))
 
 
 def _draw(rows: list[Row], path: Path) -> None:

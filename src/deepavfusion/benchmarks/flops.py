@@ -1,4 +1,4 @@
-"""Floating-point operations of a pass, and how many a device could do."""
+"""Floating-point operations of a pass, and the peak rate of a device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepavfusion.benchmarks.passes import Case, Pass, Recipe
 
-# TFLOP/s of dense matrix products: fp32, and bf16 with fp32 sums; V100 has tensor cores for fp16 only. From NVIDIA's
-# data sheets of A100 (2022), H100 (2023), H200 (2024) and V100 (2020) and its Ada GPU architecture whitepaper (RTX
-# 4090); where they count with sparsity, half of it. Names as torch.cuda.get_device_name gives them; a MIG slice or a
-# laptop's chip is none of these.
+# TFLOP/s of dense matrix products: fp32, and bf16 with fp32 accumulation; V100's tensor cores know fp16 only. From
+# NVIDIA's data sheets of A100 (2022), H100 (2023), H200 (2024) and V100 (2020) and its Ada GPU architecture whitepaper
+# (RTX 4090); half of the numbers given with sparsity. Keys match torch.cuda.get_device_name; MIG slices and laptop
+# chips must not match.
 PEAKS: dict[str, dict[str, float]] = {
     r"NVIDIA A100(?!.*MIG).*": {"fp32": 19.5, "tf32": 156, "bf16": 312},
     r"NVIDIA H100 80GB HBM3": {"fp32": 67, "tf32": 494.7, "bf16": 989.4},
@@ -27,8 +27,8 @@ PEAKS: dict[str, dict[str, float]] = {
 def count(case: Case, recipe: Recipe) -> float:
     """GFLOP of one pass: every matrix product and attention, a multiply-add as two.
 
-    Counted of the implementation itself, in an eager run without data on the meta device, where attention is made of
-    plain products; what is recomputed counts.
+    Counted in an eager run of the implementation on the meta device, where attention consists of plain products;
+    recomputation counts.
     """
     run = Pass(replace(case, precision="fp32", compiled=False), recipe, torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
@@ -37,7 +37,7 @@ def count(case: Case, recipe: Recipe) -> float:
 
 
 def peak(device_name: str, precision: str, tf32: bool = False) -> float | None:
-    """TFLOP/s the device could do; None: not known.
+    """Peak TFLOP/s of a device; None: unknown.
 
     Args:
         device_name: as torch.cuda.get_device_name gives it.
@@ -49,7 +49,7 @@ def peak(device_name: str, precision: str, tf32: bool = False) -> float | None:
 
 
 def utilisation(gflop: float, seconds: float, device: torch.device, precision: str) -> float | None:
-    """Model-FLOP utilisation, 0…1; None on a CPU and on devices whose peak is not known."""
+    """Model-FLOP utilisation, 0…1; None on a CPU and on devices whose peak is unknown."""
     if device.type != "cuda":
         return None
     tf32 = torch.get_float32_matmul_precision() != "highest"

@@ -1,8 +1,8 @@
-"""Peak memory of a pass: what it allocates for a while, on top of what is held before it.
+"""Peak memory of a pass: what it allocates in addition to what exists before it.
 
-Held before are the weights, the input, the optimizer's state and, for `encoder_forward_backward`, the gradients: its
-peak is the activation memory of training. That of `train_step` is activations and gradients, that of
-`encoder_forward` what inference needs.
+Weights, input, optimizer state and, for `encoder_forward_backward`, gradients exist before. So the peak of
+`encoder_forward_backward` is the activation memory of training, that of `train_step` activations and gradients, and
+that of `encoder_forward` the working memory of inference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def cuda_peak(run: Callable[[], None], device: torch.device) -> int:
-    """Bytes, of PyTorch's own statistics."""
+    """Bytes, from PyTorch's allocator statistics."""
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -35,23 +35,23 @@ def cuda_peak(run: Callable[[], None], device: torch.device) -> int:
 
 
 def cpu_peak(case: Case, recipe: Recipe) -> int | None:
-    """Bytes, from the resident set of a fresh process, warmed up with one clip; None: could not be measured."""
+    """Bytes, from the resident set of a fresh process after a warm-up with one clip; None: could not be measured."""
     if not (PROC / "clear_refs").exists():
-        say("peak memory on a CPU is read from /proc/self/clear_refs, which only Linux has", "yellow")
+        say("peak memory on a CPU can be measured on Linux only (/proc/self/clear_refs)", "yellow")
         return None
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(_peak_here, case, recipe, torch.get_num_threads()).result()
         except BrokenProcessPool:
-            say(f"the system ended {case}: most likely its memory does not fit", "yellow")
+            say(f"the system killed {case}, most likely for lack of memory", "yellow")
             return None
 
 
 def _peak_here(case: Case, recipe: Recipe, threads: int) -> int:
     torch.set_num_threads(threads)
-    # Everything of 64 KiB and more is mapped by itself and goes back to the system when freed: otherwise the run would
-    # live on what the warm-up left in the heap.
+    # Map every allocation of 64 KiB and more separately, so that it returns to the system when freed. Otherwise the
+    # run would reuse heap that the warm-up left behind, and the resident set would not grow.
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
@@ -64,7 +64,7 @@ def _peak_here(case: Case, recipe: Recipe, threads: int) -> int:
 
 
 def resident_peak(run: Callable[[], None]) -> int:
-    """Bytes by which the resident set of this process grows, at most, while it runs."""
+    """Largest growth in bytes of this process's resident set while `run` runs."""
     (PROC / "clear_refs").write_text("5")  # man 5 proc: resets the high-water mark
     before = _status("VmRSS")
     run()
@@ -72,7 +72,7 @@ def resident_peak(run: Callable[[], None]) -> int:
 
 
 def held(device: torch.device) -> int | None:
-    """Bytes held now: allocated on a GPU, resident in this process on a CPU; None: not known."""
+    """Bytes in use: allocated on a GPU, resident in this process on a CPU; None: unknown."""
     gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)

@@ -1,12 +1,10 @@
-"""Networks: time, peak memory and FLOPs of their passes, for a grid of settings; variants are timed in turn."""
+"""`benchmark=model`: time, peak memory and FLOPs of the network's passes; variants are timed in turn."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, TypeVar
 
@@ -15,34 +13,15 @@ from rich.progress import track
 
 from deepavfusion.benchmarks import flops, memory
 from deepavfusion.benchmarks.model_report import compare, draw
-from deepavfusion.benchmarks.passes import FUSIONS, IMPLEMENTATIONS, PASSES, PRECISIONS, Case, Pass, Recipe
-from deepavfusion.benchmarks.report import Report, Row
+from deepavfusion.benchmarks.passes import Case, Pass, Recipe
+from deepavfusion.benchmarks.report import BenchmarkReport, Row
 from deepavfusion.utils.compiler import check_compiler
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 T = TypeVar("T")
-Entry = Mapping[str, Any]  # of the list of cases: key -> value, or list of values
-
-DEFAULTS: dict[str, Any] = {
-    "fusion": "factorized",
-    "masked": True,
-    "batch": 8,
-    "precision": "fp32",
-    "compiled": False,
-    "size": "base",
-    "passes": list(PASSES),
-}
-FLAGS = {"timed": True, "memory": False, "reference": True}
-
-
-@dataclass
-class Group:
-    """Cases that differ in implementation and fusion only: they are timed in turn."""
-
-    cases: list[Case] = field(default_factory=list)
-    timed: bool = False
-    memory: bool = False
+Entry = Mapping[str, Any]  # one line of `cases`
+Measured = dict[Case, tuple[float | None, int | None]]  # median seconds, peak bytes
 
 
 def measure(
@@ -51,131 +30,84 @@ def measure(
     reference: bool = False,
     rounds: int = 7,
     device: str = "auto",
-    **instead: Any,
-) -> Report:
-    """Run a grid.
+) -> BenchmarkReport:
+    """Measure the cases listed for a device.
 
     Args:
-        cases: "cpu" and "cuda" -> list of entries. An entry names a value, or a list of values, of `fusion`, `masked`,
-            `batch`, `precision`, `compiled`, `size` and `passes`, and stands for all combinations; a training step is
-            always masked. `memory` measures peak memory on a CPU, too, where each takes a process of its own;
-            `timed: false` leaves out the time, `reference: false` the plain reference.
+        cases: "cpu" and "cuda" -> entries; keys and defaults are those of `Case`, except `fusion` and `reference`, the
+            kinds of fusion to compare (see `variants`), and `measure`, "time" (default) or "memory". On a GPU both are
+            measured together; on a CPU memory needs a fresh process for each variant.
         recipe: arguments of `Recipe`.
-        reference: also the plain reference, in turn with the fast one.
-        rounds: after one of warm-up; the median counts.
+        reference: also measure the plain reference.
+        rounds: timed rounds after one of warm-up; the median counts.
         device: "cpu", "cuda" or "auto".
-        instead: values that replace those of every entry, by its keys; None: as the entries say.
 
     Returns:
-        One row a case: its columns, `median_s`, `peak_bytes` (see `memory`), `gflop`, `mfu` (0…1), device and threads.
-        None where nothing was measured.
+        One row a variant: its columns, `median_s`, `peak_bytes` (see `memory`), `gflop`, `mfu` (0…1), device and
+        threads; None where nothing was measured.
 
     Raises:
-        UserError: a device, key or value that there is not, or no compiler.
+        UserError: no GPU, no C++ compiler, or an unknown kind of fusion.
     """
-    place = _device(device)
-    shared = Recipe(**recipe)
-    implementations = IMPLEMENTATIONS if reference else IMPLEMENTATIONS[:1]
-    given = {key: value for key, value in instead.items() if value is not None}
-    groups = groups_of([{**entry, **given} for entry in cases[place.type]], list(shared.nets), implementations)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("benchmark.device is cuda, but PyTorch finds no GPU here: use benchmark.device=cpu.")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    entries, shared = cases[place.type], Recipe(**recipe)
+    if any(entry.get("compiled") for entry in entries):
+        check_compiler(f"compiled: false in benchmark.cases.{place.type}")
     rows: list[Row] = []
-    gflops: dict[tuple[Any, ...], float] = {}
     try:
-        for group in track(groups, description="networks"):
-            rows += _rows(group, shared, rounds, place, gflops)
+        for entry in track(entries, description="networks"):
+            group = variants(entry, reference)
+            gflops = [flops.count(case, shared) for case in group]  # first: a mistake in the case shows at once
+            if on_gpu or entry.get("measure") != "memory":
+                measured = time_in_turn(group, shared, rounds, place)
+            else:
+                measured = {case: (None, memory.cpu_peak(case, shared)) for case in group}
+            for case, gflop in zip(group, gflops, strict=True):
+                seconds, peak = measured.get(case, (None, None))
+                mfu = None if seconds is None else flops.utilisation(gflop, seconds, place, case.precision)
+                found = {"median_s": seconds, "peak_bytes": peak, "gflop": gflop, "mfu": mfu}
+                rows.append({**case.columns(), **found, "device": place.type, "threads": torch.get_num_threads()})
     except KeyboardInterrupt:
         if not rows:
             raise
         say("interrupted: these are the rows so far", "yellow")
-    title = f"Networks on {'a CPU' if place.type == 'cpu' else torch.cuda.get_device_name(place)}"
-    return Report(rows, title, lambda path: draw(rows, path), [str(ratio) for ratio in compare(rows)])
+    title = f"Networks on {torch.cuda.get_device_name(place) if on_gpu else 'a CPU'}"
+    return BenchmarkReport(rows, title, lambda path: draw(rows, path), compare(rows))
 
 
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"benchmark.device is {name!r}: choose one of auto, cpu, cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("benchmark.device is cuda, but PyTorch finds no GPU here: use benchmark.device=cpu.")
-    on_gpu = name != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+def variants(entry: Entry, reference: bool) -> list[Case]:
+    """The networks that an entry compares: each kind of `fusion`, then the plain reference of each (or of those that
+    the entry's own `reference` lists).
 
-
-# ---- which cases
-
-
-def groups_of(entries: Iterable[Entry], sizes: Sequence[str], implementations: Sequence[str]) -> list[Group]:
-    """The combinations that the entries stand for, each once.
-
-    Raises:
-        UserError: an unknown key or value, or nothing left to run.
+    The reference comes last because it frees gigabytes, which slows down what runs after it.
     """
-    groups: dict[tuple[Any, ...], Group] = {}
-    for entry in entries:
-        flags = {**FLAGS, **entry}
-        for fusion, masked, batch, precision, compiled, size, passed in product(*_values(entry, sizes)):
-            if passed == "train_step" and not masked:
-                continue
-            group = groups.setdefault((masked, batch, precision, compiled, size, passed), Group())
-            for name in implementations if flags["reference"] else implementations[:1]:
-                case = Case(name, fusion, masked, batch, precision, compiled, size, passed)
-                if case not in group.cases:
-                    group.cases.append(case)
-            group.timed |= bool(flags["timed"])
-            group.memory |= bool(flags["memory"])
-    if not groups:
-        raise UserError("no case is left to run: a train_step is always masked, and every key needs a value.")
-    for (
-        group
-    ) in groups.values():  # what frees gigabytes, which the system takes back, does not run before what does not
-        group.cases.sort(key=lambda case: implementations.index(case.implementation))
-    return list(groups.values())
-
-
-def _values(entry: Entry, sizes: Sequence[str]) -> list[list[Any]]:
-    """The values of each key in the order of `DEFAULTS`."""
-    unknown = set(entry) - set(DEFAULTS) - set(FLAGS)
-    if unknown:
-        keys = ", ".join((*DEFAULTS, *FLAGS))
-        raise UserError(f"a case of the model benchmark has the key {min(unknown)!r}: expected {keys}.")
-    chosen = {key: value if isinstance(value, list) else [value] for key, value in {**DEFAULTS, **entry}.items()}
-    choices: dict[str, Sequence[Any]] = {
-        "fusion": FUSIONS,
-        "masked": (True, False),
-        "precision": PRECISIONS,
-        "compiled": (True, False),
-        "size": sizes,
-        "passes": PASSES,
-    }
-    for key, known in choices.items():
-        for value in chosen[key]:
-            if value not in known or isinstance(value, bool) != isinstance(known[0], bool):
-                raise UserError(f"benchmark.{key} is {value!r}: choose among {', '.join(map(str, known))}.")
-    for value in chosen["batch"]:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"benchmark.batch is {value!r}: expected a number of clips, 1 or more.")
-    return [chosen[key] for key in DEFAULTS]
-
-
-# ---- how they are measured
+    shared = {key: value for key, value in entry.items() if key not in ("fusion", "reference", "measure")}
+    fast = entry.get("fusion", [Case.fusion])
+    plain = entry.get("reference", fast) if reference else []
+    kinds = {"fast": fast, "reference": plain}
+    return [Case(name, kind, **shared) for name, listed in kinds.items() for kind in listed]
 
 
 def alternate(
-    variants: Mapping[T, Callable[[], None]],
+    runs: Mapping[T, Callable[[], None]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     wait: Callable[[], None] = lambda: None,
 ) -> dict[T, float]:
-    """Median seconds of each variant: A B A B …, so that a drift of the machine's speed meets all alike.
+    """Median seconds of each run, timed A B A B …, so that a drift of the machine's speed affects all alike.
 
     Args:
-        variants: to run, by name.
-        rounds: that count, after one of warm-up.
-        clock: gives seconds.
-        wait: returns when the device has finished what it was given.
+        runs: what to time, by name.
+        rounds: rounds that count, after one of warm-up.
+        clock: returns seconds.
+        wait: returns when the device has finished its queue.
     """
-    seconds: dict[T, list[float]] = {name: [] for name in variants}
+    seconds: dict[T, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
-        for name, run in variants.items():
+        for name, run in runs.items():
             wait()
             begin = clock()
             run()
@@ -185,64 +117,30 @@ def alternate(
     return {name: median(values) for name, values in seconds.items()}
 
 
-def _rows(
-    group: Group, recipe: Recipe, rounds: int, device: torch.device, gflops: dict[tuple[Any, ...], float]
-) -> list[Row]:
-    seconds: dict[Case, float] = {}
-    peaks: dict[Case, int | None] = {}
-    if group.timed or device.type == "cuda":
-        seconds, peaks = _time_what_fits(group.cases, recipe, rounds, device)
-        _free()
-    rows = []
-    for case in group.cases:
-        key = (case.implementation, case.fusion, case.masked, case.batch, case.size, case.passed)
-        if key not in gflops:
-            gflops[key] = flops.count(case, recipe)
-        if group.memory and device.type == "cpu":
-            peaks[case] = memory.cpu_peak(case, recipe)
-        time_s = seconds.get(case) if group.timed else None
-        mfu = None if time_s is None else flops.utilisation(gflops[key], time_s, device, case.precision)
-        measured = {"median_s": time_s, "peak_bytes": peaks.get(case), "gflop": gflops[key], "mfu": mfu}
-        rows.append({**case.columns(), **measured, "device": device.type, "threads": torch.get_num_threads()})
-    return rows
-
-
-def _time_what_fits(
-    cases: list[Case], recipe: Recipe, rounds: int, device: torch.device
-) -> tuple[dict[Case, float], dict[Case, int | None]]:
-    """All together or, where the device's memory is too small for that, one after the other."""
+def time_in_turn(cases: Sequence[Case], recipe: Recipe, rounds: int, device: torch.device) -> Measured:
+    """Time variants held in memory together or, where they do not fit together, one after the other."""
     try:
         return _time(cases, recipe, rounds, device)
     except torch.OutOfMemoryError:
-        pass  # and go on below: in here the exception still holds the networks
+        pass  # continue outside: inside this block the exception's traceback keeps the networks in memory
+    finally:
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
     if len(cases) == 1:
         say(f"does not fit into the device's memory: {cases[0]}", "yellow")
-        return {}, {}
-    seconds: dict[Case, float] = {}
-    peaks: dict[Case, int | None] = {}
+        return {}
+    measured: Measured = {}
     for case in cases:
-        _free()
-        alone = _time_what_fits([case], recipe, rounds, device)
-        seconds, peaks = seconds | alone[0], peaks | alone[1]
-    return seconds, peaks
+        measured |= time_in_turn([case], recipe, rounds, device)
+    return measured
 
 
-def _time(
-    cases: list[Case], recipe: Recipe, rounds: int, device: torch.device
-) -> tuple[dict[Case, float], dict[Case, int | None]]:
-    """Median seconds, and on a GPU the peak bytes, of cases that are held in memory together."""
-    if cases[0].compiled:
-        check_compiler("benchmark.compiled=false")
-        torch._dynamo.config.recompile_limit = max(64, len(cases))  # one for each variant
-    variants = {case: Pass(case, recipe, device) for case in cases}
+def _time(cases: Sequence[Case], recipe: Recipe, rounds: int, device: torch.device) -> Measured:
+    # All variants share the code of the same forward methods, so each counts as a recompilation of it.
+    torch._dynamo.config.recompile_limit = 64
+    passes = {case: Pass(case, recipe, device) for case in cases}
     if device.type == "cpu":
-        return alternate(variants, rounds), {}
-    seconds = alternate(variants, rounds, wait=lambda: torch.cuda.synchronize(device))
-    return seconds, {case: memory.cuda_peak(run, device) for case, run in variants.items()}
-
-
-def _free() -> None:
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        return {case: (seconds, None) for case, seconds in alternate(passes, rounds).items()}
+    medians = alternate(passes, rounds, wait=lambda: torch.cuda.synchronize(device))
+    return {case: (medians[case], memory.cuda_peak(run, device)) for case, run in passes.items()}

@@ -1,61 +1,43 @@
-"""What the rows of `benchmark=model` say: ratios of variants, and a picture."""
+"""What the rows of `benchmark=model` show: ratios between variants, and a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deepavfusion.benchmarks.report import Row, plt
 
-VARIANT = ("implementation", "fusion")
-SETTING = ("size", "masked", "precision", "compiled")
-CASE = ("implementation", "fusion", "masked", "batch", "precision", "compiled", "size", "pass")
-COMPARED = (("implementation", "reference", "fast"), ("fusion", "dense", "factorized"))
+SETTING = ("masked", "batch", "precision", "compiled", "size", "pass")
+CASE = ("implementation", "fusion", *SETTING)
 UNITS = {"median_s": ("time", "ms", 1e3), "peak_bytes": ("memory", "MB", 1e-6)}
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Two rows that differ in one column only.
+def compare(rows: list[Row]) -> list[str]:
+    """Lines such as "1.65 ×  time, reference / fast: factorized, masked, batch 8, fp32, eager, base, train_step".
 
-    Args:
-        quantity: "time" (the medians) or "memory" (the peaks).
-        above, below: what that column says in the two rows.
-        value: of the first row, divided by that of the second.
-        case: the settings they share, in words.
+    Reference against fast, and dense against factorized fusion of the fast implementation.
     """
-
-    quantity: str
-    above: str
-    below: str
-    value: float
-    case: str
-
-    def __str__(self) -> str:
-        return f"{self.value:6.2f} ×  {self.quantity}, {self.above} / {self.below}: {self.case}"
-
-
-def compare(rows: list[Row]) -> list[Ratio]:
-    """Reference against fast, and what dense fusion costs in the fast implementation."""
-    found = []
-    for column, above, below in COMPARED:
+    lines = []
+    fast = [row for row in rows if row["implementation"] == "fast"]
+    for column, above, below, among in (
+        ("implementation", "reference", "fast", rows),
+        ("fusion", "dense", "factorized", fast),
+    ):
         shared = [name for name in CASE if name != column]
-        second = {tuple(row[name] for name in shared): row for row in rows if row[column] == below}
-        for row in rows:
-            other = second.get(tuple(row[name] for name in shared))
-            if row[column] != above or other is None or (column == "fusion" and row["implementation"] != "fast"):
-                continue
-            for key, (quantity, _, _) in UNITS.items():
-                if row[key] is not None and other[key]:
-                    case = describe(row, shared)
-                    found.append(Ratio(quantity, above, below, row[key] / other[key], case))
-    return found
+        for quantity, (name, _, _) in UNITS.items():
+            measured = [(row, tuple(row[key] for key in shared)) for row in among if row[quantity]]
+            divisors = {settings: row[quantity] for row, settings in measured if row[column] == below}
+            lines += [
+                f"{row[quantity] / divisors[settings]:6.2f} ×  {name}, {above} / {below}: {describe(row, shared)}"
+                for row, settings in measured
+                if row[column] == above and settings in divisors
+            ]
+    return lines
 
 
 def describe(row: Row, names: Sequence[str]) -> str:
-    """Settings of a row in words, such as "dense, all tokens, batch 1, fp32, eager, base, encoder_forward"."""
+    """Columns of a row in words, such as "dense, all tokens, batch 1, fp32, eager, base, encoder_forward"."""
     words = {
         "masked": "masked" if row["masked"] else "all tokens",
         "batch": f"batch {row['batch']}",
@@ -65,55 +47,29 @@ def describe(row: Row, names: Sequence[str]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """A line of panels for each setting: one for each pass and quantity, in it a bar for each variant and batch.
-
-    Bars are parted by the batch, so that those of different batches can be compared.
-    """
-    lines: dict[tuple[Any, ...], dict[tuple[str, str], list[Row]]] = {}
-    for quantity in UNITS:
-        for row in rows:
-            if row[quantity] is not None:
-                line = lines.setdefault(tuple(row[name] for name in SETTING), {})
-                line.setdefault((row["pass"], quantity), []).append(row)
-    variants = list(dict.fromkeys(tuple(row[name] for name in VARIANT) for row in rows))
-    fusions = list(dict.fromkeys(fusion for _, fusion in variants))
-    colours = {
-        (implementation, fusion): (f"C{fusions.index(fusion)}", 1.0 if implementation == "fast" else 0.45)
-        for implementation, fusion in variants
-    }
-    width = max(map(len, lines.values()), default=1)
-    size = (3.4 * width + 0.4, 2.5 * max(len(lines), 1) + 0.8)
-    figure, grid = plt.subplots(max(len(lines), 1), width, figsize=size, squeeze=False, layout="constrained")
-    for axes in grid.flat:
-        axes.axis("off")
-    for line, places in zip(lines.values(), grid, strict=False):
-        for ((passed, quantity), shown), axes in zip(line.items(), places, strict=False):
-            axes.axis("on")
-            _bars(axes, shown, quantity, colours)
-            name, unit, _ = UNITS[quantity]
-            axes.set_title(f"{passed}: {name}, {unit} a clip\n{describe(shown[0], SETTING)}", fontsize=8, loc="left")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=alpha) for colour, alpha in colours.values()]
-    names = [" ".join(variant) for variant in variants]
-    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    """Two panels for each setting, time and memory a clip, with a bar for each variant."""
+    settings: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        settings.setdefault(tuple(row[name] for name in SETTING), []).append(row)
+    counts = [len(shown) for shown in settings.values()]
+    size = (11, 0.25 * sum(counts) + 0.7 * len(counts))
+    figure, grid = plt.subplots(len(counts), 2, figsize=size, height_ratios=counts, squeeze=False, layout="constrained")
+    for shown, panels in zip(settings.values(), grid, strict=True):
+        for axes, (quantity, (name, unit, factor)) in zip(panels, UNITS.items(), strict=True):
+            measured = [row for row in shown if row[quantity]]
+            if not measured:
+                axes.axis("off")
+                continue
+            bars = axes.barh(
+                [f"{row['implementation']} {row['fusion']}" for row in measured],
+                [row[quantity] * factor / row["batch"] for row in measured],
+                color=["C0" if row["implementation"] == "fast" else "C7" for row in measured],
+            )
+            axes.bar_label(bars, fmt="{:,.3g}", padding=3, fontsize=8)
+            axes.invert_yaxis()
+            axes.margins(x=0.12)
+            axes.set_title(f"{name}, {unit} a clip: {describe(shown[0], SETTING)}", fontsize=8, loc="left")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _bars(axes: plt.Axes, rows: list[Row], quantity: str, colours: dict[tuple[str, str], tuple[str, float]]) -> None:
-    batches = sorted({row["batch"] for row in rows})
-    present = {(row["implementation"], row["fusion"]) for row in rows}
-    variants = [variant for variant in colours if variant in present]
-    width = 0.8 / len(variants)
-    for row in rows:
-        variant = (row["implementation"], row["fusion"])
-        colour, alpha = colours[variant]
-        place = batches.index(row["batch"]) + (variants.index(variant) + 0.5) * width - 0.4
-        height = row[quantity] * UNITS[quantity][2] / row["batch"]
-        bar = axes.bar(place, height, 0.9 * width, color=colour, alpha=alpha)
-        if len(rows) <= 8:  # more would lie over each other
-            axes.bar_label(bar, fmt="{:,.3g}" if height < 100 else "{:,.0f}", fontsize=7)
-    axes.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
-    axes.set_xlim(-0.6, len(batches) - 0.4)
-    axes.margins(y=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)

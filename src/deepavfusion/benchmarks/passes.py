@@ -1,4 +1,4 @@
-"""What `benchmark=model` runs: an encoder forward, forward and backward, and a whole step of pre-training."""
+"""The passes that `benchmark=model` runs: encoder forward, forward and backward, and a whole pre-training step."""
 
 from __future__ import annotations
 
@@ -19,46 +19,45 @@ from deepavfusion.types import PatchMask
 
 IMPLEMENTATIONS = ("fast", "reference")
 FUSIONS = (*FUSION_ATTENTION, "none")
-PRECISIONS = ("fp32", "bf16")
 PASSES = ("encoder_forward", "encoder_forward_backward", "train_step")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row to be: which network, on what, doing what.
+    """One row of the results: which network, on which input, doing what.
 
     Args:
         implementation: one of `IMPLEMENTATIONS`; the reference is the paper taken literally.
-        fusion: one of `FUSIONS`; "none" leaves the two encoders to themselves.
-        masked: the encoder sees the kept patches only; otherwise all.
+        fusion: one of `FUSIONS`; "none" leaves out the fusion blocks.
+        masked: the encoder gets the kept patches only, as in pre-training; a train_step is always masked.
         batch: clips.
-        precision: one of `PRECISIONS`; bf16 is autocast.
+        precision: "fp32" or "bf16" (autocast).
         compiled: by torch.compile.
         size: a key of `Recipe.nets`.
-        passed: one of `PASSES`, the column `pass`.
+        passes: one of `PASSES`, the column `pass`.
     """
 
-    implementation: str
-    fusion: str
-    masked: bool
-    batch: int
-    precision: str
-    compiled: bool
-    size: str
-    passed: str
+    implementation: str = "fast"
+    fusion: str = "factorized"
+    masked: bool = True
+    batch: int = 8
+    precision: str = "fp32"
+    compiled: bool = False
+    size: str = "base"
+    passes: str = "train_step"
 
     def columns(self) -> dict[str, Any]:
-        return {"pass" if name == "passed" else name: value for name, value in asdict(self).items()}
+        return {"pass" if name == "passes" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all cases share.
+    """Settings shared by all cases.
 
     Args:
         nets: configs of the encoder by size, as under configs/model/net.
         decoder_embed_dim, decoder_depth, decoder_num_heads: size of both decoders.
-        image_mask_ratio, audio_mask_ratio: part of the patches that is hidden in masked cases.
+        image_mask_ratio, audio_mask_ratio: share of the patches hidden in masked cases.
         lr, weight_decay, betas: of AdamW.
         seed: of weights, inputs and masks.
     """
@@ -89,15 +88,16 @@ class Recipe:
 class Pass:
     """A case, built and ready: each call runs it once.
 
-    `encoder_forward` is that of a frozen encoder: nothing is kept for a backward pass. `encoder_forward_backward` adds
-    its gradients to those of the call before, as accumulated steps do: what it allocates for a while are activations.
-    `train_step` is that of tasks/pretrain.py: fresh masks, both decoders, backward, AdamW; gradients are freed at its
-    end.
+    - `encoder_forward`: a frozen encoder, which keeps nothing for a backward pass.
+    - `encoder_forward_backward`: gradients add up over calls, as in gradient accumulation, so that a call allocates
+      nothing but activations.
+    - `train_step`: that of tasks/pretrain.py, with fresh masks, both decoders, backward and AdamW; gradients are freed
+      at its end.
 
     Args:
         case: what to run.
-        recipe: what all cases share.
-        device: where; on "meta" nothing is computed.
+        recipe: settings shared by all cases.
+        device: where to run; on "meta" nothing is computed.
     """
 
     def __init__(self, case: Case, recipe: Recipe, device: torch.device) -> None:
@@ -105,12 +105,12 @@ class Pass:
         torch.manual_seed(recipe.seed)
         streams = [recipe.nets[case.size][name] for name in ("image", "audio")]
         self.patches = [prod(side // vit["patch_size"] for side in vit["input_size"]) for vit in streams]
-        whole_step = case.passed == "train_step"
+        whole_step = case.passes == "train_step"
         with device:
             self.net: Any = recipe.autoencoder(case) if whole_step else recipe.encoder(case)
             shapes = [(case.batch, vit["in_chans"], *vit["input_size"]) for vit in streams]
             self.image, self.audio = (torch.randn(shape) for shape in shapes)
-        if case.passed == "encoder_forward":
+        if case.passes == "encoder_forward":
             self.net.requires_grad_(False)
         self.keep: list[torch.Tensor | None] = [m.keep for m in self.masks()] if case.masked else [None, None]
         if whole_step:
@@ -123,7 +123,7 @@ class Pass:
             self.net.compile(dynamic=False)
 
     def warm_up(self) -> None:
-        """Run it once with one clip: gradients, the optimizer's state, buffers and code of libraries are there then."""
+        """Run once with one clip, so that gradients, optimizer state and the libraries' buffers and code exist."""
         small = copy.copy(self)
         small.case = replace(self.case, batch=1)
         small.image, small.audio = self.image[:1], self.audio[:1]
@@ -131,7 +131,7 @@ class Pass:
         small()
 
     def masks(self) -> list[PatchMask]:
-        """Fresh ones, of image and sound."""
+        """Fresh random masks of image and audio."""
         ratios = (self.recipe.image_mask_ratio, self.recipe.audio_mask_ratio)
         return [
             random_patch_mask(self.case.batch, patches, ratio, self.device)
@@ -142,7 +142,7 @@ class Pass:
         return torch.autocast(self.device.type, torch.bfloat16) if self.case.precision == "bf16" else nullcontext()
 
     def __call__(self) -> None:
-        getattr(self, f"_{self.case.passed}")()
+        getattr(self, f"_{self.case.passes}")()
 
     def _encoder_forward(self) -> None:
         with self.autocast():

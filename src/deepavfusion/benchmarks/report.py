@@ -1,4 +1,4 @@
-"""Rows of a benchmark as CSV, table and picture."""
+"""The results of a benchmark as CSV, table and figure."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")
 
 
 @dataclass
-class Report:
-    """What a benchmark found.
+class BenchmarkReport:
+    """The results of a benchmark.
 
     Args:
         rows: for the CSV; all have the same columns.
         title: of the table.
-        draw: writes the picture (PNG) to a path.
-        summary: what follows from the rows, line by line.
+        draw: writes the figure (PNG) to a path.
+        summary: conclusions from the rows, line by line.
     """
 
     rows: list[Row]
@@ -61,7 +61,7 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def show(rows: list[Row], title: str) -> None:
-    """A table in the terminal; settings that all rows share go into its title. One row alone is shown downwards."""
+    """Print a table, with settings that all rows share in its title. A single row is printed one column a line."""
     if len(rows) == 1:
         table = Table(title=title, title_justify="left", show_header=False)
         for name, value in rows[0].items():
@@ -89,7 +89,7 @@ def _cell(value: Any) -> str:
 
 
 def stacked_bars(rows: list[Row], names: list[str], parts: list[str], unit: str, path: Path) -> None:
-    """A bar a row, made of its parts."""
+    """One bar a row, stacked from its parts."""
     figure, axes = plt.subplots(figsize=(7, 0.6 * len(rows) + 1.4), layout="constrained")
     left = [0.0] * len(rows)
     for part in parts:

@@ -16,7 +16,7 @@ from lightning.pytorch.profilers import Profiler
 from omegaconf import open_dict
 
 from deepavfusion.benchmarks import memory
-from deepavfusion.benchmarks.report import Report, Row, stacked_bars
+from deepavfusion.benchmarks.report import BenchmarkReport, Row, stacked_bars
 from deepavfusion.config.compose import resolve_scale
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import one_sentence
@@ -34,7 +34,7 @@ def measure(
     overrides: Sequence[str] = (),
     steps: int = 60,
     warmup: int = 10,
-) -> Report:
+) -> BenchmarkReport:
     """Train as `src/train.py` does, with its data, workers, model and optimizer, for a number of steps.
 
     Nothing is logged, saved or validated; the learning rate is that of the beginning of the run. Call it inside
@@ -98,7 +98,7 @@ def measure(
         "steps": steps,
     }
     rows = [settings | timer.means(trainer.world_size) | {"memory_growth_bytes": timer.growth}]
-    return Report(rows, "Steps of the real training loop", lambda path: _draw(rows, path))
+    return BenchmarkReport(rows, "Steps of the real training loop", lambda path: _draw(rows, path))
 
 
 def _draw(rows: list[Row], path: Path) -> None:

@@ -63,6 +63,9 @@ def _is_text(value: Any) -> bool:
 NULL, FLAG = one_of(None), one_of(True, False)
 TEXT = Rule("text (in quotes, where it looks like something else)", _is_text)
 TEXTS = list_of(TEXT)
+CASES = Rule(
+    "a list of cases such as [{batch: 8}]", lambda v: isinstance(v, list) and all(type(c) is dict for c in v or [0])
+)
 NAME = Rule(
     "a name of at most 80 characters, without slashes (in quotes, where it looks like something else)",
     lambda v: isinstance(v, str) and 0 < len(v) <= 80 and v.isprintable() and "/" not in v and v not in (".", ".."),
@@ -105,6 +108,17 @@ CALLBACK_COUNTS = (
     *("images.num_frames", "images.num_mixtures", "reconstructions.num_clips", "projector.max_clips"),
     *("report.num_examples", "report.num_failures", "duets.limit"),
 )
+CASE: dict[str, Rule] = {  # keys of a case of the model benchmark
+    "fusion": Rule("a list of kinds of fusion", lambda v: bool(v) and TEXTS.holds(v)),
+    "reference": TEXTS,
+    "masked": FLAG,
+    "batch": MANY,
+    "precision": one_of("fp32", "bf16"),
+    "compiled": FLAG,
+    "size": one_of("tiny", "small", "base", "large"),
+    "passes": one_of("encoder_forward", "encoder_forward_backward", "train_step"),
+    "measure": one_of("time", "memory"),
+}
 RULES: dict[str, Rule] = {  # in the order of checking: what others refer to comes first
     "seed": SEED,
     "task": NAME | NULL,
@@ -211,7 +225,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "hop_seconds": POSITIVE,
     "top_k": MANY,
     "windows": MANY,
-    "device": one_of("auto", "cpu", "cuda"),
+    **dict.fromkeys(("device", "benchmark.device"), one_of("auto", "cpu", "cuda")),
     "level": one_of("pooled", "tokens"),
     # ---- prepare.py
     "command": TEXT | NULL,
@@ -235,6 +249,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     **dict.fromkeys(("benchmark.rounds", "benchmark.steps", "benchmark.warmup"), MANY),
     "benchmark.experiment": TEXT,
     "benchmark.scale": one_of("auto", "paper", "demo"),
+    **{f"benchmark.cases.{device}": CASES for device in ("cpu", "cuda")},
     "benchmark.overrides": TEXTS,
     "benchmark.recipe.decoder_embed_dim": VIT["embed_dim"],
     "benchmark.recipe.decoder_depth": VIT["depth"],
@@ -300,6 +315,17 @@ def _misfits(cfg: DictConfig) -> Iterator[str]:
             if size < of or size % of:
                 name = of if isinstance(other, int) else f"{other}={of}"
                 yield f"{key} is {value}, expected a multiple of {name}: change {SET_BY.get(key, key)}."
+    for device in ("cpu", "cuda"):
+        cases = _value(cfg, f"benchmark.cases.{device}")
+        for number, case in enumerate([] if cases is ABSENT else cases):
+            where = f"benchmark.cases.{device}[{number}]"
+            for key, value in case.items():
+                if key not in CASE:
+                    yield f"{where} has the unknown key {key!r}, expected one of {', '.join(CASE)}: change it."
+                elif not CASE[key].holds(value):
+                    yield f"{where}.{key} is {_shown(value)}, expected {CASE[key].expected}: change it."
+            if case.get("passes", "train_step") == "train_step" and case.get("masked") is False:
+                yield f"{where}.masked is false, but a train_step is always masked: set passes to encoder_forward."
     net = "model.net"
     dim, heads, ratio, layers = (
         _value(cfg, f"{net}.{key}")
