@@ -46,10 +46,9 @@ def measure(
     """Make clips, pack them, and read random training windows of both, in turn.
 
     Returns:
-        One row for each source (raw, packed) and place of the log-mel (cpu; device leaves it out): `source`, `mel`,
+        One row for each store (raw, packed) and place of the log-mel (cpu; device skips it): `source`, `mel`,
         `clips_per_second` (median of the rounds), and `<part>_ms`, the mean milliseconds a clip of each part. `read`
-        is opening the file, or litdata's fetching of the item; `crop` includes all that is left: the draws, the
-        tensors, the collating.
+        is opening the file, or litdata fetching the item; `crop` is everything else: random draws, tensors, collating.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -76,7 +75,7 @@ def _draw(rows: list[Row], path: Path) -> None:
 
 
 def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[Row]:
-    """One warm-up round, then the variants alternate, so that a drift of the machine's speed meets all alike."""
+    """One warm-up round, then the variants alternate, so that a drift of the machine's speed affects all alike."""
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     parts: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for number in track(range(rounds + 1), description="reading clips"):
@@ -98,7 +97,7 @@ def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[Row]:
 
 
 class _Reader:
-    """The real dataset over a store that keeps the time."""
+    """The real dataset over a store that measures its own time."""
 
     def __init__(self, clips: ClipList, store: Store, image_size: int) -> None:
         self.timed = _TimedStore(store)
@@ -167,7 +166,7 @@ class _TimedClip:
 
 
 def write_clip(path: Path, seconds: float, height: int, width: int, fps: float, sample_rate: int, seed: int) -> None:
-    """A picture with texture at several scales that pans in a circle, and two voices with a little noise."""
+    """An image with texture at several scales that pans in a circle, and two voices with a little noise."""
     rng = np.random.default_rng(seed)
     scene = np.zeros((height + 120, width + 120, 3), np.float32)
     for cells, weight in ((6, 90.0), (24, 50.0), (90, 25.0)):
