@@ -1,1 +1,1 @@
-"""What a run shows of itself: nearest neighbours, pictures and sounds, speed, data problems, the end."""
+"""Lightning callbacks: guard/ keeps a run alive and correct, show/ presents what it learns."""

@@ -1,4 +1,4 @@
-"""Clips that could not be used, by name and number, so that nothing is left out unseen."""
+"""Reports every clip that could not be used, by name and in numbers."""
 
 from __future__ import annotations
 
@@ -8,44 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
+from deepavfusion.callbacks.evaluation import EvaluationCallback
 from deepavfusion.types import Batch, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
 
 COLUMNS = ("id", "reason", "used", "detail", "path")
-NOT_ON_DISK = "not_on_disk"  # listed, and never tried; a file that vanishes later is "missing", a failure
-KNOWN = "known_"  # before the word of an earlier `prepare.py command=verify`: not tried, either
+NOT_ON_DISK = "not_on_disk"  # listed, never tried; a file that vanishes during the run is "missing", a failure
+KNOWN = "known_"  # prefix of a status from an earlier `prepare.py command=verify`: not tried, either
+MAX_LINES = 20  # in the terminal; the file has all of them
 
 
-class DataReport(Callback):
-    """Names each problematic file of a clip once in the terminal, writes all of them to a file, and counts the clips.
+class DataReport(EvaluationCallback):
+    """Prints each problematic file of a clip once, writes all of them to a file, and logs their number.
 
-    Clips that a list names and the disk lacks, or that are known to be unusable, go to the file, too. `data/failed`
-    counts the clips that were tried and had to be left out so far, `data/extended` those whose sound was too short,
-    over all processes and each once. If an epoch leaves nothing to train on, the run stops.
+    The file also lists clips that are not on disk or were excluded as unusable. `data/failed` counts the clips that
+    were tried and excluded so far, `data/extended` those whose audio was too short: each clip once, over all processes.
+    An epoch in which no clip can be used stops the run.
 
     Args:
-        path: CSV file (id, reason, used, detail, path); the other processes put their rank into the name.
-        max_lines: lines in the terminal; further ones are in the file only.
+        path: CSV file (id, reason, used, detail, path); processes other than the first add their rank to its name.
     """
 
-    def __init__(self, path: str, max_lines: int = 20) -> None:
-        self.base, self.path, self.max_lines = Path(path), Path(path), max_lines
+    def __init__(self, path: str) -> None:
+        self.base, self.path = Path(path), Path(path)
         self.seen: dict[tuple[str, str], Problem] = {}  # clip and file
         self.used_clips = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.global_rank:
             self.path = self.base.with_stem(f"{self.base.stem}_rank{trainer.global_rank}")
-        if self.path.is_file():  # the run goes on
+        if self.path.is_file():  # the run is resumed
             text = self.path.read_bytes().decode(errors="ignore")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # it was killed while it wrote a line, which comes again
-                write_whole(self.path, whole or f"{','.join(COLUMNS)}\n")
-            rows = csv.DictReader(io.StringIO(whole, newline=""))
+            complete = text[: text.rfind("\n") + 1]
+            if complete != text:  # it was killed while it wrote a line, which will be written again
+                write_whole(self.path, complete or f"{','.join(COLUMNS)}\n")
+            rows = csv.DictReader(io.StringIO(complete, newline=""))
             known = [Problem(**{**row, "used": row["used"] == "True"}) for row in rows]  # type: ignore[arg-type]
             self.seen = {(problem.id, problem.path): problem for problem in known}
 
@@ -53,7 +54,7 @@ class DataReport(Callback):
         return {"used_clips": self.used_clips}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.used_clips = state_dict["used_clips"]  # of the first process: that there are some is what counts
+        self.used_clips = state_dict["used_clips"]  # of the first process; only "none" or "some" matters
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -81,13 +82,13 @@ class DataReport(Callback):
                 rows.writerows([getattr(problem, column) for column in COLUMNS] for problem in new)
         return new
 
-    def _tell(self, problems: list[Problem]) -> None:
-        told = sum(map(_was_tried, self.seen.values()))
-        for number, problem in enumerate(self._write(problems), told + 1):
-            if number <= self.max_lines:
-                consequence = "used" if problem.used else "left out"
+    def _report(self, problems: list[Problem]) -> None:
+        reported = sum(map(_was_tried, self.seen.values()))
+        for number, problem in enumerate(self._write(problems), reported + 1):
+            if number <= MAX_LINES:
+                consequence = "used" if problem.used else "excluded"
                 say(f"clip {problem.id} ({problem.path}): {problem.detail}; {consequence}", "yellow")
-            elif number == self.max_lines + 1:
+            elif number == MAX_LINES + 1:
                 say(f"… more clips with problems in {self.path}", "yellow")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,32 +98,13 @@ class DataReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.used_clips += len(batch)
-        self._tell(batch.problems)
+        self._report(batch.problems)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._tell(batch.problems)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._tell(batch.problems)
+    def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
+        self._report(batch.problems)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A clip of which one file failed has failed, whatever is said of the others.
+        # A clip of which one file failed has failed, whatever its other files did.
         tried = sorted(filter(_was_tried, self.seen.values()), key=lambda problem: not problem.used)
         mine = self.used_clips, {problem.id: (problem.used, problem.path, problem.detail) for problem in tried}
         shares: list[Any] = [mine]
@@ -133,8 +115,8 @@ class DataReport(Callback):
         if not sum(used for used, _ in shares):
             example = next((f", e.g. {path}: {detail}" for used, path, detail in problems.values() if not used), "")
             raise UserError(
-                f"not one of the training clips could be used in epoch {trainer.current_epoch}{example}; "
-                f"{self.path} lists them all: mend them, or set data.root to others."
+                f"no training clip could be used in epoch {trainer.current_epoch}{example}; "
+                f"{self.path} lists all of them: fix them, or set data.root to another folder."
             )
         extended = sum(used for used, _, _ in problems.values())
         counts = {"data/failed": float(len(problems) - extended), "data/extended": float(extended)}

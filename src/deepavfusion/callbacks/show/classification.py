@@ -1,4 +1,4 @@
-"""What a classification run shows: which classes are confused, which stream knows which, the clips that fail."""
+"""What a classification run shows: confused classes, the accuracy of each stream, the best and worst clips."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from deepavfusion.callbacks.evaluation import first_loader
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
 from deepavfusion.callbacks.show.predictions import (
     Said,
@@ -22,8 +23,6 @@ from deepavfusion.callbacks.show.predictions import (
     write_logits,
 )
 from deepavfusion.callbacks.show.tensorboard import (
-    first_loader,
-    is_due,
     playable,
     spectrogram_image,
     step_of,
@@ -36,39 +35,36 @@ from deepavfusion.utils.files import write_csv
 
 
 class ClassificationReport(Callback):
-    """Confusions, and how well each class is known, of every validation and test; after a test its best and worst
-    clips, and files with all predictions.
+    """Confusion and accuracy by class of every validation and test; after a test the best and worst clips, and files
+    with all predictions.
 
     TensorBoard: `confusion/{val,test}` (one class a clip), `accuracy_by_class/{val,test}` or, for several classes a
-    clip, `average_precision_by_class/{val,test}`; `examples/{worst,best}` with sounds, in the order of
+    clip, `average_precision_by_class/{val,test}`; `examples/{worst,best}` with audio, in the order of
     `predictions.scores`.
-    `classification_test.csv`: item, id, classes, what is predicted and how probable that and the truth are; also for
-    each stream, and for the dense windows where there are any. `predictions_test.npz`: logits to compute metrics from,
-    see `predictions.write_logits`. A test without clips leaves nothing.
+    `classification_test.csv`: item, id, classes, the prediction, its probability and that of the truth; the same for
+    each stream, and for the dense windows if there are any. `predictions_test.npz`: logits to compute metrics from,
+    see `predictions.write_logits`. A test without clips writes nothing.
 
     Args:
         run_dir: where the files go.
-        num_examples: clips shown of the best and of the worst each.
-        most_classes: up to so many stand with their names in the confusion matrix.
-        every_n_epochs: epochs between two drawings of validations, see `pictures.is_due`.
+        num_examples: number of the best clips shown, and of the worst.
     """
 
-    def __init__(self, run_dir: str, num_examples: int = 8, most_classes: int = 30, every_n_epochs: int = 1) -> None:
+    def __init__(self, run_dir: str, num_examples: int = 8) -> None:
         self.run_dir, self.num_examples = Path(run_dir), num_examples
-        self.most_classes, self.every_n_epochs = most_classes, every_n_epochs
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """By now the metrics know the clips of all processes."""
+        """By now the metrics have gathered the clips of all processes."""
         writer = writer_of(trainer)
-        if writer is not None and is_due(trainer, self.every_n_epochs):
-            classes = first_loader(trainer.val_dataloaders).dataset.list.classes
+        if writer is not None:
+            classes = first_loader(trainer).dataset.list.classes
             self._draw(writer, pl_module.val_metrics, classes, "val", step_of(trainer))
 
     @torch.no_grad()
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        loader = first_loader(trainer.test_dataloaders)
+        loader = first_loader(trainer)
         module: Any = pl_module
         metrics, multi_label = module.test_metrics, module.test_metrics.multi_label
         found, dense = metrics.predictions(), module.dense_metrics.predictions()
@@ -92,13 +88,13 @@ class ClassificationReport(Callback):
                 writer.add_audio(f"examples/{kind}_{place}_{example.name}", example.waveform, step, SAMPLE_RATE)
 
     def _draw(self, writer: SummaryWriter, metrics: Any, classes: list[str], split: str, step: int) -> None:
-        """Of a split of which nothing was evaluated there is nothing to see."""
+        """The figures of a split; none if no clip was evaluated."""
         by_class = {stream: metrics.per_class(stream).tolist() for stream in HEADS}
         target = metrics.predictions()["target"]
         if not len(target):
             return
         if not metrics.multi_label:
-            figure = draw_confusion(metrics.confusion().cpu().numpy(), classes, split, self.most_classes)
+            figure = draw_confusion(metrics.confusion().cpu().numpy(), classes, split)
             writer.add_figure(f"confusion/{split}", figure, step)
         measure = "average precision" if metrics.multi_label else "accuracy"
         clips = truth_of(target, len(classes)).sum(dim=0).tolist()
@@ -115,7 +111,7 @@ class ClassificationReport(Callback):
         verdicts: dict[str, Said],
         chosen: Sequence[int],
     ) -> list[Example]:
-        """Pictures and sounds once more; a clip that is not there any more is left out."""
+        """Read clips again, to draw them; skips those that are gone by now."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         classes = loader.dataset.list.classes
         truth = truth_of(found["target"][chosen], len(classes))
@@ -134,7 +130,7 @@ class ClassificationReport(Callback):
                     name=batch.id[0],
                     truth=names(true.nonzero().flatten().tolist(), classes),
                     said=words,
-                    picture=Normalise().to(batch.image.device).reverse(batch.image[:1])[0].cpu(),
+                    frame=Normalise().to(batch.image.device).reverse(batch.image[:1])[0].cpu(),
                     spectrogram=spectrogram_image(batch.spectrogram[:1])[0],
                     waveform=playable(batch.waveform[0]),
                 )

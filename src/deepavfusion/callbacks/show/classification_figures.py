@@ -1,4 +1,4 @@
-"""Figures of a classification run: the confusion, how well each class is known, single clips."""
+"""Figures of a classification run: confusion matrix, accuracy by class, single clips."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ from torch import Tensor
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 from deepavfusion.types import ALL, HEADS, STREAMS
 
-EXTREMES = 20  # of many classes, so many best and worst ones, and pairs that are confused
+NAMED = 30  # classes, at most, with names in the confusion matrix
+EXTREMES = 20  # best and worst classes shown, of many; and confused pairs listed
 MARKS = {"image": ("o", "#0072b2", -0.27), "audio": ("^", "#d55e00", 0.0), "fusion": ("s", "#009e73", 0.27)}
 RIGHT, WRONG = "#b5e0b8", "#f3bcb4"
 
 
 @dataclass
 class Example:
-    """A clip to draw: picture [3, H, W] in 0…1, spectrogram RGB [3, M, F] in 0…1, waveform [1, T].
+    """A clip to draw: frame [3, H, W] in 0…1, spectrogram RGB [3, M, F] in 0…1, waveform [1, T].
 
-    `said`: stream -> name of the likeliest class, its probability, that of the truth, and whether it is (in) the truth.
+    `said`: stream -> name of the likeliest class, its probability, that of the truth, and whether the class is true.
     """
 
     name: str
     truth: str
     said: dict[str, tuple[str, float, float, bool]]
-    picture: Tensor
+    frame: Tensor
     spectrogram: Tensor
     waveform: Tensor
 
 
-def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], split: str, most_classes: int = 30) -> Figure:
-    """Share of the clips of each class (row) that are predicted as each (column).
+def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], split: str) -> Figure:
+    """Fraction of the clips of each class (row) that are predicted as each class (column).
 
-    Up to `most_classes` with names and per cents, and up to 12 with counts, too. More are drawn by number, small shares
-    lifted, next to a list of the pairs that are confused most often.
+    Up to `NAMED` classes have names and percentages, up to 12 also counts. More classes are drawn by number, with small
+    fractions enhanced, next to a list of the most frequently confused pairs.
 
     Args:
         counts: int [C, C], rows truth, columns prediction.
     """
     total = counts.sum(axis=1, keepdims=True)
-    share = np.where(total > 0, counts / np.maximum(total, 1), np.nan)  # rows of classes that do not occur stay grey
-    if len(classes) > most_classes:
+    share = np.where(total > 0, counts / np.maximum(total, 1), np.nan)  # classes without clips: grey rows
+    if len(classes) > NAMED:
         return _draw_many(counts, share, classes, split)
     size = max(4.5, 0.42 * len(classes) + 1.5) if len(classes) > 12 else max(4.5, 0.75 * len(classes) + 1.5)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
@@ -107,17 +108,17 @@ def _colours(name: str) -> Any:
 
 
 def _short(name: str, letters: int) -> str:
-    """No longer than so many letters; a dollar sign does not begin a formula."""
+    """At most so many letters; a dollar sign does not start a formula."""
     return (name if len(name) <= letters else f"{name[: letters - 1]}…").replace("$", r"\$")
 
 
 def draw_classes(values: dict[str, list[float]], clips: Sequence[int], classes: Sequence[str], measure: str) -> Figure:
-    """Bars for the mean of the heads, the best class first, and marks for each head; of many classes both ends.
+    """Bars for the mean of the heads, the best class first, and marks for each head; of many classes only both ends.
 
     Args:
-        values: stream -> of each class, nan where it does not occur.
-        clips: of each class.
-        measure: what it is, and of which split.
+        values: stream -> value of each class, nan where it does not occur.
+        clips: number of clips of each class.
+        measure: name of the metric and the split.
     """
     known = [n for n, value in enumerate(values[ALL]) if not math.isnan(value)]
     order = sorted(known, key=lambda n: [-values[stream][n] for stream in (ALL, *STREAMS[::-1])])
@@ -153,13 +154,13 @@ def draw_classes(values: dict[str, list[float]], clips: Sequence[int], classes: 
 
 
 def draw_examples(examples: Sequence[Example]) -> Figure:
-    """A row for each clip: picture, spectrogram, a bar for what each stream takes for likeliest, and on its right the
+    """A row for each clip: frame, spectrogram, a bar for the likeliest class of each stream, and right of it the
     probability of the truth."""
     figure = Figure(figsize=(10, 1.75 * len(examples) + 0.5), layout="constrained")
     axes = figure.subplots(len(examples), 3, squeeze=False, width_ratios=(1, 1.9, 3))
     for line, example in zip(axes, examples, strict=True):
         seconds = example.spectrogram.shape[-1] / FRAMES_PER_SECOND
-        line[0].imshow(example.picture.permute(1, 2, 0))
+        line[0].imshow(example.frame.permute(1, 2, 0))
         line[0].set_xticks([])
         line[0].set_ylabel(_short(example.name, 24), fontsize=7)
         line[1].imshow(example.spectrogram.permute(1, 2, 0), aspect="auto", extent=(0, seconds, 0, 1))

@@ -1,4 +1,4 @@
-"""Real duets, of which nobody knows the parts: separated at the end of a run, to listen to."""
+"""Real duets, for which no ground truth exists: separated at the end of a run, to listen to."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from deepavfusion.utils.errors import UserError
 
 
 class SeparateDuets(Callback):
-    """After a test, separates videos of two players and leaves sounds, films and figures in `<run_dir>/duets/<id>/`.
+    """After a test, separates videos of duets and writes audio, videos and figures to `<run_dir>/duets/<id>/`.
 
     Args:
-        clips: called without arguments, gives the list of the videos.
-        separate: called as separate(task, video, folder), writes to the folder and returns the waveforms
-            [sources, T] and their rate.
+        clips: called without arguments, returns the list of the videos.
+        separate: called as separate(task, video, folder); writes to the folder and returns the waveforms [sources, T]
+            and their sample rate.
         run_dir: of the run.
-        limit: at most so many videos, the first ones.
+        limit: the first videos, at most so many.
     """
 
     def __init__(self, clips: Callable[[], Any], separate: Callable[..., Any], run_dir: str, limit: int = 8) -> None:
@@ -33,17 +33,17 @@ class SeparateDuets(Callback):
         try:
             clips = self.clips()
         except UserError as error:
-            say(f"duets: none was separated: {error}", "yellow")
+            say(f"duets: none separated: {error}", "yellow")
             return
         done, writer = 0, writer_of(trainer)
         for clip in clips.clips[: self.limit]:
             try:
                 waveforms, rate = self.separate(pl_module, clip.path, self.folder / clip.id)
             except UserError as error:
-                say(f"duets: {clip.id} was left out: {error}", "yellow")
+                say(f"duets: {clip.id} skipped: {error}", "yellow")
                 continue
             done += 1
             if writer is not None:
                 for n, waveform in enumerate(waveforms, 1):
                     writer.add_audio(f"duet_{clip.id}/source{n}", waveform.unsqueeze(0), step_of(trainer), rate)
-        say(f"duets: {done} of {len(clips.clips)} were separated, see {self.folder}")
+        say(f"duets: {done} of {len(clips.clips)} separated, see {self.folder}")

@@ -1,4 +1,4 @@
-"""What a classifier says of each clip: probabilities, how right it is, the table and the logits of a test."""
+"""A classifier's predictions for each clip: probabilities, scores, and the files of a test."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from deepavfusion.types import ALL, HEADS, STREAMS
 from deepavfusion.utils.files import whole
 
-ALIKE = 2  # at most so many of the best examples are of the same classes, as long as there are others
+ALIKE = 2  # best examples of the same classes, at most, while there are others
 
 
 @dataclass
 class Said:
-    """What one stream says of N clips: the classes it names, likeliest first; the probability of the first, and of the
-    truth, where that is several classes of the least likely of them (nan where it is none)."""
+    """One stream's predictions for N clips: the predicted classes, likeliest first; the probability of the first; and
+    that of the truth, of several true classes the least likely one (nan if there is none)."""
 
     predicted: list[list[int]]
     probability: list[float]
@@ -40,8 +40,8 @@ def _least(values: Tensor, truth: Tensor) -> Tensor:
 
 
 def said(logits: Tensor, target: Tensor, multi_label: bool) -> Said:
-    """Probabilities are a softmax, or for several classes a clip a sigmoid; then all classes are named that are
-    likelier than not, and if there is none, the likeliest.
+    """Probabilities are a softmax, or with several classes a clip a sigmoid; then all classes above 0.5 are predicted,
+    or the likeliest if there is none.
 
     Args:
         logits: [N, C].
@@ -49,7 +49,7 @@ def said(logits: Tensor, target: Tensor, multi_label: bool) -> Said:
         multi_label: whether clips may have several classes.
     """
     chances = logits.sigmoid() if multi_label else logits.softmax(dim=1)
-    ranked = logits.argsort(dim=1, descending=True, stable=True)  # of equal ones the first, as the metrics do
+    ranked = logits.argsort(dim=1, descending=True, stable=True)  # ties: the lower class, as in the metrics
     many = (logits > 0).sum(dim=1).clamp(min=1).tolist() if multi_label else [1] * len(logits)
     of_truth = _least(chances, truth_of(target, logits.shape[1]))
     return Said(
@@ -60,11 +60,11 @@ def said(logits: Tensor, target: Tensor, multi_label: bool) -> Said:
 
 
 def scores(logits: Tensor, target: Tensor, multi_label: bool) -> Tensor:
-    """How right each clip is, float64 [N]: the log probability of the truth.
+    """How well each clip is predicted, float64 [N]: the log probability of the truth.
 
-    With several classes a clip: the logit of its least likely true class above that of the likeliest other class,
-    positive where all that is true comes first. (Binary cross entropy would mostly tell how many classes a clip has.)
-    Where nothing or everything is true, 0 takes the place of what is missing.
+    With several classes a clip: the logit of the least likely true class minus that of the likeliest other class,
+    positive if all true classes come first. (Binary cross entropy would mostly reflect how many classes a clip has.)
+    If no class is true, or all are, 0 replaces the missing logit.
     """
     logits, truth = logits.double(), truth_of(target, logits.shape[1])
     if not multi_label:
@@ -74,8 +74,8 @@ def scores(logits: Tensor, target: Tensor, multi_label: bool) -> Tensor:
 
 
 def choose(found: dict[str, Tensor], multi_label: bool, count: int, best: bool) -> list[int]:
-    """Rows of the worst predictions, the worst first; or of the best, the best first, and of the same classes at most
-    two as long as there are others."""
+    """Rows of the worst predictions, the worst first; or of the best, the best first, with at most `ALIKE` of the same
+    classes while there are others."""
     order = scores(found[ALL], found["target"], multi_label).argsort(descending=best, stable=True).tolist()
     if not best:
         return order[:count]
@@ -98,8 +98,8 @@ def names(labels: Sequence[int], classes: Sequence[str]) -> str:
 def rows(
     found: dict[str, Tensor], verdicts: dict[str, Said], dense: dict[str, Tensor], multi_label: bool, dataset: Any
 ) -> Iterator[list[Any]]:
-    """Lines of the table, the header first. The probability of the truth is that of its least likely class; nothing
-    stands for the dense windows of a clip where they could not be read."""
+    """Lines of the table, the header first. The probability of the truth is that of its least likely class; the columns
+    of the dense windows are empty for clips whose windows could not be read."""
     classes = dataset.list.classes
     columns = {"": verdicts[ALL], **{f"_{stream}": verdicts[stream] for stream in STREAMS}}
     place = {suffix: {n: n for n in range(len(found["item"]))} for suffix in columns}  # row -> row of the verdict
@@ -122,11 +122,11 @@ def rows(
 
 
 def write_logits(path: Path, found: dict[str, Tensor], dense: dict[str, Tensor], dataset: Any) -> None:
-    """All that metrics can be computed from, for `numpy.load`, without pickled objects.
+    """Everything needed to compute metrics, for `numpy.load`, without pickled objects.
 
     `classes` str [C]; `item` int64 [N], position in the list; `id` str [N]; `target` int64 [N], or 0 and 1 [N, C];
-    `logits_{image,audio,fusion,all}` float32 [N, C]. The same of the dense windows, mean logits of a clip, with names
-    `dense_…`, where there are any; both are sorted by item, and differ in length where not all could be read.
+    `logits_{image,audio,fusion,all}` float32 [N, C]. `dense_…`: the same for the dense windows, if there are any, with
+    the mean logits of a clip. Both are sorted by item; their lengths differ if some windows could not be read.
     """
     arrays = {"classes": np.array(dataset.list.classes, dtype=str)}
     for prefix, table in (("", found), ("dense_", dense)):

@@ -1,16 +1,17 @@
-"""Pictures and sounds of the reconstruction, and the embedding to walk through, in TensorBoard."""
+"""What a pre-training run shows: nearest neighbours, reconstructions, and the embedding in TensorBoard's projector."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from deepavfusion.callbacks.show.tensorboard import is_due, spectrogram_image, step_of, writer_of
+from deepavfusion.callbacks.evaluation import EvaluationCallback
+from deepavfusion.callbacks.show.tensorboard import classes_of, spectrogram_image, step_of, writer_of
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
@@ -18,32 +19,23 @@ from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.console import say_once
 
 
-class ReconstructionImages(Callback):
-    """For the same test clips each time: original | masked | reconstructed, of picture and spectrogram.
-
-    Their sound is written once. Drawn by validations that `is_due` names.
+class ReconstructionImages(EvaluationCallback):
+    """Original | masked | reconstructed image and spectrogram of the same clips in each validation; their audio once.
 
     Args:
-        num_clips: clips shown, from the first validation batch.
-        every_n_epochs: epochs between two drawings.
+        num_clips: shown, from the first validation batch.
     """
 
-    def __init__(self, num_clips: int = 6, every_n_epochs: int = 1) -> None:
-        self.num_clips, self.every_n_epochs = num_clips, every_n_epochs
+    tests = False
+
+    def __init__(self, num_clips: int = 6) -> None:
+        self.num_clips = num_clips
         self.clips: Batch | None = None
         self.normalise = Normalise()
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
         writer = writer_of(trainer)
-        if writer is None or self.clips is not None or dataloader_idx or not len(batch):
+        if writer is None or self.clips is not None or loader or not len(batch):
             return
         self.clips = batch.first(self.num_clips)
         for clip_id, waveform in zip(self.clips.id, self.clips.waveform, strict=True):
@@ -52,7 +44,7 @@ class ReconstructionImages(Callback):
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)
-        if writer is None or self.clips is None or not is_due(trainer, self.every_n_epochs):
+        if writer is None or self.clips is None:
             return
         drawn = cast(Any, pl_module).draw(self.clips)
         assert self.clips.spectrogram is not None
@@ -61,21 +53,22 @@ class ReconstructionImages(Callback):
             "image": [unnormalise(x) for x in (self.clips.image, *drawn["image"].values())],
             "audio": [spectrogram_image(x) for x in (self.clips.spectrogram, *drawn["audio"].values())],
         }
-        for stream, pictures in columns.items():
-            rows = torch.stack(pictures, dim=1).flatten(0, 1).cpu()  # original, masked, reconstructed of clip 0, 1, …
+        for stream, images in columns.items():
+            rows = torch.stack(images, dim=1).flatten(0, 1).cpu()  # original, masked, reconstructed of clip 0, 1, …
             writer.add_image(f"reconstruction/{stream}", make_grid(rows, nrow=3), step_of(trainer))
 
 
-class EmbeddingProjector(Callback):
+class EmbeddingProjector(EvaluationCallback):
     """The fusion embedding of the test clips for TensorBoard's projector, with labels and thumbnails.
 
     Args:
-        max_clips: the first so many clips of loader 0.
-        every_n_epochs: epochs between two writings.
+        max_clips: the first clips of loader 0, at most so many.
     """
 
-    def __init__(self, max_clips: int = 1000, every_n_epochs: int = 1) -> None:
-        self.max_clips, self.every_n_epochs = max_clips, every_n_epochs
+    tests = False
+
+    def __init__(self, max_clips: int = 1000) -> None:
+        self.max_clips = max_clips
         self.normalise = Normalise()
         self.clear()
 
@@ -87,27 +80,19 @@ class EmbeddingProjector(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clear()
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if not trainer.is_global_zero or dataloader_idx or len(self.labels) >= self.max_clips:
+    def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
+        if not trainer.is_global_zero or loader or len(self.labels) >= self.max_clips:
             return
         self.embeddings.append(outputs["embeddings"]["fusion"].float().cpu())
         self.labels += batch.label.tolist()
-        pictures = self.normalise.to(batch.image.device).reverse(batch.image)
-        self.thumbnails.append(F.interpolate(pictures, size=32, mode="area").cpu())
+        images = self.normalise.to(batch.image.device).reverse(batch.image)
+        self.thumbnails.append(F.interpolate(images, size=32, mode="area").cpu())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)
-        if writer is None or len(self.labels) < 2 or not is_due(trainer, self.every_n_epochs):
+        if writer is None or len(self.labels) < 2:
             return
-        classes = getattr(getattr(trainer, "datamodule", None), "classes", [])
+        classes = classes_of(trainer)
         names = [classes[label] if 0 <= label < len(classes) else str(label) for label in self.labels]
         writer.add_embedding(
             torch.cat(self.embeddings)[: self.max_clips],
@@ -118,7 +103,7 @@ class EmbeddingProjector(Callback):
         )
 
 
-class KNNProbe(Callback):
+class KNNProbe(EvaluationCallback):
     """Logs `knn/<stream>` (leave-one-out 1-NN among the test clips) and `knn_train/<stream>` (train → test k-NN).
 
     Streams are image, audio, fusion (means over tokens) and combined (sum of the three cosine similarities).
@@ -128,6 +113,8 @@ class KNNProbe(Callback):
     Args:
         k: neighbours that vote in `knn_train`.
     """
+
+    tests = False
 
     def __init__(self, k: int = 5) -> None:
         self.metrics = {
@@ -139,18 +126,10 @@ class KNNProbe(Callback):
         for metric in self.metrics.values():
             metric.to(pl_module.device).reset()
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if dataloader_idx == 0:
+    def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
+        if loader == 0:
             self.metrics["knn"].update(outputs["embeddings"], batch.label)
-        self.metrics["knn_train"].update(outputs["embeddings"], batch.label, gallery=dataloader_idx == 1)
+        self.metrics["knn_train"].update(outputs["embeddings"], batch.label, gallery=loader == 1)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = {
@@ -161,4 +140,4 @@ class KNNProbe(Callback):
         }
         pl_module.log_dict(found)
         if trainer.state.fn == "validate" and "knn/fusion" not in found:
-            say_once("knn: fewer than two test clips, so there are no nearest neighbours to show", "yellow")
+            say_once("knn: fewer than two test clips, so there are no nearest neighbours to compare", "yellow")

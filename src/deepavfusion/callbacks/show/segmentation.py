@@ -1,4 +1,4 @@
-"""What a segmentation run shows: masks on pictures with their sounds, the IoU of each class, the frames that fail."""
+"""What a segmentation run shows: masks on frames with their audio, the IoU of each class, the frames that fail."""
 
 from __future__ import annotations
 
@@ -16,62 +16,56 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from deepavfusion.callbacks.show.tensorboard import first_loader, is_due, playable, step_of, writer_of
+from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
+from deepavfusion.callbacks.show.tensorboard import playable, step_of, writer_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch
 from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, Pixels, errors, highlight, palette
 from deepavfusion.utils.files import write_csv
 
-TITLES = ("picture", "truth", "prediction", "error")
+TITLES = ("frame", "truth", "prediction", "error")
 
 
 @dataclass
 class Shown:
-    """A frame to draw: picture uint8 [H, W, 3], truth and prediction uint8 [H, W], waveform [1, T]."""
+    """A frame to draw: pixels uint8 [H, W, 3], truth and prediction uint8 [H, W], waveform [1, T]."""
 
     name: str
-    picture: Pixels
+    pixels: Pixels
     truth: Pixels
     predicted: Pixels
     waveform: Tensor
 
 
-class SegmentationImages(Callback):
-    """For the same validation frames each time: picture, truth, prediction and error; their sounds once.
+class SegmentationImages(EvaluationCallback):
+    """The same frames in each validation with truth, prediction and error; their audio once.
 
-    Drawn by validations that `pictures.is_due` names; of several processes the first shows frames of its own share.
+    With several processes, the frames are from the share of the first.
 
     Args:
         num_frames: shown, evenly spread over the split.
-        every_n_epochs: epochs between two drawings.
     """
 
-    def __init__(self, num_frames: int = 8, every_n_epochs: int = 1) -> None:
-        self.num_frames, self.every_n_epochs = num_frames, every_n_epochs
+    tests = False
+
+    def __init__(self, num_frames: int = 8) -> None:
+        self.num_frames = num_frames
         self.shown: list[Shown] = []
-        self.passed = 0  # frames of this validation
-        self.written_sounds = False
+        self.seen = 0  # frames in this validation
+        self.audio_written = False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.shown, self.passed = [], 0
+        self.shown, self.seen = [], 0
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if writer_of(trainer) is None or outputs is None or not is_due(trainer, self.every_n_epochs):
+    def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
+        if writer_of(trainer) is None or outputs is None:
             return
-        loader = first_loader(trainer.val_dataloaders)
-        every = max(1, len(loader.sampler) // self.num_frames)
-        rows = [n for n in range(len(batch)) if (self.passed + n) % every == 0]
-        self.passed += len(batch)
-        self.shown += shown(batch, outputs, rows, loader.dataset)
+        frames = first_loader(trainer)
+        every = max(1, len(frames.sampler) // self.num_frames)
+        rows = [n for n in range(len(batch)) if (self.seen + n) % every == 0]
+        self.seen += len(batch)
+        self.shown += shown(batch, outputs, rows, frames.dataset)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)
@@ -79,31 +73,31 @@ class SegmentationImages(Callback):
             return
         frames, step = self.shown[: self.num_frames], step_of(trainer)
         writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer)), step)
-        if not self.written_sounds:
+        if not self.audio_written:
             for frame in frames:
                 writer.add_audio(f"audio/{frame.name}", frame.waveform, step, SAMPLE_RATE)
-        self.written_sounds, self.shown = True, []
+        self.audio_written, self.shown = True, []
 
 
 class SegmentationReport(Callback):
-    """IoU by class of every validation and test; after a test the worst frames, and a table of all.
+    """IoU by class of every validation and test; after a test the worst frames, and a table of all frames.
 
-    `segmentation_test.csv`: item, id, second, classes, and what the metrics know of each frame, the IoU with the wrong
-    sound included. TensorBoard: `iou_by_class/{val,test}`, `failures/frames` with sounds.
+    `segmentation_test.csv`: item, id, second, classes, the metrics of each frame, and its IoU with the wrong audio.
+    TensorBoard: `iou_by_class/{val,test}`, `failures/frames` with their audio.
 
     Args:
         run_dir: where the table goes.
-        num_failures: frames shown, the worst first, one a clip.
+        num_failures: frames shown, the worst first, at most one of a clip.
     """
 
     def __init__(self, run_dir: str, num_failures: int = 8) -> None:
         self.run_dir, self.num_failures = Path(run_dir), num_failures
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """By now the metrics know the frames of all processes."""
+        """By now the metrics have gathered the frames of all processes."""
         writer = writer_of(trainer)
-        if writer is not None and is_due(trainer, 1):
-            dataset = first_loader(trainer.val_dataloaders).dataset
+        if writer is not None:
+            dataset = first_loader(trainer).dataset
             means = iou_by_class(_metrics(pl_module, "val"), dataset)
             writer.add_figure("iou_by_class/val", draw_classes(means, "val"), step_of(trainer))
 
@@ -111,7 +105,7 @@ class SegmentationReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        loader = first_loader(trainer.test_dataloaders)
+        loader = first_loader(trainer)
         dataset = loader.dataset
         metrics = _metrics(pl_module, "test")
         rows = metrics.rows()
@@ -144,7 +138,7 @@ class SegmentationReport(Callback):
 
     @staticmethod
     def _read(trainer: Trainer, pl_module: Any, loader: Any, items: list[int]) -> list[Shown]:
-        """The frames once more, through the network."""
+        """Read frames again and segment them."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         out: list[Shown] = []
         for item in items:
@@ -156,19 +150,19 @@ class SegmentationReport(Callback):
 
 
 def class_names(dataset: Any, item: int) -> list[str]:
-    """Of what the clip of a frame is annotated with."""
+    """Names of the classes that the clip of a frame is annotated with."""
     clip, classes = dataset.clips[dataset.first_clip(item)], dataset.list.classes
     return [classes[label] for label in clip.classes if label < len(classes)]
 
 
 def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> list[Shown]:
-    """Some rows of a batch and of what was marked in it, to draw."""
+    """Some rows of a batch, with the masks that were predicted for it, to draw."""
     if not rows:
         return []
     assert batch.mask is not None
     index = torch.tensor(rows, device=batch.image.device)
-    pictures = Normalise().to(batch.image.device).reverse(batch.image[index]) * 255
-    pixels = pictures.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    images = Normalise().to(batch.image.device).reverse(batch.image[index]) * 255
+    pixels = images.round().byte().permute(0, 2, 3, 1).cpu().numpy()
     predicted, truth = marked[index].cpu().numpy(), batch.mask[index].cpu().numpy()
     out = []
     for n, row in enumerate(rows):
@@ -179,7 +173,7 @@ def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> li
 
 
 def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
-    """A row for each frame: picture, truth, prediction and error.
+    """A row for each frame: the frame, truth, prediction and error.
 
     Args:
         frames: what to draw.
@@ -189,14 +183,14 @@ def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
     axes = figure.subplots(len(frames), len(TITLES), squeeze=False)
     colours = palette(len(classes))
     for line, frame in zip(axes, frames, strict=True):
-        pictures = (
-            frame.picture,
-            highlight(frame.picture, frame.truth, colours),
-            highlight(frame.picture, frame.predicted, colours),
-            errors(frame.picture, frame.predicted, frame.truth),
+        images = (
+            frame.pixels,
+            highlight(frame.pixels, frame.truth, colours),
+            highlight(frame.pixels, frame.predicted, colours),
+            errors(frame.pixels, frame.predicted, frame.truth),
         )
-        for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(picture)
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image)
             axis.set_xticks([])
             axis.set_yticks([])
         either = int(((frame.predicted > 0) | (frame.truth > 0)).sum())
@@ -210,8 +204,10 @@ def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
         for colour, label in ((RIGHT, "right"), (TOO_MUCH, "too much"), (TOO_LITTLE, "missed"))
     ]
     if len(classes) > 2:
-        there = sorted({int(n) for frame in frames for part in (frame.truth, frame.predicted) for n in np.unique(part)})
-        handles += [Patch(color=_rgb(colours[n]), label=classes[n]) for n in there if n]
+        present = sorted(
+            {int(n) for frame in frames for part in (frame.truth, frame.predicted) for n in np.unique(part)}
+        )
+        handles += [Patch(color=_rgb(colours[n]), label=classes[n]) for n in present if n]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)
     return figure
 
@@ -222,7 +218,7 @@ def _rgb(colour: Any) -> tuple[float, float, float]:
 
 
 def iou_by_class(metrics: Any, dataset: Any) -> dict[str, float]:
-    """Class -> IoU: of the pixels of each class, or where masks have none, the mean over the frames of its clips."""
+    """Class -> IoU of its pixels, or where masks have no classes, the mean over the frames of its clips."""
     if metrics.num_classes > 1:
         found = metrics.per_class().tolist()
         return {name: v for name, v in zip(dataset.list.classes, found, strict=True) if not math.isnan(v)}

@@ -1,4 +1,4 @@
-"""What a separation run shows: sounds and spectrograms of a few mixtures, and the SDR of every source."""
+"""What a separation run shows: audio and spectrograms of a few mixtures, and the SDR of every source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepavfusion.callbacks.show.tensorboard import LOUD, QUIET, is_due, playable, step_of, writer_of
+from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
+from deepavfusion.callbacks.show.tensorboard import LOUD, QUIET, classes_of, playable, step_of, writer_of
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, LOG_OFFSET, SAMPLE_RATE
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch, SeparationOutput
@@ -21,52 +22,40 @@ from deepavfusion.utils.files import write_csv
 TITLES = ("frame", "mixture", "truth", "estimate", "ideal mask", "mask")
 
 
-class SeparationImages(Callback):
-    """For the same mixtures each time: players for mixture, truths and estimates, and spectrograms, masks and frames.
-
-    Drawn by validations that `pictures.is_due` names.
+class SeparationImages(EvaluationCallback):
+    """The same mixtures in each validation: audio of mixture, truths and estimates; spectrograms, masks and frames.
 
     Args:
         num_mixtures: shown, from the first validation batch.
-        every_n_epochs: epochs between two drawings.
     """
 
-    def __init__(self, num_mixtures: int = 4, every_n_epochs: int = 1) -> None:
-        self.num_mixtures, self.every_n_epochs = num_mixtures, every_n_epochs
-        self.normalise = Normalise()
-        self.written_truths = False
+    tests = False
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def __init__(self, num_mixtures: int = 4) -> None:
+        self.num_mixtures = num_mixtures
+        self.normalise = Normalise()
+        self.drawn = self.truths_written = False
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.drawn = False
+
+    def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
         writer = writer_of(trainer)
-        if writer is None or outputs is None or batch_idx or dataloader_idx:
+        if writer is None or outputs is None or self.drawn:
             return
-        if not is_due(trainer, self.every_n_epochs):
-            return
-        step, classes = step_of(trainer), _classes(trainer)
+        step, classes = step_of(trainer), classes_of(trainer)
         frames = self.normalise.to(batch.image.device).reverse(batch.image).float().cpu()
         for mixture in range(min(self.num_mixtures, batch.items)):
             rows = range(mixture * batch.group, (mixture + 1) * batch.group)
             names = [classes[int(batch.label[row])] if classes else batch.id[row] for row in rows]
-            for row, name in zip(rows, names, strict=True):
-                writer.add_audio(
-                    f"mixture_{mixture}/estimate_{name}", playable(outputs.estimate[row]), step, SAMPLE_RATE
-                )
-                if not self.written_truths:
-                    writer.add_audio(
-                        f"mixture_{mixture}/truth_{name}", playable(batch.waveform[row]), step, SAMPLE_RATE
-                    )
-            if not self.written_truths:
-                writer.add_audio(f"mixture_{mixture}/mixture", playable(outputs.mixture[mixture]), step, SAMPLE_RATE)
+            audio = [(f"estimate_{name}", outputs.estimate[row]) for row, name in zip(rows, names, strict=True)]
+            if not self.truths_written:
+                audio += [(f"truth_{name}", batch.waveform[row]) for row, name in zip(rows, names, strict=True)]
+                audio.append(("mixture", outputs.mixture[mixture]))
+            for name, waveform in audio:
+                writer.add_audio(f"mixture_{mixture}/{name}", playable(waveform), step, SAMPLE_RATE)
             writer.add_figure(f"separation/mixture_{mixture}", _figure(batch, outputs, frames, mixture, names), step)
-        self.written_truths = True
+        self.drawn = self.truths_written = True
 
 
 def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: int, names: list[str]) -> Figure:
@@ -74,14 +63,14 @@ def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: in
     assert batch.spectrogram is not None
     figure = Figure(figsize=(2.4 * len(TITLES), 2.1 * batch.group), layout="constrained")
     axes = figure.subplots(batch.group, len(TITLES), squeeze=False)
-    heard = outputs.mixture_mel[mixture, 0].float().cpu()
-    seconds = heard.shape[-1] / FRAMES_PER_SECOND
+    mixed = outputs.mixture_mel[mixture, 0].float().cpu()
+    seconds = mixed.shape[-1] / FRAMES_PER_SECOND
     for line, (row, name) in enumerate(
         zip(range(mixture * batch.group, (mixture + 1) * batch.group), names, strict=True)
     ):
         mask, target = outputs.mask[row, 0].float().cpu(), outputs.target_mask[row, 0].float().cpu()
         truth = batch.spectrogram[row, 0].float().cpu()
-        powers = [(heard + LOG_OFFSET).log10(), truth, (heard * mask + LOG_OFFSET).log10()]
+        powers = [(mixed + LOG_OFFSET).log10(), truth, (mixed * mask + LOG_OFFSET).log10()]
         axes[line, 0].imshow(frames[row].permute(1, 2, 0).clamp(0, 1))
         for axis, power in zip(axes[line, 1:4], powers, strict=True):
             axis.imshow(
@@ -101,11 +90,11 @@ def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: in
 
 
 class SeparationReport(Callback):
-    """Writes which mixtures a test evaluates and what came of each source, and draws the SDR by classes.
+    """Writes which mixtures a test evaluates and the metrics of each source, and draws the SDR by pairs of classes.
 
     `mixtures_test.csv` (before the test): mixture, source, id, class, path. `separation_test.csv` (after it): the same
-    mixtures with every measure of every source. TensorBoard: mean SDR by the class that is heard and the class it is
-    mixed with, and histograms.
+    mixtures with all metrics of each source. TensorBoard: histograms, and the mean SDR by the class of the source and
+    the class it is mixed with.
 
     Args:
         run_dir: where the files go.
@@ -116,8 +105,7 @@ class SeparationReport(Callback):
         self.sources: dict[tuple[int, int], tuple[str, str]] = {}  # mixture and source -> id and class
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loaders: Any = trainer.test_dataloaders
-        dataset = (loaders[0] if isinstance(loaders, list) else loaders).dataset
+        dataset = first_loader(trainer).dataset
         rows = []
         for mixture, members in enumerate(dataset.mixtures):
             for source, clip in enumerate(dataset.clips[member] for member in members):
@@ -149,7 +137,7 @@ class SeparationReport(Callback):
             finite = finite[finite.isfinite()]
             if len(finite):
                 writer.add_histogram(f"test_sources/{name}", finite, step)
-        writer.add_figure("test_sources/sdr_by_class", class_figure(rows, _classes(trainer)), step)
+        writer.add_figure("test_sources/sdr_by_class", class_figure(rows, classes_of(trainer)), step)
 
 
 def class_table(rows: list[dict[str, Any]], classes: int) -> NDArray[np.float64]:
@@ -165,7 +153,7 @@ def class_table(rows: list[dict[str, Any]], classes: int) -> NDArray[np.float64]
 
 
 def class_figure(rows: list[dict[str, Any]], classes: list[str]) -> Figure:
-    """`class_table` as a picture with names and numbers."""
+    """`class_table` as a figure with names and numbers."""
     table = class_table(rows, len(classes))
     size = max(4.0, 0.5 * len(classes) + 2)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
@@ -174,14 +162,10 @@ def class_figure(rows: list[dict[str, Any]], classes: list[str]) -> Figure:
     axis.set_xticks(range(len(classes)), classes, rotation=90)
     axis.set_yticks(range(len(classes)), classes)
     axis.set_xlabel("mixed with")
-    axis.set_ylabel("heard")
+    axis.set_ylabel("source")
     if len(classes) <= 25:
         for (i, j), value in np.ndenumerate(table):
             if np.isfinite(value):
                 axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="white", fontsize=8)
     figure.colorbar(image, ax=axis, label="SDR (dB)")
     return figure
-
-
-def _classes(trainer: Trainer) -> list[str]:
-    return getattr(getattr(trainer, "datamodule", None), "classes", [])

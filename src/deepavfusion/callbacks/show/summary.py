@@ -1,4 +1,4 @@
-"""The end of a run: `metrics.json`, a table, and what to do next."""
+"""The end of a run: `metrics.json`, a table, and the next commands."""
 
 from __future__ import annotations
 
@@ -16,34 +16,31 @@ from deepavfusion.utils.files import write_whole
 
 
 class RunSummary(Callback):
-    """Keeps the first and last epoch's losses and the values before training, and writes the final metrics.
+    """Writes the final metrics, and prints them.
 
-    `metrics.json` maps flat names to numbers: every metric's last value (an epoch's, not a step's);
-    `<metric>_before` of a validation before training, for the names in `keep_before`; `train/loss_first` and
-    `train/loss_last`, means over the first and last epoch; the clips that each split lists and has on disk
-    (`data/<split>_listed`, `data/<split>_present`).
+    `metrics.json` maps flat names to numbers: the last value of every metric (of an epoch, not of a step);
+    `knn/…_before`, from a validation before training; `train/loss_first` and `train/loss_last`, means over the first
+    and the last epoch; the number of clips that each split lists and has on disk (`data/<split>_listed`,
+    `data/<split>_present`).
 
     Args:
         run_dir: where `metrics.json` goes; its presence marks a run as finished.
-        test_follows: the run is not finished before a test, whose metrics belong to it.
-        keep_before: prefixes of metrics whose value before training is kept.
-        headline: names of the metrics that the run is for; the table begins with them.
-        next_commands: shown at the end.
+        test_follows: the run ends with a test, whose metrics belong to it.
+        headline: names of the most important metrics, at the top of the table.
+        next_commands: printed at the end.
     """
 
     def __init__(
         self,
         run_dir: str,
         test_follows: bool = False,
-        keep_before: tuple[str, ...] = ("knn/",),
         headline: tuple[str, ...] = (),
         next_commands: tuple[str, ...] = (),
     ) -> None:
         self.run_dir, self.test_follows = Path(run_dir), test_follows
-        self.keep_before, self.headline = tuple(keep_before), tuple(headline)
-        self.next_commands = tuple(next_commands)
+        self.headline, self.next_commands = tuple(headline), tuple(next_commands)
         self.kept: dict[str, float] = {}
-        self.latest: dict[str, float] = {}  # at the end of the epoch before; a run that goes on may not log them again
+        self.latest: dict[str, float] = {}  # at the last epoch's end; a resumed run may not log them again
         self.final: dict[str, float] = {}
         self.finished = False
 
@@ -56,15 +53,8 @@ class RunSummary(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             for name, value in trainer.callback_metrics.items():
-                if name.startswith(self.keep_before):
+                if name.startswith("knn/"):
                     self.kept[f"{name}_before"] = float(value)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # which is not called where an epoch is gone on with
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1  # the final metrics are of the final weights
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "train/loss" in trainer.callback_metrics:
@@ -98,7 +88,7 @@ class RunSummary(Callback):
         self.finished = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.finished:  # only now is the progress bar out of the way
+        if self.finished:  # not before the progress bar is closed
             self._show(self.final)
 
     def _show(self, metrics: dict[str, float]) -> None:
@@ -112,7 +102,7 @@ class RunSummary(Callback):
         lines = [f"Run directory  {self.run_dir}", *(f"Next           {command}" for command in self.next_commands)]
         console = get_console()
         console.print(table)
-        console.print("\n".join(lines), soft_wrap=True, highlight=False)  # unbroken, to be copied
+        console.print("\n".join(lines), soft_wrap=True, highlight=False)  # unwrapped, for copying
 
 
 def _values(trainer: Trainer) -> dict[str, float]:
@@ -120,6 +110,6 @@ def _values(trainer: Trainer) -> dict[str, float]:
 
 
 def write_metrics(path: Path, metrics: dict[str, float]) -> None:
-    """Flat name → number, whole or not at all; what is not a finite number is left out."""
+    """Write flat name → number, without values that are not finite."""
     finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
     write_whole(path, json.dumps(finite, indent=2) + "\n")

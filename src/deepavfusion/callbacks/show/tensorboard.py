@@ -1,4 +1,4 @@
-"""What every callback that writes to TensorBoard needs: the writer, the step, and how audio is drawn and played."""
+"""Shared by the callbacks that write to TensorBoard: the writer, the step, and how audio is drawn and played."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-QUIET, LOUD = -6.0, 2.0  # log10 power shown as the darkest and the brightest colour
+QUIET, LOUD = -6.0, 2.0  # log10 power of the darkest and the brightest colour
 
 
 def step_of(trainer: Trainer) -> int:
-    """The step that was done last, under which Lightning logs, too: a run that goes on drops what comes after it."""
+    """The last completed step, under which Lightning logs, too: a resumed run overwrites what comes after it."""
     return max(trainer.global_step - 1, 0)
 
 
@@ -27,15 +27,10 @@ def writer_of(trainer: Trainer) -> SummaryWriter | None:
     return None
 
 
-def is_due(trainer: Trainer, every_n_epochs: int) -> bool:
-    """Before training, after the last epoch, and after every so many epochs; within a validation."""
-    passed = trainer.current_epoch + 1
-    return trainer.state.fn == "validate" or passed % every_n_epochs == 0 or passed == trainer.max_epochs
-
-
-def first_loader(loaders: Any) -> Any:
-    """Lightning hands over a loader, or a list of them. Its dataset is a `data.clips.ClipDataset`."""
-    return loaders[0] if isinstance(loaders, list) else loaders
+def classes_of(trainer: Trainer) -> list[str]:
+    """Class names of the data module, if it has any."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    return getattr(datamodule, "classes", [])
 
 
 def playable(waveform: Tensor) -> Tensor:

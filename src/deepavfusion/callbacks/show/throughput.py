@@ -1,4 +1,4 @@
-"""How fast clips go through training."""
+"""Training speed in clips per second."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from deepavfusion.types import Batch
 
 
 class Throughput(Callback):
-    """Logs `clips_per_second` of the training loop, all processes together.
+    """Logs `clips_per_second` of the training loop, over all processes.
 
-    Waiting for data counts, validation does not, nor does the first step (workers start, kernels are chosen).
+    Includes waiting for data; excludes validation and the first step, in which workers start and kernels are chosen.
     """
 
     def __init__(self) -> None:
         self.clips, self.seconds = 0, 0.0
-        self.since: float | None = None  # end of the step before, or start of the epoch
+        self.since: float | None = None  # end of the previous step, or start of the epoch
         self.warm = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
