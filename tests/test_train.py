@@ -219,7 +219,7 @@ def test_a_run_over_a_folder_with_a_fifth_of_it_damaged_counts_them(data_root, t
     assert metrics["data/coverage"] == pytest.approx(1 - lost / 8)
     # a protocol's number does not go on with so little
     text = sentence(monkeypatch, capsys, *command, f"data.root={root}", "data.min_coverage=0.9")
-    assert f"rests on {8 - lost} of 8 items of the test split" in text
+    assert f"used {8 - lost} of 8 items of the test split" in text
     assert "data.min_coverage=" in text
     (victim,) = (root / "clips").rglob(f"*{min(n for n in names if split_of[n] == 'test')}*.mp4")
     victim.unlink()
@@ -236,7 +236,7 @@ def test_a_run_with_nothing_to_hear_stops(tmp_path, real_clips, monkeypatch, cap
     text = sentence(
         monkeypatch, capsys, *PRETRAIN, f"data.root={root}", f"paths.log_dir={tmp_path}", "run.latest=false"
     )
-    assert "not one of the training clips could be used" in text
+    assert "no training clip could be used in" in text
     assert "no audio stream" in text
 
 
