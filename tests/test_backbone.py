@@ -121,11 +121,6 @@ def test_bad_fusion_is_named(change, words):
     assert all(word in str(error.value) for word in words)
 
 
-def test_input_size_must_be_divisible_by_the_patch():
-    with pytest.raises(UserError, match=r"100×100 is not divisible by the patch size 16.*data\.image_size"):
-        ViT(input_size=(100, 100))
-
-
 def test_encoders_must_match():
     with pytest.raises(UserError, match="embed_dim 48 and depth 1"):
         DeepAVFusion(

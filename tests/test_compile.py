@@ -1,4 +1,4 @@
-"""Compiled training: the same numbers, compiled once, and checkpoints that know nothing of it."""
+"""Compiled training: the same numbers, compiled once, and checkpoints without a trace of it."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def test_every_head_is_one_graph_with_the_same_outputs_and_gradients(head, fresh
 
 
 def test_an_unknown_backend_is_named(data_root, tmp_path, monkeypatch, capsys):
-    told = sentence(
+    message = sentence(
         monkeypatch, capsys, *PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "compile=fast"
     )
-    assert "compile=fast is no backend of torch.compile: expected true, or " in told
-    assert "inductor" in told
+    assert "compile=fast is no backend of torch.compile: expected true, or " in message
+    assert "inductor" in message
 
 
 def test_a_missing_compiler_is_named(data_root, tmp_path, monkeypatch, capsys):
@@ -94,7 +94,7 @@ def test_a_missing_compiler_is_named(data_root, tmp_path, monkeypatch, capsys):
 
     with config.patch({"cpp.cxx": ("no-such-compiler",)}):
         where = [f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
-        told = sentence(monkeypatch, capsys, *PRETRAIN, *where, "compile=true")
-    assert "torch.compile finds no C++ compiler here" in told
-    assert "apt install g++" in told
-    assert "compile=false" in told
+        message = sentence(monkeypatch, capsys, *PRETRAIN, *where, "compile=true")
+    assert "torch.compile finds no C++ compiler here" in message
+    assert "apt install g++" in message
+    assert "compile=false" in message

@@ -82,7 +82,7 @@ def test_targets_are_normalised_per_patch_in_row_column_channel_order():
 
 
 @pytest.mark.parametrize(("layers", "reaches"), [("all", True), ([0], True), ("none", False)])
-def test_sound_reaches_the_picture_through_fusion_only(layers, reaches):
+def test_audio_reaches_the_image_through_fusion_only(layers, reaches):
     model = tiny_mae(fusion_layers=layers)
     image, audio = cases.clip_inputs()
     audio.requires_grad_()

@@ -46,17 +46,11 @@ def encoder(
     return cases.tiny_encoder(fusion, layers, groups, attn_ratio, cls)
 
 
-def mae(fast: bool = False, normalise_targets: bool = True, **options) -> MaskedAutoencoder:
+def mae(fast: bool = False, **options) -> MaskedAutoencoder:
     cls, encoder_cls = (
         (MaskedAutoencoder, DeepAVFusion) if fast else (ReferenceMaskedAutoencoder, ReferenceDeepAVFusion)
     )
-    return cls(
-        encoder(encoder_cls, **options),
-        decoder_embed_dim=32,
-        decoder_depth=2,
-        decoder_num_heads=4,
-        normalise_targets=normalise_targets,
-    )
+    return cls(encoder(encoder_cls, **options), decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4)
 
 
 def train_pair_biases(model: nn.Module) -> None:
@@ -176,14 +170,13 @@ def test_the_fast_encoder_is_the_reference(kind, variant, masked):
     assert_same_gradients(fast, reference)
 
 
-@pytest.mark.parametrize("normalise_targets", [True, False])
 @pytest.mark.parametrize("variant", ["published", "first_layers", "late_fusion"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_fast_autoencoder_is_the_reference(kind, variant, normalise_targets):
+def test_the_fast_autoencoder_is_the_reference(kind, variant):
     layers, groups, attn_ratio, clips = VARIANTS[variant]
     options = {"fusion": kind, "layers": layers, "groups": groups, "attn_ratio": attn_ratio}
     with cases.float64():
-        fast, reference = (mae(is_fast, normalise_targets, **options) for is_fast in (True, False))
+        fast, reference = (mae(is_fast, **options) for is_fast in (True, False))
         cases.fill_parameters(fast)
         reference.load_state_dict(fast.state_dict())
         train_pair_biases(reference)
@@ -202,7 +195,7 @@ def test_the_fast_autoencoder_is_the_reference(kind, variant, normalise_targets)
 
 
 @pytest.mark.parametrize("layers", ["all", [2, 3], "none"])
-def test_a_sound_heard_with_several_pictures_is_encoded_with_each(layers):
+def test_audio_paired_with_several_images_is_encoded_with_each(layers):
     with cases.float64():
         fast, reference = (encoder(cls, layers=layers) for cls in (DeepAVFusion, ReferenceDeepAVFusion))
         reference.load_state_dict(fast.state_dict())
@@ -254,7 +247,7 @@ def test_bf16_autocast_runs_near_full_precision(kind):
 
 
 def test_every_patch_is_projected_and_every_pair_exists():
-    """Literal in work, too: what the fast model leaves out reaches the layers here."""
+    """Literal in work, too: what the fast model skips reaches the layers here."""
     rows: dict[str, set[int]] = {}
 
     def count(name: str, module: nn.Module) -> None:
@@ -286,10 +279,9 @@ def test_patches_are_embedded_alike():
         torch.testing.assert_close(embed_patches(vit, x, keep), vit.embed(x, keep))
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_targets_are_those_of_the_autoencoder(normalise):
+def test_targets_are_those_of_the_autoencoder():
     x = cases.wave((2, 3, 32, 48), 0.3, 0.01)
-    torch.testing.assert_close(targets(x, 16, normalise), patch_targets(x, 16, normalise))
+    torch.testing.assert_close(targets(x, 16), patch_targets(x, 16))
 
 
 def test_loss_is_the_mean_over_masked_patches():

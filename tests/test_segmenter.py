@@ -106,7 +106,7 @@ def test_a_wide_encoder_narrows_to_128_channels():
     assert head.predict[0].out_channels == 128
 
 
-def test_the_head_hears():
+def test_the_head_uses_the_audio():
     torch.manual_seed(0)
     model = Segmenter(small_encoder(), head_dim=16, min_head_dim=8).eval()
     image, one, other = torch.randn(2, 3, 64, 64), torch.randn(2, 1, 32, 48), torch.randn(2, 1, 32, 48)

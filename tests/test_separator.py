@@ -1,4 +1,4 @@
-"""The separator gives the masks, losses and gradients of the authors' code, and what is cheaper is equal."""
+"""The separator gives the masks, losses and gradients of the authors' code, and shared computation changes nothing."""
 
 from __future__ import annotations
 
@@ -97,16 +97,16 @@ def test_layer_decay_matches_golden():
 
 
 @pytest.mark.parametrize("layers", ["all", "none", [1, 3]])
-def test_a_mixture_heard_once_for_all_its_pictures_gives_the_same(layers):
-    """The sound's layers before the first fusion run once a mixture; outputs and gradients must not notice."""
+def test_a_mixture_shared_by_its_images_gives_the_same_as_copies(layers):
+    """Audio layers before the first fusion run once a mixture, without effect on outputs and gradients."""
     with cases.float64():
         torch.manual_seed(0)
         model = Separator(cases.tiny_encoder(fusion_layers=layers))
         images, mixtures = torch.randn(6, 3, 64, 64), torch.randn(3, 1, 32, 48)
         results = []
-        for heard in (mixtures, mixtures.repeat_interleave(2, dim=0)):
+        for audio in (mixtures, mixtures.repeat_interleave(2, dim=0)):
             model.zero_grad()
-            logits = model(images, heard)
+            logits = model(images, audio)
             (logits * cases.wave(logits.shape, 0.3, 0.01)).sum().backward()
             results.append([logits.detach()] + [p.grad for p in model.parameters() if p.grad is not None])
     assert len(results[0]) == len(results[1])
@@ -114,7 +114,7 @@ def test_a_mixture_heard_once_for_all_its_pictures_gives_the_same(layers):
         torch.testing.assert_close(once, often, atol=1e-9, rtol=1e-9)
 
 
-def test_the_picture_decides():
+def test_the_image_decides():
     model, _ = golden_separator()
     images = cases.wave((2, 3, 64, 64), 0.11, 0.0031)
     first, second = model.eval()(images, golden_spectrograms()[0][:1])
@@ -149,7 +149,7 @@ def test_sizes_that_do_not_fit_are_named():
         Separator(DeepAVFusion(ViT((32, 32), **small), ViT((32, 32), in_chans=1, **small), num_fusion_tokens=(2, 1, 1)))
 
 
-# ---- masks to sound
+# ---- masks to audio
 
 
 def test_front_end_matches_golden():
@@ -191,7 +191,7 @@ def test_a_mask_lets_its_band_and_its_time_through():
     assert found[25000:].abs().max() < 1e-6
 
 
-def test_sound_keeps_its_precision_where_the_network_has_less():
+def test_audio_keeps_full_precision_under_autocast():
     noise = torch.randn(1, 48000, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(1, 1, N_MELS, 192, generator=torch.Generator().manual_seed(1))
     expected = LogMel()(noise), MelMask()(mask, noise)

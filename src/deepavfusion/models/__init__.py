@@ -1,1 +1,1 @@
-"""Plain networks: they need torch and timm's layers, nothing of Lightning, Hydra or a decoder."""
+"""Plain networks: they need torch and timm's layers, but neither Lightning nor Hydra nor a media decoder."""

@@ -12,7 +12,7 @@ from deepavfusion.types import STREAMS
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm without affine; a batch of one clip, which has no statistics, is normalised by the running ones."""
+    """BatchNorm without affine parameters; a batch of a single clip is normalised by the running statistics."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-6, affine=False)
@@ -24,13 +24,13 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class Classifier(nn.Module):
-    """Mean over the tokens of image, audio and fusion to three linear heads; their mean logit is the prediction.
+    """Three linear heads on the mean token of image, audio and fusion; their mean logit is the prediction.
 
     Args:
         encoder: the backbone.
         num_classes: outputs of each head.
-        frozen: a linear probe: the encoder is not trained and stays in evaluation mode, whatever `train()` says; each
-            stream passes a BatchNorm without affine before its head.
+        frozen: linear probe: the encoder is not trained and stays in evaluation mode even after `train()`; each stream
+            passes a BatchNorm without affine parameters before its head, as in MAE's linear probing.
     """
 
     def __init__(self, encoder: DeepAVFusion, num_classes: int, frozen: bool = False) -> None:
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def start_from_log_odds(self, counts: Tensor) -> None:
-        """Set the biases so that the heads begin with the frequencies of the classes.
+        """Initialise the biases so that the heads start from the class frequencies.
 
         Args:
             counts: clips of each class [num_classes]; with f = count / all counts the bias is
@@ -97,23 +97,23 @@ def classification_loss(
     smoothing: float = 0.0,
     class_weight: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy, or for several classes a clip binary cross entropy; scalar, the mean over clips.
+    """Cross entropy or, for several classes a clip, binary cross entropy: a scalar, the mean over clips.
 
     Args:
         logits: {stream: [B, C]}
-        target: the share of each class [B, C], in 0…1; without several classes a clip a row sums to 1.
-        multi_label: whether a clip may have several classes.
-        per_head: the mean of the three heads' losses, instead of the loss of their mean logit.
-        smoothing: share of the target that is spread over all classes, as torch's cross_entropy does; several labels
-            are smoothed by the same rule, target · (1 − smoothing) + smoothing / C.
-        class_weight: [C], of each class's part of the loss.
+        target: share of each class [B, C], in 0…1; unless multi_label, rows sum to 1.
+        multi_label: a clip may have several classes.
+        per_head: the mean of the three heads' losses instead of the loss of their mean logit.
+        smoothing: label smoothing as in torch's cross_entropy, target · (1 − smoothing) + smoothing / C, also for
+            several labels.
+        class_weight: [C], weight of each class in the loss.
     """
     total = target.new_zeros(())
     rows = [logits[stream] for stream in STREAMS] if per_head else [mean_of_heads(logits)]
     for row in rows:
         row = row.float()
         if not len(row):
-            loss = row.sum()
+            loss = row.sum()  # 0, but with a gradient: every rank of a DDP run needs one
         elif multi_label:
             smooth = target * (1 - smoothing) + smoothing / target.shape[1]
             loss = F.binary_cross_entropy_with_logits(row, smooth, weight=class_weight)

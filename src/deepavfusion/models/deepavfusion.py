@@ -31,8 +31,8 @@ class DeepAVFusion(nn.Module):
         fusion_attn_ratio: width of the fusion attention relative to embed_dim.
         fusion_mlp_ratio: hidden width of the fusion MLP relative to embed_dim.
         drop_path: rate of dropped residual branches of the fusion blocks.
-        checkpoint_layers: in training, keep only what each layer reads and compute the layer once more in the backward
-            pass (activation checkpointing): less memory for about a third more time.
+        checkpoint_layers: activation checkpointing: in training, keep only each layer's inputs and recompute the layer
+            in the backward pass; less memory for about a third more time.
 
     Raises:
         UserError: unknown fusion, a layer that does not exist, encoders that do not match.
@@ -54,7 +54,7 @@ class DeepAVFusion(nn.Module):
         super().__init__()
         self.checkpoint_layers = checkpoint_layers
         dim, depth = image.embed_dim, image.depth
-        if (audio.embed_dim, audio.depth) != (dim, depth):
+        if (audio.embed_dim, audio.depth) != (dim, depth):  # surplus audio layers would be ignored silently
             raise UserError(
                 f"the image encoder has embed_dim {dim} and depth {depth}, the audio encoder {audio.embed_dim} and "
                 f"{audio.depth}: give both the same (keys model.net.image and model.net.audio)."
@@ -94,9 +94,9 @@ class DeepAVFusion(nn.Module):
 
         Args:
             image: [B, 3, H, W], ImageNet-normalised.
-            audio: [B / n, 1, M, F], log10 power mel spectrogram. With n > 1, each is heard with n pictures that follow
-                each other; layers in which the sound does not know of the picture yet run once for all of them.
-            image_keep, audio_keep: [B, K] and [B / n, K] patch indices to look at; None: all.
+            audio: [B / n, 1, M, F], log10 power mel spectrogram. With n > 1, each is paired with n consecutive images;
+                layers before the first fusion, which do not depend on the image, run once for all n.
+            image_keep, audio_keep: [B, K] and [B / n, K] indices of the patches to encode; None: all.
             return_layers: also return the output of every layer.
 
         Returns:
@@ -105,31 +105,32 @@ class DeepAVFusion(nn.Module):
         image_tokens = self.image.embed(image, image_keep)
         audio_tokens = self.audio.embed(audio, audio_keep)
         fusion = self.fusion_tokens.expand(image.shape[0], -1, -1)
-        pictures = image.shape[0] // max(audio.shape[0], 1)
-        assert image.shape[0] == pictures * audio.shape[0], (image.shape, audio.shape)
+        images = image.shape[0] // max(audio.shape[0], 1)  # for each audio
+        assert image.shape[0] == images * audio.shape[0], (image.shape, audio.shape)
         layers: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for layer in range(self.depth):
             run = self._checkpointed if self.checkpoint_layers and self.training else self._layer
             image_tokens, audio_tokens, fusion = run(layer, image_tokens, audio_tokens, fusion)
-            pictures = image_tokens.shape[0] // max(audio_tokens.shape[0], 1)
+            images = image_tokens.shape[0] // max(audio_tokens.shape[0], 1)  # 1 from the first fusion on
             if return_layers:
-                for stream, tokens in zip(layers, (image_tokens, _repeat(audio_tokens, pictures), fusion), strict=True):
+                for stream, tokens in zip(layers, (image_tokens, _repeat(audio_tokens, images), fusion), strict=True):
                     stream.append(tokens)
-        audio_tokens = _repeat(audio_tokens, pictures)
+        audio_tokens = _repeat(audio_tokens, images)
         return EncoderOutput(
             self.image.norm(image_tokens), self.audio.norm(audio_tokens), self.fusion_norm(fusion), *layers
         )
 
     def _layer(self, layer: int, image: Tensor, audio: Tensor, fusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three streams after a layer; sound that many pictures share parts where it first reads of them."""
+        """The three streams after a layer. Audio shared by several images is repeated at the first fusion."""
         image_block, audio_block = self.image.blocks[layer], self.audio.blocks[layer]
         if str(layer) not in self.fusion_blocks:
             return image_block(image), audio_block(audio), fusion
-        pictures = image.shape[0] // max(audio.shape[0], 1)
-        # Until the first fusion the fusion tokens are the same for every clip, so any rows will do.
-        heard = audio_block(audio, context=fusion[: audio.shape[0]])
-        fused = self.fusion_blocks[str(layer)](fusion, image, _repeat(audio, pictures))
-        return image_block(image, context=fusion), _repeat(heard, pictures), fused
+        images = image.shape[0] // max(audio.shape[0], 1)
+        # Shared audio (images > 1) occurs up to the first fusion only. Until then all rows of `fusion` are the same
+        # learned tokens, so any B / n of them serve as context.
+        next_audio = audio_block(audio, context=fusion[: audio.shape[0]])
+        next_fusion = self.fusion_blocks[str(layer)](fusion, image, _repeat(audio, images))
+        return image_block(image, context=fusion), _repeat(next_audio, images), next_fusion
 
     def _checkpointed(self, *streams: Any) -> tuple[Tensor, Tensor, Tensor]:
         return checkpoint(self._layer, *streams, use_reentrant=False)
@@ -145,7 +146,7 @@ def _layer_list(fusion_layers: str | Sequence[int], depth: int) -> list[int]:
         choices = {"all": list(range(depth)), "none": []}
         if fusion_layers in choices:
             return choices[fusion_layers]
-    elif all(isinstance(layer, int) and 0 <= layer < depth for layer in fusion_layers):
+    elif all(isinstance(layer, int) and 0 <= layer < depth for layer in fusion_layers):  # others would never run
         return sorted(set(fusion_layers))
     raise UserError(
         f"model.net.fusion_layers is {fusion_layers!r}: expected all, none, or a list of layers from 0 to {depth - 1}."

@@ -1,13 +1,23 @@
-"""Fusion blocks: how the fusion tokens of one layer read the image and audio tokens of the layer before.
+"""Fusion blocks: how the fusion tokens of a layer attend to the image and audio tokens of the layer before.
 
-Three kinds (REFERENCE: Mo & Morgado, CVPR 2024, section 3): `factorized` is the paper's, `dense` attends to all
-pairs of raw tokens, `token` to the tokens themselves. To add one, write an attention with the signature below and
-enter it in `FUSION_ATTENTION`.
+Three kinds (Mo & Morgado, CVPR 2024, section 3.2): `factorized`, the paper's, first aggregates each modality and
+attends to all pairs of aggregates; `dense` attends to all pairs of raw tokens; `token` to the raw tokens themselves.
 
-Attention over all pairs (i, j) of an image token v_i and an audio token a_j never has to form a pair. Key and value
-of a pair are linear in concat(v_i, a_j), hence sums K_v·v_i + K_a·a_j and V_v·v_i + V_a·a_j + b. The exponential of a
-sum is a product, so the softmax over pairs is the product of a softmax over i and one over j, and each value
-term is averaged by its own factor alone: two ordinary attentions, exactly (key biases cancel).
+Attention over pairs factorises. Key and value of a pair (image token v_i, audio token a_j) are linear in
+concat(v_i, a_j), hence sums of an image and an audio term. For a query q, up to the scale,
+
+    k_ij = K_v v_i + K_a a_j          value_ij = V_v v_i + V_a a_j + b
+    softmax_ij(q · k_ij) = exp(q · K_v v_i) exp(q · K_a a_j) / Σ_i'j' … = p_i r_j
+        with p = softmax_i(q · K_v v_i) and r = softmax_j(q · K_a a_j), since the exponential of a sum is a product
+    Σ_ij p_i r_j value_ij = Σ_i p_i V_v v_i + Σ_j r_j (V_a a_j + b), since Σ_i p_i = Σ_j r_j = 1
+
+So N + M keys replace N · M pairs: two ordinary attentions, exactly. A key bias adds the same to every logit of a query
+and cancels in the softmax.
+
+To add a kind:
+1. write an attention with the constructor and forward of `FactorizedAttention`, enter it in `FUSION_ATTENTION`. Configs
+   (model.net.fusion), error messages and the loading of checkpoints (which compares parameter names and shapes) follow;
+2. for the tests and benchmark=model reference=true, enter a literal form in `LITERAL` of models/reference.py.
 
 Shape suffixes: B clips · N tokens · H heads · D embedding dimension · K width of one head.
 """
@@ -28,7 +38,7 @@ def attend(query_BND: Tensor, key_BND: Tensor, value_BND: Tensor, num_heads: int
 
 
 class CrossAttention(nn.Module):
-    """Queries from one set of tokens, keys and values from another; full width."""
+    """Attention of full width with queries from one set of tokens, keys and values from another."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -64,8 +74,8 @@ class FactorizedAttention(nn.Module):
         self.k = nn.Linear(2 * dim, width)
         self.v = nn.Linear(2 * dim, dim)
         self.proj = nn.Linear(dim, dim)  # parity: acts on the first group only
-        # The key bias shifts every logit of a query alike and cancels in the softmax: kept for published weights,
-        # not trained, so that distributed training has no parameter without a gradient.
+        # parity: the key bias cancels in the softmax. Published weights contain it; frozen, because DDP fails on
+        # trainable parameters that get no gradient.
         self.k.bias.requires_grad_(False)
 
     def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
@@ -74,6 +84,8 @@ class FactorizedAttention(nn.Module):
         image_group = self.attn_v(image_group, image)
         audio_group = self.attn_a(audio_group, audio)
         query = self.q(mixed)
+        # Columns of the weights: the image half of concat(image, audio), then the audio half. The value bias is added
+        # once, on the audio side.
         key_image, key_audio = self.k.weight.chunk(2, dim=1)
         value_image, value_audio = self.v.weight.chunk(2, dim=1)
         from_image = attend(
@@ -92,7 +104,7 @@ class FactorizedAttention(nn.Module):
 class DenseAttention(nn.Module):
     """Every fusion token attends to all pairs of image and audio tokens.
 
-    Args: as for `FactorizedAttention`; the groups do not matter here.
+    Args: as for `FactorizedAttention`; the groups are ignored.
     """
 
     def __init__(self, dim: int, num_heads: int, attn_ratio: float, num_tokens: tuple[int, int, int]) -> None:
@@ -107,6 +119,7 @@ class DenseAttention(nn.Module):
     def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
         """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]"""
         query = self.q(fusion)
+        # As above; the value bias again counts once, on the audio side, and the key bias cancels.
         weight_audio, weight_image = self.kv.weight.chunk(2, dim=1)
         key_image, value_image = F.linear(image, weight_image).chunk(2, dim=-1)
         key_audio, value_audio = F.linear(audio, weight_audio, self.kv.bias).chunk(2, dim=-1)
@@ -116,9 +129,9 @@ class DenseAttention(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Every fusion token attends to all image and audio tokens, side by side.
+    """Every fusion token attends to all image and audio tokens in one softmax.
 
-    Args: as for `FactorizedAttention`; the groups do not matter here.
+    Args: as for `FactorizedAttention`; the groups are ignored.
     """
 
     def __init__(self, dim: int, num_heads: int, attn_ratio: float, num_tokens: tuple[int, int, int]) -> None:
@@ -170,7 +183,7 @@ class FusionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        # parity: token fusion was trained with the two modalities' norms exchanged
+        # parity: published token fusion was trained with the two modalities' norms exchanged
         self.exchange_norms = kind == "token"
         self.apply(init_linear)
 

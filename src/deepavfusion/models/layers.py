@@ -1,4 +1,4 @@
-"""The parts every stream is built from: patches, position embedding, attention with context, the pre-norm block.
+"""Building blocks of every stream: patches, position embedding, attention with context, the pre-norm block.
 
 Shape suffixes: B clips · N tokens · C context tokens · H heads · D embedding dimension · K width of one head.
 """
@@ -10,8 +10,6 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepavfusion.utils.errors import UserError
-
 
 def sincos_pos_embed(dim: int, grid: tuple[int, int]) -> Tensor:
     """The fixed 2-D position embedding of MAE (He et al. 2022): [rows · columns, dim], rows first.
@@ -19,6 +17,7 @@ def sincos_pos_embed(dim: int, grid: tuple[int, int]) -> Tensor:
     The first half of the dimensions encodes the column, the second half the row, each as [sin, cos].
     """
     assert dim % 4 == 0, f"position embedding needs dim divisible by 4, got {dim}"
+    # angle(position, i) = position · 10000^(−i / (dim / 4)), i = 0 … dim/4 − 1; in float64, as the published values
     frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     row, column = torch.meshgrid(
         torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
@@ -30,7 +29,7 @@ def sincos_pos_embed(dim: int, grid: tuple[int, int]) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """The tokens [B, n, D] that ids [B, n] name, out of [B, N, D] (or [1, N, D], shared by all clips)."""
+    """Gather by index: tokens [B, N, D] (or [1, N, D], shared by all clips), ids [B, n] -> [B, n, D]"""
     index = ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
     return tokens.expand(ids.shape[0], -1, -1).gather(1, index)
 
@@ -48,38 +47,30 @@ def merge_heads(x_BHNK: Tensor) -> Tensor:
 def patchify(x: Tensor, patch_size: int) -> Tensor:
     """[B, C, rows · p, columns · p] -> [B, rows · columns, C, p, p]"""
     p = patch_size
-    x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # B C row p column p
-    return x.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, C, rows, p, columns, p]
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [B, rows · columns, C, p, p]
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """[B, rows · columns, C, p, p] -> [B, C, rows · p, columns · p]"""
-    x = patches.unflatten(1, grid).permute(0, 3, 1, 4, 2, 5)
+    x = patches.unflatten(1, grid).permute(0, 3, 1, 4, 2, 5)  # [B, C, rows, p, columns, p]
     return x.flatten(4, 5).flatten(2, 3)
 
 
 class PatchEmbed(nn.Module):
-    """Square patches, linearly projected. Named patches are gathered *before* the projection: none is wasted.
-
-    Raises:
-        UserError: the input size is not a multiple of the patch size.
+    """Square patches, linearly projected. Kept patches are gathered *before* the projection, so that masked ones (75 %
+    in pre-training) are never projected.
     """
 
     def __init__(self, input_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int) -> None:
         super().__init__()
-        if any(size % patch_size for size in input_size):
-            raise UserError(
-                f"input size {input_size[0]}×{input_size[1]} is not divisible by the patch size {patch_size}: "
-                f"choose multiples of {patch_size} (key data.image_size for the picture, "
-                f"data.audio_seconds for the sound)."
-            )
         self.patch_size = patch_size
         self.input_size = (input_size[0], input_size[1])
         self.grid = (input_size[0] // patch_size, input_size[1] // patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
-        # A Conv2d for the sake of published weights; used as the linear layer it is.
+        # A Conv2d, so that published weights fit by name and shape; applied as a linear layer.
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
-        # parity: weight as a linear layer, bias as Conv2d draws it
+        # parity: the weight is initialised like a linear layer's, the bias by Conv2d's default
         nn.init.xavier_uniform_(self.proj.weight.view(embed_dim, -1))
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -94,23 +85,23 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention in which further *context* tokens can be attended to.
 
-    Context tokens give keys and values only: nobody reads what they would have become.
+    The same result as self-attention over concat(context, x) cut to x. Context tokens provide keys and values only:
+    their own outputs are not computed, since no later layer uses them.
     """
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+    def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         assert dim % num_heads == 0, f"dim {dim} is not divisible by {num_heads} heads"
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)  # packed [q; k; v]
+        self.qkv = nn.Linear(dim, 3 * dim)  # packed [q; k; v]
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x [B, N, D], context [B, C, D] -> [B, N, D]"""
         q_BND, k_BND, v_BND = self.qkv(x).chunk(3, dim=-1)
         if context is not None:
-            dim = x.shape[-1]
-            bias = self.qkv.bias[dim:] if self.qkv.bias is not None else None
-            context_k, context_v = F.linear(context, self.qkv.weight[dim:], bias).chunk(2, dim=-1)
+            dim = x.shape[-1]  # rows from dim on project keys and values
+            context_k, context_v = F.linear(context, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
             k_BND, v_BND = torch.cat([context_k, k_BND], dim=1), torch.cat([context_v, v_BND], dim=1)
         q, k, v = (split_heads(t, self.num_heads) for t in (q_BND, k_BND, v_BND))
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
@@ -120,12 +111,7 @@ class Block(nn.Module):
     """Pre-norm transformer block (attention, then MLP) with optional context tokens."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        norm_eps: float = 1e-6,
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, norm_eps: float = 1e-6
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)

@@ -1,4 +1,4 @@
-"""The masked autoencoder: an encoder that sees a quarter of each clip, two decoders that draw the rest."""
+"""The masked autoencoder: an encoder that gets a quarter of each clip, two decoders that reconstruct the rest."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.models.layers import (
-    Block,
-    init_linear,
-    patchify,
-    sincos_pos_embed,
-    take_tokens,
-    unpatchify,
-)
+from deepavfusion.models.layers import Block, init_linear, patchify, sincos_pos_embed, take_tokens, unpatchify
 from deepavfusion.models.vit import ViT
 from deepavfusion.types import MAEOutput, PatchMask
 
@@ -26,14 +19,18 @@ def random_patch_mask(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> PatchMask:
-    """A random mask for every clip: int(num_patches · (1 − ratio)) patches are kept."""
+    """A random mask of patches for every clip, which decides what the encoder gets in pre-training.
+
+    int(num_patches · (1 − ratio)) patches are kept. (Other masks: of a source in a spectrogram, see
+    `separator.target_mask`; the pixel labels of segmentation data, see `segmenter.pixel_loss`.)
+    """
     order = torch.rand(batch_size, num_patches, device=device, generator=generator).argsort(dim=1)
     num_kept = int(num_patches * (1 - ratio))
     return PatchMask(keep=order[:, :num_kept], masked=order[:, num_kept:])
 
 
 def patch_targets(x: Tensor, patch_size: int, normalise: bool = True) -> Tensor:
-    """What a decoder has to predict: the pixels of each patch in the order row, column, channel.
+    """What a decoder has to predict: the pixels of each patch, ordered row, column, channel.
 
     Args:
         x: [B, C, rows · p, columns · p].
@@ -42,7 +39,7 @@ def patch_targets(x: Tensor, patch_size: int, normalise: bool = True) -> Tensor:
     Returns:
         [B, N, p · p · C]
     """
-    patches = patchify(x, patch_size).permute(0, 1, 3, 4, 2).flatten(2)
+    patches = patchify(x, patch_size).permute(0, 1, 3, 4, 2).flatten(2)  # [B, N, p, p, C] -> [B, N, p · p · C]
     if normalise:
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         patches = (patches - mean) / (variance + 1e-6).sqrt()
@@ -50,10 +47,11 @@ def patch_targets(x: Tensor, patch_size: int, normalise: bool = True) -> Tensor:
 
 
 class MAEDecoder(nn.Module):
-    """Draws the patches of one modality from what the encoder made of the kept ones and of the fusion tokens.
+    """Predicts the patches of one modality from the encoded kept patches and fusion tokens.
 
-    Plain ViT blocks over concat(fusion tokens, all patches); the position embedding is trainable and lies on the
-    patches only. The last block computes only the patches that are asked for.
+    Plain ViT blocks over concat(fusion tokens, all patches). The position embedding is trainable; fusion tokens have
+    none. The last block computes outputs for the requested patches only: everything else serves it as context, and no
+    later layer reads it.
 
     Args:
         vit: the modality's encoder; gives grid, patch size and channels.
@@ -84,7 +82,8 @@ class MAEDecoder(nn.Module):
         """
         kept = self.embed(tokens) + take_tokens(self.pos_embed, mask.keep)
         masked = self.mask_token + take_tokens(self.pos_embed, mask.masked)
-        # Attention does not mind the order, so nothing is shuffled back: context first, what is asked for last.
+        # Attention is permutation-equivariant and positions are already added, so there is no need to restore the grid
+        # order: context first, requested patches last.
         x = torch.cat([self.embed(fusion), kept, masked], dim=1)
         num_context = fusion.shape[1] + (0 if all_patches else kept.shape[1])
         *blocks, last = self.blocks
@@ -98,31 +97,24 @@ class MAEDecoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """Masked reconstruction of picture and sound (Mo & Morgado, CVPR 2024, section 3.3).
+    """Masked reconstruction of image and audio (Mo & Morgado, CVPR 2024, section 3.3).
 
     Args:
         encoder: the backbone.
         decoder_embed_dim, decoder_depth, decoder_num_heads: size of both decoders.
-        normalise_targets: predict patches of zero mean and unit variance.
     """
 
     def __init__(
-        self,
-        encoder: DeepAVFusion,
-        decoder_embed_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_num_heads: int = 16,
-        normalise_targets: bool = True,
+        self, encoder: DeepAVFusion, decoder_embed_dim: int = 512, decoder_depth: int = 8, decoder_num_heads: int = 16
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.normalise_targets = normalise_targets
         size = (decoder_embed_dim, decoder_depth, decoder_num_heads)
         self.image_decoder = MAEDecoder(encoder.image, *size)
         self.audio_decoder = MAEDecoder(encoder.audio, *size)
 
     def forward(self, image: Tensor, audio: Tensor, image_mask: PatchMask, audio_mask: PatchMask) -> MAEOutput:
-        """Encode the kept patches, draw the masked ones, compare.
+        """Encode the kept patches, predict the masked ones, compare.
 
         Args:
             image: [B, 3, H, W], ImageNet-normalised.
@@ -149,8 +141,8 @@ class MaskedAutoencoder(nn.Module):
             encoded=encoded,
         )
 
-    def draw(self, out: MAEOutput, image: Tensor, audio: Tensor) -> dict[str, dict[str, Tensor]]:
-        """What the encoder saw and what the decoders drew, in the units of the input.
+    def reconstruct(self, out: MAEOutput, image: Tensor, audio: Tensor) -> dict[str, dict[str, Tensor]]:
+        """The encoder's input and the decoders' predictions, in the units of the input.
 
         Args:
             out: of `forward` on the same input.
@@ -158,28 +150,26 @@ class MaskedAutoencoder(nn.Module):
 
         Returns:
             {"image", "audio"} -> {"masked": the input with masked patches at its mean, "reconstructed": the same with
-            the drawn patches in their place}, shaped like the input. Normalised patches get back the mean and
-            variance of the true ones, as usual for MAE pictures.
+            the predicted patches in their place}, shaped like the input. Predictions are of normalised patches; they
+            get mean and variance of the true ones, as is usual for MAE figures.
         """
         return {
-            "image": self._draw(out.image_prediction, image, self.encoder.image, out.image_mask),
-            "audio": self._draw(out.audio_prediction, audio, self.encoder.audio, out.audio_mask),
+            "image": self._reconstruct(out.image_prediction, image, self.encoder.image, out.image_mask),
+            "audio": self._reconstruct(out.audio_prediction, audio, self.encoder.audio, out.audio_mask),
         }
 
-    def _draw(self, prediction: Tensor, x: Tensor, vit: ViT, mask: PatchMask) -> dict[str, Tensor]:
+    def _reconstruct(self, prediction: Tensor, x: Tensor, vit: ViT, mask: PatchMask) -> dict[str, Tensor]:
         patches = patch_targets(x, vit.patch_size, normalise=False)
-        drawn = prediction.to(patches.dtype)
-        if self.normalise_targets:
-            variance, mean = torch.var_mean(take_tokens(patches, mask.masked), dim=-1, keepdim=True)
-            drawn = drawn * (variance + 1e-6).sqrt() + mean
-        index = mask.masked.unsqueeze(-1).expand_as(drawn)
-        average = patches.mean(dim=(1, 2), keepdim=True).expand_as(drawn)
+        variance, mean = torch.var_mean(take_tokens(patches, mask.masked), dim=-1, keepdim=True)
+        predicted = prediction.to(patches.dtype) * (variance + 1e-6).sqrt() + mean
+        index = mask.masked.unsqueeze(-1).expand_as(predicted)
+        average = patches.mean(dim=(1, 2), keepdim=True).expand_as(predicted)
         shape = (vit.patch_size, vit.patch_size, vit.in_chans)
         return {
             name: unpatchify(patches.scatter(1, index, fill).unflatten(2, shape).permute(0, 1, 4, 2, 3), vit.grid)
-            for name, fill in (("masked", average), ("reconstructed", drawn))
+            for name, fill in (("masked", average), ("reconstructed", predicted))
         }
 
     def _loss(self, prediction: Tensor, x: Tensor, patch_size: int, mask: PatchMask) -> Tensor:
-        target = take_tokens(patch_targets(x, patch_size, self.normalise_targets), mask.masked)
+        target = take_tokens(patch_targets(x, patch_size), mask.masked)
         return F.mse_loss(prediction, target, reduction="sum") / max(prediction.numel(), 1)

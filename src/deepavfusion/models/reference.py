@@ -1,17 +1,19 @@
 """The paper taken literally: what `deepavfusion.py`, `fusion.py` and `mae.py` compute, spelled out.
 
-Documentation one can run. Every patch is projected before the kept ones are chosen, every token goes through every
-layer it is handed to, and every pair of an image and an audio token exists in memory. The fast models leave out
-what nobody reads and separate the sums (REFERENCE: "Exact and cheaper"); outputs and gradients are the same. The
-tests compare the two, `benchmark=model reference=true` times them; nothing else imports this file.
+Executable documentation. Every patch is projected before the kept ones are selected, every token passes every layer it
+is given to, and every pair of an image and an audio token exists in memory. The fast models skip outputs that no layer
+uses and factorise attention over pairs (see fusion.py); outputs and gradients are the same. The tests compare the two,
+`benchmark=model reference=true` times them; nothing else imports this file.
 
-The parameters are declared by the fast classes, so a state dict fits both; none of their forward passes is used.
+The fast classes declare the parameters, so a state dict fits both; none of their forward passes is used.
 Read the functions from top to bottom: patches, ViT block, three kinds of fusion, encoder, decoder, loss.
 
 Shapes: B clips · N image tokens · M audio tokens · F fusion tokens · K kept patches · H heads · D embedding dimension
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +32,14 @@ from deepavfusion.types import EncoderOutput, MAEOutput, PatchMask
 def embed_patches(vit: ViT, x: Tensor, keep: Tensor | None) -> Tensor:
     """x [B, C, rows, columns], keep [B, K] or None for all -> tokens [B, K or N, D]
 
-    Literal: *every* patch is projected by the convolution and gets its position; then the kept ones are chosen.
+    Literal: *every* patch is projected by the convolution and gets its position; then the kept ones are selected.
     """
     tokens = vit.patch_embed.proj(x).flatten(2).transpose(1, 2) + vit.pos_embed  # [B, N, D], row by row
     return tokens if keep is None else take_tokens(tokens, keep)
 
 
 def vit_block(block: nn.Module, x: Tensor) -> Tensor:
-    """Pre-norm self-attention and MLP over all tokens that are handed in: [B, N, D] -> [B, N, D]"""
+    """Pre-norm self-attention and MLP over all given tokens: [B, N, D] -> [B, N, D]"""
     assert isinstance(block, Block)
     qkv = block.attn.qkv(block.norm1(x))  # [B, N, 3D], packed [q; k; v]
     q, k, v = qkv.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, N, D / H]
@@ -74,7 +76,7 @@ def all_pairs(first: Tensor, second: Tensor) -> Tensor:
 
 
 def factorized_attention(attn: FactorizedAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (paper, section 3.2; REFERENCE, section 2)
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (paper, section 3.2)
 
     Two groups of fusion tokens aggregate one modality each. Literal: the third then attends to every *pair* of an
     image aggregate and an audio aggregate, with key and value linear in their concatenation.
@@ -96,7 +98,7 @@ def factorized_attention(attn: FactorizedAttention, fusion: Tensor, image: Tenso
 
 
 def dense_attention(attn: DenseAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (paper, section 3.2; REFERENCE, section 2)
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (paper, section 3.2)
 
     Literal: every fusion token attends to all N · M pairs of raw tokens; at 196 × 96 they are 18 816 a clip.
     """
@@ -107,7 +109,7 @@ def dense_attention(attn: DenseAttention, fusion: Tensor, image: Tensor, audio: 
 
 
 def token_attention(attn: TokenAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (REFERENCE, section 2)
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (a baseline of the paper)
 
     Every fusion token attends to the concatenation of both modalities.
     """
@@ -117,18 +119,20 @@ def token_attention(attn: TokenAttention, fusion: Tensor, image: Tensor, audio: 
     return attn.proj(attention(query, key, value, attn.num_heads, scale))
 
 
+LITERAL: dict[type[nn.Module], Callable[..., Tensor]] = {
+    FactorizedAttention: factorized_attention,
+    DenseAttention: dense_attention,
+    TokenAttention: token_attention,
+}
+
+
 def fusion_block(block: nn.Module, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
     """fusion [B, F, D], image [B, N, D], audio [B, M, D], the *inputs* of the layer -> fusion [B, F, D]"""
     assert isinstance(block, FusionBlock)
     fusion = block.norm1_mm(fusion)  # parity: the residual starts from the normalised tokens
-    if isinstance(block.attn, FactorizedAttention):
-        change = factorized_attention(block.attn, fusion, block.norm1_img(image), block.norm1_aud(audio))
-    elif isinstance(block.attn, DenseAttention):
-        change = dense_attention(block.attn, fusion, block.norm1_img(image), block.norm1_aud(audio))
-    else:
-        assert isinstance(block.attn, TokenAttention)
-        # parity: the two modalities' norms are exchanged
-        change = token_attention(block.attn, fusion, block.norm1_aud(image), block.norm1_img(audio))
+    norms = block.norm1_img, block.norm1_aud
+    norm_image, norm_audio = reversed(norms) if block.exchange_norms else norms  # parity: exchanged in token fusion
+    change = LITERAL[type(block.attn)](block.attn, fusion, norm_image(image), norm_audio(audio))
     fusion = fusion + block.drop_path(change)
     return fusion + block.drop_path(block.mlp(block.norm2(fusion)))
 
@@ -149,11 +153,11 @@ class ReferenceDeepAVFusion(DeepAVFusion):
     ) -> EncoderOutput:
         """Encode a batch of clips, or the kept patches of each; see `DeepAVFusion.forward`.
 
-        Literal: a sound that is heard with n pictures is encoded n times.
+        Literal: audio paired with n images is encoded n times.
         """
-        pictures = image.shape[0] // audio.shape[0]
-        audio = audio.repeat_interleave(pictures, dim=0)
-        audio_keep = None if audio_keep is None else audio_keep.repeat_interleave(pictures, dim=0)
+        images = image.shape[0] // audio.shape[0]
+        audio = audio.repeat_interleave(images, dim=0)
+        audio_keep = None if audio_keep is None else audio_keep.repeat_interleave(images, dim=0)
 
         image_tokens = embed_patches(self.image, image, image_keep)  # [B, N, D]
         audio_tokens = embed_patches(self.audio, audio, audio_keep)  # [B, M, D]
@@ -184,7 +188,7 @@ class ReferenceDeepAVFusion(DeepAVFusion):
 def decode(decoder: MAEDecoder, tokens: Tensor, fusion: Tensor, mask: PatchMask) -> Tensor:
     """tokens [B, K, D] of the kept patches, fusion [B, F, D] -> all patches' pixels [B, N, pixels], in grid order
 
-    Literal (REFERENCE, section 3): mask tokens fill up the sequence, it is put back into the order of the grid and gets
+    Literal: mask tokens fill up the sequence, it is put back into the order of the grid and gets
     its positions; fusion tokens go first; every token passes every layer, and every patch is predicted.
     """
     mask_tokens = decoder.mask_token.expand(*mask.masked.shape, -1)  # [B, N − K, D']
@@ -197,18 +201,16 @@ def decode(decoder: MAEDecoder, tokens: Tensor, fusion: Tensor, mask: PatchMask)
     return decoder.pred(decoder.norm(x[:, fusion.shape[1] :]))
 
 
-def targets(x: Tensor, patch_size: int, normalise: bool) -> Tensor:
+def targets(x: Tensor, patch_size: int) -> Tensor:
     """x [B, C, rows · p, columns · p] -> the pixels of each patch, ordered row, column, channel: [B, N, p · p · C]
 
-    Normalised: (x − mean) / sqrt(var + 1e-6) within each patch, the variance unbiased.
+    Normalised within each patch: (x − mean) / sqrt(var + 1e-6), with the unbiased variance.
     """
     batch, channels, height, width = x.shape
     p, rows, columns = patch_size, height // patch_size, width // patch_size
     x = x.reshape(batch, channels, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1)  # [B, rows, columns, p, p, C]
     x = x.reshape(batch, rows * columns, p * p * channels)
-    if normalise:
-        x = (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True) + 1e-6).sqrt()
-    return x
+    return (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: PatchMask) -> Tensor:
@@ -225,13 +227,13 @@ class ReferenceMaskedAutoencoder(MaskedAutoencoder):
     """
 
     def forward(self, image: Tensor, audio: Tensor, image_mask: PatchMask, audio_mask: PatchMask) -> MAEOutput:
-        """Encode the kept patches, draw all of them, compare the masked ones; see `MaskedAutoencoder.forward`."""
+        """Encode the kept patches, predict all of them, compare the masked ones; see `MaskedAutoencoder.forward`."""
         assert isinstance(self.encoder, ReferenceDeepAVFusion)
         encoded = self.encoder(image, audio, image_keep=image_mask.keep, audio_keep=audio_mask.keep)
         image_prediction = decode(self.image_decoder, encoded.image, encoded.fusion, image_mask)  # [B, N, p · p · 3]
         audio_prediction = decode(self.audio_decoder, encoded.audio, encoded.fusion, audio_mask)  # [B, M, p · p]
-        image_target = targets(image, self.encoder.image.patch_size, self.normalise_targets)
-        audio_target = targets(audio, self.encoder.audio.patch_size, self.normalise_targets)
+        image_target = targets(image, self.encoder.image.patch_size)
+        audio_target = targets(audio, self.encoder.audio.patch_size)
         image_loss = masked_loss(image_prediction, image_target, image_mask)
         audio_loss = masked_loss(audio_prediction, audio_target, audio_mask)
         return MAEOutput(

@@ -1,4 +1,4 @@
-"""The segmenter: which pixels of a picture show what is heard.
+"""The segmenter: which pixels of an image show the sounding objects.
 
 A U-Net on the image tokens of four encoder layers, conditioned on the audio tokens of the last (Mo & Morgado,
 CVPR 2024, section 3.4).
@@ -19,7 +19,7 @@ LEVELS = 3  # above the bottom, each of twice the resolution; the predictor doub
 
 
 class SegmentationHead(nn.Module):
-    """Image tokens of four layers and audio tokens of the last to the logits of each pixel.
+    """Maps image tokens of four layers and audio tokens of the last to the logits of each pixel.
 
     Args:
         dim: width of the encoder.
@@ -83,8 +83,8 @@ class SegmentationHead(nn.Module):
             for project, norm in zip(self.audio_projections, self.audio_norms, strict=True)
         )
         x = self.bottom(beside([bottom], condition))
-        for level, layer, sound in zip(self.levels, maps, conditions, strict=True):
-            x = level(x, layer, sound)
+        for level, layer, condition in zip(self.levels, maps, conditions, strict=True):
+            x = level(x, layer, condition)
         return self.predict(x)
 
 
@@ -110,24 +110,24 @@ class Segmenter(nn.Module):
         self.head = SegmentationHead(encoder.embed_dim, encoder.depth, grid, num_classes, head_dim, min_head_dim)
 
     def forward(self, image: Tensor, audio: Tensor) -> Tensor:
-        """What each pixel is.
+        """Label each pixel.
 
         Args:
             image: [B, 3, H, W], ImageNet-normalised.
             audio: [B, 1, M, F], log10 power mel.
 
         Returns:
-            Logits [B, num_classes, H, W]: of sounding if there is one class, of the softmax over them otherwise.
+            Logits [B, num_classes, H, W]: for one class of a sigmoid ("sounding"), otherwise of a softmax.
         """
         return self.head(self.encoder(image, audio, return_layers=True))
 
 
 def pixel_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Cross entropy of the pixels: binary for one logit, else over the classes.
+    """Cross entropy of the pixels: binary for a single logit, otherwise over the classes.
 
     Args:
         logits: [B, C, H, W].
-        mask: [B, H, W], integer, 0…C−1; 0 or 1 for C = 1.
+        mask: [B, H, W], the true class of each pixel, integer, 0…C−1; 0 or 1 for C = 1.
 
     Returns:
         The mean over all pixels; 0 for none.

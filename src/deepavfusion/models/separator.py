@@ -1,8 +1,8 @@
-"""The separator: of a mixture of sounds, which part of the spectrogram belongs to what the picture shows.
+"""The separator: which part of a mixture's spectrogram belongs to the source that the image shows.
 
 A U-Net on the audio tokens of five encoder layers, conditioned on the image tokens of the last (Mo & Morgado,
-CVPR 2024, section 3.4). Early fusion means that the encoder itself hears the mixture with the picture in view: it runs
-once for every picture, except for the layers of the sound that come before the first fusion.
+CVPR 2024, section 3.4). With early fusion the encoder's audio tokens depend on the image, so it runs once for every
+image of a mixture, except for the audio layers before the first fusion.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from deepavfusion.models.unet import DoubleConv, Level, beside, init_unet, on_gr
 from deepavfusion.types import EncoderOutput
 from deepavfusion.utils.errors import UserError
 
-LEVELS = 4  # above the bottom, each of twice the resolution: 16-pixel patches back to pixels
+LEVELS = 4  # above the bottom, each of twice the resolution: from 16-pixel patches back to pixels
 
 MaskKind = Literal["ratio", "binary", "dominant"]
 
 
 class SeparationHead(nn.Module):
-    """Audio tokens of five layers and image tokens to the logits of a mask.
+    """Maps audio tokens of five layers and image tokens of the last to the logits of a mask.
 
     Args:
         dim: width of the encoder.
@@ -61,8 +61,8 @@ class SeparationHead(nn.Module):
             on_grid(norm(encoded.audio_layers[layer]), self.grid)
             for norm, layer in zip(self.audio_norms, self.layers, strict=True)
         ]
-        picture = self.image_tokens(encoded).mean(dim=1)
-        bottom, *conditions = (condition(picture) for condition in self.conditions)
+        image = self.image_tokens(encoded).mean(dim=1)  # [B, D]
+        bottom, *conditions = (condition(image) for condition in self.conditions)
         x = self.bottom(beside(maps[:1], bottom))
         for level, layer, condition in zip(self.levels, maps[1:], conditions, strict=True):
             x = level(x, layer, condition)
@@ -92,15 +92,15 @@ class Separator(nn.Module):
         self.head = SeparationHead(encoder.embed_dim, encoder.depth, encoder.audio.grid, head_dim)
 
     def encode(self, image: Tensor, mixture: Tensor) -> EncoderOutput:
-        """See `forward`; what the head reads."""
+        """The head's input; arguments as for `forward`."""
         return self.encoder(image, mixture, return_layers=True)
 
     def forward(self, image: Tensor, mixture: Tensor) -> Tensor:
-        """The part of a mixture that belongs to each picture.
+        """Which part of a mixture belongs to each image.
 
         Args:
             image: [B, 3, H, W], ImageNet-normalised.
-            mixture: [B / n, 1, M, F], log10 power mel; each is heard with n pictures that follow each other.
+            mixture: [B / n, 1, M, F], log10 power mel; each is paired with n consecutive images.
 
         Returns:
             Mask logits [B, 1, M, F].
@@ -109,7 +109,7 @@ class Separator(nn.Module):
 
 
 def target_mask(source: Tensor, mixture: Tensor, kind: MaskKind = "ratio") -> Tensor:
-    """What a mask should be, from power mel spectrograms.
+    """The training target of the separator: the mask of a source in the spectrogram of a mixture.
 
     Args:
         source: [B, 1, M, F] power of the source.
@@ -121,13 +121,13 @@ def target_mask(source: Tensor, mixture: Tensor, kind: MaskKind = "ratio") -> Te
         [B, 1, M, F] in 0…1.
     """
     if kind == "ratio":
-        # parity: the mixture holds the source already, so that it counts twice and the mask stays below a half
+        # parity: the mixture already contains the source, which therefore counts twice: the mask stays below ½
         return (source / (source + mixture + 1e-5)).clamp(0, 1)
     return (source > (mixture if kind == "binary" else mixture - source)).to(source.dtype)
 
 
 def mask_loss(logits: Tensor, target: Tensor, mixture: Tensor | None = None) -> Tensor:
-    """Binary cross entropy of mask logits, each position weighted by log(1 + mixture's power) if that is given.
+    """Binary cross entropy of mask logits; given a mixture's power, positions are weighted by log(1 + power).
 
     The mean over all positions; 0 for none.
     """

@@ -1,4 +1,4 @@
-"""The pieces of the U-Nets that turn tokens back into a dense map (separator.py, segmenter.py).
+"""Parts of the U-Nets that turn tokens back into a dense map (separator.py, segmenter.py).
 
 Letters: B clips · C channels · H×W positions of the map.
 """
@@ -22,7 +22,7 @@ def on_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def beside(maps: Sequence[Tensor], condition: Tensor) -> Tensor:
-    """Maps [B, C_i, H, W] and a vector [B, C] for every position, as one map of all their channels"""
+    """Concatenate channels: maps [B, C_i, H, W] and a vector [B, C] at every position -> [B, ΣC_i + C, H, W]"""
     return torch.cat([*maps, condition[..., None, None].expand(-1, -1, *maps[0].shape[2:])], dim=1)
 
 
@@ -41,14 +41,14 @@ class DoubleConv(nn.Sequential):
 
 
 class Level(nn.Module):
-    """One step up: twice the resolution, with an encoder layer laid beside and the condition at every position.
+    """One step up: doubles the resolution, and concatenates an encoder layer and the condition at every position.
 
     Args:
-        below: channels that come from the level below.
+        below: channels of the level below.
         dim: width of the encoder.
         factor: from the token grid to this level's resolution.
-        up: channels of what comes from below, enlarged.
-        lateral: channels of the encoder layer, enlarged, before its convolutions.
+        up: channels of the enlarged level below.
+        lateral: channels of the enlarged encoder layer, before its convolutions.
         channels: of the level.
         condition: width of the condition.
     """
@@ -68,7 +68,7 @@ class Level(nn.Module):
 
 
 def init_unet(module: nn.Module) -> None:
-    """Kaiming-normal convolutions (fan-out), use with `module.apply`."""
+    """Kaiming-normal convolutions (fan-out), for `module.apply`."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

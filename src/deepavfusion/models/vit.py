@@ -1,4 +1,4 @@
-"""The vision transformer, once for the picture and once for the spectrogram."""
+"""The vision transformer, used once for the image and once for the spectrogram."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from deepavfusion.models.layers import Block, PatchEmbed, init_linear, sincos_po
 class ViT(nn.Module):
     """ViT encoder without class token, with a fixed sin-cos position embedding (as in MAE, He et al. 2022).
 
-    `DeepAVFusion` runs its blocks one at a time, with fusion tokens as context; `forward` runs it alone.
+    `DeepAVFusion` runs its blocks one at a time, with fusion tokens as context; `forward` runs the ViT by itself.
 
     Args:
         input_size: rows and columns of the input, (224, 224) pixels or (128, 192) mel bands × frames.
         patch_size: side of the square patches.
-        in_chans: 3 for pictures, 1 for spectrograms.
+        in_chans: 3 for images, 1 for spectrograms.
         embed_dim, depth, num_heads, mlp_ratio: the usual sizes.
         drop_path: rate of dropped residual branches, the same in every block.
-
-    Raises:
-        UserError: the input size is not a multiple of the patch size.
     """
 
     def __init__(
@@ -55,7 +52,7 @@ class ViT(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per column and per row."""
+        """(rows, columns) of patches."""
         return self.patch_embed.grid
 
     def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""LARS: gradient descent with a learning rate of its own for each matrix."""
+"""LARS: gradient descent with a separate learning rate for each weight matrix."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from torch.optim import Optimizer
 
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman & Ginsburg 2017, "Large Batch Training of Convolutional
-    Networks"), as masked autoencoders are probed with (He et al. 2022).
+    Networks"), the optimizer of MAE's linear probing (He et al. 2022). For a matrix p with gradient ∇:
 
-    The gradient of a matrix, weight decay included, is scaled by trust_coefficient · ‖parameter‖ / ‖gradient‖, where
-    neither is 0; parameters of one dimension are neither scaled nor decayed. Momentum is summed before the learning
-    rate: v ← momentum · v + gradient, p ← p − lr · v.
+        g = ∇ + weight_decay · p
+        g ← g · trust_coefficient · ‖p‖ / ‖g‖     where neither norm is 0
+        v ← momentum · v + g
+        p ← p − lr · v
 
-    timm's LARS divides by ‖gradient‖ + decay · ‖parameter‖ instead and does not adapt without weight decay.
+    Parameters of one dimension are neither scaled nor decayed: for them g = ∇.
+
+    Not timm's LARS, which divides by ‖∇‖ + weight_decay · ‖p‖ and does not adapt without weight decay.
 
     Args:
         params: parameters, or groups of them.
         lr: learning rate.
-        weight_decay: of matrices and larger.
+        weight_decay: of parameters with two or more dimensions.
         momentum: 0…1.
-        trust_coefficient: share of a matrix's norm that a step of learning rate 1 moves it by.
+        trust_coefficient: norm of a step at learning rate 1, relative to the matrix's norm.
     """
 
     def __init__(

@@ -11,12 +11,12 @@ from torch import nn
 def param_groups(
     model: nn.Module, weight_decay: float, branches: dict[str, nn.Module] | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, named for the learning-rate curves.
+    """Groups for a torch optimizer; names label the learning-rate curves.
 
     Args:
         model: only parameters that require a gradient are listed, each once.
-        weight_decay: for matrices and larger; parameters of one dimension (biases, norms) get none.
-        branches: parts of the model that get groups of their own, by name; the rest is called "main".
+        weight_decay: for two or more dimensions; parameters of one dimension (biases, norms) get none.
+        branches: parts of the model with groups of their own, by name; everything else is "main".
 
     Returns:
         Non-empty groups {"name", "branch", "weight_decay", "params"}.
@@ -36,17 +36,18 @@ def param_groups(
 def layer_decay_groups(
     model: nn.Module, weight_decay: float, layer_decay: float, depth: int, prefix: str = "encoder."
 ) -> list[dict[str, Any]]:
-    """Groups whose learning rate falls from the head to the patches (Clark et al. 2020, Bao et al. 2022).
+    """Layer-wise learning-rate decay from the head down to the patches (Clark et al. 2020, Bao et al. 2022).
 
-    Layer ids: patch embeddings and fusion tokens 0, block i of all three streams i + 1, final norms and heads
-    depth + 1; the learning rate is multiplied by layer_decay^(depth + 1 − id).
+        lr_scale = layer_decay^(depth + 1 − id)
+        id = 0 for patch embeddings and fusion tokens, i + 1 for block i of all three streams, depth + 1 for final norms
+        and heads
 
     Args:
         model: only parameters that require a gradient are listed, each once.
-        weight_decay: for matrices and larger; parameters of one dimension (biases, norms) get none.
-        layer_decay: 1: the same learning rate for all.
-        depth: blocks of the encoder.
-        prefix: of the encoder's parameters in the model.
+        weight_decay: for two or more dimensions; parameters of one dimension (biases, norms) get none.
+        layer_decay: 1 gives all the same learning rate.
+        depth: number of blocks of the encoder.
+        prefix: prefix of the encoder's parameter names in the model.
 
     Returns:
         Non-empty groups {"name", "lr_scale", "weight_decay", "params"}, from the patches to the head.

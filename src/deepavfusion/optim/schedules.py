@@ -1,4 +1,4 @@
-"""Learning-rate schedules as plain functions of the epoch, which may be a fraction: they are set every step."""
+"""Learning-rate schedules as plain functions of the fractional epoch: the rate is set before every step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def warmup_cosine(epoch: float, epochs: float, warmup_epochs: float) -> float:
     """Factor of the base learning rate: linear from 0 to 1 over the warm-up, then half a cosine down to 0 at the end.
 
     Args:
-        epoch: epochs passed, fractions included.
+        epoch: epochs completed, with the fraction of the current one.
         epochs: length of the run.
         warmup_epochs: length of the warm-up.
     """
@@ -24,7 +24,7 @@ def warmup_cosine(epoch: float, epochs: float, warmup_epochs: float) -> float:
 def half_cosine_rise(epoch: float, rise_epochs: float) -> float:
     """Factor from 0 to 1 along half a cosine; 1 from `rise_epochs` on.
 
-    Holds back branches that start from published weights while the fusion blocks beside them are new.
+    Slows down branches that start from published weights while the fusion blocks are still untrained.
     """
     if epoch >= rise_epochs:
         return 1.0

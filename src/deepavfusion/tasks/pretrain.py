@@ -107,7 +107,7 @@ class Pretrain(Task):
         """Pictures of the reconstruction with masks that are the same each time; see `MaskedAutoencoder.draw`."""
         assert batch.spectrogram is not None
         generator = torch.Generator(device=batch.image.device).manual_seed(0)
-        return self.net.draw(self(batch, generator), batch.image, batch.spectrogram)
+        return self.net.reconstruct(self(batch, generator), batch.image, batch.spectrogram)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         encoder = self.net.encoder

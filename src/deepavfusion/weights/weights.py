@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.fusion import FUSION_ATTENTION
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
@@ -258,11 +260,16 @@ def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
     if layers:
         block = f"encoder.fusion_blocks.{layers[0]}."
         dim = tensors[block + "norm2.weight"].shape[0]
-        kind = "factorized"
-        if block + "attn.kv.weight" in tensors:
-            kind = "dense" if tensors[block + "attn.kv.weight"].shape[1] == 2 * dim else "token"
-        found["net.fusion"] = kind
-        found["net.fusion_attn_ratio"] = tensors[block + "attn.q.weight"].shape[0] / dim
+        width = tensors[block + "attn.q.weight"].shape[0]
+        prefix = block + "attn."
+        shapes = {n.removeprefix(prefix): t.shape for n, t in tensors.items() if n.startswith(prefix)}
+        with torch.device("meta"):  # a kind of fusion is known by the names and shapes of its parameters
+            made = {
+                kind: attention(dim, 1, (width + 0.5) / dim, (1, 1, 1)) for kind, attention in FUSION_ATTENTION.items()
+            }
+        kinds = [k for k, module in made.items() if {n: t.shape for n, t in module.state_dict().items()} == shapes]
+        found["net.fusion"] = kinds[0] if kinds else "<unknown>"
+        found["net.fusion_attn_ratio"] = width / dim
         found["net.fusion_mlp_ratio"] = tensors[block + "mlp.fc1.weight"].shape[0] / dim
     if "image_decoder.embed.weight" in tensors:
         found["decoder_embed_dim"] = tensors["image_decoder.embed.weight"].shape[0]
