@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -27,7 +28,7 @@ from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.verify.pool import CALLS, Lost, call_apart
-from deepavfusion.verify.report import Report
+from deepavfusion.verify.report import Journal
 from deepavfusion.verify.verify import verify
 from helpers.media import clicks, copy_from, numbered, write_stream
 from helpers.verify import listed, pid, scripted
@@ -181,12 +182,12 @@ def test_every_word(every_kind: dict[str, Path], tmp_path: Path, capsys: pytest.
     assert {name for name, row in found.items() if row["usable"] == "yes"} == {*USABLE, "silent_still"}
     assert found["silent_still"]["also"] == "still too_short"
     assert counts == {name: 1 + (name == "silent") for name in every_kind if name != "silent_still"}
-    assert found["too_short"]["detail"] == "2.00 s of sound, the window is 3 s"
+    assert found["too_short"]["detail"] == "2.00 s of audio, the window is 3 s"
     assert (found["ok"]["path"], found["ok"]["bytes"]) == ("ok.mp4", str(every_kind["ok"].stat().st_size))
     assert found["missing"]["modified"] == found["missing"]["bytes"] == ""
     assert list(found) == sorted(every_kind)
     out = capsys.readouterr().out
-    assert "leave out by themselves the 4 that data.exclude names" in out
+    assert "runs exclude 4 of them (data.exclude)" in out
     assert str(tmp_path / "verify.csv") in out
     with (tmp_path / "verify_classes.csv").open() as file:
         lines = list(csv.reader(file))
@@ -235,16 +236,17 @@ def test_annotated_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["cut_picture"][0] == "undecodable"
     assert found["cut_picture"][1].startswith("frames/1.jpg: ")
     assert found["cut_mask"][0] == "bad_mask"
-    assert found["odd_size"] == ("bad_mask", "labels_semantic/2.png has 32 × 32 pixels, its picture 64 × 64")
+    assert found["odd_size"] == ("bad_mask", "labels_semantic/2.png has 32 × 32 pixels, its image 64 × 64")
     assert found["strange_value"] == (
         "bad_mask",
-        "labels_semantic/0.png holds the value 7, which is no class of the 5 (data.samples.label_offset is 0)",
+        "labels_semantic/0.png holds the value 7, which is none of the 5 classes (data.samples.label_offset is 0)",
     )
     assert found["gone_picture"] == ("no_video", "frames/1.jpg: there is no such file")
     # 1 and 3 in all clips (cut_mask loses a 3 of two), and the 7, which no offset explains
-    assert "mask values fit data.samples.label_offset=1: 13 of 14 values are annotated classes; it is set to 0" in (
-        capsys.readouterr().out
-    ).replace("\n", " ")
+    assert (
+        "data.samples.label_offset=1 fits the masks: 13 of 14 values are annotated classes; with 0, its present value"
+        in (capsys.readouterr().out).replace("\n", " ")
+    )
     assert rows(tmp_path / "verify.csv")["whole"]["mask_values"] == "1 3"
 
 
@@ -343,36 +345,37 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_run_goes_on(tmp_path: Path) -> None:
+def test_killed_run_resumes(tmp_path: Path) -> None:
     """kill -9 in the middle, half a line at the end: the second run looks at the rest only."""
     script = tmp_path / "run.py"
     script.write_text(KILLED.format(tests=str(Path(__file__).parent), root=str(tmp_path)))
     for n in range(100):
         (tmp_path / f"{n:03d}").write_text("x")
-    report = tmp_path / "verify.csv"
+    report, journal = tmp_path / "verify.csv", tmp_path / "verify.csv.partial.jsonl"
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while (report.read_text().count("\n") if report.exists() else 0) < 25:
+    while (journal.read_text().count("\n") if journal.exists() else 0) < 25:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     process.wait()
-    before = set(rows(report))
+    before = {json.loads(line)["id"] for line in journal.read_text().splitlines()}
     assert 20 <= len(before) < 90
-    with report.open("a") as file:
-        file.write("099,train,drum,o")
-    assert bad_clips(report, EXCLUDE) == {}  # a run that begins now is not disturbed
+    with journal.open("a") as file:
+        file.write('{"id": "099", "split": "tr')
+    assert not report.exists()  # runs read whole reports only
     time.sleep(0.3)  # the old workers end by themselves
     (tmp_path / "log").unlink()
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=60)
     looked_at = (tmp_path / "log").read_text().split()
     assert sorted(looked_at) == sorted({f"{n:03d}" for n in range(100)} - before)
     assert list(rows(report)) == [f"{n:03d}" for n in range(100)]
+    assert not journal.exists()
     assert {row["status"] for row in rows(report).values()} == {"ok"}
 
 
-def test_runs_leave_out_what_the_report_names(tmp_path: Path, whole: Path) -> None:
+def test_runs_exclude_what_the_report_names(tmp_path: Path, whole: Path) -> None:
     (tmp_path / "annotations").mkdir()
     lines = [f"{name},0,playing flute,{split}" for name, split in [("aa", "train"), ("bb", "train"), ("cc", "test")]]
     (tmp_path / "annotations/vggsound.csv").write_text("\n".join(lines) + "\n")
@@ -399,7 +402,7 @@ def test_runs_leave_out_what_the_report_names(tmp_path: Path, whole: Path) -> No
     data.root, data.verify_report = str(moved), str(moved / "verify.csv")
     assert len(data.read("train")[0]) == 1  # paths are relative
     shutil.copy(whole, moved / bad.relative_to(tmp_path))
-    assert len(data.read("train")[0]) == 2  # mended since
+    assert len(data.read("train")[0]) == 2  # fixed since
     moved.rename(tmp_path)
 
 
@@ -437,14 +440,28 @@ def test_what_is_no_report(tmp_path: Path, whole: Path) -> None:
         with pytest.raises(UserError, match="is no verify report and is left as it is"):
             run([clips], tmp_path, force=force)
     assert report.read_text() == "my notes"
+    assert [path.name for path in tmp_path.glob("verify.csv*")] == ["verify.csv"]
     with pytest.raises(UserError, match=r"cannot be written .*set data.verify_report=<file>"):
         verify([clips], tmp_path, tmp_path / "gone" / "verify.csv")
 
 
+def test_a_report_that_an_older_version_left_half_written(tmp_path: Path, whole: Path) -> None:
+    """It appended to the report itself: unsorted, and cut off by a kill."""
+    clips = listed({name: Path(shutil.copy(whole, tmp_path / f"{name}.mp4")) for name in ("a", "b")})
+    run([clips], tmp_path)
+    good = (tmp_path / "verify.csv").read_text()
+    head, first, second = good.splitlines(keepends=True)
+    (tmp_path / "verify.csv").write_text(head + second + first[:20])
+    assert bad_clips(tmp_path / "verify.csv", EXCLUDE) == {}
+    assert run([clips], tmp_path) == {"ok": 2}
+    assert (tmp_path / "verify.csv").read_text() == good
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    with Report(tmp_path / "verify.csv"), pytest.raises(UserError, match="Another process is writing"):
-        Report(tmp_path / "verify.csv")
-    Report(tmp_path / "verify.csv").file.close()
+    with Journal(tmp_path / "verify.csv"), pytest.raises(UserError, match="Another process is writing"):
+        Journal(tmp_path / "verify.csv")
+    with Journal(tmp_path / "verify.csv") as journal:
+        assert not journal.rows
 
 
 # ---------------------------------------------------------------- random damage

@@ -37,10 +37,13 @@ def write_whole(path: Path, text: str, durable: bool = False) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file atomically, the header first."""
-    with whole(path) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file).writerows(rows)
+def write_csv(path: Path, rows: Iterable[Sequence[object]], end: str = "\r\n") -> None:
+    """Write a CSV file atomically, the header first; `end` ends its lines."""
+    with (
+        whole(path, durable=True) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        csv.writer(file, lineterminator=end).writerows(rows)
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `prepare.py command=verify` asks of one clip: every picture and sample decodes, masks fit their pictures."""
+"""The check that `prepare.py command=verify` makes of one clip: all of it decodes, and masks fit their images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
 
-SILENCE = 10 ** (-60 / 20)  # −60 dBFS: a sound that never gets louder is silence
-STILL = 12.0  # of 255, see Scan.movement: encoded stills change by up to 6, the calmest demo clip by 37
-NO_CLASS = "which is no class"  # in the detail of a mask whose values do not fit
+SILENCE = 10 ** (-60 / 20)  # −60 dBFS: audio that never gets louder is silent
+STILL = 12.0  # of 255, see Scan.movement: encoded stills move by up to 6, the calmest demo clip by 37
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found.
+    """The result for a clip.
 
     Args:
-        status: the first of `STATUSES` that holds; also: the others.
-        detail: a clause for a person.
-        mask_values: what the masks hold besides 0.
+        status: the first of `STATUSES` that applies; also: the others.
+        detail: a clause that explains the status.
+        mask_values: the values other than 0 in its masks.
     """
 
     status: str
@@ -40,12 +39,12 @@ Finding = tuple[str, str]  # status and detail
 
 
 def check_clip(clip: Clip, audio_seconds: float, classes: int | None, label_offset: int = 0) -> Verdict:
-    """Look at all of a clip.
+    """Decode all of a clip.
 
     Args:
-        clip: a media file, or a folder of annotated pictures if it has `frames`.
-        audio_seconds: length of the window that training takes.
-        classes: how many there are, with background; None: masks may hold any value.
+        clip: a media file, or a folder of annotated images if it has `frames`.
+        audio_seconds: length of the window that training reads.
+        classes: number of classes, with background; None: masks may hold any value.
         label_offset: a mask's value plus this is a class.
     """
     if clip.frames:
@@ -54,32 +53,32 @@ def check_clip(clip: Clip, audio_seconds: float, classes: int | None, label_offs
         found = scan(clip.path)
     except DecodeError as error:
         return verdict([_finding(error, "the file")])
-    findings = _sound(found.peak, found.audio_end, audio_seconds)
+    findings = _audio(found.peak, found.audio_end, audio_seconds)
     if found.movement < STILL:
-        many = f"{found.frames} pictures" if found.frames > 1 else "one picture"
-        findings.append(("still", f"{many} that change by {found.movement:.0f} of 255 at most"))
+        many = f"{found.frames} frames" if found.frames > 1 else "one frame"
+        findings.append(("still", f"{many} that move by {found.movement:.0f} of 255 at most"))
     return verdict(findings)
 
 
 def verdict(findings: Iterable[Finding], mask_values: Iterable[int] = ()) -> Verdict:
-    """The finding that counts, with the others; none: ok."""
+    """The finding of the highest rank, with the others; none: ok."""
     ordered = sorted(findings, key=lambda finding: STATUSES.index(finding[0])) or [("ok", "")]
     also = tuple(word for word in dict.fromkeys(word for word, _ in ordered) if word != ordered[0][0])
     return Verdict(*ordered[0], also=also, mask_values=tuple(sorted(mask_values)))
 
 
-def _sound(peak: float, end: float, audio_seconds: float) -> list[Finding]:
+def _audio(peak: float, end: float, audio_seconds: float) -> list[Finding]:
     findings = []
     if peak < SILENCE:
         decibels = f"{20 * np.log10(peak):.0f} dBFS" if peak else "0"
         findings.append(("silent", f"the loudest sample is {decibels}"))
     if round(end * SAMPLE_RATE) < round(audio_seconds * SAMPLE_RATE):
-        findings.append(("too_short", f"{end:.2f} s of sound, the window is {audio_seconds:g} s"))
+        findings.append(("too_short", f"{end:.2f} s of audio, the window is {audio_seconds:g} s"))
     return findings
 
 
 def _finding(error: DecodeError, name: str) -> Finding:
-    """A failure of a file, in the words of the report; `too_short` there is sound that training can extend."""
+    """A failure as a status of the report, whose `too_short` means audio that training can extend."""
     status = error.reason
     if status == "too_short":
         status = f"no_{error.stream}"
@@ -87,22 +86,22 @@ def _finding(error: DecodeError, name: str) -> Finding:
 
 
 def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict:
-    """audio.wav, and for every annotated second its picture and its mask."""
+    """Check audio.wav, and the image and mask of each annotated second."""
     folder, findings, values = Path(clip.path), list[Finding](), set[int]()
     try:
-        sound = scan(folder / "audio.wav", video=False)
-        findings += _sound(sound.peak, sound.audio_end, audio_seconds=0.0)
+        audio = scan(folder / "audio.wav", video=False)
+        findings += _audio(audio.peak, audio.audio_end, audio_seconds=0.0)
     except DecodeError as error:
         status, detail = _finding(error, "audio.wav")
         findings.append(("no_audio" if status == "missing" else status, detail))
     for second in clip.frames:
-        picture, mask = f"frames/{second}.jpg", f"labels_semantic/{second}.png"
+        image, mask = f"frames/{second}.jpg", f"labels_semantic/{second}.png"
         size = None
         try:
-            size = read_picture(folder / picture).size
-            scan(folder / picture, audio=False)  # finds damage that libjpeg conceals
+            size = read_picture(folder / image).size
+            scan(folder / image, audio=False)  # finds damage that libjpeg hides
         except DecodeError as error:
-            status, detail = _finding(error, picture)
+            status, detail = _finding(error, image)
             findings.append(("no_video" if status == "missing" else status, detail))
         try:
             annotation = read_mask(folder / mask)
@@ -111,17 +110,13 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
             findings.append(("bad_mask", f"{mask}: {error.detail}"))
             continue
         if size is not None and annotation.size != size:
-            sizes = f"{annotation.width} × {annotation.height} pixels, its picture {size[0]} × {size[1]}"
+            sizes = f"{annotation.width} × {annotation.height} pixels, its image {size[0]} × {size[1]}"
             findings.append(("bad_mask", f"{mask} has {sizes}"))
         found = [int(value) for value in np.unique(np.asarray(annotation)) if value]
         values.update(found)
         strange = [value for value in found if classes is not None and not 0 <= value + label_offset < classes]
         if strange:
-            findings.append(
-                (
-                    "bad_mask",
-                    f"{mask} holds the value {strange[0]}, {NO_CLASS} of the {classes} "
-                    f"(data.samples.label_offset is {label_offset})",
-                )
-            )
+            offset = f"data.samples.label_offset is {label_offset}"
+            what = f"{mask} holds the value {strange[0]}, which is none of the {classes} classes ({offset})"
+            findings.append(("bad_mask", what))
     return verdict(findings, values)
