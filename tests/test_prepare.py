@@ -56,7 +56,7 @@ def test_verify_then_pack(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     """Relative paths are those of the working directory; pack leaves out what verify found."""
     done = command("command=verify", "data=vggsound", f"data.root={raw.name}", cwd=raw.parent)
     assert done.returncode == 0, done.stderr
-    assert f"{raw.name}/verify.csv names every clip" in done.stdout
+    assert f"{raw.name}/verify.csv has a row for every clip" in done.stdout
     with (raw / "verify.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["split"] for row in rows] == ["test"] * 8 + ["train"] * 8
