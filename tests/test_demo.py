@@ -370,7 +370,7 @@ def test_foreign_folders_are_never_touched(tmp_path: Path) -> None:
 
 def test_two_processes_at_once_do_the_work_once(tmp_path: Path) -> None:
     arguments = f"{str(tmp_path)!r}, ['vggsound'], workers=1, counts=demo.Counts(vggsound_train=1, vggsound_test=0)"
-    code = f"from deepavfusion.data import demo; demo.ensure({arguments})"
+    code = f"from deepavfusion.demo import demo; demo.ensure({arguments})"
     runs = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     messages = [run.communicate(timeout=60)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]

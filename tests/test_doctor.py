@@ -18,11 +18,11 @@ import hydra
 import pytest
 
 import doctor as entry_point
-from deepavfusion import media
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY
 from deepavfusion.demo import demo
 from deepavfusion.doctor import machine, smoke, software
 from deepavfusion.doctor.examine import Found, examine
+from deepavfusion.media import Media
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.runs import cli
 from deepavfusion.utils.errors import UserError
@@ -194,7 +194,7 @@ def test_a_torchvision_of_another_release_is_named(monkeypatch):
 
 def test_decoders_that_are_well_and_broken(monkeypatch):
 
-    assert "20 pictures from decord" in software.decoders()
+    assert "20 frames from decord" in software.decoders()
     reader = frame_reader.decord.VideoReader
 
     def broken(*_, **__):
@@ -216,11 +216,11 @@ def test_decoders_that_are_well_and_broken(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(frame_reader.decord, "VideoReader", Shifted)
-        assert "decord gives other pictures" in mend(software.decoders)
+        assert "decord gives other frames" in mend(software.decoders)
     with monkeypatch.context() as patch:
-        whole = media.read_audio
-        patch.setattr(media, "read_audio", lambda *args: whole(*args) * 0)
-        assert "PyAV gives another sound" in mend(software.decoders)
+        whole = Media.audio
+        patch.setattr(Media, "audio", lambda *args: whole(*args) * 0)
+        assert "PyAV gives other audio" in mend(software.decoders)
     with monkeypatch.context() as patch:
         patch.setattr("av.open", broken)
         found = examine("decoders", software.decoders, 60)

@@ -21,7 +21,7 @@ from deepavfusion.inference.separate import Separation, separate_video, source_m
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.separation import draw, write_separation
-from deepavfusion.media import Media, read_audio
+from deepavfusion.media import Media
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.models.separator import target_mask
 from deepavfusion.tasks.separate import Separate
@@ -29,7 +29,7 @@ from deepavfusion.transforms.audio import N_FFT, SAMPLE_RATE, LogMel, MelMask
 from deepavfusion.utils.errors import UserError
 from helpers.checkpoints import SEPARATOR, write_separator
 from helpers.errors import refusal
-from helpers.media import noise, snr, write_stream, write_video
+from helpers.media import noise, read_audio, snr, write_stream, write_video
 
 WINDOW = 3 * SAMPLE_RATE
 
@@ -549,7 +549,7 @@ def test_videos_show_the_box_and_play_the_source(written: tuple[Separation, Path
 def test_large_and_fast_video_becomes_smaller_and_slower(task: Separate, tmp_path: Path) -> None:
     frames = np.zeros((30, 1000, 1202, 3), np.uint8)
     frames[:, :, :, 0] = 8 * np.arange(30)[:, None, None]
-    write_mp4(tmp_path / "a.mp4", frames, 60, noise(0.5, 96_000), 96_000, preset="ultrafast")
+    write_mp4(tmp_path / "a.mp4", frames, 60, noise(0.5, 96_000), 96_000)
     found = separate_video(task, tmp_path / "a.mp4", [[0, 0, 1, 1]])
     names = write_separation(found, tmp_path)
     with Media(tmp_path / names["mp4"][0]) as media:

@@ -19,7 +19,7 @@ from deepavfusion.inference.segment import Segmentation, cover, decide_enlarged,
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.film import film_times
 from deepavfusion.inference.write.segmentation import LEGEND_GROUND, draw, legend, read_mask, shares, write_segmentation
-from deepavfusion.media import Media, read_audio, read_frames
+from deepavfusion.media import Media
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.models.segmenter import decide, probabilities
 from deepavfusion.tasks.segment import Segment
@@ -29,7 +29,7 @@ from deepavfusion.utils.drawing import palette
 from deepavfusion.utils.errors import UserError
 from helpers.checkpoints import SEEN, SIZE, write_segmenter
 from helpers.errors import refusal
-from helpers.media import coloured_noise, noise, snr, write_stream, write_video
+from helpers.media import coloured_noise, noise, read_audio, read_frames, snr, write_stream, write_video
 
 WINDOW = SAMPLE_RATE
 WIDE = (64, 128)  # height and width of a picture that three squares cover
@@ -470,7 +470,7 @@ def test_the_film_is_small_enough_and_no_slower_than_the_masks(
 ) -> None:
     gives(tasks[1], monkeypatch, 1.0)
     frames = np.full((2, 1000, 1202, 3), 100, np.uint8)
-    write_mp4(tmp_path / "a.mp4", frames, 2, noise(1.0), preset="ultrafast")
+    write_mp4(tmp_path / "a.mp4", frames, 2, noise(1.0))
     calls: list[tuple[int, int]] = []
     listed = write_segmentation(segment_video(tasks[1], tmp_path / "a.mp4"), tmp_path, lambda *n: calls.append(n))
     with Media(tmp_path / listed["film"]) as media:

@@ -24,14 +24,14 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import PackedClip, _checked, packed_list
 from deepavfusion.media import audio as audio_reader
-from deepavfusion.media import container, read_audio, read_frames
+from deepavfusion.media import container
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.media.encode import write_mp4
-from deepavfusion.media.stills import read_mask, read_picture, read_size
+from deepavfusion.media.stills import read_image, read_mask, read_size
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError, UserError
 from helpers.damage import Answer, ask, boxes, open_clip, summary
-from helpers.media import clicks, numbered, write_stream
+from helpers.media import clicks, numbered, read_audio, read_frames, write_stream
 
 REASONS = set(DecodeError.REASONS) - {"bad_mask"}
 PEAK_MB = 1200  # of a worker, its libraries included
@@ -258,10 +258,9 @@ def test_an_absurd_sample_rate_is_refused(tmp_path: Path, rate: int) -> None:
 
 def test_sound_whose_clock_stands_still_does_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stream(tmp_path / "a.mkv", clicks(16_000, seconds=30.0))
-    media = container.Container(tmp_path / "a.mkv")
-    monkeypatch.setattr(audio_reader, "_from", lambda *_: ((0.0, frame) for frame in media.av.decode(audio=0)))
-    assert "stand still" in refused(read_audio, tmp_path / "a.mkv", 0.0, 1.0)
-    media.close()
+    with container.Container(tmp_path / "a.mkv") as media:
+        monkeypatch.setattr(audio_reader, "_from", lambda *_: ((0.0, frame) for frame in media.av.decode(audio=0)))
+        assert "stand still" in refused(read_audio, tmp_path / "a.mkv", 0.0, 1.0)
 
 
 def test_pictures_that_grow_in_mid_stream_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,12 +287,12 @@ def test_films_that_may_change_their_size_are_not_given_to_decord(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[str] = []
-    keep = frame_reader._decord_frames
-    monkeypatch.setattr(frame_reader, "_decord_frames", lambda path, *a, **k: given.append(path) or keep(path, *a, **k))
+    keep = frame_reader.decord_frames
+    monkeypatch.setattr(frame_reader, "decord_frames", lambda path, *a, **k: given.append(path) or keep(path, *a, **k))
     write_stream(tmp_path / "fixed.mp4", frames=numbered(20))
     write_stream(tmp_path / "headers.mp4", frames=numbered(20), x264="repeat-headers=1")
     for name in ("fixed.mp4", "headers.mp4"):
-        assert read_frames(tmp_path / name, [0.0]).shape == (1, 32, 128, 3)
+        assert read_frames(tmp_path / name, [0.0, 0.5]).shape == (2, 32, 128, 3)
     assert [Path(path).name for path in given] == ["fixed.mp4"]
 
 
@@ -301,7 +300,7 @@ def test_the_work_for_one_picture_is_bounded(tmp_path: Path, monkeypatch: pytest
     write_stream(tmp_path / "a.ts", frames=numbered(60), x264="keyint=1000:scenecut=0")
     assert read_frames(tmp_path / "a.ts", [2.3]).shape == (1, 32, 128, 3)
     monkeypatch.setattr(frame_reader, "MAX_WORK", 20 * 2**16)
-    assert "too many pictures" in refused(read_frames, tmp_path / "a.ts", [2.3])
+    assert "too many frames" in refused(read_frames, tmp_path / "a.ts", [2.3])
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -344,7 +343,7 @@ def test_pictures_that_are_bombs(tmp_path: Path, name: str, monkeypatch: pytest.
     path = tmp_path / "0.png"
     path.write_bytes(data)
     refused(read_mask, path, reason="bad_mask")
-    refused(read_picture, io.BytesIO(data), "a.bin")
+    refused(read_image, io.BytesIO(data), "a.bin")
     if "text" in name or name in ("nothing", "postscript"):
         refused(read_size, path)
     assert not (tmp_path / "exploded").exists()

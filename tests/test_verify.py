@@ -23,14 +23,14 @@ from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.verified import USABLE, bad_clips
 from deepavfusion.data.lists.vggsound import vggsound
-from deepavfusion.media import read_audio, scan
+from deepavfusion.media import scan
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.verify.pool import CALLS, Lost, call_apart
 from deepavfusion.verify.report import Journal
 from deepavfusion.verify.verify import verify
-from helpers.media import clicks, copy_from, numbered, write_stream
+from helpers.media import clicks, copy_from, numbered, read_audio, write_stream
 from helpers.verify import listed, pid, scripted
 
 EXCLUDE = ["no_video", "no_audio", "truncated", "undecodable", "hung", "bad_mask"]
@@ -74,30 +74,23 @@ def test_scan_tells_what_is_in_a_file(whole: Path) -> None:
 
 def healthy(name: str, path: Path) -> None:
     """One of many kinds of whole files."""
-    options: dict[str, object] = {}
     if name.startswith("aac"):
         _, rate, layout = name.split()
         wave = clicks(int(rate), 6 if layout == "5.1" else 1 + (layout == "stereo"))
         return write_stream(path, wave, int(rate), layout, numbered(100))
     if name == "late sound":
-        options = {"waveform": TONE[:16_000], "audio_start": 1.5}
-    elif name == "variable rate":
-        options = {"waveform": TONE, "frame_times": np.cumsum([0, *np.linspace(0.01, 0.3, 39)]).tolist()}
-    elif name == "one picture":
+        return write_stream(path, TONE[None, :16_000], frames=film(), late=1.5)
+    if name == "variable rate":
+        times = np.cumsum([0, *np.linspace(0.01, 0.3, 39)]).tolist()
+        return write_stream(path, TONE[None], frames=film(), times=times)
+    if name == "one picture":
         return write_mp4(path, film()[:1], 10, TONE)
-    elif "cut" in name:
-        long = path.with_name("long.mp4")
-        write_stream(
-            long, frames=numbered(100), x264="open-gop=1:bframes=3:scenecut=0" if "open" in name else "bframes=2"
-        )
+    if "cut" in name:
+        long, x264 = path.with_name("long.mp4"), "open-gop=1:bframes=3:scenecut=0" if "open" in name else "bframes=2"
+        write_stream(long, frames=numbered(100), x264=x264)
         return copy_from(long, path, start=38 / 25)
-    else:
-        write_stream(
-            path, clicks(16_000), frames=numbered(100), x264="open-gop=1:bframes=3:b-pyramid=normal:scenecut=0"
-        )
-        return None
-    write_mp4(path, film(), 10, **options)  # type: ignore[arg-type]
-    return None
+    x264 = "open-gop=1:bframes=3:b-pyramid=normal:scenecut=0"
+    return write_stream(path, clicks(16_000), frames=numbered(100), x264=x264)
 
 
 @pytest.mark.parametrize(

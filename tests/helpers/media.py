@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import torch
 
+from deepavfusion.media import Media, MediaInfo
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.transforms.audio import SAMPLE_RATE
 
@@ -17,6 +19,21 @@ FPS = 25
 
 
 CLICKS = (0.5, 2.0, 3.5)  # s, in a file of 4 s
+
+
+def probe(path: Path) -> MediaInfo:
+    with Media(path) as media:
+        return media.info
+
+
+def read_frames(path: Path, times: Sequence[float]) -> np.ndarray:
+    with Media(path) as media:
+        return media.frames(times)
+
+
+def read_audio(path: Path, start: float, seconds: float, rate: int = SAMPLE_RATE) -> torch.Tensor:
+    with Media(path) as media:
+        return media.audio(start, seconds, rate)
 
 
 def numbered(count: int, height: int = 32) -> np.ndarray:
@@ -48,9 +65,17 @@ def write_stream(
     frames: np.ndarray | None = None,
     offset: float = 0.0,
     x264: str = "",
+    times: Sequence[float] | None = None,
+    late: float = 0.0,
     **options: str,
 ) -> None:
-    """What `write_mp4` does not write: surround sound, other containers, late starts, open groups of pictures."""
+    """What `write_mp4` does not write: other containers, open groups of pictures, and more.
+
+    Args:
+        offset: time at which both streams start, s.
+        times: of the frames, s, for a variable frame rate.
+        late: time by which the audio starts later, s.
+    """
     with av.open(str(path), "w", options=options) as container:
         video = sound = None
         if frames is not None:
@@ -63,15 +88,16 @@ def write_stream(
         if video is not None and frames is not None:
             for index, pixels in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame.pts, frame.time_base = round((index / FPS + offset) * 12_800), Fraction(1, 12_800)
+                time = index / FPS if times is None else times[index]
+                frame.pts, frame.time_base = round((time + offset) * 12_800), Fraction(1, 12_800)
                 container.mux(video.encode(frame))
             container.mux(video.encode(None))
         if sound is not None and wave is not None:
             for begin in range(0, wave.shape[1], 1024):
-                chunk = np.ascontiguousarray(wave[:, begin : begin + 1024])
+                chunk = np.ascontiguousarray(wave[:, begin : begin + 1024], np.float32)
                 block = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=layout)
                 block.sample_rate, block.time_base = rate, Fraction(1, rate)
-                block.pts = begin + round(offset * rate)
+                block.pts = begin + round((offset + late) * rate)
                 container.mux(sound.encode(block))
             container.mux(sound.encode(None))
 

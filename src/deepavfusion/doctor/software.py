@@ -135,12 +135,12 @@ def has_nvidia(devices: Path = Path("/dev"), pci: Path = Path("/sys/bus/pci/devi
 
 
 def decoders() -> str:
-    """An mp4 of grey pictures and a tone comes back as it was written: pictures from decord, sound from PyAV."""
+    """An mp4 of grey frames and a tone comes back as it was written, from PyAV and from decord."""
     import numpy as np
 
-    from deepavfusion.media import frames as frame_reader
-    from deepavfusion.media import read_audio
+    from deepavfusion.media import Media
     from deepavfusion.media.encode import write_mp4
+    from deepavfusion.media.frames import decord_frames
 
     fps, rate, levels = 10, 16_000, np.arange(40, 220, 9)
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate * len(levels) // fps) / rate)
@@ -149,17 +149,20 @@ def decoders() -> str:
         path = Path(folder, "grey.mp4")
         try:
             write_mp4(path, frames, fps, tone, rate)
-            # Not `read_frames`, which has PyAV take over from a decord that fails.
-            seen = frame_reader._decord_frames(str(path), list(range(len(levels))), len(levels))
-            heard = read_audio(path, 0.0, len(tone) / rate, rate).numpy()
+            # Not `Media.frames`, in which PyAV takes over where decord fails.
+            seen = decord_frames(str(path), list(range(len(levels))), len(levels))
+            with Media(path) as media:
+                alone = [media.frames([n / fps])[0] for n in range(len(levels))]
+                heard = media.audio(0.0, len(tone) / rate, rate).numpy()
         except (DecodeError, UserError, OSError) as error:
             raise UserError(f"PyAV cannot write and read an mp4 ({error}): {ANEW}.") from None
     if seen is None:
         raise UserError(f"decord cannot read an mp4 that was just written: {ANEW}.")
-    worst = np.abs(seen.mean(axis=(1, 2, 3)) - levels).max()
-    if worst > 4:
-        raise UserError(f"decord gives other pictures than were written, {worst:.0f} of 255 apart: {ANEW}.")
+    for name, read in (("decord", seen), ("PyAV", np.stack(alone))):
+        worst = np.abs(read.mean(axis=(1, 2, 3)) - levels).max()
+        if worst > 4:
+            raise UserError(f"{name} gives other frames than were written, {worst:.0f} of 255 apart: {ANEW}.")
     alike = np.corrcoef(heard, tone)[0, 1] if heard.shape == tone.shape and heard.std() else 0.0
     if alike < 0.99:
-        raise UserError(f"PyAV gives another sound than was written, their correlation is {alike:.2f}: {ANEW}.")
-    return f"{len(levels)} pictures from decord and {len(tone) / rate:g} s of sound from PyAV as they were written"
+        raise UserError(f"PyAV gives other audio than was written, their correlation is {alike:.2f}: {ANEW}.")
+    return f"{len(levels)} frames from decord and from PyAV, and {len(tone) / rate:g} s of audio, as they were written"

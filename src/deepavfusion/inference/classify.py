@@ -107,7 +107,8 @@ def classify_video(
         raise UserError(f"hop_seconds is {hop_seconds!r}, expected seconds, at least {LEAST_HOP}, e.g. 1.")
     classes = recorded_classes(task)
     with told("classified"), Media(video) as media:
-        media.require("video", "audio")
+        media.require("video")
+        media.require("audio")
         return _VideoClassifier(task, media, classes, hop_seconds).run(batch_size, on_progress)
 
 
@@ -169,7 +170,7 @@ class _VideoClassifier:
         if on_progress:
             on_progress(len(starts), len(starts))
         return Classification(
-            video=self.media.container.path,
+            video=self.media.path,
             classes=self.classes,
             multi_label=self.multi_label,
             seconds=self.end / SAMPLE_RATE,
@@ -194,7 +195,7 @@ class _VideoClassifier:
             yield start, sound
             last, n = start, n + 1
         if n == 0 and not len(sound):
-            raise DecodeError(self.media.container.path, "too_short", "its sound is empty")
+            raise DecodeError(self.media.path, "too_short", "its sound is empty")
         if n == 0:
             yield 0, extend_by_mirror(sound, window)
             return

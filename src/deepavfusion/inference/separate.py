@@ -149,7 +149,7 @@ class _Separator:
         mixture_mel, source_mel, mask = overview.maps.split([1, len(found), len(found)])
         rate = self.media.info.sample_rate
         return Separation(
-            video=self.media.container.path,
+            video=self.media.path,
             boxes=found,
             chosen_by="model" if boxes is None else "user",
             waveforms=at_rate(estimates, rate, self.length),

@@ -41,8 +41,9 @@ def whole_sound(media: Media, purpose: str) -> Tensor:
         DecodeError: no picture, no sound, or it does not decode.
         UserError: it is silent.
     """
-    path = media.container.path
-    media.require("video", "audio")
+    path = media.path
+    media.require("video")
+    media.require("audio")
     waveform = torch.cat(list(blocks(media, SAMPLE_RATE)))
     peak = waveform.abs().max().item() if len(waveform) else 0.0
     if peak < SILENT:

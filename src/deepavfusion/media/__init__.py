@@ -1,10 +1,10 @@
-"""Reads media: the frames on screen at given times, and windows of sound. No other folder imports a decoder.
+"""Reads and writes media files. No other room imports a decoder or an encoder.
 
-One clock for picture and sound: second 0 is where the file starts to play. Frames come from decord where it can be
-trusted (pictures.py), sound from PyAV (sound.py). Every failure of a file is a `DecodeError`.
+Frames and audio share one clock: second 0 is where the file starts to play. Audio comes from PyAV (audio.py); frames
+come from PyAV, or from decord where several are wanted at once (frames.py). Every failure of a file is a `DecodeError`.
 """
 
-from deepavfusion.media.media import Media, MediaInfo, probe, read_audio, read_frames
+from deepavfusion.media.media import Media, MediaInfo
 from deepavfusion.media.scan import Scan, scan
 
-__all__ = ["Media", "MediaInfo", "Scan", "probe", "read_audio", "read_frames", "scan"]
+__all__ = ["Media", "MediaInfo", "Scan", "scan"]

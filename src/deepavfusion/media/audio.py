@@ -1,4 +1,4 @@
-"""Windows of sound, mono, at any sample rate."""
+"""Windows of audio, mono, at any sample rate."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from deepavfusion.media.container import Container, cut_short, damaged
 from deepavfusion.utils.errors import DecodeError
 
 PREROLL = 0.25  # s decoded before the window: AAC and Opus need up to 0.1 s after a seek to be right
-MARGIN = 0.05  # s of real sound on both sides of the window while resampling
+MARGIN = 0.05  # s of real audio on both sides of the window, so that the resampling filter sees no edge
 JITTER = 0.002  # s; packet times off by less are rounding, by more a gap
-ENDS_EARLY = 0.15  # s; sound missing this much of what the header gives is truncated (two AAC packets at 16 kHz)
+ENDS_EARLY = 0.15  # s; audio shorter than the header says by more is truncated (two AAC packets at 16 kHz)
 MAX_RATE = 768_000  # Hz; a higher rate is a damaged header, and would fill the memory
 MAX_BLOCKS = 2_000_000  # decoded for one window: half a day of AAC at 48 kHz
-MAX_OVERLAP = 10.0  # s of sound that may lie at times already filled; more is a clock that stands still
-MAX_PLANES = 8  # as many channels as PyAV can tell apart where each lies on its own
+MAX_OVERLAP = 10.0  # s of audio at times that are already filled; with more, the clock stands still
+MAX_PLANES = 8  # PyAV reads at most so many planes, one per channel
 SAMPLE_TYPES: dict[str, type] = {
     "u8": np.uint8,
     "s16": np.int16,
@@ -45,19 +45,20 @@ def window(container: Container, start: float, seconds: float, sample_rate: int)
     if stream.codec_context.sample_rate > MAX_RATE:
         detail = f"the header gives a sample rate of {stream.codec_context.sample_rate} Hz"
         raise DecodeError(path, "undecodable", detail)
-    # Resampling begins where both rates have a sample, so that the same moment sounds the same in every window.
+    # The resampler places its output samples relative to its first input sample. Every window therefore starts at a
+    # time that both sample rates hit exactly: the same time then gives the same sample in every window.
     begin = _on_both_grids(start, stream.codec_context.sample_rate, sample_rate)
     first_needed = begin - _margin(stream.codec_context.sample_rate, sample_rate)
     pieces: list[Piece] = []
     rate, decoded_to, kept = 0, 0.0, 0.0
     for blocks, (time, frame) in enumerate(_from(container, stream, first_needed)):
         if blocks > MAX_BLOCKS:
-            raise DecodeError(path, "undecodable", "too much sound lies before the window that was asked for")
+            raise DecodeError(path, "undecodable", "too much audio lies before the requested window")
         if rate not in (0, frame.sample_rate):
             raise DecodeError(path, "undecodable", "the sample rate changes inside the file")
         rate = frame.sample_rate
         if rate > MAX_RATE:
-            raise DecodeError(path, "undecodable", f"the sound has a sample rate of {rate} Hz")
+            raise DecodeError(path, "undecodable", f"the audio has a sample rate of {rate} Hz")
         decoded_to = time + frame.samples / rate
         if time > start + seconds + _margin(rate, sample_rate):
             break
@@ -65,15 +66,15 @@ def window(container: Container, start: float, seconds: float, sample_rate: int)
             pieces.append((time, mono(frame)))
             kept += frame.samples / rate
             if kept > decoded_to - min(first_needed, pieces[0][0]) + MAX_OVERLAP:
-                raise DecodeError(path, "undecodable", f"the timestamps of the sound stand still at {time:.2f} s")
+                raise DecodeError(path, "undecodable", f"the audio timestamps stand still at {time:.2f} s")
     if rate == 0:
         if cut_short(path):
-            raise DecodeError(path, "truncated", "the file ends before its first sound")
+            raise DecodeError(path, "truncated", "the file ends before its first audio packet")
         raise DecodeError(path, "too_short", "the audio stream holds no sample")
     if header_end is not None and decoded_to < min(start + seconds, header_end) - ENDS_EARLY:
-        detail = f"the sound stops at {decoded_to:.2f} s, the header says {header_end:.2f} s"
+        detail = f"the audio stops at {decoded_to:.2f} s, the header says {header_end:.2f} s"
         raise DecodeError(path, "truncated", detail)
-    # The last AAC packet is padded; the header knows by how much. A header further off is not believed.
+    # The last AAC packet is padded, and the header says by how much. A header that is further off is ignored.
     padded = header_end is not None and header_end < decoded_to <= header_end + ENDS_EARLY
     end = header_end if header_end is not None and padded else decoded_to
     wanted, skip = round(seconds * sample_rate), round((start - begin) * sample_rate)
@@ -89,8 +90,8 @@ def mono(frame: Any) -> NDArray[np.float32]:
     """
     channels, planar = frame.layout.nb_channels, frame.format.is_planar
     if planar and channels > MAX_PLANES:
-        raise ValueError(f"the sound claims {channels} channels")
-    # Not to_ndarray: it takes what lies behind the eighth plane for a ninth one, and crashes.
+        raise ValueError(f"the header gives {channels} audio channels")
+    # Not to_ndarray: it reads beyond the eighth plane, and crashes.
     dtype, count = SAMPLE_TYPES[frame.format.packed.name], frame.samples * (1 if planar else channels)
     used = frame.planes[: channels if planar else 1]
     planes: list[NDArray[Any]] = [np.frombuffer(plane, dtype, count) for plane in used]
@@ -121,7 +122,7 @@ def _mono_weights(channels: tuple[str, ...]) -> NDArray[np.float32]:
 
 
 def _from(container: Container, stream: Any, needed: float) -> Iterator[tuple[float, Any]]:
-    """Decoded frames of sound with their times, from before `needed` (s) to the end."""
+    """Decoded audio frames with their times, from before `needed` (s) to the end."""
     tick = float(stream.time_base)
     first = stream.start_time or 0
     target = floor((needed - PREROLL + container.origin) / tick)
@@ -134,18 +135,18 @@ def _from(container: Container, stream: Any, needed: float) -> Iterator[tuple[fl
         clock: float | None = None
         for packet in container.av.demux(stream):
             if packet.is_corrupt:
-                raise damaged(container.path, "a packet of the sound is incomplete")
+                raise damaged(container.path, "an audio packet is incomplete")
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
                 if packet.pts is not None and packet.pts * tick - container.origin < needed - MARGIN:
-                    continue  # a decoder that starts in mid-stream may stumble before the window
+                    continue  # a decoder that starts in mid-stream may fail on packets before the window
                 raise
             for frame in frames:
                 time = clock if frame.pts is None else frame.pts * tick - container.origin
                 time = needed if time is None else time
                 if clock is None and position > first and time > needed:
-                    late = True  # the seek landed behind the window: once more from the start
+                    late = True  # the seek landed after the start of the window: read again from the beginning
                     break
                 clock = time + frame.samples / frame.sample_rate
                 yield time, frame
@@ -156,35 +157,35 @@ def _from(container: Container, stream: Any, needed: float) -> Iterator[tuple[fl
 
 
 def _on_both_grids(start: float, source_rate: int, rate: int) -> float:
-    """The last moment at or before `start` that is a whole number of samples at both rates, s."""
+    """The last time at or before `start` that is a whole number of samples at both rates, s."""
     divisor = gcd(source_rate, rate) or 1
     return floor(start * divisor + 1e-6) / divisor
 
 
 def _margin(source_rate: int, rate: int) -> float:
-    """At least MARGIN, s, and a whole number of samples at both rates, so that resampling shifts nothing."""
+    """At least MARGIN, s, and a whole number of samples at both rates, so that cutting it off shifts nothing."""
     divisor = gcd(source_rate, rate) or 1
     return ceil(MARGIN * divisor) / divisor
 
 
 def _resampled(pieces: list[Piece], source_rate: int, start: float, length: int, rate: int) -> torch.Tensor:
-    """Pieces of sound, laid out by their times over silence, at the rate asked for: `length` samples from `start`."""
+    """Pieces of audio, laid out by their times over silence, at the requested rate: `length` samples from `start`."""
     margin = _margin(source_rate, rate)
-    source = np.zeros(ceil((length / rate + 2 * margin) * source_rate), np.float32)
+    wave = np.zeros(ceil((length / rate + 2 * margin) * source_rate), np.float32)
     running: int | None = None
     for time, samples in pieces:
         position = round((time - start + margin) * source_rate)
         if running is not None and abs(position - running) <= JITTER * source_rate:
             position = running
         running = position + len(samples)
-        begin, end = max(position, 0), min(running, len(source))
+        begin, end = max(position, 0), min(running, len(wave))
         if begin < end:
-            source[begin:end] = samples[begin - position : end - position]
+            wave[begin:end] = samples[begin - position : end - position]
     if source_rate != rate:
-        frame = av.AudioFrame.from_ndarray(source[None], format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
         frame.sample_rate = source_rate
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
         parts = [part.to_ndarray()[0] for part in (*resampler.resample(frame), *resampler.resample(None))]
-        source = np.concatenate(parts)
+        wave = np.concatenate(parts)
     skip = round(margin * rate)
-    return torch.from_numpy(np.clip(np.nan_to_num(source[skip : skip + length]), -1.0, 1.0))
+    return torch.from_numpy(np.clip(np.nan_to_num(wave[skip : skip + length]), -1.0, 1.0))

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 
@@ -16,9 +16,9 @@ from deepavfusion.utils.errors import DecodeError
 
 av.logging.set_level(av.logging.PANIC)
 
-MAX_PIXELS = 8192 * 8192  # a larger picture is a damaged header
+MAX_PIXELS = 8192 * 8192  # a header that gives a larger frame is damaged
 
-# The containers that are read. Playlists and lists of files are none: they would make FFmpeg open what they name.
+# The containers that are read. Playlists are not among them: they would make FFmpeg open what they name.
 FORMATS = (
     "mov,mp4,matroska,webm,mpegts,mpeg,mpegvideo,avi,asf,flv,mxf,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr,"
     "h264,hevc,av1,ivf,obu,m4v,mjpeg,gif,image2,jpeg_pipe,png_pipe,bmp_pipe,webp_pipe"
@@ -28,11 +28,14 @@ FORMATS = (
 METADATA: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 
+Opened = TypeVar("Opened", bound="Container")
+
+
 class Container:
     """An open media file, read with PyAV.
 
     Second 0 of its clock is where the file starts to play: the earliest timestamp of any stream, or timestamp 0 when
-    that is later (timestamps below 0 are encoder priming or trimmed pictures).
+    that is later (timestamps below 0 are encoder priming or trimmed frames).
 
     Args:
         path: the file.
@@ -49,9 +52,12 @@ class Container:
         with failures(self.path):
             self.av: Any = av.open(f"file:{self.path}", options=options, **METADATA)
         self.origin = max(0, self.av.start_time or 0) / av.time_base
-        self.fresh = True  # nothing has been read yet, so nothing has to be rewound
+        self.fresh = True  # nothing has been read yet, so there is nothing to rewind
 
-    def close(self) -> None:
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.av.close()
 
     def stream(self, kind: str) -> Any | None:
@@ -67,18 +73,19 @@ class Container:
 
     def require(self, kind: str) -> Any:
         """`stream`, or a `DecodeError` (no_video, no_audio) without one."""
-        stream = self.stream(kind)
+        with failures(self.path, kind):
+            stream = self.stream(kind)
         if stream is None:
             raise DecodeError(self.path, f"no_{kind}", f"the file has no {kind} stream", kind)
         return stream
 
     def read_only(self, stream: Any) -> None:
-        """Skip the packets of the other streams, and decode in this thread: the workers are the parallel part."""
+        """Skip the packets of the other streams, and decode in this thread: loading is parallel across workers."""
         for other in self.av.streams:
             other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
         if not stream.codec_context.is_open:
             stream.codec_context.thread_count = 1
-            if stream.type == "video":  # pictures may be larger than the header says
+            if stream.type == "video":  # frames may be larger than the header says
                 stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
 
     def seek(self, stream: Any, target: int) -> None:
@@ -133,14 +140,14 @@ def failures(path: str, stream: str | None = None) -> Iterator[None]:
 
 
 def damaged(path: str, detail: str) -> DecodeError:
-    """The error for a file that stops making sense: truncated where its boxes say so."""
+    """The error for a file with invalid content: truncated where its boxes say so."""
     if cut_short(path):
         return DecodeError(path, "truncated", f"the file ends before its last box does ({detail})")
     return DecodeError(path, "undecodable", detail)
 
 
 def clause(error: BaseException, path: str) -> str:
-    """An exception's words without the path, on one line."""
+    """An exception's message without the path, on one line."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.replace(path, "the file").split()) or type(error).__name__
 

@@ -1,13 +1,12 @@
-"""Writes media: mp4 (H.264 + AAC) and 16-bit WAV. No other file encodes.
+"""Writes media: mp4 (H.264 + AAC) and 16-bit WAV.
 
-The demo data and the tests write through here. The bytes depend on the input and the library versions only:
-one encoder thread, no creation time, no encoder name.
+The bytes depend on the input and the library versions only: one encoder thread, no creation time, no encoder name.
 """
 
 from __future__ import annotations
 
 import wave
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -31,28 +30,22 @@ def write_mp4(
     *,
     keyframe_interval: int = 16,
     crf: int = 23,
-    preset: str = "veryfast",
-    frame_times: Sequence[float] | None = None,
-    audio_start: float = 0.0,
     audio_bit_rate: int = 64_000,
 ) -> None:
-    """Write an mp4 file; what is there is overwritten.
+    """Write an mp4 file, over any that is there.
 
     Args:
-        path: where to; the folder must exist.
+        path: in a folder that exists.
         frames: uint8 [N, H, W, 3], RGB, or an iterable of [H, W, 3]; H and W even.
-        fps: frames per second. With `frame_times` it only gives the last frame its duration.
+        fps: frames per second.
         waveform: [T] or [C, T] with C of `LAYOUTS`, in [−1, 1] (clipped outside); None writes no audio stream.
-        sample_rate: of the waveform, Hz; one that AAC knows (8 000 … 96 000).
+        sample_rate: of the waveform, Hz; one that AAC supports (8 000 … 96 000).
         keyframe_interval: most frames from one key frame to the next.
         crf: x264's constant rate factor, 0 (lossless) … 51.
-        preset: x264's preset, "ultrafast" … "placebo".
-        frame_times: seconds, rising, one for each frame, for a variable frame rate.
-        audio_start: when the sound begins, seconds ≥ 0.
         audio_bit_rate: bits per second.
 
     Raises:
-        ValueError: odd picture size, no frames, frames of different sizes, or frame times that do not rise.
+        ValueError: odd frame size, no frames, or frames of different sizes.
     """
     frames = iter(frames)
     first = next(frames, None)
@@ -61,8 +54,6 @@ def write_mp4(
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: H.264 with 4:2:0 colour needs even sizes, got {height} × {width}")
-    if audio_start < 0:
-        raise ValueError(f"{path}: audio_start is {audio_start} s, expected at least 0")
 
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -71,11 +62,11 @@ def write_mp4(
         video.gop_size = keyframe_interval
         video.thread_count = 1
         # x264's macroblock tree reads memory it has not set, so with it the bytes differ from run to run
-        options = {"crf": str(crf), "preset": preset, "flags": "+bitexact", "x264-params": "mbtree=0"}
+        options = {"crf": str(crf), "preset": "veryfast", "flags": "+bitexact", "x264-params": "mbtree=0"}
         video.options = options
-        sound = None
+        audio = None
         if waveform is not None:
-            sound = _Sound(container, np.asarray(waveform, np.float32), sample_rate, audio_start, audio_bit_rate)
+            audio = _AudioTrack(container, np.asarray(waveform, np.float32), sample_rate, audio_bit_rate)
 
         durations: dict[int, int] = {}  # pts -> duration, both in ticks; x264 does not pass durations on
 
@@ -84,23 +75,19 @@ def write_mp4(
                 packet.duration = durations.pop(packet.pts)
                 container.mux(packet)
 
-        last_ticks = -1
         for index, pixels in enumerate(chain([first], frames)):
             if pixels.shape != (height, width, 3):
                 raise ValueError(f"{path}: frame {index} is {pixels.shape}, expected {(height, width, 3)}")
-            start, end = _span(index, fps, frame_times)
-            if start <= last_ticks:
-                raise ValueError(f"{path}: frame {index} does not come after the frame before it")
-            last_ticks = start
+            start, end = (round(n / fps * VIDEO_TICKS) for n in (index, index + 1))
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts, frame.time_base = start, Fraction(1, VIDEO_TICKS)
             durations[start] = end - start
             mux_video(frame)
-            if sound is not None:
-                sound.write_until(end / VIDEO_TICKS)
+            if audio is not None:
+                audio.write_until(end / VIDEO_TICKS)
         mux_video(None)
-        if sound is not None:
-            sound.write_until(None)
+        if audio is not None:
+            audio.write_until(None)
 
 
 def write_wav(path: str | Path, waveform: ArrayLike, sample_rate: int) -> None:
@@ -114,15 +101,14 @@ def write_wav(path: str | Path, waveform: ArrayLike, sample_rate: int) -> None:
         file.writeframes(np.ascontiguousarray(pcm.T).tobytes())
 
 
-class _Sound:
-    """The audio track of a file being written; it is fed step by step, so sound and picture interleave."""
+class _AudioTrack:
+    """The audio track of a file being written; it is fed step by step, so that audio and video interleave."""
 
-    def __init__(self, container: Any, waveform: NDArray[np.float32], rate: int, start: float, bit_rate: int) -> None:
+    def __init__(self, container: Any, waveform: NDArray[np.float32], rate: int, bit_rate: int) -> None:
         self.samples = np.clip(np.atleast_2d(waveform), -1.0, 1.0)
         assert self.samples.shape[0] in LAYOUTS, f"{' or '.join(map(str, LAYOUTS))} channels, got {self.samples.shape}"
         self.container, self.rate = container, rate
         self.layout = LAYOUTS[self.samples.shape[0]]
-        self.offset = round(start * rate)  # pts of the first sample
         self.position = 0
         self.stream = container.add_stream("aac", rate=rate, layout=self.layout)
         self.stream.bit_rate = bit_rate
@@ -130,25 +116,15 @@ class _Sound:
         self.stream.options = {"flags": "+bitexact", "aac_coder": "fast"}
 
     def write_until(self, time: float | None) -> None:
-        """Encode up to `time`, seconds; None means all that is left, and closes the track."""
+        """Encode up to `time`, seconds; None: all that remains, and close the track."""
         total = self.samples.shape[1]
-        stop = total if time is None else min(total, round(time * self.rate) - self.offset)
+        stop = total if time is None else min(total, round(time * self.rate))
         while self.position < stop:
             chunk = np.ascontiguousarray(self.samples[:, self.position : self.position + AAC_FRAME])
             frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=self.layout)
             frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
-            frame.pts = self.offset + self.position
+            frame.pts = self.position
             self.position += chunk.shape[1]
             self.container.mux(self.stream.encode(frame))
         if time is None:
             self.container.mux(self.stream.encode(None))
-
-
-def _span(index: int, fps: float, times: Sequence[float] | None) -> tuple[int, int]:
-    """Start and end of a frame in ticks."""
-    if times is None:
-        start, end = index / fps, (index + 1) / fps
-    else:
-        start = times[index]
-        end = times[index + 1] if index + 1 < len(times) else start + 1 / fps
-    return round(start * VIDEO_TICKS), round(end * VIDEO_TICKS)

@@ -1,10 +1,10 @@
 """The frames on screen at given times.
 
-Frames come from decord where it can be trusted: it numbers packets, so it shows the wrong picture when a packet
-yields none (clips cut by stream copy, open GOPs), and its timestamps start at the first picture, not at the start of
-the file. The packets' own timestamps, read with PyAV, therefore say which frame is wanted, and PyAV decodes whatever
-decord would misnumber, is slow at (long files) or gives up on. Both give the same pixels; over 12 000 reads a process
-stays flat with decord and grows by 20 MB of fragmented heap with PyAV.
+A single frame, as in training, comes from PyAV, which seeks to the key frame before it. decord first reads the whole
+file, which pays off only for several frames. It also numbers packets: it returns the wrong frame when a packet yields
+none (clips cut by stream copy, open GOPs), and its timestamps start at the first frame, not at the start of the file.
+So the packets' own timestamps, read with PyAV, say which frame is wanted, and PyAV decodes whatever decord would
+misnumber, is slow at (long files) or fails on. Both give the same pixels.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from deepavfusion.utils.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
 
-CLOCK_SLACK = 1e-3  # s; a frame counts as on screen this much early: containers round timestamps, callers divide
-DECORD_FRAMES = 1500  # decord reads the whole file first, so longer ones go to PyAV, which seeks
+# s; a frame counts as on screen this much early. Containers round timestamps to their ticks (1 ms in Matroska), and
+# n / fps is rounded, too: without slack the frame before the wanted one would be taken about every other time.
+CLOCK_SLACK = 1e-3
+DECORD_FRAMES = 1500  # longer files go to PyAV
 SEEK_AHEAD = 2.0  # s; nearer frames are reached by decoding on
 MAX_WORK = 2**37  # pixels decoded for one request: three quarters of an hour of 1920 × 1080 at 25 Hz
 
 
 def video_stream(container: Container) -> Any:
-    """The video stream, with a picture size that can be true."""
+    """The video stream, with a plausible frame size."""
     stream = container.require("video")
     width, height = stream.codec_context.width, stream.codec_context.height
     if not 0 < width * height <= MAX_PIXELS:
-        raise DecodeError(container.path, "undecodable", f"the header gives a picture of {width} × {height} pixels")
+        raise DecodeError(container.path, "undecodable", f"the header gives frames of {width} × {height} pixels")
     return stream
 
 
@@ -50,24 +52,29 @@ def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]
     tick = float(stream.time_base)
     # A frame is on screen from pts ≤ limit on; the bounds keep any float within what a seek takes.
     limits = [floor((min(max(t, -1.0), 1e7) + container.origin + CLOCK_SLACK) / tick) for t in times]
-    if 0 < stream.frames <= DECORD_FRAMES:
+    if len(times) > 1 and 0 < stream.frames <= DECORD_FRAMES:
         pts = _countable_pts(container, stream)
         if len(pts) == stream.frames:
             wanted = [max(0, bisect_right(pts, limit) - 1) for limit in limits]
-            pictures = _decord_frames(container.path, wanted, count=len(pts))
-            if pictures is not None:
-                return pictures
+            found = decord_frames(container.path, wanted, count=len(pts))
+            if found is not None:
+                return found
     reader = _FrameReader(container, stream)
-    found = {limit: reader.at(limit) for limit in sorted(set(limits))}
-    return np.stack([found[limit] for limit in limits])
+    try:
+        frame_at = {limit: reader.at(limit) for limit in sorted(set(limits))}
+    finally:
+        # The generator refers to the reader: as a cycle, both would keep the decoder's buffers until Python's garbage
+        # collector runs, and the memory of a process would grow from fragments of them.
+        reader.frames = iter(())
+    return np.stack([frame_at[limit] for limit in limits])
 
 
 def _countable_pts(container: Container, stream: Any) -> list[int]:
     """The pts of all frames, rising; empty unless every packet yields one frame wherever decoding starts.
 
-    Not so with packets that are decoded but not shown, damaged ones, and pictures that lean on the group
-    before their key frame (they come after it and are shown before it). Nor with streams that may change the size
-    of their pictures: decord has no limit for that.
+    Not so with packets that are decoded but not shown, damaged packets, and frames that refer to the group before
+    their key frame (they are stored after it and shown before it). Streams that may change their frame size are
+    excluded, too: decord sets no limit to that.
     """
     prefix = length_prefix(stream.codec_context)
     if not {"mp4", "matroska"} & set(container.av.format.name.split(",")) or not prefix:
@@ -100,7 +107,7 @@ def length_prefix(codec: Any) -> int:
 
 
 def changes_format(packet: bytes, prefix: int, codec: str) -> bool:
-    """Whether an H.264 or HEVC packet holds a sequence parameter set, which gives the size of pictures."""
+    """Whether an H.264 or HEVC packet holds a sequence parameter set, which gives the frame size."""
     begin = 0
     while begin + prefix < len(packet):
         first = packet[begin + prefix]
@@ -110,8 +117,8 @@ def changes_format(packet: bytes, prefix: int, codec: str) -> bool:
     return False
 
 
-def _decord_frames(path: str, wanted: list[int], count: int) -> NDArray[np.uint8] | None:
-    """uint8 [N, H, W, 3] by frame number, or None when decord fails or counts otherwise."""
+def decord_frames(path: str, wanted: list[int], count: int) -> NDArray[np.uint8] | None:
+    """Frames by number, uint8 [N, H, W, 3]; None when decord fails, or does not count `count` frames in the file."""
     try:
         reader = decord.VideoReader(os.path.abspath(path), num_threads=1)  # a bare name could be read as an address
         if len(reader) != count:
@@ -122,7 +129,7 @@ def _decord_frames(path: str, wanted: list[int], count: int) -> NDArray[np.uint8
 
 
 class _FrameReader:
-    """Finds frames by their own timestamps, in rising order, with PyAV."""
+    """Finds frames by their own timestamps, with PyAV; `at` is called with rising limits."""
 
     def __init__(self, container: Container, stream: Any) -> None:
         self.container, self.stream = container, stream
@@ -140,12 +147,12 @@ class _FrameReader:
             self.shown, self.ahead = self.ahead, next(self.frames, None)
         frame = self.shown or self.ahead
         if self.ahead is None and cut_short(path):
-            raise DecodeError(path, "truncated", "the file ends before the picture that was asked for")
+            raise DecodeError(path, "truncated", "the file ends before the requested frame")
         if frame is None:
             raise DecodeError(path, "too_short", "the video stream holds no frame")
         if frame.is_corrupt:
-            raise damaged(path, "the picture is damaged")
-        # Counter-clockwise degrees the picture has to be turned by.
+            raise damaged(path, "the frame is damaged")
+        # `rotation`: counter-clockwise degrees the frame has to be turned by.
         return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90)))
 
     def _seek(self, limit: int) -> None:
@@ -165,11 +172,11 @@ class _FrameReader:
         path = self.container.path
         for packet in self.container.av.demux(self.stream):
             if packet.is_corrupt:
-                raise damaged(path, "a packet of the picture is incomplete")
+                raise damaged(path, "a video packet is incomplete")
             self.work += max(self.stream.codec_context.width * self.stream.codec_context.height, 2**16)
             if self.work > MAX_WORK:
-                raise DecodeError(path, "undecodable", "too many pictures lie before the one that was asked for")
+                raise DecodeError(path, "undecodable", "too many frames lie before the requested one")
             for frame in packet.decode():
                 if frame.pts is None:
-                    raise DecodeError(path, "undecodable", "the pictures carry no timestamps")
+                    raise DecodeError(path, "undecodable", "the frames have no timestamps")
                 yield frame

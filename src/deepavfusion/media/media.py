@@ -1,8 +1,7 @@
-"""A media file, opened once for header, pictures and sound."""
+"""A media file, opened once for header, frames and audio."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepavfusion.media import audio as audio_reader
-from deepavfusion.media import frames as frame_reader
+from deepavfusion.media import audio, frames
 from deepavfusion.media.container import Container, failures
 
 
@@ -41,16 +39,16 @@ class MediaInfo:
 
     @property
     def audio_end(self) -> float:
-        """Where the sound ends, s; where the file does if the header gives the sound no length."""
+        """Where the audio ends, s; where the file does if the header gives the audio no length."""
         return self.audio_start + self.audio_duration or self.duration
 
     @property
     def video_end(self) -> float:
-        """Where the last picture leaves the screen, s."""
+        """Where the last frame leaves the screen, s."""
         return self.video_start + self.video_duration
 
 
-class Media:
+class Media(Container):
     """An open media file; a context manager that closes it.
 
     Every failure of the file is a `DecodeError`, whichever method meets it.
@@ -62,51 +60,32 @@ class Media:
         DecodeError: missing, truncated, undecodable.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.container = Container(path)
-
-    def __enter__(self) -> Media:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
-
     @cached_property
     def info(self) -> MediaInfo:
         """What the header says."""
-        container = self.container
-        with failures(container.path):
-            video, audio = container.stream("video"), container.stream("audio")
-            duration = (container.av.duration or 0) / av.time_base
-            start, length = container.span(video) if video else (0.0, 0.0)
-            sound_start, sound_length = container.span(audio) if audio else (0.0, 0.0)
+        with failures(self.path):
+            video, sound = self.stream("video"), self.stream("audio")
+            duration = (self.av.duration or 0) / av.time_base
+            video_start, video_length = self.span(video) if video else (0.0, 0.0)
+            audio_start, audio_length = self.span(sound) if sound else (0.0, 0.0)
             # Matroska gives the length of the whole file only.
-            length = length or (max(0.0, duration - start) if video else 0.0)
-            sound_length = sound_length or (max(0.0, duration - sound_start) if audio else 0.0)
+            video_length = video_length or (max(0.0, duration - video_start) if video else 0.0)
+            audio_length = audio_length or (max(0.0, duration - audio_start) if sound else 0.0)
             return MediaInfo(
-                duration=max(duration, start + length, sound_start + sound_length),
+                duration=max(duration, video_start + video_length, audio_start + audio_length),
                 has_video=video is not None,
-                video_start=start,
-                video_duration=length,
+                video_start=video_start,
+                video_duration=video_length,
                 frames=video.frames if video else 0,
                 fps=float(video.average_rate or 0) if video else 0.0,
                 width=video.codec_context.width if video else 0,
                 height=video.codec_context.height if video else 0,
-                has_audio=audio is not None,
-                audio_start=sound_start,
-                audio_duration=sound_length,
-                sample_rate=audio.codec_context.sample_rate if audio else 0,
-                channels=audio.codec_context.channels if audio else 0,
+                has_audio=sound is not None,
+                audio_start=audio_start,
+                audio_duration=audio_length,
+                sample_rate=sound.codec_context.sample_rate if sound else 0,
+                channels=sound.codec_context.channels if sound else 0,
             )
-
-    def require(self, *kinds: str) -> None:
-        """Check that the file has a "video" or an "audio" stream.
-
-        Raises:
-            DecodeError: no_video, no_audio.
-        """
-        for kind in kinds:
-            self.container.require(kind)
 
     def frames(self, times: Sequence[float]) -> NDArray[np.uint8]:
         """The frames on screen at `times`.
@@ -121,11 +100,11 @@ class Media:
         Raises:
             DecodeError: no_video, too_short (a stream without frames), truncated, undecodable.
         """
-        with failures(self.container.path, "video"):
-            return frame_reader.frames_at(self.container, times)
+        with failures(self.path, "video"):
+            return frames.frames_at(self, times)
 
     def audio(self, start: float, seconds: float, sample_rate: int = 16_000) -> torch.Tensor:
-        """A window of sound, mono.
+        """A window of the audio, mono.
 
         Sample k lies at `start + k / sample_rate` on the file's clock. Before the audio stream's first sample,
         and in gaps inside it, there is silence. Surround sound is mixed as `audio._mono_weights` says. Windows that
@@ -137,28 +116,10 @@ class Media:
             sample_rate: of the result, Hz.
 
         Returns:
-            float32 [T] in [−1, 1]; T = round(seconds · sample_rate), fewer (even 0) where the sound ends earlier.
+            float32 [T] in [−1, 1]; T = round(seconds · sample_rate), fewer (even 0) where the audio ends earlier.
 
         Raises:
             DecodeError: no_audio, too_short (a stream without samples), truncated, undecodable.
         """
-        with failures(self.container.path, "audio"):
-            return audio_reader.window(self.container, start, seconds, sample_rate)
-
-
-def probe(path: str | os.PathLike[str]) -> MediaInfo:
-    """The header of a file; see `Media`."""
-    with Media(path) as media:
-        return media.info
-
-
-def read_frames(path: str | os.PathLike[str], times: Sequence[float]) -> NDArray[np.uint8]:
-    """Frames of a file; see `Media.frames`."""
-    with Media(path) as media:
-        return media.frames(times)
-
-
-def read_audio(path: str | os.PathLike[str], start: float, seconds: float, sample_rate: int = 16_000) -> torch.Tensor:
-    """A window of a file's sound; see `Media.audio`."""
-    with Media(path) as media:
-        return media.audio(start, seconds, sample_rate)
+        with failures(self.path, "audio"):
+            return audio.window(self, start, seconds, sample_rate)

@@ -1,10 +1,10 @@
-"""Decodes a whole file once, to tell whether it is sound: every picture and every sample.
+"""Decodes every frame and sample of a file, to see whether it is intact.
 
-Players and the rest of this package conceal damage where they can; this reader looks for it. What is found: packets
-and pictures that the decoder refuses or marks, bytes that cannot stand in H.264 or HEVC (a block of zeros), pictures
-that come out fewer than went in, sound or picture that ends before the header says, timestamps that run backwards.
-What is not: bytes that no decoder looks at, and changed bits that still read as valid video or sound, such as another
-brightness or loudness; there are no checksums in mp4.
+Players and the rest of this package conceal damage where they can; this reader looks for it. It finds packets and
+frames that the decoder rejects or marks, byte sequences that H.264 and HEVC forbid (a block of zeros), frames that are
+lost in decoding, audio or video that ends before the header says, and timestamps that run backwards. It cannot find
+damage in bytes that no decoder reads, nor changed bits that are still valid video or audio, such as another brightness
+or loudness: mp4 has no checksums.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from deepavfusion.media.media import Media, MediaInfo
 from deepavfusion.utils.errors import DecodeError
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
-LOOK_EVERY = 0.25  # s between the pictures that movement is measured on
-SIDE = 32  # of their grey versions, pixels
-BACKWARDS = 0.25  # s; smaller steps back come from joined files, and change no picture that training would take
-LOUDEST = 100.0  # times full scale; a decoder gives more for damaged sound only
+LOOK_EVERY = 0.25  # s between the frames in which movement is measured
+SIDE = 32  # of their grey versions, px
+BACKWARDS = 0.25  # s; smaller steps back come from joined files, and do not change the frames that training takes
+LOUDEST = 100.0  # times full scale; more comes from damaged audio only
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a whole file holds; times are seconds on its clock, 0 for a stream that was not looked at.
+    """What a whole file contains; times are seconds on its clock, 0 for a stream that was not decoded.
 
     Args:
         info: what the header says.
-        frames: pictures decoded.
+        frames: how many were decoded.
         video_end: where the last one leaves the screen.
-        audio_end: where the sound ends, as `Media.audio` has it.
-        peak: largest absolute value of the mono sound; 1 is full scale.
-        movement: largest change of a pixel from the first picture, 0…255, in grey versions of 32 × 32 pixels.
+        audio_end: where the audio ends, by the rules of `Media.audio`.
+        peak: largest absolute value of the mono mix; 1 is full scale.
+        movement: largest change of a pixel since the first frame, 0…255, in grey versions of 32 × 32 pixels.
     """
 
     info: MediaInfo
@@ -61,22 +61,21 @@ def scan(path: str | os.PathLike[str], video: bool = True, audio: bool = True) -
 
     Raises:
         DecodeError: missing, no_video, no_audio, too_short (a stream without frames or samples), truncated,
-            undecodable; in a file of several faults, the first of these that holds, or the first that is met.
+            undecodable; in a file with several faults, the first one in this order or in the file.
     """
-    with Media(path) as media, failures(media.container.path):
-        container = media.container
-        frames = _Frames(container, video_stream(container)) if video else None
-        samples = _Samples(container, container.require("audio")) if audio else None
+    with Media(path) as media, failures(media.path):
+        frames = _Frames(media, video_stream(media)) if video else None
+        samples = _Samples(media, media.require("audio")) if audio else None
         checks = {check.stream.index: check for check in (frames, samples) if check}
         info = media.info
-        for stream in container.av.streams:
+        for stream in media.av.streams:
             stream.discard = av.stream.Discard.default if stream.index in checks else av.stream.Discard.all
-        for packet in container.av.demux([check.stream for check in checks.values()]):
+        for packet in media.av.demux([check.stream for check in checks.values()]):
             check = checks[packet.stream.index]
-            with failures(container.path, check.kind):
+            with failures(media.path, check.kind):
                 check.take(packet)
         for check in checks.values():
-            with failures(container.path, check.kind):
+            with failures(media.path, check.kind):
                 check.finish()
         return Scan(
             info,
@@ -89,7 +88,7 @@ def scan(path: str | os.PathLike[str], video: bool = True, audio: bool = True) -
 
 
 class _Stream:
-    """What picture and sound share: strict decoding, and the count of what went in and came out."""
+    """What video and audio share: strict decoding, and counts of packets and of frames."""
 
     kind = ""  # "video" or "audio"
 
@@ -111,7 +110,7 @@ class _Stream:
         return pts * self.tick - self.container.origin
 
     def decoded(self, packet: Any) -> list[Any]:
-        """The frames that a packet brings out."""
+        """The frames that a packet yields."""
         if packet.is_corrupt:
             detail = f"the packet at {self.seconds(packet.pts or 0):.2f} s is incomplete"
             if self.container.av.format.name == "wav":
@@ -131,7 +130,7 @@ class _Stream:
 
 
 class _Frames(_Stream):
-    """Every picture of a file."""
+    """Every frame of a file."""
 
     kind = "video"
 
@@ -150,11 +149,11 @@ class _Frames(_Stream):
     def take(self, packet: Any) -> None:
         if packet.size and packet.is_keyframe and self.first_key is None:
             self.first_key = packet.pts
-        # Cuts by stream copy begin with pictures that lean on what was cut away; they are not shown, and may be broken.
+        # Cuts by stream copy begin with frames that refer to what was cut away; they are not shown, and may be broken.
         leading = packet.is_discard or (packet.size and self.leads(packet.pts))
         if packet.size:
             if packet.pts is None:
-                raise DecodeError(self.path, "undecodable", "the pictures carry no timestamps")
+                raise DecodeError(self.path, "undecodable", "the frames have no timestamps")
             self.packets += not leading
             if self.prefix and not leading and _holds_forbidden_bytes(bytes(packet), self.prefix):
                 raise self.bad(f"impossible bytes at {self.seconds(packet.pts):.2f} s")
@@ -170,16 +169,16 @@ class _Frames(_Stream):
             self.see(frame)
 
     def leads(self, pts: int | None) -> bool:
-        """Whether a picture comes before the first that can be decoded on its own."""
+        """Whether a frame comes before the first that can be decoded on its own."""
         return self.first_key is None or (pts is not None and pts < self.first_key)
 
     def see(self, frame: Any) -> None:
         if frame.pts is None:
-            raise DecodeError(self.path, "undecodable", "the pictures carry no timestamps")
+            raise DecodeError(self.path, "undecodable", "the frames have no timestamps")
         if self.leads(frame.pts):
             return
         if frame.is_corrupt:
-            raise self.bad(f"the picture at {self.seconds(frame.pts):.2f} s is damaged")
+            raise self.bad(f"the frame at {self.seconds(frame.pts):.2f} s is damaged")
         if self.last_pts is not None and (self.last_pts - frame.pts) * self.tick > BACKWARDS:
             raise self.bad(f"timestamps run backwards at {self.seconds(frame.pts):.2f} s")
         self.last_pts = frame.pts
@@ -199,17 +198,17 @@ class _Frames(_Stream):
     def finish(self) -> None:
         if self.count == 0:
             if cut_short(self.path):
-                raise DecodeError(self.path, "truncated", "the file ends before its first picture")
+                raise DecodeError(self.path, "truncated", "the file ends before its first frame")
             raise DecodeError(self.path, "too_short", "the video stream holds no frame")
         if self.last is not None:
             self.look(self.looked)
         if self.one_to_one and self.count < self.packets:
-            raise self.bad(f"{self.count} of {self.packets} pictures decode")
+            raise self.bad(f"{self.count} of {self.packets} frames decode")
         self.check_end()
 
 
 class _Samples(_Stream):
-    """Every sample of a file."""
+    """Every audio sample of a file."""
 
     kind = "audio"
 
@@ -239,7 +238,7 @@ class _Samples(_Stream):
         self.check_end()
         if self.count == 0:
             if cut_short(self.path):
-                raise DecodeError(self.path, "truncated", "the file ends before its first sound")
+                raise DecodeError(self.path, "truncated", "the file ends before its first audio packet")
             raise DecodeError(self.path, "too_short", "the audio stream holds no sample")
         if self.one_to_one and self.count > self.packets:
             raise self.bad(f"{self.packets} packets give {self.count} blocks of samples")

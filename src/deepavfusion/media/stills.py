@@ -9,19 +9,17 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from deepavfusion.media.container import MAX_PIXELS
 from deepavfusion.utils.errors import DecodeError
 
-FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "GIF")  # of Pillow's, those that start no other program
+FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "GIF")  # Pillow reads others (EPS) by running a program
 
 
-MAX_PIXELS = 8192 * 8192  # a larger picture is a damaged header
-
-
-def read_picture(file: Path | IO[bytes], name: str = "") -> Image.Image:
+def read_image(file: Path | IO[bytes], name: str = "") -> Image.Image:
     """A JPEG file, or the bytes of one, as RGB; `name` stands for bytes in messages.
 
     Raises:
-        DecodeError: missing, undecodable (too large a picture, too).
+        DecodeError: missing, undecodable (also if it is too large).
     """
     return _opened(file, name, "undecodable").convert("RGB")
 
@@ -39,26 +37,26 @@ def read_mask(file: Path | IO[bytes], name: str = "") -> Image.Image:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture file, from its header."""
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            return picture.size
-    except FileNotFoundError:
-        raise DecodeError(str(path), "missing", "there is no such file") from None
-    except Exception as error:  # Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, …
-        raise DecodeError(str(path), "undecodable", " ".join(str(error).split())) from None
+    """Width and height of an image file, from its header.
+
+    Raises:
+        DecodeError: missing, undecodable.
+    """
+    with _opened(path, "", "undecodable", load=False) as image:
+        return image.size
 
 
-def _opened(file: Path | IO[bytes], name: str, reason: str) -> Image.Image:
+def _opened(file: Path | IO[bytes], name: str, reason: str, load: bool = True) -> Image.Image:
     name = name or str(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(file, formats=FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DecodeError(name, reason, f"the header gives {picture.width} × {picture.height} pixels")
-            picture.load()
-            return picture
+            image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise DecodeError(name, reason, f"the header gives {image.width} × {image.height} pixels")
+            if load:
+                image.load()
+            return image
     except FileNotFoundError:
         raise DecodeError(name, "missing", "there is no such file") from None
     except DecodeError:

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepavfusion.data.lists.verified import STATUSES
 from deepavfusion.media import scan
-from deepavfusion.media.stills import read_mask, read_picture
+from deepavfusion.media.stills import read_image, read_mask
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
@@ -98,7 +98,7 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
         image, mask = f"frames/{second}.jpg", f"labels_semantic/{second}.png"
         size = None
         try:
-            size = read_picture(folder / image).size
+            size = read_image(folder / image).size
             scan(folder / image, audio=False)  # finds damage that libjpeg hides
         except DecodeError as error:
             status, detail = _finding(error, image)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.store import Frame
-from deepavfusion.media.stills import read_mask, read_picture
+from deepavfusion.media.stills import read_image, read_mask
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.addresses import is_remote
@@ -72,7 +72,7 @@ class PackedClip:
 
     def _decode(self, n: int) -> Image.Image:
         begin, end = self.item["spans"][2 * n : 2 * n + 2]
-        return read_picture(io.BytesIO(self.item["jpegs"][begin:end]), self.path)
+        return read_image(io.BytesIO(self.item["jpegs"][begin:end]), self.path)
 
     def audio(self, start: float, seconds: float) -> Tensor:
         sound = np.frombuffer(self.item["sound"], np.int16)

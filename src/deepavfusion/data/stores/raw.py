@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, Frame, OpenClip
 from deepavfusion.media import Media
-from deepavfusion.media.stills import read_mask, read_picture, read_size
+from deepavfusion.media.stills import read_image, read_mask, read_size
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
@@ -83,7 +83,7 @@ class FolderClip:
     def frames(self, times: Sequence[float]) -> list[Frame]:
         moments = np.array(self.frame_times())
         nearest = [self.numbers[int(np.abs(moments - time).argmin())] for time in times]
-        pixels = {n: read_picture(self.folder / "frames" / f"{n}.jpg") for n in set(nearest)}
+        pixels = {n: read_image(self.folder / "frames" / f"{n}.jpg") for n in set(nearest)}
         return [Frame(pixels[n], pixels[n].height, pixels[n].width) for n in nearest]
 
     def frame_times(self) -> list[float]:
