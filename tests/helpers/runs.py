@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -84,6 +86,13 @@ def compose(*overrides: str, config: str = "train") -> DictConfig:
     register_resolvers(FRAMES_PER_SECOND)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose(config, overrides=list(overrides))
+
+
+def leaves(config: dict[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with values that are no sections."""
+    for name, value in config.items():
+        key = f"{section}.{name}" if section else str(name)
+        yield from leaves(value, key) if isinstance(value, dict) else [(key, value)]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, script: str, *words: object) -> None:

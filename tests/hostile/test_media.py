@@ -29,9 +29,10 @@ from deepavfusion.media import frames as frame_reader
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.media.stills import read_image, read_mask, read_size
 from deepavfusion.types import Clip
-from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.errors import DecodeError
 from helpers.damage import Answer, ask, boxes, open_clip, summary
 from helpers.media import clicks, numbered, read_audio, read_frames, write_stream
+from hostile.conftest import Refused
 
 REASONS = set(DecodeError.REASONS) - {"bad_mask"}
 PEAK_MB = 1200  # of a worker, its libraries included
@@ -236,7 +237,7 @@ def test_what_is_no_clip_opens_nothing_else(tmp_path: Path, wholes: list[bytes])
 # ---------------------------------------------------------------- bombs
 
 
-def refused(function: Callable[..., object], *args: object, reason: str = "undecodable") -> str:
+def undecodable(function: Callable[..., object], *args: object, reason: str = "undecodable") -> str:
     with pytest.raises(DecodeError) as error:
         function(*args)
     assert error.value.reason == reason, error.value
@@ -253,14 +254,14 @@ def test_an_absurd_sample_rate_is_refused(tmp_path: Path, rate: int) -> None:
     data = (tmp_path / "a.wav").read_bytes()
     assert len(read_audio(tmp_path / "a.wav", 0.0, 0.5)) == 8000
     (tmp_path / "a.wav").write_bytes(data[:24] + struct.pack("<I", rate) + data[28:])
-    assert refused(read_audio, tmp_path / "a.wav", 0.0, 3.0)
+    assert undecodable(read_audio, tmp_path / "a.wav", 0.0, 3.0)
 
 
 def test_sound_whose_clock_stands_still_does_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stream(tmp_path / "a.mkv", clicks(16_000, seconds=30.0))
     with container.Container(tmp_path / "a.mkv") as media:
         monkeypatch.setattr(audio_reader, "_from", lambda *_: ((0.0, frame) for frame in media.av.decode(audio=0)))
-        assert "stand still" in refused(read_audio, tmp_path / "a.mkv", 0.0, 1.0)
+        assert "stand still" in undecodable(read_audio, tmp_path / "a.mkv", 0.0, 1.0)
 
 
 def test_pictures_that_grow_in_mid_stream_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +274,7 @@ def test_pictures_that_grow_in_mid_stream_are_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr(container, "MAX_PIXELS", 512 * 512)
     monkeypatch.setattr(frame_reader, "MAX_PIXELS", 512 * 512)
     assert read_frames(joined, [0.0]).shape == (1, 64, 64, 3)
-    refused(read_frames, tmp_path / "1024.ts", [0.0])
+    undecodable(read_frames, tmp_path / "1024.ts", [0.0])
     shapes = set()
     for moment in (0.0, 0.5, 1.0, 2.0, 9.0):
         try:
@@ -300,7 +301,7 @@ def test_the_work_for_one_picture_is_bounded(tmp_path: Path, monkeypatch: pytest
     write_stream(tmp_path / "a.ts", frames=numbered(60), x264="keyint=1000:scenecut=0")
     assert read_frames(tmp_path / "a.ts", [2.3]).shape == (1, 32, 128, 3)
     monkeypatch.setattr(frame_reader, "MAX_WORK", 20 * 2**16)
-    assert "too many frames" in refused(read_frames, tmp_path / "a.ts", [2.3])
+    assert "too many frames" in undecodable(read_frames, tmp_path / "a.ts", [2.3])
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -342,10 +343,10 @@ def test_pictures_that_are_bombs(tmp_path: Path, name: str, monkeypatch: pytest.
     data = bombs()[name]
     path = tmp_path / "0.png"
     path.write_bytes(data)
-    refused(read_mask, path, reason="bad_mask")
-    refused(read_image, io.BytesIO(data), "a.bin")
+    undecodable(read_mask, path, reason="bad_mask")
+    undecodable(read_image, io.BytesIO(data), "a.bin")
     if "text" in name or name in ("nothing", "postscript"):
-        refused(read_size, path)
+        undecodable(read_size, path)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -360,14 +361,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clips = ClipList("train", [Clip(name, str(folder / f"{name}.mp4"), 0) for name in "ab"], ["x"])
     pack({"train": clips}, folder / "out", "vggsound", PackSettings(clips_per_chunk=5), 1)
     return folder / "out"
-
-
-def edited(packed: Path, target: Path, file: str, change: Callable[[Any], object]) -> str:
-    shutil.copytree(packed, target)
-    content = json.loads((target / file).read_text())
-    change(content)
-    (target / file).write_text(json.dumps(content))
-    return str(target)
 
 
 def both(chunk: dict[str, Any], key: str, value: object) -> None:
@@ -405,24 +398,26 @@ CHANGES = {"train/index.json": INDEX_CHANGES, "packed.json": MANIFEST_CHANGES, "
 
 
 @pytest.mark.parametrize(("file", "name"), [(file, name) for file, found in CHANGES.items() for name in found])
-def test_packed_lists_that_are_damaged_or_hostile(packed: Path, tmp_path: Path, file: str, name: str) -> None:
-    root = edited(packed, tmp_path / "p", file, CHANGES[file][name])
-    with pytest.raises(UserError) as error:
-        packed_list(root, "train", "vggsound")
-    assert root in str(error.value)
-    assert "pack" in str(error.value)
+def test_packed_lists_that_are_damaged_or_hostile(
+    packed: Path, tmp_path: Path, file: str, name: str, refused: Refused
+) -> None:
+    root = tmp_path / "p"
+    shutil.copytree(packed, root)
+    content = json.loads((root / file).read_text())
+    CHANGES[file][name](content)
+    (root / file).write_text(json.dumps(content))
+    refused(lambda: packed_list(str(root), "train", "vggsound"), str(root), "pack")
 
 
 @pytest.mark.parametrize("file", ["train/index.json", "packed.json", "train/clips.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", "[" * 100_000, '{"a"', "\ud800"])
-def test_packed_files_of_anything(packed: Path, tmp_path: Path, file: str, content: str) -> None:
-    shutil.copytree(packed, tmp_path / "p")
-    (tmp_path / "p" / file).write_bytes(content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(UserError, match="pack"):
-        packed_list(str(tmp_path / "p"), "train", "vggsound")
-    (tmp_path / "p" / file).unlink()
-    with pytest.raises(UserError, match="pack"):
-        packed_list(str(tmp_path / "p"), "train", "vggsound")
+def test_packed_files_of_anything(packed: Path, tmp_path: Path, file: str, content: str, refused: Refused) -> None:
+    root = tmp_path / "p"
+    shutil.copytree(packed, root)
+    (root / file).write_bytes(content.encode("utf-8", "surrogatepass"))
+    refused(lambda: packed_list(str(root), "train", "vggsound"), "pack")
+    (root / file).unlink()
+    refused(lambda: packed_list(str(root), "train", "vggsound"), "pack")
 
 
 @pytest.mark.parametrize(
