@@ -65,7 +65,7 @@ class Container:
         for stream in getattr(self.av.streams, kind):
             if not stream.disposition & av.stream.Disposition.attached_pic:
                 if stream.codec_context is None:
-                    raise ValueError(f"there is no decoder for its {kind}")
+                    raise damaged(self.path, f"there is no decoder for its {kind}")
                 return stream
         if cut_short(self.path):  # half a header lists half of the streams
             raise DecodeError(self.path, "truncated", f"what is left of the file shows no {kind} stream")
