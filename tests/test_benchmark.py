@@ -30,7 +30,7 @@ def test_reading_raw_and_packed_clips(tmp_path, monkeypatch):
     assert Image.open(latest / "results.png").width > 300
 
 
-def test_csv_keeps_small_numbers_and_leaves_what_was_not_measured_empty(tmp_path):
+def test_csv_keeps_small_numbers_and_leaves_missing_ones_empty(tmp_path):
     write_csv([{"a": 1.23456e-5, "b": None, "c": True, "d": 123456.0}], tmp_path / "rows.csv")
     assert (tmp_path / "rows.csv").read_text().split() == ["a,b,c,d", "1.23456e-05,,True,123456"]
 

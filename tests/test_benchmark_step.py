@@ -1,4 +1,4 @@
-"""`benchmark=step`: what it takes for waiting and for computing, and that it leaves the logs of training alone."""
+"""`benchmark=step`: which time counts as waiting and as computing, and that the logs of training stay untouched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from deepavfusion.benchmarks.step import PARTS, StepTimer
 from deepavfusion.demo import demo
-from helpers.runs import PRETRAIN, call
+from helpers.runs import PRETRAIN, call, sentence
 
 TINY = [override for override in PRETRAIN if override.startswith(("trainer=", "model.net", "model.decoder", "data."))]
 
@@ -20,10 +20,6 @@ TINY = [override for override in PRETRAIN if override.startswith(("trainer=", "m
 def data_root(tmp_path_factory):
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
     return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
-
-
-def main(monkeypatch, *overrides: object) -> None:
-    call(monkeypatch, "benchmark", "benchmark=step", *overrides)
 
 
 def test_the_parts_of_a_step(monkeypatch):
@@ -57,22 +53,15 @@ def test_the_parts_of_a_step(monkeypatch):
     found = timer.means(processes=2)
     assert found.pop("clips_per_second") == pytest.approx(2 * 8 / 40)
     assert found == pytest.approx({"data_wait_ms": 4000, "device_ms": 15000, "other_ms": 1000})
-    step(9, 9, 9, 9)  # a step more, which Lightning may take: not counted
+    step(9, 9, 9, 9)  # Lightning may take one more step: not counted
     assert len(timer.steps) == 2
 
 
 def test_a_run_over_several_epochs(data_root, tmp_path, monkeypatch):
-    logs, threads = tmp_path / "logs", torch.get_num_threads()
+    logs = tmp_path / "logs"
     overrides = ",".join(f"'{override}'" for override in [*TINY, f"data.root={data_root}"])
-    main(
-        monkeypatch,
-        "benchmark.scale=demo",
-        f"benchmark.overrides=[{overrides}]",
-        "benchmark.steps=5",
-        "benchmark.warmup=2",
-        f"paths.log_dir={logs}",
-    )
-    assert torch.get_num_threads() == threads
+    words = ["benchmark.scale=demo", "benchmark.steps=5", "benchmark.warmup=2", f"paths.log_dir={logs}"]
+    call(monkeypatch, "benchmark", "benchmark=step", *words, f"benchmark.overrides=[{overrides}]")
     assert [path.name for path in logs.iterdir()] == ["benchmark"]  # nothing under logs/pretrain
     latest = logs / "benchmark" / "latest"
     assert {path.name for path in latest.iterdir()} == {"config.yaml", "overrides.yaml", "results.csv", "results.png"}
@@ -83,24 +72,20 @@ def test_a_run_over_several_epochs(data_root, tmp_path, monkeypatch):
     assert row["memory_growth_bytes"].lstrip("-").isdigit()
     parts = [float(row[part]) for part in PARTS]
     assert all(part > 0 for part in parts)
-    # whole batches only, so that parts and clips/s tell the same time; parts that were counted twice would exceed it
+    # whole batches only, so that parts and clips/s cover the same time; time counted twice would exceed it
     assert sum(parts) == pytest.approx(6e3 / float(row["clips_per_second"]), rel=1e-3)
     assert Image.open(latest / "results.png").width > 300
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("benchmark.steps=0", "benchmark.steps is 0, expected a whole number from 1"),
         ("benchmark.experiment=no_such", "Could not find 'experiment/no_such'"),
         ("benchmark.overrides=['data.root=/no/such/folder']", "data.root=/no/such/folder is not a folder"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(override, said, tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(monkeypatch, override, f"paths.log_dir={tmp_path}")
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert said in error.strip().splitlines()[-1]
+def test_a_mistake_gives_one_sentence_and_leaves_no_run(override, expected, tmp_path, monkeypatch, capsys):
+    words = ["benchmark=step", override, f"paths.log_dir={tmp_path}"]
+    assert expected in sentence(monkeypatch, capsys, *words, script="benchmark")
     assert not list(tmp_path.glob("benchmark/runs/*"))

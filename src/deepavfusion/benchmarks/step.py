@@ -1,4 +1,4 @@
-"""The real training loop: what a step waits for data, what the device computes, and what is left."""
+"""The real training loop: how long a step waits for data, how long the device computes, and the rest."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ def _draw(rows: list[Row], path: Path) -> None:
 
 
 class StepTimer(Callback):
-    """Times the parts of steps, and stops the training when it has enough of them.
+    """Times the parts of training steps, and stops the training after enough of them.
 
     Args:
-        warmup: steps before the first that counts, 1 or more.
-        count: steps that count.
-        clock: gives seconds.
+        warmup: steps before the first measured one, 1 or more.
+        count: steps to measure.
+        clock: returns seconds.
     """
 
     def __init__(self, warmup: int, count: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -121,7 +121,7 @@ class StepTimer(Callback):
         self.steps: list[dict[str, float]] = []  # seconds of each part
         self.clips, self.seconds, self.seen = 0, 0.0, 0
         self.since = self.began = 0.0
-        self.held: list[int | None] = []  # bytes, before the first step that counts and after the last
+        self.held: list[int | None] = []  # bytes, before the first measured step and after the last
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
@@ -138,7 +138,7 @@ class StepTimer(Callback):
         if on_gpu:
             self.events[-1][1].record()
             if self.seen in (self.warmup, self.warmup + self.count):
-                torch.cuda.synchronize(pl_module.device)  # the steps between are not held up
+                torch.cuda.synchronize(pl_module.device)  # not in between: it would hold up the device
         now = self.clock()
         if self.warmup < self.seen <= self.warmup + self.count:
             self.steps.append({"data_wait": self.profiler.seconds, "device": now - self.began})
@@ -155,7 +155,7 @@ class StepTimer(Callback):
 
     @property
     def growth(self) -> int | None:
-        """Bytes held after the steps that count, less those held before; None: not known."""
+        """Growth in bytes over the measured steps; None: unknown."""
         before, after = self.held
         return None if before is None or after is None else after - before
 
@@ -169,9 +169,9 @@ class StepTimer(Callback):
 
 
 class _Waits(Profiler):
-    """Adds up the seconds of Lightning's own sections that bring the next batch."""
+    """Adds up the seconds that Lightning spends on getting the next batch, by its own profiler sections."""
 
-    SECTIONS = (".train_dataloader_next", ".batch_to_device")  # the second holds .transfer_batch_to_device
+    SECTIONS = (".train_dataloader_next", ".batch_to_device")  # the second contains .transfer_batch_to_device
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
