@@ -47,29 +47,25 @@ def describe(row: Row, names: Sequence[str]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Two panels for each setting, time and memory a clip, with a bar for each variant."""
-    settings: dict[tuple[Any, ...], list[Row]] = {}
+    """A panel for the time and one for the memory a clip of each setting, with a bar for each variant."""
+    panels: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        settings.setdefault(tuple(row[name] for name in SETTING), []).append(row)
-    counts = [len(shown) for shown in settings.values()]
-    size = (11, 0.25 * sum(counts) + 0.7 * len(counts))
-    figure, grid = plt.subplots(len(counts), 2, figsize=size, height_ratios=counts, squeeze=False, layout="constrained")
-    for shown, panels in zip(settings.values(), grid, strict=True):
-        for axes, (quantity, (name, unit, factor)) in zip(panels, UNITS.items(), strict=True):
-            measured = [row for row in shown if row[quantity]]
-            if not measured:
-                axes.axis("off")
-                continue
-            bars = axes.barh(
-                [f"{row['implementation']} {row['fusion']}" for row in measured],
-                [row[quantity] * factor / row["batch"] for row in measured],
-                color=["C0" if row["implementation"] == "fast" else "C7" for row in measured],
-            )
-            axes.bar_label(bars, fmt="{:,.3g}", padding=3, fontsize=8)
-            axes.invert_yaxis()
-            axes.margins(x=0.12)
-            axes.set_title(f"{name}, {unit} a clip: {describe(shown[0], SETTING)}", fontsize=8, loc="left")
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(labelsize=8)
+        for quantity in UNITS:
+            if row[quantity]:
+                panels.setdefault((quantity, *(row[name] for name in SETTING)), []).append(row)
+    counts = [len(shown) for shown in panels.values()] or [1]
+    size = (8, 0.25 * sum(counts) + 0.7 * len(counts))
+    figure, grid = plt.subplots(len(counts), figsize=size, height_ratios=counts, squeeze=False, layout="constrained")
+    for ((quantity, *_), shown), axes in zip(panels.items(), grid.flat, strict=False):
+        name, unit, factor = UNITS[quantity]
+        labels = [f"{row['implementation']} {row['fusion']}" for row in shown]
+        values = [row[quantity] * factor / row["batch"] for row in shown]
+        bars = axes.barh(labels, values, color=["C0" if row["implementation"] == "fast" else "C7" for row in shown])
+        axes.bar_label(bars, [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values], padding=3, fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.1)
+        axes.set_title(f"{name}, {unit} a clip: {describe(shown[0], SETTING)}", fontsize=8, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
