@@ -21,6 +21,7 @@ def param_groups(
     Returns:
         Non-empty groups {"name", "branch", "weight_decay", "params"}.
     """
+    # By id: tensors compare elementwise, so a parameter cannot be looked up by equality.
     branch_of = {id(p): name for name, module in (branches or {}).items() for p in module.parameters()}
     groups: dict[str, dict[str, Any]] = {}
     for parameter in model.parameters():

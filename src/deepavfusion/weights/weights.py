@@ -263,10 +263,9 @@ def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
         width = tensors[block + "attn.q.weight"].shape[0]
         prefix = block + "attn."
         shapes = {n.removeprefix(prefix): t.shape for n, t in tensors.items() if n.startswith(prefix)}
+        ratio = (width + 0.5) / dim  # int(dim · ratio) is width, whatever rounding does
         with torch.device("meta"):  # a kind of fusion is known by the names and shapes of its parameters
-            made = {
-                kind: attention(dim, 1, (width + 0.5) / dim, (1, 1, 1)) for kind, attention in FUSION_ATTENTION.items()
-            }
+            made = {kind: attention(dim, 1, ratio, (1, 1, 1)) for kind, attention in FUSION_ATTENTION.items()}
         kinds = [k for k, module in made.items() if {n: t.shape for n, t in module.state_dict().items()} == shapes]
         found["net.fusion"] = kinds[0] if kinds else "<unknown>"
         found["net.fusion_attn_ratio"] = width / dim
