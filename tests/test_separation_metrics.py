@@ -1,4 +1,4 @@
-"""BSS eval on cases a hand can compute and against mir_eval's numbers; the metric that evaluates in threads."""
+"""BSS eval on cases a hand can compute and against mir_eval's numbers; the metric over mixtures."""
 
 from __future__ import annotations
 
@@ -172,18 +172,23 @@ def test_an_item_counts_once():
     assert evaluate(batch([0, 1]), batch([1])).compute() == evaluate(batch([0, 1])).compute()
 
 
-def test_workers_use_a_core_each_and_leave_our_number_of_threads():
-    before = torch.get_num_threads()
+def test_workers_use_a_core_each_and_leave_our_number_of_threads(monkeypatch):
+    before, inside, original = torch.get_num_threads(), [], separation._evaluate
+
+    def noted(*args):
+        inside.append(torch.get_num_threads())
+        return original(*args)
+
+    monkeypatch.setattr(separation, "_evaluate", noted)
     torch.set_num_threads(2)
     try:
-        metric = evaluate(batch([0]), workers=2)
-        metric.compute()
-        seen: list[int] = []
-        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-        later.start()
-        later.join()
-        assert [torch.get_num_threads(), *seen] == [2, 2]
-        assert metric._threads().submit(torch.get_num_threads).result() == 1
+        evaluate(batch([0, 1, 2]), workers=2)
+        assert inside == [1, 1, 1]
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert [torch.get_num_threads(), *later] == [2, 2]
     finally:
         torch.set_num_threads(before)
 
@@ -241,49 +246,16 @@ def test_nothing_evaluated_gives_counts_only():
     assert metric.rows() == []
 
 
-def test_errors_of_threads_are_raised_until_reset():
+def test_an_error_of_a_thread_names_the_mixture_and_adds_nothing():
+    metric = evaluate(batch([0]))
     inputs = batch([6, 7, 8])
     inputs["estimates"]["model"][1, 0, 5] = math.nan
-    metric = evaluate(inputs)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="mixture 7"):
-            metric.compute()
     with pytest.raises(ValueError, match="mixture 7"):
-        metric.update(**batch([9]))
-    metric.reset()
-    metric.update(**batch([0]))
+        metric.update(**inputs)
     assert metric.compute() == evaluate(batch([0])).compute()
 
 
-def test_update_waits_only_for_a_full_queue(monkeypatch):
-    go, calls, original = threading.Event(), [], separation._evaluate
-
-    def held(*args):
-        calls.append(args)
-        go.wait()
-        return original(*args)
-
-    monkeypatch.setattr(separation, "_evaluate", held)
-    metric = evaluate(batch([0, 1, 2, 3]))  # returns though nothing is evaluated
-    fifth = threading.Thread(target=lambda: metric.update(**batch([4])))
-    fifth.start()
-    fifth.join(0.2)
-    assert fifth.is_alive()
-    assert len(metric._pending) == 4
-    go.set()
-    fifth.join()
-    assert numbers(metric)["sources"] == 10
-    go.clear()
-    metric.update(**batch([5, 6, 7]))
-    metric.reset()
-    go.set()
-    metric._threads().submit(int).result()  # the only thread is through
-    assert len(calls) <= 6  # what had not begun was not evaluated
-    metric.update(**batch([0]))
-    assert {row["item"] for row in metric.rows()} == {0}
-
-
-def test_copies_carry_the_results_but_no_threads():
+def test_copies_carry_the_results():
     metric = evaluate(batch([0, 1]))
     copies = [copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))]
     for other in copies:
@@ -303,14 +275,6 @@ def test_names_are_checked():
         SeparationMetrics(("model", "mixture"))
     with pytest.raises(ValueError, match=r"expected estimates \['model'\], got \['ideal', 'model'\]"):
         SeparationMetrics(workers=1).update(**batch([0]))
-
-
-def test_workers_share_the_cores(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert SeparationMetrics().workers == 2
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert SeparationMetrics().workers == 1
 
 
 SHARES = {"both": [[2, 0], [1, 2]], "an empty one": [[1, 0, 2], []], "nothing": [[], []]}

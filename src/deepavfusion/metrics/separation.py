@@ -1,4 +1,4 @@
-"""How well sources were separated: SDR, SIR and SAR of BSS eval v3 and SI-SDR, computed beside the evaluation.
+"""How well sources were separated: SDR, SIR and SAR of BSS eval v3, and SI-SDR.
 
 Letters: B mixtures · E sets of estimates · N sources of a mixture · T samples · L taps of the distortion filter.
 """
@@ -6,21 +6,16 @@ Letters: B mixtures · E sets of estimates · N sources of a mixture · T sample
 from __future__ import annotations
 
 import math
-import os
-import threading
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
-from operator import itemgetter
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
-from torchmetrics.utilities import dim_zero_cat
 
+from deepavfusion.metrics.by_item import ItemMetric, mean
 from deepavfusion.utils.processes import cores
 
 MIXTURE = "mixture"
@@ -28,7 +23,8 @@ MEASURES = ("sdr", "sir", "sar", "si_sdr")
 LIMIT_DB = 100.0  # values are clipped to ±100 dB: a perfect estimate counts as this, not as infinite
 SILENT_REFERENCE = 1e-4  # rms; −80 dB re full scale, where the noise of a recording or a codec lies
 SILENT_ESTIMATE = 1e-8  # rms; −160 dB: quieter than any sound, so that no model gains by whispering
-PENDING = 4  # mixtures waiting for each worker before `update` waits, too
+MOST_SOURCES = 1000  # of a mixture: items are numbered by mixture and source
+ROW = ("mixture", "source", "label", "values")
 
 
 class BSSEval(NamedTuple):
@@ -106,50 +102,41 @@ def _energy(half: Tensor) -> Tensor:
     return both - half[..., 0].abs().square() - half[..., -1].abs().square()
 
 
-class SeparationMetrics(Metric):
+class SeparationMetrics(ItemMetric):
     """SDR, SIR, SAR and SI-SDR in dB: means over sources of several sets of estimates, and of the mixture itself.
 
-    `update` hands every mixture to a thread and returns; only when `PENDING` mixtures wait for each worker does it
-    wait for the oldest. Copies from the device are made by the threads: do not change the tensors in place afterwards.
-    An error of a thread is raised by the next `update` or by `compute`, each time until `reset`.
-
-    What has no value is left out of a mean and counted:
+    Values that are undefined are excluded from means, and counted:
     - a silent reference (rms below −80 dB re full scale): no value for this source; the others of its mixture are
-      projected on the references that sound. (Sound of Pixels leaves out the whole mixture.)
+      projected on the references that are not silent. (Sound of Pixels excludes the whole mixture.)
     - a silent estimate (rms below −160 dB): no value for this source in this set.
-    - a lone source, whose mixture has no other that sounds: nothing interferes, and the mixture is the source. It has
-      no SIR, no value of the mixture and no improvement.
+    - a lone source, whose mixture has no other that is not silent: nothing interferes, and the mixture is the source.
+      It has no SIR, no value of the mixture and no improvement.
     NaN or infinite samples are an error.
 
-    A mixture that processes evaluate twice (samplers pad with repetitions) counts once, so `items` must tell mixtures
-    apart. The result does not depend on batches, order, workers or the number of processes.
+    A mixture that is evaluated twice (samplers pad with repetitions) counts once, so `items` must identify mixtures.
+    The result does not depend on batches, order, workers or the number of processes, see `ItemMetric`.
 
     Args:
         estimates: names of the sets of estimates, the model's first.
-        workers: threads, each of one core. By default the cores of this process, shared among LOCAL_WORLD_SIZE.
+        workers: threads that evaluate the mixtures of a batch, one core each; None: the cores of this process.
     """
 
-    full_state_update = False
-    results: list[Tensor]  # [rows, columns]; one tensor once processes are synchronised
-
     def __init__(self, estimates: Sequence[str] = ("model",), workers: int | None = None) -> None:
-        super().__init__()
-        self.names = tuple(estimates)
-        reserved = {MIXTURE, "improvement"} & set(self.names)
-        if not self.names or reserved or len(set(self.names)) < len(self.names):
-            raise ValueError(f"expected different names of estimates other than mixture, improvement: {self.names}")
-        self.workers = workers or _cores()
-        self._suffixes = ("", *(f"_{name}" for name in (*self.names[1:], MIXTURE)))
-        self._columns: dict[str, type] = {"item": int, "source": int, "label": int}
-        self._columns |= {"silent_reference": bool, "lone": bool}
-        for suffix in self._suffixes:
-            self._columns[f"silent_estimate{suffix}"] = bool
-            self._columns |= {f"{measure}{suffix}": float for measure in MEASURES}
-        self._pool: ThreadPoolExecutor | None = None
-        self._pending: deque[Future[Tensor]] = deque()
-        self._seen: list[dict[str, Any]] | None = None  # the rows behind the last `compute`
-        self.add_state("results", default=[], dist_reduce_fx="cat")
+        names = tuple(estimates)
+        reserved = {MIXTURE, "improvement"} & set(names)
+        if not names or reserved or len(set(names)) < len(names):
+            raise ValueError(f"expected different names of estimates other than mixture, improvement: {names}")
+        suffixes = ("", *(f"_{name}" for name in (*names[1:], MIXTURE)))
+        values: dict[str, type] = {"silent_reference": bool, "lone": bool}
+        for suffix in suffixes:
+            values |= {f"silent_estimate{suffix}": bool, **{f"{measure}{suffix}": float for measure in MEASURES}}
+        whole = torch.zeros(0, dtype=torch.int64)
+        empty = {"mixture": whole, "source": whole, "label": whole}
+        super().__init__({**empty, "values": torch.zeros(0, len(values), dtype=torch.float64)})
+        self.names, self.workers = names, workers or cores()
+        self._suffixes, self._values = suffixes, values
 
+    @torch.no_grad()
     def update(
         self, references: Tensor, estimates: dict[str, Tensor], mixture: Tensor, items: Tensor, labels: Tensor
     ) -> None:
@@ -164,18 +151,18 @@ class SeparationMetrics(Metric):
         assert mixture.shape == (batch, samples), (mixture.shape, references.shape)
         assert items.shape == (batch,), (items.shape, references.shape)
         assert labels.shape == (batch, n), (labels.shape, references.shape)
-        self._seen = None
-        ready = None
-        if references.is_cuda:
-            ready = torch.cuda.Event(blocking=True)
-            ready.record(torch.cuda.current_stream(references.device))
-        tensors = [references, *(estimates[name] for name in self.names), mixture, items, labels]
-        for one in zip(*(tensor.detach().unbind() for tensor in tensors), strict=True):
-            self._collect(PENDING * self.workers - 1)
-            self._pending.append(self._threads().submit(_evaluate, one, ready))
+        if not batch:
+            return
+        tensors = [references, *(estimates[name] for name in self.names), mixture, items]
+        each = zip(*(tensor.detach().cpu() for tensor in tensors), strict=True)
+        values = torch.stack(_with_one_core_each(self.workers, _evaluate, each)).to(self.device)  # [B, N, values]
+        source = torch.arange(n, device=self.device).expand(batch, n)
+        mixtures = items.to(self.device).unsqueeze(1).expand(batch, n)
+        rows = {"item": mixtures * MOST_SOURCES + source, "mixture": mixtures, "source": source, "label": labels}
+        self.keep({**{name: column.flatten() for name, column in rows.items()}, "values": values.flatten(0, 1)})
 
     def compute(self) -> dict[str, Tensor]:
-        """Means in dB, and counts; float64 scalars. A mean over no source is left out.
+        """Means in dB, and counts; float64 scalars. A mean over no source is excluded.
 
         `sdr sir sar si_sdr` of the model; the same with `_<set>` of each further set; `sdr_mixture sir_mixture
         si_sdr_mixture`; `sdr_improvement sir_improvement si_sdr_improvement`, the mean of the model's value minus the
@@ -183,116 +170,53 @@ class SeparationMetrics(Metric):
         `sources`: how many `sdr` is the mean of; with `silent_references` and `silent_estimates` (the model's) these
         are all. `silent_estimates_<set>`; `lone_sources`.
         """
-        self._collect(0)
-        rows = self._seen = self._table()
-        means: dict[str, list[float]] = {
-            name: [row[name] for row in rows]
-            for name in (f"{measure}{suffix}" for suffix in self._suffixes for measure in MEASURES)
-            if name != f"sar_{MIXTURE}"
-        }
+        values = dict(zip(self._values, self.gathered()["values"].T, strict=True))
         for measure in ("sdr", "sir", "si_sdr"):
-            means[f"{measure}_improvement"] = [row[measure] - row[f"{measure}_{MIXTURE}"] for row in rows]
-        defined = {name: [value for value in values if not math.isnan(value)] for name, values in means.items()}
-        # fsum rounds once: the order and the number of threads do not matter
-        result = {name: math.fsum(values) / len(values) for name, values in defined.items() if values}
-        result["sources"] = len(defined["sdr"])
-        result["silent_references"] = sum(row["silent_reference"] for row in rows)
-        result["lone_sources"] = sum(row["lone"] for row in rows)
+            values[f"{measure}_improvement"] = values[measure] - values[f"{measure}_{MIXTURE}"]
+        means = (f"{measure}{suffix}" for suffix in (*self._suffixes, "_improvement") for measure in MEASURES)
+        undefined = (f"sar_{MIXTURE}", "sar_improvement")
+        result = {name: mean(values[name].tolist()) for name in means if name not in undefined}
+        result["sources"] = int((~values["sdr"].isnan()).sum())
+        result["silent_references"] = int(values["silent_reference"].sum())
+        result["lone_sources"] = int(values["lone"].sum())
         for suffix in self._suffixes:
-            result[f"silent_estimates{suffix}"] = sum(row[f"silent_estimate{suffix}"] for row in rows)
-        return {name: torch.tensor(v, dtype=torch.float64, device=self.device) for name, v in result.items()}
+            result[f"silent_estimates{suffix}"] = int(values[f"silent_estimate{suffix}"].sum())
+        return self.scalars(result)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each source, by item and source: after `compute` those of all processes, before it our own.
 
-        Keys: `item`, `source` (its place in the mixture), `label`, `others` (labels of the other sources),
-        `silent_reference`, `lone`, and `silent_estimate`, `sdr`, `sir`, `sar`, `si_sdr` of the model, with
-        `_<set>` of the further sets and of the mixture. What has no value is nan.
+        Keys: `item` (the mixture), `source` (its place in the mixture), `label`, `others` (labels of the other
+        sources), `silent_reference`, `lone`, and `silent_estimate`, `sdr`, `sir`, `sar`, `si_sdr` of the model, with
+        `_<set>` of the further sets and of the mixture. What is undefined is nan.
         """
-        if self._seen is not None:
-            return self._seen
-        self._collect(0)
-        return self._table()
-
-    def _table(self) -> list[dict[str, Any]]:
-        unique: dict[tuple[int, int], dict[str, Any]] = {}
-        for values in dim_zero_cat(self.results).tolist():
-            row = {name: kind(value) for (name, kind), value in zip(self._columns.items(), values, strict=True)}
-            unique.setdefault((row["item"], row["source"]), row)
-        rows = [unique[key] for key in sorted(unique)]
-        for _, same in groupby(rows, key=itemgetter("item")):
-            sources = list(same)
-            for row in sources:
-                row["others"] = tuple(other["label"] for other in sources if other is not row)
+        table = {name: column.tolist() for name, column in self.table().items()}
+        members: dict[int, list[int]] = defaultdict(list)  # mixture -> labels of its sources
+        for item, label in zip(table["mixture"], table["label"], strict=True):
+            members[item].append(label)
+        rows = []
+        for item, source, label, values in zip(*(table[name] for name in ROW), strict=True):
+            others = tuple(members[item][:source] + members[item][source + 1 :])
+            row = {"item": item, "source": source, "label": label, "others": others}
+            rows.append(row | {name: kind(v) for (name, kind), v in zip(self._values.items(), values, strict=True)})
         return rows
 
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            # What a thread sets holds for itself and for those that start later, so all start now, and then our own
-            # number is set again.
-            ours = torch.get_num_threads()
-            self._pool = ThreadPoolExecutor(self.workers, initializer=_take_one_core)
-            started = threading.Barrier(self.workers + 1)
-            for _ in range(self.workers):
-                self._pool.submit(started.wait)
-            started.wait()
-            torch.set_num_threads(ours)
-        return self._pool
 
-    def _collect(self, limit: int) -> None:
-        """Keep what is done; wait until at most `limit` are pending. One that failed stays, and raises again."""
-        while self._pending and (len(self._pending) > limit or self._pending[0].done()):
-            self.results.append(self._pending[0].result().to(self.device))
-            self._pending.popleft()
-        if limit == 0 and isinstance(self.results, list) and not self.results:
-            # torchmetrics would gather a process without mixtures as one dimension of float32
-            self.results.append(torch.zeros(0, len(self._columns), dtype=torch.float64, device=self.device))
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the results of all processes, when every thread is done; `compute` calls it first."""
-        self._collect(0)
-        super().sync(*args, **kwargs)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """`update`, and `compute` of this batch alone: waits for the threads."""
-        self._collect(0)  # torchmetrics resets before the batch
-        result = super().forward(*args, **kwargs)
-        self._seen = None  # it was this batch
-        return result
-
-    def reset(self) -> None:
-        """Forget everything; mixtures that wait are not evaluated."""
-        for future in self._pending:
-            future.cancel()
-        self._pending.clear()
-        self._seen = None
-        super().reset()
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._collect(0)
-        return super().__getstate__() | {"_pool": None}
-
-
-def _cores() -> int:
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _take_one_core() -> None:
-    """Operations of this thread shall not spread over the cores of the others."""
-    torch.get_num_threads()  # the first look copies the number of the process, and would do so after ours was set
-    torch.set_num_threads(1)
+def _with_one_core_each(workers: int, function: Callable[..., Tensor], arguments: Iterable[Any]) -> list[Tensor]:
+    """Call a function with each of the arguments, in threads whose tensor operations do not compete for cores."""
+    ours = torch.get_num_threads()
+    torch.set_num_threads(1)  # new threads start with this number
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(function, arguments))
+    finally:
+        torch.set_num_threads(ours)
 
 
 @torch.no_grad()
-def _evaluate(tensors: Sequence[Tensor], ready: torch.cuda.Event | None) -> Tensor:
-    """references [N, T], E × estimates [N, T], mixture [T], item [], labels [N] -> rows [N, columns] of the metric"""
-    if ready is None:
-        tensors = [tensor.cpu() for tensor in tensors]
-    else:
-        ready.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream(tensors[0].device)):  # not behind the batches that came later
-            tensors = [tensor.cpu() for tensor in tensors]
-    references, *estimates, mixture, item, labels = tensors
+def _evaluate(tensors: Sequence[Tensor]) -> Tensor:
+    """references [N, T], E × estimates [N, T], mixture [T], item [] -> values of the metric [N, values]"""
+    references, *estimates, mixture, item = tensors
     # Copies, so that the alignment, and with it the rounding, does not depend on the place in a batch.
     references = references.to(torch.float64, copy=True)  # [N, T]
     sets = torch.stack([*estimates, mixture.expand_as(references)]).double()  # [E + 1, N, T]
@@ -313,5 +237,5 @@ def _evaluate(tensors: Sequence[Tensor], ready: torch.cuda.Event | None) -> Tens
     values[MEASURES.index("sir"), :, lone] = math.nan
     values[:, -1, lone] = math.nan
     table = torch.cat([silent.unsqueeze(0), values])  # [1 + measures, E + 1, N]
-    head = torch.stack([item.expand_as(labels), torch.arange(len(labels)), labels, ~sounds, lone])
+    head = torch.stack([~sounds, lone])
     return torch.cat([head, table.transpose(0, 1).flatten(0, 1)]).T.contiguous()

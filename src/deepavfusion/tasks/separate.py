@@ -35,7 +35,7 @@ class Separate(FineTune):
         layer_decay: factor of the learning rate from layer to layer, from the head down.
         pretrained: checkpoint of the encoder; "auto": `latest_pretraining` if it is there and fits; None: from scratch.
         latest_pretraining: checkpoint of the newest pre-training.
-        metric_workers: threads that compute the metrics beside the evaluation; None: the cores of this process.
+        metric_workers: threads that compute the metrics; None: the cores of this process.
         seed: each step and process draws its own from it.
 
     Raises:
