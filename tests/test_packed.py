@@ -213,7 +213,7 @@ if __name__ == "__main__":
 def test_an_output_of_something_else_is_left_alone(raw_root, packed_root, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"mine is there and holds no packed data"):
+    with pytest.raises(UserError, match=r"mine exists and holds no packed data"):
         pack(read(raw_root), tmp_path / "mine", "vggsound", SMALL, 1)
     shutil.copytree(packed_root, tmp_path / "other")
     with pytest.raises(UserError, match=r"another settings"):
@@ -238,7 +238,7 @@ def test_damaged_and_unfit_packed_data_are_named(packed_root, tmp_path):
     with pytest.raises(UserError, match=r"chunk-00001\.bin has \d+ bytes, expected \d+"):
         data(tmp_path / "p")
     chunk.unlink()
-    with pytest.raises(UserError, match=r"chunk-00001\.bin is gone"):
+    with pytest.raises(UserError, match=r"chunk-00001\.bin is missing"):
         data(tmp_path / "p")
     with pytest.raises(UserError, match=r"local:.*nowhere/packed\.json cannot be fetched"):
         packed_list(f"local:{tmp_path}/nowhere", "train", "vggsound", cache_dir=str(tmp_path / "cache"))

@@ -27,12 +27,12 @@ class Clip:
 
     Args:
         id: unique within the dataset, e.g. `"<youtube id>_<start:06d>"`.
-        path: the media file, or an AVSBench folder of frames, masks and sound; it need not decode.
+        path: the media file, or an AVSBench folder of frames, masks and audio; it may be unreadable.
         label: class index, the first of `labels` where there are several; -1 when the dataset has none.
         video: id of the video it was cut from; clips of one video never meet in a mixture, nor on both sides of a
             hold-out. Empty: the clip's own id.
         labels: all class indices of a clip that may have several; empty for one class a clip.
-        frames: seconds whose picture is annotated: picture n lies at n + 0.5 s.
+        frames: numbers of the annotated frames: frame n lies at n + 0.5 s.
     """
 
     id: str
@@ -55,7 +55,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to tell about a clip. `used` is False when the clip had to be left out of its batch."""
+    """Something to report about a clip. `used` is False when the clip was excluded from its batch."""
 
     id: str
     path: str
@@ -66,12 +66,12 @@ class Problem:
 
 @dataclass
 class Sample:
-    """One picture and one window of sound of a clip, as a worker hands them over.
+    """One frame and one window of audio of a clip, as a worker hands them over.
 
     Shapes: image uint8 [3, H, W], 0…255, cropped to the model's size; waveform float32 [T], mono, in [−1, 1];
-    mask uint8 [H, W], a class a pixel, where the picture is annotated.
+    mask uint8 [H, W], a class per pixel, where the frame is annotated.
     `frame_time` and `window_start` are seconds from the start of the file; `gain_db` is still to be applied, dB.
-    `item` is the position in the dataset of what was asked for: clip, mixture or annotated frame.
+    `item` is the position in the dataset of what was requested: clip, mixture or annotated frame.
     """
 
     image: Tensor
@@ -94,8 +94,8 @@ class Batch:
     After the DataModule's device transforms: `image` float [B, 3, H, W], ImageNet-normalised, and
     `spectrogram` float [B, 1, M, F], log10 power mel.
     `group` rows that follow each other belong together: the windows of one clip, or the sources of one mixture;
-    `x.unflatten(0, (-1, batch.group))` parts them. B may be smaller than asked for, even 0: clips that do not decode
-    are in `problems`, not in the tensors.
+    `x.unflatten(0, (-1, batch.group))` separates them. B may be smaller than requested, even 0: clips that do not
+    decode are in `problems`, not in the tensors.
     Only where the dataset has them: `labels` float32 [B, C], 1 for each class of a clip with several, and `mask`
     uint8 [B, H, W], a class a pixel.
     """
@@ -172,7 +172,7 @@ class PatchMask:
 
 @dataclass
 class MAEOutput:
-    """What the masked autoencoder says about one batch.
+    """Output of the masked autoencoder for one batch.
 
     Shapes: losses are scalars; predictions [B, P, patch pixels] for the P masked patches, in the order of
     `mask.masked`, in units of the per-patch normalised target; masks index the patches of each modality.
@@ -190,7 +190,7 @@ class MAEOutput:
 
 @dataclass
 class SeparationOutput:
-    """What the separator makes of a batch of mixtures of n sources each; B counts the sources.
+    """Output of the separator for a batch of mixtures of n sources each; B counts the sources.
 
     Shapes: mixture [B / n, T] and estimate [B, T] waveforms; mixture_mel [B / n, 1, M, F], power; mask and target_mask
     [B, 1, M, F] in 0…1.

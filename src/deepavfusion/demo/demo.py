@@ -1,12 +1,12 @@
 """The generated demo data: small sets in the official layouts of VGGSound, VGGSound-Music, MUSIC, AVSBench, AudioSet.
 
-Drawn instruments (demo_drawings.py, demo_pictures.py) play random tunes (demo_sounds.py), so any experiment runs
-offline. Who sounds moves at its note starts. In about half of the clips of VGGSound a silent instrument of another
-class is in the picture too, so neither picture nor sound tells everything. AudioSet is like it, but one, two or three
-instruments sound together, and the labels name them all. The other sets have four of the eight instruments on a grey
-stage, each in its own register and colours: a tiny network has a thousand steps to learn to see, to hear and to connect
-the two. MUSIC and VGGSound-Music show who plays and no one else; every picture of AVSBench S4 and some of MS3 show a
-silent instrument, too. The files follow from the seed alone.
+Drawn instruments (drawings.py, scenes.py) play random tunes (sounds.py), so that every experiment runs offline. A
+sounding instrument moves when a note starts. About half of the VGGSound clips also show a silent instrument of another
+class, so neither video nor audio alone suffices. AudioSet is similar, but one, two or three instruments sound together,
+and the labels name them all. The other sets use four of the eight instruments on a grey stage, each in its own register
+and colours, because a tiny network has only a thousand steps to learn to see, to hear and to connect the two. MUSIC and
+VGGSound-Music show the sounding instruments only; all frames of AVSBench S4 and some of MS3 also show a silent one. The
+files depend on the seed alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import die_with_parent
 
-VERSION = 3  # raise it whenever the same seed gives other files
+VERSION = 3  # increase it whenever the same seed gives other files
 FPS = 10.0
 
 

@@ -1,6 +1,6 @@
 """The eight instruments of the demo data as drawings: a shape and parts of its own each, mostly in usual colours.
 
-`demo_pictures.py` sizes, turns and places them.
+`scenes.py` sizes, turns and places them.
 """
 
 from __future__ import annotations

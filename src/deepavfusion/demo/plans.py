@@ -89,12 +89,12 @@ class Job:
     """One clip to render.
 
     Args:
-        kind: "mp4" writes `path`; "avs" writes a folder of five pictures, masks and a WAV file.
+        kind: "mp4" writes `path`; "avs" writes a folder of five frames, masks and a WAV file.
         path: relative to the set's folder.
         key: with the seed, decides everything about the clip.
         sounding, silent: names of the instruments.
         seconds: length.
-        masks: how many of the five pictures get a mask.
+        masks: how many of the five frames get a mask.
         stage: instruments play in their own register, in their usual colours and before something grey.
     """
 

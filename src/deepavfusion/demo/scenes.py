@@ -1,7 +1,7 @@
-"""The pictures of the demo data: drawn instruments in random sizes, places and angles before a random backdrop.
+"""The frames of the demo data: drawn instruments in random sizes, places and angles before a random backdrop.
 
 Size, place, angle, background, brightness and contrast have the same distributions for every class; shape, parts and,
-most of the time, colour tell the instrument. Whoever sounds jumps when a note starts.
+most of the time, colour tell the instrument. A sounding instrument jumps when a note starts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Sprite:
     turned: dict[int, Image.Image] = field(default_factory=dict)
 
     def posed(self, pose: Pose) -> tuple[Image.Image, tuple[int, int]]:
-        """The turned picture and its top left corner."""
+        """The rotated drawing and its top left corner."""
         jump, swing = pose
         if swing not in self.turned:
             self.turned[swing] = self.image.rotate(self.angle + swing, Image.Resampling.BICUBIC, expand=True)
@@ -63,7 +63,7 @@ class Sprite:
 
 
 class Scene:
-    """A picture of some instruments, the first `len(onsets)` of which move at the given note starts.
+    """A scene of some instruments, the first `len(onsets)` of which move at the given note starts.
 
     Args:
         rng: decides everything else.
@@ -112,7 +112,7 @@ class Scene:
         return tuple(out)
 
     def frame(self, time: float) -> NDArray[np.uint8]:
-        """The picture at `time`, uint8 [H, W, 3]."""
+        """The frame at `time`, uint8 [H, W, 3]."""
         poses = self.poses(time)
         if self._last is None or self._last[0] != poses:
             image = self.backdrop.copy()
@@ -148,7 +148,7 @@ def _sprite(name: str, size: float, angle: float, rng: Generator, usual: float) 
 
 
 def _place(sprites: list[Sprite], width: int, height: int, rng: Generator) -> None:
-    """Random places inside the picture: of 30 tries the first without overlap, else the one with least."""
+    """Random places inside the frame: of 30 tries the first without overlap, else the one with least."""
     best, places = width * height, [(0.0, 0.0)] * len(sprites)
     small = width // 4, height // 4
     stamps = []  # size, and what it covers at a quarter of the size

@@ -1,1 +1,1 @@
-"""Pixels and sound to what the model sees."""
+"""From pixels and waveforms to what the network reads."""

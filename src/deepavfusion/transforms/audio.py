@@ -1,4 +1,4 @@
-"""Waveform to log-mel spectrogram. Every audio constant of the project stands here.
+"""Waveform to log-mel spectrogram, with every audio constant of the project.
 
 Shapes: T samples · M mel bands · F frames.
 """
@@ -21,15 +21,15 @@ CLIP_SECONDS = 3.0  # 192 frames
 
 
 def extend_by_mirror(waveform: Tensor, length: int) -> Tensor:
-    """Sound [..., T] made `length` samples long by appending its mirror image, as often as needed; longer is cut."""
-    assert waveform.shape[-1] > 0, "there is no sound to extend"
+    """Waveforms [..., T] made `length` samples long by appending its mirror image as often as needed; longer is cut."""
+    assert waveform.shape[-1] > 0, "there is no audio to extend"
     while waveform.shape[-1] < length:
         waveform = torch.cat([waveform, waveform.flip(-1)], dim=-1)
     return waveform[..., :length]
 
 
 def apply_gain(waveform: Tensor, gain_db: Tensor) -> Tensor:
-    """Sound [B, T] made louder by gain_db [B], dB, and clamped to [−1, 1]."""
+    """Waveforms [B, T] amplified by gain_db [B], dB, and clamped to [−1, 1]."""
     return (waveform * 10 ** (gain_db / 20).unsqueeze(1)).clamp(-1, 1)
 
 
@@ -45,7 +45,7 @@ class LogMel(nn.Module):
         """waveform [B, T] at 16 kHz in [−1, 1] -> [B, 1, M, T // 250]; the last, half-empty frame is dropped."""
         if not len(waveform):  # the STFT refuses an empty batch
             return waveform.new_zeros(0, 1, N_MELS, waveform.shape[-1] // HOP_LENGTH)
-        with torch.autocast(waveform.device.type, enabled=False):  # sound does not fit into 8 bits of precision
+        with torch.autocast(waveform.device.type, enabled=False):  # bfloat16 has 8 bits of precision, too few for audio
             return (self.mel(waveform)[..., :-1] + LOG_OFFSET).log10().unsqueeze(1)
 
 

@@ -1,4 +1,4 @@
-"""What happens to a batch on the accelerator, in one go: gain, log-mel, normalisation."""
+"""What is computed on the device, for a whole batch: gain, log-mel, normalisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepavfusion.types import Batch
 
 
 class DeviceTransform(nn.Module):
-    """uint8 frames and waveforms of a collated batch to what the model reads."""
+    """From images and waveforms of a collated batch to what the model reads."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Frames to what the model sees: views on the CPU in uint8, normalisation on the device.
+"""From frames to what the network sees: views on the CPU in uint8, normalisation on the device.
 
-A view is drawn in fractions of the picture, so the same view shows the same part of a picture and of its mask, of a
-raw frame and of a smaller packed one.
+A view is given in fractions of the frame, so it shows the same part of a frame and of its mask, of a raw frame and of
+a smaller packed one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-EVAL_ZOOM = 256 / 224  # shorter side of the picture, relative to the square that evaluation sees
+EVAL_ZOOM = 256 / 224  # shorter side of the frame, relative to the square that evaluation sees
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture: its edges as fractions of width and height, 0…1, and whether it is mirrored."""
+    """A part of a frame: its edges as fractions of width and height, 0…1, and whether it is mirrored."""
 
     left: float = 0.0
     top: float = 0.0
@@ -29,19 +29,19 @@ class View:
     bottom: float = 1.0
     flip: bool = False
 
-    def of(self, picture: Image.Image, size: int) -> Tensor:
-        """What it shows of a picture, antialiased. RGB -> uint8 [3, size, size]"""
-        pixels = self._cut(picture, size, Image.Resampling.BILINEAR)
+    def of(self, frame: Image.Image, size: int) -> Tensor:
+        """What it shows of a frame, antialiased. RGB -> uint8 [3, size, size]"""
+        pixels = self._cut(frame, size, Image.Resampling.BILINEAR)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def of_mask(self, mask: Image.Image, size: int) -> Tensor:
         """The same part of a mask; values are never mixed. uint8 -> uint8 [size, size]"""
         return torch.from_numpy(self._cut(mask, size, Image.Resampling.NEAREST))
 
-    def _cut(self, picture: Image.Image, size: int, filter: Image.Resampling) -> np.ndarray:
-        width, height = picture.size
+    def _cut(self, frame: Image.Image, size: int, filter: Image.Resampling) -> np.ndarray:
+        width, height = frame.size
         box = (self.left * width, self.top * height, self.right * width, self.bottom * height)
-        cut = picture.resize((size, size), filter, box=box)
+        cut = frame.resize((size, size), filter, box=box)
         return np.array(cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else cut)
 
 
@@ -49,7 +49,7 @@ def random_view(height: int, width: int, scale: tuple[float, float] = (0.5, 1.0)
     """Training: as torchvision's RandomResizedCrop (aspect ratio 3/4 … 4/3) and flip, from torch's global generator.
 
     Args:
-        height, width: of the picture; only their ratio matters.
+        height, width: of the frame; only their ratio matters.
         scale: range of the part of the area that is shown.
     """
     low, high = math.log(3 / 4), math.log(4 / 3)
@@ -60,14 +60,14 @@ def random_view(height: int, width: int, scale: tuple[float, float] = (0.5, 1.0)
         if w <= width and h <= height:
             left, top = _uniform(0, width - w), _uniform(0, height - h)
             break
-    else:  # a picture so long that no part of that area fits: the middle
+    else:  # a frame so elongated that no part of that area fits: the middle
         w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)
         left, top = (width - w) / 2, (height - h) / 2
     return View(left / width, top / height, (left + w) / width, (top + h) / height, flip=_uniform(0, 1) < 0.5)
 
 
 def centre_view(height: int, width: int, zoom: float = EVAL_ZOOM) -> View:
-    """Evaluation: the square in the middle whose side is the picture's shorter side divided by `zoom`."""
+    """Evaluation: the square in the middle whose side is the frame's shorter side divided by `zoom`."""
     side = min(height, width) / zoom
     x, y = side / width / 2, side / height / 2
     return View(0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y)
@@ -78,7 +78,7 @@ def _uniform(low: float, high: float) -> float:
 
 
 class Normalise(nn.Module):
-    """ImageNet's mean and standard deviation off the frames, and back on."""
+    """Normalises images by ImageNet's mean and standard deviation, and reverses it."""
 
     mean: Tensor
     std: Tensor

@@ -10,7 +10,7 @@ from torch.distributions import Beta
 
 
 def draw_shares(count: int, alpha: float, device: torch.device | str = "cpu") -> Tensor:
-    """What each clip keeps of itself: `count` draws from Beta(alpha, alpha), alpha > 0, [count]"""
+    """The weight of each clip itself: `count` draws from Beta(alpha, alpha), alpha > 0, [count]"""
     concentration = torch.tensor(alpha, device=device)
     return Beta(concentration, concentration).sample((count,))
 
@@ -18,10 +18,10 @@ def draw_shares(count: int, alpha: float, device: torch.device | str = "cpu") ->
 def mixup(tensors: Sequence[Tensor], share: Tensor) -> list[Tensor]:
     """Each row blended with its partner, the first with the last and so on (Zhang et al. 2018, "mixup").
 
-    timm's Mixup blends pairs likewise, but one tensor of pictures, batches of even size and one class a clip only.
+    timm's Mixup blends pairs likewise, but only one tensor of images, batches of even size and one class per clip.
 
     Args:
-        tensors: pictures, spectrograms and targets of the same clips, each [B, …].
-        share: [B], of each row's own; the same for picture and sound.
+        tensors: images, spectrograms and targets of the same clips, each [B, …].
+        share: [B], of each row's own; the same for image and audio.
     """
     return [torch.lerp(x.flip(0), x, share.to(x.dtype).view(-1, *[1] * (x.ndim - 1))) for x in tensors]

@@ -1,7 +1,7 @@
 """Writes packed data (packed.py): each clip is decoded once, and never again in training.
 
-The work is cut into chunks that follow from the list alone, each written under another name, synced, and renamed:
-a run that was killed goes on with the chunks that are left and ends with the same bytes, whatever the workers.
+The list alone decides what goes into which chunk. Each chunk is written under another name, synced, and renamed, so a
+pack that was killed resumes with the missing chunks, and the bytes do not depend on interruptions or workers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from deepavfusion.utils.files import sync, write_whole
 from deepavfusion.utils.processes import die_with_parent
 
 PLAN, PARTS = ".pack.json", ".parts"
-PICTURES_AT_ONCE = 64  # frames in memory while packing a long video
+FRAMES_AT_ONCE = 64  # frames in memory while packing a long video
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PackSettings:
     """How clips are packed.
 
     Args:
-        short_side: of the pictures, pixels; smaller ones are not enlarged.
+        short_side: of the frames, pixels; smaller ones are not enlarged.
         quality: of the JPEGs, 1…95, without chroma subsampling.
         clips_per_chunk: about 1.3 MB each for clips of 10 s.
     """
@@ -73,21 +73,21 @@ def pack(
     workers: int,
     reader: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Write the splits of a dataset, or finish a pack that was interrupted.
+    """Write the splits of a dataset, or resume a pack that was interrupted.
 
     Args:
         lists: split -> list, of the files as published.
-        output: folder; new, or of an unfinished or finished pack of the same lists and settings.
+        output: folder; new, or of an interrupted or complete pack of the same lists and settings.
         name: of the dataset, e.g. "vggsound".
         settings: of the pack.
         workers: processes; the result does not depend on it.
-        reader: the arguments of the list's reader that choose clips, kept for whoever reads the chunks.
+        reader: the arguments of the list's reader that choose clips, recorded in the manifest.
 
     Returns:
         split -> how many clips are listed, packed, missing, excluded (bad by `command=verify`, or met now).
 
     Raises:
-        UserError: a folder that holds something else, or a clip that brings the decoder down.
+        UserError: a folder with other content, or a clip that crashes the decoder.
     """
     _claim(output, lists, name, settings)
     parts = [part for clips in lists.values() for part in _parts(clips, settings)]
@@ -103,7 +103,7 @@ def pack(
 
 
 def _claim(output: Path, lists: dict[str, ClipList], name: str, settings: PackSettings) -> None:
-    """Make the folder, or make sure that it holds a pack of the same lists with the same settings."""
+    """Make the folder, or check that it holds a pack of the same lists with the same settings."""
     plan = {
         "format": FORMAT,
         "name": name,
@@ -119,14 +119,14 @@ def _claim(output: Path, lists: dict[str, ClipList], name: str, settings: PackSe
                 f"{output} holds packed data with another {' and '.join(differs)}: choose another output, or remove it."
             )
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is there and holds no packed data; it is left as it is: choose another output.")
+        raise UserError(f"{output} exists and holds no packed data; nothing was written: choose another output.")
     else:
         output.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(plan, indent=1) + "\n", durable=True)
 
 
 def _list_hash(clips: ClipList) -> str:
-    """Of everything that decides the content: ids, classes, what is missing and left out."""
+    """Of everything that decides the content: ids, classes, missing and excluded clips."""
     content = to_json(clips, clips.clips, clips.excluded)
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -139,7 +139,7 @@ def _parts(clips: ClipList, settings: PackSettings) -> Iterator[Part]:
 
 
 def _run(parts: Sequence[Part], output: Path, settings: PackSettings, workers: int) -> Iterator[Part]:
-    """Write the chunks; yields each when it is done."""
+    """Write the chunks; yields each when it is complete."""
     if workers == 1 or len(parts) < 2:
         for part in parts:
             write_part(part, output, settings)
@@ -167,7 +167,7 @@ def _run(parts: Sequence[Part], output: Path, settings: PackSettings, workers: i
 
 
 def write_part(part: Part, output: Path, settings: PackSettings) -> None:
-    """Write one chunk and, last, the record that says it is whole."""
+    """Write one chunk and, last, the record that says it is complete."""
     folder = output / part.split
     scratch = folder / f".{part.file}.partial"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -198,22 +198,20 @@ def write_part(part: Part, output: Path, settings: PackSettings) -> None:
 
 
 def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
-    """All of a clip: pictures on the grid, whole sound, masks."""
+    """All of a clip: frames on the grid, the whole audio, masks."""
     times = opened.frame_times()
     jpegs, spans, shape = io.BytesIO(), [], (0, 0)
-    last: tuple[bytes, tuple[int, int]] | None = None  # pixels of the picture before, and its span
-    for begin in range(0, len(times), PICTURES_AT_ONCE):
-        for picture in opened.frames(times[begin : begin + PICTURES_AT_ONCE]):
-            shape, pixels = (picture.height, picture.width), picture.pixels.tobytes()
+    last: tuple[bytes, tuple[int, int]] | None = None  # pixels of the previous frame, and its span
+    for begin in range(0, len(times), FRAMES_AT_ONCE):
+        for frame in opened.frames(times[begin : begin + FRAMES_AT_ONCE]):
+            shape, pixels = (frame.height, frame.width), frame.pixels.tobytes()
             if last is None or last[0] != pixels:  # a still is stored once
                 start = jpegs.tell()
-                _shrunk(picture.pixels, settings.short_side).save(
-                    jpegs, "JPEG", quality=settings.quality, subsampling=0
-                )
+                _shrunk(frame.pixels, settings.short_side).save(jpegs, "JPEG", quality=settings.quality, subsampling=0)
                 last = pixels, (start, jpegs.tell())
             spans.append(last[1])
-    sound = opened.audio(0.0, opened.audio_end + 1.0).numpy()
-    if not len(sound):
+    waveform = opened.audio(0.0, opened.audio_end + 1.0).numpy()  # headers may end too early
+    if not len(waveform):
         raise DecodeError(clip.path, "too_short", "the audio stream holds no sample", "audio")
     masks, mask_spans = io.BytesIO(), []
     for second in clip.frames:
@@ -224,7 +222,7 @@ def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
         "id": clip.id.encode(),
         "jpegs": jpegs.getvalue(),
         "masks": masks.getvalue(),
-        "sound": np.round(sound * INT16).astype(np.int16).tobytes(),
+        "sound": np.round(waveform * INT16).astype(np.int16).tobytes(),
         "times": np.array(times, np.float64),
         "spans": np.array(spans, np.int64).reshape(-1),
         "mask_seconds": np.array(clip.frames, np.int64),
@@ -235,16 +233,16 @@ def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
     }
 
 
-def _shrunk(picture: Image.Image, short_side: int) -> Image.Image:
-    factor = short_side / min(picture.size)
+def _shrunk(image: Image.Image, short_side: int) -> Image.Image:
+    factor = short_side / min(image.size)
     if factor >= 1:
-        return picture
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+        return image
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _written(output: Path, part: Part) -> dict[str, Any] | None:
-    """The record of a chunk that is whole."""
+    """The record of a complete chunk."""
     path = output / part.split / PARTS / f"{part.number:05d}.json"
     if not path.is_file():
         return None
@@ -255,7 +253,7 @@ def _written(output: Path, part: Part) -> dict[str, Any] | None:
 
 
 def _finish(output: Path, clips: ClipList, parts: Sequence[Part]) -> dict[str, Any]:
-    """Write the lists of a split; returns what the manifest says of it."""
+    """Write the lists of a split; returns its entry in the manifest."""
     folder = output / clips.split
     by_id = {clip.id: clip for clip in clips.clips}
     packed: list[Clip] = []

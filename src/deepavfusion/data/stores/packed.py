@@ -1,11 +1,11 @@
 """Packed data: a dataset's clips in litdata chunks, ready to read.
 
 <root>/packed.json                what was packed, how, with counts and checksums; its presence says it is complete
-<root>/<split>/clips.json         the list: every clip with classes, video and place; what is missing or left out
+<root>/<split>/clips.json         the list: every packed clip with classes and video; missing and excluded clips
 <root>/<split>/index.json         litdata's
 <root>/<split>/chunk-<n>.bin      items in the order of clips.json
 
-An item holds JPEG frames on a grid of 0.5 s, mono sound at 16 kHz in int16 and, for annotated frames, PNG masks.
+An item holds JPEG frames on a grid of 0.5 s, mono audio at 16 kHz in int16 and, for annotated frames, PNG masks.
 The root is a folder or what litdata reads from: s3://…, gs://…, or local:<folder>, which caches like those.
 """
 
@@ -38,7 +38,7 @@ from deepavfusion.types import Clip
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import DecodeError, UserError
 
-FORMAT = 1  # of the files; raise it when they change
+FORMAT = 1  # of the files; increase it when they change
 MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
 CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
 VALUES = re.compile(r"bytes|no_header_numpy:[0-9]+")  # litdata knows others, of which one runs code
@@ -48,9 +48,9 @@ CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say 
 Item = dict[str, Any]
 """What a chunk holds of a clip; `PackedClip` reads it, pack.py writes it.
 
-id, jpegs, masks, sound: bytes; times [N] float64: moments of the pictures, s; spans [2N] int64: begin and end of each
-picture in `jpegs`; mask_seconds [M] and mask_spans [2M] int64; labels [K] int64; shape [2] int64: height and width of
-the original pictures; ends [2] float64: where sound and picture end, s.
+id, jpegs, masks, sound: bytes; times [N] float64: of the frames, s; spans [2N] int64: begin and end of each
+frame in `jpegs`; mask_seconds [M] and mask_spans [2M] int64; labels [K] int64; shape [2] int64: height and width of
+the original frames; ends [2] float64: where audio and video end, s.
 """
 
 
@@ -75,9 +75,9 @@ class PackedClip:
         return read_image(io.BytesIO(self.item["jpegs"][begin:end]), self.path)
 
     def audio(self, start: float, seconds: float) -> Tensor:
-        sound = np.frombuffer(self.item["sound"], np.int16)
+        waveform = np.frombuffer(self.item["sound"], np.int16)
         begin, end = round(start * SAMPLE_RATE), round((start + seconds) * SAMPLE_RATE)
-        samples = sound[max(begin, 0) : max(end, 0)].astype(np.float32) / INT16
+        samples = waveform[max(begin, 0) : max(end, 0)].astype(np.float32) / INT16
         return torch.from_numpy(np.concatenate([np.zeros(max(-begin, 0), np.float32), samples]))
 
     def mask(self, second: int) -> Image.Image:
@@ -136,7 +136,8 @@ class PackedStore:
             if is_remote(self.root):
                 cache = str(cache_of(self.root, self.cache_dir) / self.split)
                 dataset = StreamingDataset(Dir(path=cache, url=folder), batch_decode=0)
-                dataset._on_demand_bytes = False  # whole chunks: every epoch wants all of their items
+                dataset[:0]  # creates its cache, which the next line needs
+                dataset.on_demand_bytes = False  # fetch whole chunks: every epoch reads all of their items
             else:
                 dataset = StreamingDataset(folder, batch_decode=0)
             self._opened = (os.getpid(), dataset)
@@ -167,7 +168,7 @@ def is_packed(root: str | os.PathLike[str]) -> bool:
 
 
 def cache_of(root: str, cache_dir: str | None) -> Path:
-    """Folder for what is fetched of a remote root."""
+    """Folder for what is fetched from a remote root."""
     base = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "deepavfusion"
     return base / sha256(root.encode()).hexdigest()[:16]
 
@@ -175,7 +176,7 @@ def cache_of(root: str, cache_dir: str | None) -> Path:
 def packed_list(
     root: str, split: str, name: str, reader: dict[str, Any] | None = None, cache_dir: str | None = None
 ) -> tuple[ClipList, PackedStore]:
-    """One split of packed data: its list, and the source that reads its clips.
+    """One split of packed data: its list, and the store that opens its clips.
 
     Args:
         root: of the packed data.
@@ -185,15 +186,15 @@ def packed_list(
         cache_dir: where a remote root is kept.
 
     Raises:
-        UserError: it cannot be reached, holds another dataset or no such split, or a chunk is gone.
+        UserError: it cannot be reached, holds another dataset or no such split, or lacks a chunk.
     """
     try:
         return _packed_list(root, split, name, reader, cache_dir)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
         words = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{root} holds packed data that are damaged or not ours ({type(error).__name__}: {words}): copy them anew, "
-            "or pack them again with `python src/prepare.py command=pack`."
+            f"{root} holds packed data that is damaged or of another program ({type(error).__name__}: {words}): copy "
+            "it again, or pack it again with `python src/prepare.py command=pack`."
         ) from error
 
 
@@ -233,8 +234,8 @@ def _packed_list(
             path = Path(root) / split / chunk["file"]
             size = path.stat().st_size if path.is_file() else None
             if size != chunk["bytes"]:
-                state = "is gone" if size is None else f"has {size} bytes, expected {chunk['bytes']}"
-                raise UserError(f"{path} {state}: copy it anew, or run the pack command again, which replaces it.")
+                state = "is missing" if size is None else f"has {size} bytes, expected {chunk['bytes']}"
+                raise UserError(f"{path} {state}: copy it again, or run the pack command again, which replaces it.")
     found = json.loads(_fetched(root, f"{split}/{CLIPS}", cache_dir))
     if sum(chunk["items"] for chunk in chunks) != len(set(found["clips"]["id"])):
         raise ValueError(f"{split}/{CLIPS} and {MANIFEST} list other clips")
@@ -253,7 +254,7 @@ def _fetched(root: str, name: str, cache_dir: str | None) -> bytes:
         return (Path(root) / name).read_bytes()
     target = cache_of(root, cache_dir) / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # the remote side may have been packed anew
+    target.unlink(missing_ok=True)  # the remote data may have been packed again
     try:
         get_downloader(root, str(target.parent), []).download_file(f"{root}/{name}", str(target))
         return target.read_bytes()
@@ -265,7 +266,7 @@ def _fetched(root: str, name: str, cache_dir: str | None) -> bytes:
 
 
 def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Clip, str]]) -> dict[str, Any]:
-    """A list as clips.json has it: `packed` in the order of the chunks, without the paths of this machine."""
+    """A list as stored in clips.json: `packed` in the order of the chunks, without the paths of this machine."""
 
     def columns(rows: Sequence[Clip]) -> dict[str, list[Any]]:
         return {
@@ -300,7 +301,7 @@ def from_json(found: dict[str, Any], files: Sequence[str]) -> ClipList:
         ]
 
     lost = [""] * len(found["missing"]["id"])
-    left_out = rows(found["excluded"], [""] * len(found["excluded"]["id"]))
+    excluded = rows(found["excluded"], [""] * len(found["excluded"]["id"]))
     return ClipList(
         split=found["split"],
         clips=sorted(rows(found["clips"], files), key=lambda clip: clip.id),
@@ -309,6 +310,6 @@ def from_json(found: dict[str, Any], files: Sequence[str]) -> ClipList:
         notes=found["notes"],
         multi_label=found["multi_label"],
         mixtures=[tuple(ids) for ids in found["mixtures"]],
-        excluded=list(zip(left_out, found["excluded"]["why"], strict=True)),
+        excluded=list(zip(excluded, found["excluded"]["why"], strict=True)),
         lost_frames=found.get("lost_frames", 0),  # packed before they were counted
     )

@@ -1,7 +1,4 @@
-"""Where clips are read from. A source opens a clip; an open clip gives pictures, sound and masks by time.
-
-All else in the data path is the same for every source: raw files (here) and packed chunks (packed.py).
-"""
+"""The files as published, opened as clips."""
 
 from __future__ import annotations
 
@@ -27,8 +24,8 @@ class RawStore:
     @contextmanager
     def open(self, clip: Clip) -> Iterator[OpenClip]:
         if clip.frames:
-            with Media(Path(clip.path, "audio.wav")) as sound:
-                yield FolderClip(clip, sound)
+            with Media(Path(clip.path, "audio.wav")) as media:
+                yield FolderClip(clip, media)
             return
         with Media(clip.path) as media:
             yield MediaClip(media, clip.path)
@@ -38,7 +35,7 @@ class RawStore:
 
 
 class MediaClip:
-    """One media file with picture and sound."""
+    """One media file with video and audio."""
 
     def __init__(self, media: Media, path: str) -> None:
         self.media, self.path = media, path
@@ -69,20 +66,22 @@ class MediaClip:
 class FolderClip:
     """A clip of AVSBench: frames/<n>.jpg at n + 0.5 s, labels_semantic/<n>.png, audio.wav."""
 
-    def __init__(self, clip: Clip, sound: Media) -> None:
-        self.folder, self.media = Path(clip.path), sound
-        self.audio_end = sound.info.audio_end
+    def __init__(self, clip: Clip, media: Media) -> None:
+        self.folder, self.media = Path(clip.path), media
+        self.audio_end = media.info.audio_end
         try:
             self.numbers = sorted(int(file.stem) for file in (self.folder / "frames").glob("[0-9]*.jpg"))
         except ValueError as error:
-            raise DecodeError(clip.path, "undecodable", f"a frame's name is no number ({error})") from None
+            raise DecodeError(
+                clip.path, "undecodable", f"a file in frames is not named by a number ({error})"
+            ) from None
         if not self.numbers:
             raise DecodeError(clip.path, "no_video", "there are no frames/<n>.jpg")
         self.video_end = self.numbers[-1] + 1.0
 
     def frames(self, times: Sequence[float]) -> list[Frame]:
-        moments = np.array(self.frame_times())
-        nearest = [self.numbers[int(np.abs(moments - time).argmin())] for time in times]
+        frame_times = np.array(self.frame_times())
+        nearest = [self.numbers[int(np.abs(frame_times - time).argmin())] for time in times]
         pixels = {n: read_image(self.folder / "frames" / f"{n}.jpg") for n in set(nearest)}
         return [Frame(pixels[n], pixels[n].height, pixels[n].width) for n in nearest]
 

@@ -1,4 +1,7 @@
-"""What a store gives: frames, audio and masks of an open clip, by time."""
+"""Where clips are opened: a store opens a clip, and an open clip gives frames, audio and masks by time.
+
+The rest of the data path is the same for raw files (raw.py) and packed chunks (packed.py).
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,13 @@ from torch import Tensor
 
 from deepavfusion.types import Clip
 
-FRAME_GRID = 0.5  # s: pictures are taken at multiples of this, in raw and in packed data alike
-
-
-MASK_CENTRE = 0.5  # s: the annotated picture n lies at n + 0.5 s
+FRAME_GRID = 0.5  # s: frames are taken at multiples of this, in raw and in packed data alike
+MASK_CENTRE = 0.5  # s: the annotated frame n lies at n + 0.5 s
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame: RGB pixels, and the height and width it was filmed in (packed pictures are smaller)."""
+    """A frame: RGB pixels, and the height and width it was filmed in (packed frames are smaller)."""
 
     pixels: Image.Image
     height: int
@@ -32,23 +33,23 @@ class OpenClip(Protocol):
 
     @property
     def audio_end(self) -> float:
-        """Where the sound ends, s."""
+        """Where the audio ends, s."""
 
     @property
     def video_end(self) -> float:
-        """Where the last picture leaves the screen, s."""
+        """Where the last frame leaves the screen, s."""
 
     def frames(self, times: Sequence[float]) -> list[Frame]:
         """The frames on screen at `times`, s."""
 
     def frame_times(self) -> list[float]:
-        """The moments whose pictures packed data keep, s."""
+        """Times of the frames that packed data keeps, s."""
 
     def audio(self, start: float, seconds: float) -> Tensor:
-        """float32 [T], mono, 16 kHz, in [−1, 1]; shorter than asked for where the sound ends earlier."""
+        """float32 [T], mono, 16 kHz, in [−1, 1]; shorter than requested where the audio ends earlier."""
 
     def mask(self, second: int) -> Image.Image:
-        """The annotation of the picture at `second` + 0.5 s, uint8, one value a pixel."""
+        """The annotation of the frame at `second` + 0.5 s, uint8, one value per pixel."""
 
 
 class Store(Protocol):
