@@ -19,11 +19,11 @@ from deepavfusion.utils.processes import cores
 if TYPE_CHECKING:
     from deepavfusion.data.datamodule import ClipDataModule
 
-# What a command needs is imported in it: the demo does without torch, and every worker imports this file.
+# Each command imports what it needs: the demo needs no torch, and every worker imports this file.
 
 
 def make_demo(cfg: DictConfig) -> None:
-    """Generate the demo data that is missing; with `force=true` all that `sets` names."""
+    """Generate the demo datasets that are missing; with `force=true` all those in `sets`."""
     from deepavfusion.demo import demo
 
     root = REPOSITORY / cfg.root  # an absolute root stays as it is
@@ -32,14 +32,12 @@ def make_demo(cfg: DictConfig) -> None:
 
 
 def verify_data(cfg: DictConfig) -> None:
-    """Decode every clip once and write the report that runs go by."""
+    """Decode every clip once and write the report that runs read."""
     from deepavfusion.verify.verify import verify
 
     data = datamodule(cfg)
-    if not isinstance(cfg.time_limit, (int, float)) or not cfg.time_limit > 0:
-        raise UserError(f"time_limit is {cfg.time_limit!r}, expected seconds, more than 0.")
     if not data.verify_report:
-        raise UserError("data.verify_report is null; expected the file that the report goes to: leave the key out.")
+        raise UserError("data.verify_report is null; expected the file to write the report to: leave the key out.")
     kind = getattr(data.samples, "keywords", {})  # of samples
     verify(
         [data.read(split, known_bad=False)[0] for split in splits(cfg, data)],
@@ -56,7 +54,7 @@ def verify_data(cfg: DictConfig) -> None:
 
 
 def pack_data(cfg: DictConfig) -> None:
-    """Write the clips, without those that a report names, in the packed format."""
+    """Write the clips, without those that a report excludes, in the packed format."""
     from rich import get_console
     from rich.table import Table
 
@@ -66,15 +64,10 @@ def pack_data(cfg: DictConfig) -> None:
     data = datamodule(cfg)
     if not cfg.output:
         raise UserError("command=pack has no place to write to; expected a new folder: add output=<folder>.")
-    settings = {key: cfg.pack[key] for key in ("short_side", "quality", "clips_per_chunk")}
-    if any(type(value) is not int or value < 1 for value in settings.values()) or settings["quality"] > 95:
-        raise UserError(
-            f"pack is {settings}; expected whole numbers of at least 1, quality at most 95: set pack.<key>=<number>."
-        )
     lists = {split: data.read(split)[0] for split in splits(cfg, data)}
     for clips in lists.values():
         say(f"{clips.split}: {clips.coverage}")
-    counts = pack(lists, Path(cfg.output), data.dataset_name, PackSettings(**settings), workers(cfg), data.reader)
+    counts = pack(lists, Path(cfg.output), data.dataset_name, PackSettings(**cfg.pack), workers(cfg), data.reader)
     names = ("listed", "packed", "missing", "excluded")
     table = Table("split", title=f"Packed in {cfg.output}")
     for name in names:
@@ -87,7 +80,7 @@ def pack_data(cfg: DictConfig) -> None:
 
 
 def datamodule(cfg: DictConfig) -> ClipDataModule:
-    """What `data` names; its root must hold the files as published."""
+    """The datamodule of `cfg.data`, whose root must hold the files as published."""
     if cfg.get("data") is None:
         known = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
         raise UserError(f"command={cfg.command} has no dataset; add data=<one of: {', '.join(known)}>.")
@@ -116,10 +109,7 @@ def splits(cfg: DictConfig, data: ClipDataModule) -> list[str]:
 
 def workers(cfg: DictConfig) -> int:
     """How many processes."""
-    count = cores() if cfg.workers == "auto" else cfg.workers
-    if not isinstance(count, int) or count < 1:
-        raise UserError(f"workers is {cfg.workers!r}, expected auto or a whole number of at least 1.")
-    return count
+    return cores() if cfg.workers == "auto" else int(cfg.workers)
 
 
 COMMANDS = {"demo": make_demo, "verify": verify_data, "pack": pack_data}
@@ -136,7 +126,7 @@ def main(cfg: DictConfig) -> None:
     try:
         COMMANDS[cfg.command](cfg)
     except KeyboardInterrupt:
-        print("Interrupted; what is done is kept, and the same command goes on.", file=sys.stderr)
+        print("Interrupted. What is done is kept; run the same command to resume.", file=sys.stderr)
         sys.exit(130)
 
 

@@ -178,7 +178,7 @@ def test_other_layouts_of_the_clips(tmp_path: Path) -> None:
 def test_bad_line_is_named(tmp_path: Path, line: str) -> None:
     text = message(make(tmp_path, unbalanced=UNBALANCED + line + "\n"))
     assert f"{tmp_path / UNBALANCED_FILE}, line 7" in text
-    assert "mend the line" in text
+    assert "fix the line" in text
 
 
 def test_unknown_label_is_named(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_unknown_label_is_named(tmp_path: Path) -> None:
 def test_bad_class_is_named(tmp_path: Path, line: str) -> None:
     text = message(make(tmp_path, classes=CLASSES + line + "\n"))
     assert f"{tmp_path / 'annotations/class_labels_indices.csv'}, line 6" in text
-    assert "mend the line" in text
+    assert "fix the line" in text
 
 
 def test_header_of_the_classes(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_missing_root_and_lists(tmp_path: Path) -> None:
     text = message(tmp_path, "eval")
     assert "eval_segments.csv does not exist" in text
     assert "data.index.evaluation" in text
-    assert "leads out of the data folder" in message(tmp_path, balanced="../list.csv", split="balanced")
+    assert "leaves the data folder" in message(tmp_path, balanced="../list.csv", split="balanced")
 
 
 def test_nothing_on_disk_and_bad_patterns(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_nothing_on_disk_and_bad_patterns(tmp_path: Path) -> None:
     assert "clips/ holds ev" in text
     assert "expected the fields id, prefix, start and end" in message(tmp_path, clip_pattern="{folder}/{id}.mp4")
     assert "gives all clips the same path" in message(tmp_path, clip_pattern="{prefix}/{start}.mp4")
-    assert "leads out of the data folder" in message(tmp_path, clip_pattern="../{id}.mp4")
+    assert "leaves the data folder" in message(tmp_path, clip_pattern="../{id}.mp4")
 
 
 def test_config_names_every_argument(tmp_path: Path) -> None:

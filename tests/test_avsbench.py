@@ -121,10 +121,10 @@ def test_incomplete_folders(tmp_path: Path) -> None:
     assert [(clip.labels, clip.frames) for clip in found.missing] == [((1,), (0, 1, 2, 3, 4))] * 5  # as published
     assert found.lost_frames == 2  # of the partial one
     assert found.notes == [
-        f"1 clip has fewer pictures with masks than published (5, in v2 10) in the val split, e.g. {clips[5]}.",
-        f"2 clips have no audio.wav (taken as missing) in the val split, e.g. {clips[1]}.",
-        f"1 clip has no masks in labels_semantic (taken as missing) in the val split, e.g. {clips[4]}.",
-        f"1 clip has no pictures in frames (taken as missing) in the val split, e.g. {clips[3]}.",
+        f"1 clip has fewer images with masks than published (5, in v2 10) in the val split, e.g. {clips[5]}.",
+        f"2 clips have no audio.wav (counted as missing) in the val split, e.g. {clips[1]}.",
+        f"1 clip has no masks in labels_semantic (counted as missing) in the val split, e.g. {clips[4]}.",
+        f"1 clip has no images in frames (counted as missing) in the val split, e.g. {clips[3]}.",
     ]
     assert found.coverage == "2 of 7 clips of the val split are on disk"
 
@@ -134,7 +134,7 @@ def test_the_first_picture_has_no_mask(tmp_path: Path) -> None:
     (tmp_path / A / "labels_semantic/0.png").unlink()
     found = avsbench(tmp_path, "train", "s4", train_frames="first")
     assert [clip.video for clip in found.missing] == ["-aaaaaaaaaa"]
-    assert found.notes == [f"1 clip has no mask of a picture in use (taken as missing) in the train split, e.g. {A}."]
+    assert found.notes == [f"1 clip has no mask of an image in use (counted as missing) in the train split, e.g. {A}."]
     assert avsbench(tmp_path, "train", "s4", train_frames="all").clips[0].frames == (1,)
 
 
@@ -168,9 +168,7 @@ def test_names_that_are_numbered_from_one(tmp_path: Path) -> None:
     found = avsbench(make(tmp_path, names={name: n + 1 for name, n in NAMES.items()}), "train", "ms3")
     assert found.classes == list(NAMES)
     assert found.clips[0].labels == (1, 3)
-    assert found.notes == [
-        "label2idx.json begins with 1, 'background'; class indices here begin with 0 and are one less."
-    ]
+    assert found.notes == ["label2idx.json begins with 1, 'background'; class indices begin with 0 and are one less."]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +209,7 @@ def test_bad_names(tmp_path: Path, names: object, sentence: str) -> None:
 def test_bad_line_is_named(tmp_path: Path, line: str) -> None:
     text = message(make(tmp_path, METADATA + line + "\n"))
     assert f"{tmp_path / 'metadata.csv'}, line 8" in text
-    assert "mend the line" in text
+    assert "fix the line" in text
 
 
 def test_columns_go_by_their_names(tmp_path: Path) -> None:
@@ -261,9 +259,9 @@ def test_missing_root_and_files(tmp_path: Path) -> None:
     )
     assert "data.index.train_frames" in message(tmp_path, train_frames="one")
     (tmp_path / "metadata.csv").write_text(METADATA)
-    assert "leads out of the data folder" in message(tmp_path, clip_pattern="../{uid}")
+    assert "leaves the data folder" in message(tmp_path, clip_pattern="../{uid}")
     assert "expected the fields uid, label and vid" in message(tmp_path, clip_pattern="{id}")
-    assert "leads out of the data folder" in message(tmp_path, metadata="../metadata.csv")
+    assert "leaves the data folder" in message(tmp_path, metadata="../metadata.csv")
 
 
 def test_nothing_on_disk(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_list_that_is_not_used_does_not_stop_anyone(tmp_path: Path) -> None:
     make(tmp_path, on_disk=ALL)
     (tmp_path / f"{SOLO21}.json").write_text("<html>404</html>")
     (note,) = music(tmp_path, "train").notes
-    assert note.startswith(f"A list that is not used cannot be read: {tmp_path / SOLO21}.json cannot be read as JSON")
+    assert note.startswith(f"An unused list cannot be read: {tmp_path / SOLO21}.json cannot be read as JSON")
 
 
 def test_other_layouts_of_the_clips(tmp_path: Path) -> None:
@@ -192,11 +192,11 @@ def test_other_layouts_of_the_clips(tmp_path: Path) -> None:
     found = music(tmp_path / "flat", "train", clip_pattern="{id}.mp4")
     assert [(clip.id, clip.path) for clip in found.clips] == [("bbbbbbbbbb_", str(tmp_path / "flat/bbbbbbbbbb_.mp4"))]
     for pattern in ("clips/*/{id}.mp4", "clips/{id}*_*.mp4"):
-        assert "at most one '*', in the file name: mend data.index.clip_pattern" in message(
+        assert "at most one '*', in the file name: fix data.index.clip_pattern" in message(
             tmp_path, clip_pattern=pattern
         )
     assert "expected the fields id and instrument" in message(tmp_path, clip_pattern="{label}/{id}.mp4")
-    assert "leads out of the data folder" in message(tmp_path, clip_pattern="../{id}*.mp4")
+    assert "leaves the data folder" in message(tmp_path, clip_pattern="../{id}*.mp4")
     assert "gives all clips the same path" in message(tmp_path, clip_pattern="{instrument}/*.mp4")
 
 
@@ -246,7 +246,7 @@ def test_missing_root_and_lists(tmp_path: Path) -> None:
     assert f"{tmp_path / SOLO}.json does not exist" in text
     assert '{"videos": {instrument: [ids]}}' in text
     assert "data.index.lists" in text
-    assert "leads out of the data folder" in message(tmp_path, lists=["../list"])
+    assert "leaves the data folder" in message(tmp_path, lists=["../list"])
     assert f"set data.index.lists=[{SOLO}]" in message(tmp_path, lists=SOLO)
     assert "name no solo videos" in message(tmp_path, lists=[])
     assert "There is no split of MUSIC 'val'" in message(tmp_path, "val")

@@ -90,13 +90,10 @@ def test_verify_then_pack(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["command=verify", "data=vggsound", "data.root=s3://bucket/x"], r"is packed; command=verify expects"),
         (["command=verify", "data=vggsound", "data.root={raw}", "splits=[dev]"], r"'dev'; expected one of train, test"),
         (["command=verify", "data=vggsound", "data.root={raw}", "splits=[]"], r"splits is empty"),
-        (["command=verify", "data=vggsound", "data.root={raw}", "time_limit=0"], r"time_limit is 0, expected seconds"),
-        (["command=verify", "data=vggsound", "data.root={raw}", "workers=0"], r"workers is 0, expected auto or"),
         (["command=verify", "data=vggsound", "data.root={raw}", "data.exclude=[mute]"], r"the word 'mute'"),
         (["command=verify", "data=vggsound", "data.root={raw}", "data.verify_report=null"], r"verify_report is null"),
         (["command=pack", "data=vggsound", "data.root={raw}"], r"no place to write to; .* add output=<folder>"),
         (["command=pack", "data=vggsound", "data.root={raw}", "output={raw}"], r"holds no packed data"),
-        (["command=pack", "data=vggsound", "data.root={raw}", "output=x", "pack.quality=99"], r"quality at most 95"),
         (["command=demo", "root=x", "sets=[vgg]"], r"There is no demo set 'vgg'"),
     ],
 )

@@ -139,7 +139,7 @@ def test_missing_root_and_list(tmp_path: Path) -> None:
 def test_bad_line_is_named(tmp_path: Path, line: str) -> None:
     text = message(make(tmp_path, LIST + line + "\n", (DOG,)))
     assert f"{tmp_path / 'annotations' / 'vggsound.csv'}, line 5" in text
-    assert "mend the line" in text
+    assert "fix the line" in text
 
 
 def test_nothing_on_disk(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_bad_patterns(tmp_path: Path) -> None:
         assert f"'{pattern}' cannot be filled in" in text
         assert "data.index.clip_pattern" in text
     for pattern in ("../{id}.mp4", "/clips/{id}.mp4"):
-        assert "leads out of the data folder" in message(tmp_path, clip_pattern=pattern)
+        assert "leaves the data folder" in message(tmp_path, clip_pattern=pattern)
 
 
 def test_a_class_keeps_its_place_when_its_clips_are_missing(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_class_of_one_list_only_is_kept_and_named(tmp_path: Path) -> None:
     found = vggsound_music(make(tmp_path, train=TRAIN + "bbbbbbbbbbb_000001,pianno\n"), "train")
     assert found.classes == ["pianno", "piano", "steel_guitar", "violin"]
     assert found.notes == [
-        "annotations/vggmusic_train.txt has 1 class that annotations/vggmusic_eval_ss.csv has not, e.g. 'pianno'; did "
+        "annotations/vggmusic_train.txt has 1 class that annotations/vggmusic_eval_ss.csv lacks, e.g. 'pianno'; did "
         "you mean 'piano'?"
     ]
 
@@ -213,7 +213,7 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
 def test_bad_train_line_is_named(tmp_path: Path, line: str) -> None:
     text = message(make(tmp_path, train=TRAIN + line + "\n"), "test")
     assert f"{tmp_path / 'annotations/vggmusic_train.txt'}, line 4" in text
-    assert "mend the line" in text
+    assert "fix the line" in text
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_bad_train_line_is_named(tmp_path: Path, line: str) -> None:
 def test_bad_pair_is_named(tmp_path: Path, line: str) -> None:
     text = message(make(tmp_path, test=TEST + line + "\n"))
     assert f"{tmp_path / 'annotations/vggmusic_eval_ss.csv'}, line 5" in text
-    assert "mend the line" in text
+    assert "fix the line" in text
 
 
 def test_header_of_the_pairs(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_missing_root_and_lists(tmp_path: Path) -> None:
     assert "vggmusic_eval_ss.csv does not exist" in message(tmp_path)
     assert "There is no split of VGGSound-Music 'val'" in message(tmp_path, "val")
     for outside in ("../lists", "/lists", "a/../../lists"):
-        assert "leads out of the data folder" in message(tmp_path, split_dir=outside)
+        assert "leaves the data folder" in message(tmp_path, split_dir=outside)
 
 
 def test_nothing_on_disk(tmp_path: Path) -> None:

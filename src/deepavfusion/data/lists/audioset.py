@@ -1,4 +1,4 @@
-"""AudioSet's layout on disk: the published lists, and a folder of clips for each two first letters of an id.
+"""AudioSet on disk: the published lists, and a folder of clips for each first two letters of an id.
 
 annotations/class_labels_indices.csv    header `index,mid,display_name`; 527 classes
 annotations/{unbalanced_train,balanced_train,eval}_segments.csv    comments `# …`, then lines
@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import files_parted, fill_in, strangers, unique
+from deepavfusion.data.lists.on_disk import fill_in, partition_files, unique, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, count, read_rows, read_table, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
@@ -32,7 +32,7 @@ LISTS_OF_SPLIT = {
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Python's cycle collector would walk over the millions of clips that are here to stay, again and again."""
+    """Keep Python's cycle collector from walking over millions of permanent clips again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -63,9 +63,9 @@ def audioset(
         unbalanced, balanced, evaluation: paths of the lists of segments under the root.
 
     Returns:
-        The split, with several labels a clip; `Clip.label` is the first in its line. `classes` are the display names
-        in the order of the class list. Files on disk that no list names are counted for "unbalanced" and "full" only,
-        which read the long list anyway, and only if all three lists are there.
+        The split, with several labels per clip; `Clip.label` is the first in its line. `classes` are the display names
+        in the order of the class list. Unlisted files are counted for "unbalanced" and "full" only, which read the long
+        list anyway, and only if all three lists exist.
 
     Raises:
         UserError: no root, no list, a malformed line, an unknown label, or none of the split's clips on disk.
@@ -94,8 +94,8 @@ def audioset(
         rest = chain(*(_segments(base, files[name], name, clip_pattern, position) for name in others))
         begin = len(str(base)) + 1
         paths = (clip.path[begin:] for clip in chain(listed, (clip for _, clip in rest)))
-        notes += strangers(folders, paths, clip_pattern, "the lists of AudioSet")
-    there, missing = files_parted(base, split, listed, folders)
+        notes += unlisted_files(folders, paths, clip_pattern, "the lists of AudioSet")
+    there, missing = partition_files(base, split, listed, folders)
     return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=True)
 
 
@@ -107,7 +107,7 @@ def _classes(root: Path, labels: str) -> tuple[dict[str, int], list[str]]:
         if row["index"] != str(len(names)) or not row["mid"] or row["mid"] in position:
             raise UserError(
                 f"{root / labels}, line {line}, has index {row['index']!r} and mid {row['mid']!r}; expected index "
-                f"{len(names)} and a mid of its own: mend the line."
+                f"{len(names)} and a mid of its own: fix the line."
             )
         position[row["mid"]] = len(names)
         names.append(row["display_name"])
@@ -118,7 +118,7 @@ def _segments(
     root: Path, annotations: str, name: str, pattern: str, position: dict[str, int]
 ) -> Iterator[tuple[int, Clip]]:
     """Line number and clip of each line; `name`: the reader's argument that gives the list."""
-    # Two million lines hold few different times and sets of labels: each is parsed once, and clips share the result.
+    # Two million lines have few different times and sets of labels: parse each once and share the result.
     seconds_of: dict[tuple[str, ...], tuple[int, int] | None] = {}
     labels_of: dict[str, tuple[int, ...]] = {}  # in the line's order
     sorted_of: dict[str, tuple[int, ...]] = {}
@@ -134,7 +134,7 @@ def _segments(
         if len(cells) != 4 or not seconds:
             raise UserError(
                 f"{where}, reads `{', '.join(cells)}`; expected `{COLUMNS}` with 0 ≤ start < end and double quotes "
-                "around the labels: mend the line."
+                "around the labels: fix the line."
             )
         start, end = seconds
         video, mids = check_name(cells[0], "id", where), cells[3]
@@ -155,7 +155,7 @@ def _segments(
 
 
 def _whole_seconds(first: str, second: str) -> tuple[int, int] | None:
-    """Start and end, fractions cut off; None when they are not two times in order."""
+    """Start and end without fractions; None unless they are two times in order."""
     try:
         start, end = float(first), float(second)
         return (int(start), int(end)) if 0 <= start < end else None
@@ -166,8 +166,8 @@ def _whole_seconds(first: str, second: str) -> tuple[int, int] | None:
 def _label(mid: str, position: dict[str, int], where: str) -> int:
     if mid not in position:
         raise UserError(
-            f"{where}, names the label {mid!r}, which the class list has not; expected one of its "
-            f"{len(position)} mids: mend the line, or set data.index.labels to the class list that belongs to "
+            f"{where}, names the label {mid!r}, which is not in the class list; expected one of its "
+            f"{len(position)} mids: fix the line, or set data.index.labels to the class list that belongs to "
             f"it{suggestion(mid, position) or '.'}"
         )
     return position[mid]

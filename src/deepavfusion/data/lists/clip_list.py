@@ -1,4 +1,4 @@
-"""What every dataset's list reader shares: its result, the scan of the folders, and the words for people."""
+"""`ClipList`, which every list reader returns: one split with its clips; and a cached scan of the data folder."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ DEMO = "python src/prepare.py command=demo"
 
 @dataclass(frozen=True)
 class ClipList:
-    """One split of a dataset: what its list expects, and what of it is on disk.
+    """One split of a dataset: what is listed, and which of it is on disk.
 
     Args:
         split: the split's name, e.g. "test".
-        clips: those listed and on disk, sorted by id. They need not decode.
+        clips: listed and on disk, sorted by id; whether they decode is unknown.
         classes: label names; `Clip.label` is a position in them.
-        missing: those listed but not on disk, sorted by id.
-        notes: one sentence each for a person to read.
+        missing: listed but not on disk, sorted by id.
+        notes: sentences to print about the list and the files.
         multi_label: whether a clip may have several classes (`Clip.labels`).
-        mixtures: where the protocol fixes which clips are mixed: their ids, missing ones too, in the list's order.
-        lost_frames: annotated pictures that the clips on disk should have and have not.
-        excluded: those on disk that an earlier `command=verify` found unusable, with its word for why.
+        mixtures: ids of the clips to mix, if the protocol fixes them, in the order of the list; some may be missing.
+        lost_frames: annotated frames that the clips on disk lack.
+        excluded: on disk but excluded by the report of `command=verify`, with the status.
     """
 
     split: str
@@ -46,25 +46,25 @@ class ClipList:
 
     @property
     def listed(self) -> int:
-        """How many clips the list expects in this split."""
+        """Number of clips listed in this split."""
         return len(self.clips) + len(self.missing) + len(self.excluded)
 
     @property
     def coverage(self) -> str:
-        """One sentence that stands next to every metric."""
+        """A sentence that is reported with the metrics."""
         present = len(self.clips) + len(self.excluded)
         sentence = f"{present} of {self.listed} clips of the {self.split} split are on disk"
         return f"{sentence}, {len(self.excluded)} of them known to be unusable" if self.excluded else sentence
 
     def without(self, bad: Mapping[str, str]) -> ClipList:
-        """The same list, with the clips that `bad` (id -> why) names moved to `excluded`."""
+        """The same list with the clips in `bad` (id -> status) moved to `excluded`."""
         excluded = self.excluded + [(clip, bad[clip.id]) for clip in self.clips if clip.id in bad]
         return replace(self, clips=[clip for clip in self.clips if clip.id not in bad], excluded=excluded)
 
     def held_out(self, share: float, seed: int) -> tuple[ClipList, ClipList]:
-        """Split off a seeded share of the videos: (the rest, the hold-out).
+        """Split off a random share of the videos: (the rest, the hold-out).
 
-        What is held out follows from seed and video id alone, not from what is on disk.
+        The choice depends on the seed and the video id only, not on what is on disk.
         """
 
         def chosen(video: str) -> bool:
@@ -83,7 +83,7 @@ class ClipList:
 
 
 class Folders:
-    """Which files exist, one `scandir` a folder and not one `stat` a clip."""
+    """Which files exist: one cached `scandir` per folder instead of one `stat` per clip."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -96,7 +96,7 @@ class Folders:
         return self._files[folder]
 
     def folders(self, folder: str) -> list[str]:
-        """Sorted names of the folders in `root/folder`, hidden ones left out."""
+        """Sorted names of the folders in `root/folder`, without hidden ones."""
         entries = _entries(self.root / folder)
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
@@ -106,7 +106,7 @@ class Folders:
         return name in self.files(folder)
 
     def nearest(self, path: str) -> str:
-        """What stands in the place of the missing `path`: a clause such as "clips/ holds train, test"."""
+        """What is there instead of the missing `path`: a clause such as "clips/ holds train, test"."""
         folder = path.rpartition("/")[0]
         while folder and not os.path.isdir(self.root / folder):
             folder = folder.rpartition("/")[0]
@@ -122,13 +122,13 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        if error.errno in (ENAMETOOLONG, ELOOP):  # no such folder can be
+        if error.errno in (ENAMETOOLONG, ELOOP):  # no such folder can exist
             return []
         raise
 
 
 def check_root(root: str | Path) -> Path:
-    """The root as a Path; it must be a folder."""
+    """The root as a Path; raises a `UserError` unless it is a folder."""
     path = Path(root)
     if not os.path.isdir(path):
         state = "is a file" if os.path.exists(path) else "does not exist"

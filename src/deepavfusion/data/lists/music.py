@@ -1,4 +1,4 @@
-"""MUSIC's layout on disk: the published JSON lists, and a folder of clips for each instrument.
+"""MUSIC on disk: the published JSON lists, and a folder of clips for each instrument.
 
 MUSIC_solo_videos.json, MUSIC_duet_videos.json, MUSIC21_solo_videos.json    {"videos": {instrument: [ids]}}
 clips/<instrument>/<id>*.mp4    a duet's instrument is "a b", its folder too; one video may have several clips
@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import check_wildcard, fill_in, matches, parted, strangers
+from deepavfusion.data.lists.on_disk import check_wildcard, fill_in, matches, partition, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, count, read_json, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
 PUBLISHED = ("MUSIC_solo_videos", "MUSIC_duet_videos", "MUSIC21_solo_videos")
 CONTENT = '{"videos": {instrument: [ids]}}'
-VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")  # all of one length, so that none is the beginning of another
+VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")  # all of one length, so that none is a prefix of another
 TEST_VIDEOS = 130
 SMALL_STEP = 10
 
 
 @dataclass(frozen=True)
 class Video:
-    """An entry of a list: a video under the name of its instrument, or of a duet's two."""
+    """An entry of a list: a video and its instrument, or the two of a duet."""
 
     id: str
     name: str
@@ -35,7 +35,7 @@ class Video:
 
     @property
     def expected(self) -> str:
-        """The path of a clip when there is one."""
+        """Its path if the video has one clip."""
         return self.path.replace("*", "")
 
 
@@ -47,21 +47,20 @@ def music(
 ) -> ClipList:
     """Read one split of MUSIC or MUSIC-21.
 
-    The split follows from the solo videos of the chosen lists, see `ids_of_test`. A video whose id is none of theirs
-    is train: so are the duets, whose parts have no ground truth, and the test split of a solo list stays the same
-    when duets are added. A duet that has the id of a test video is test, too.
+    The solo videos of the chosen lists determine the split, see `ids_of_test`. All other videos are train: duets have
+    no ground-truth stems, and adding them leaves the test split unchanged. A duet with the id of a test video is test.
 
     Args:
         root: the folder that holds the lists and the clips.
         split: "train", "test", or "duet": the videos of two players in the chosen lists.
         clip_pattern: path of a video's clips under the root; `str.format` fields id and instrument. "*" in the file
-            name is nothing, or any text that begins with "_", "." or "-".
+            name matches nothing, or any text that begins with "_", "." or "-".
         lists: names of the lists under the root, without ".json".
 
     Returns:
         The split; `classes` are the sorted instruments of the chosen solo lists. A video without a clip on disk is
-        one missing clip. A duet has both labels, and `Clip.label` is that of the instrument named first;
-        `multi_label` if there are duets in the lists, and then solos have their one label in `Clip.labels` as well.
+        one missing clip. A duet has both labels; `Clip.label` is the instrument named first. `multi_label` if the lists
+        have duets; then the label of a solo is in `Clip.labels`, too.
 
     Raises:
         UserError: no root, no list, a malformed one, no solo list, or none of the split's videos on disk.
@@ -83,33 +82,37 @@ def music(
     tests = ids_of_test(video.id for video in solos)
     listed, notes = _unique(every)
     folders = Folders(base)
-    notes += _strangers(base, folders, every, files, clip_pattern)
-
-    def clips() -> Iterator[tuple[Clip, bool]]:
-        for video in listed:
-            of_split = " " in video.name if split == "duet" else (video.id in tests) == (split == "test")
-            if not of_split:
-                continue
-            of_video = labels[video.name]
-            found = matches(folders, video.path)
-            for part, path in found or [("", video.expected)]:
-                clip = Clip(
-                    id=f"{video.id}{part}" if part[:1] in ("", "_", ".", "-") else f"{video.id}_{part}",
-                    path=f"{base}/{path}",
-                    label=of_video[0],
-                    video=video.id,
-                    labels=tuple(sorted(set(of_video))) if multi_label else (),
-                )
-                yield clip, bool(found)
-
-    there, missing = parted(base, split, clips(), folders)
+    notes += _unlisted_files(base, folders, every, files, clip_pattern)
+    of_split = [
+        video
+        for video in listed
+        if (" " in video.name if split == "duet" else (video.id in tests) == (split == "test"))
+    ]
+    clips = (each for video in of_split for each in _clips(base, folders, video, labels[video.name], multi_label))
+    there, missing = partition(base, split, clips, folders)
     return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=multi_label)
 
 
-def ids_of_test(solo_ids: Iterable[str]) -> set[str]:
-    """The ids that are test: of the n sorted solo ids every ⌊n / 130⌋-th, beginning with the first, as published.
+def _clips(
+    root: Path, folders: Folders, video: Video, labels: tuple[int, ...], multi_label: bool
+) -> Iterator[tuple[Clip, bool]]:
+    """The clips of a video, each with whether it is on disk; a single missing one if there are none."""
+    found = matches(folders, video.path)
+    for part, path in found or [("", video.expected)]:
+        clip = Clip(
+            id=f"{video.id}{part}" if part[:1] in ("", "_", ".", "-") else f"{video.id}_{part}",
+            path=f"{root}/{path}",
+            label=labels[0],
+            video=video.id,
+            labels=tuple(sorted(set(labels))) if multi_label else (),
+        )
+        yield clip, bool(found)
 
-    Below n = 260 that step would be 0 or 1 and leave nothing to train on: there, our own rule, it is 10.
+
+def ids_of_test(solo_ids: Iterable[str]) -> set[str]:
+    """The test ids: of the n sorted solo ids every ⌊n / 130⌋-th from the first, as published.
+
+    For n < 260 that step would leave nothing to train on; there it is 10, which is our rule.
     """
     ids = sorted(set(solo_ids))
     step = len(ids) // TEST_VIDEOS
@@ -123,7 +126,7 @@ def _files(lists: Sequence[str]) -> list[str]:
 
 
 def _videos(root: Path, file: str, pattern: str) -> list[Video]:
-    """The videos of a list in its order, repeated ones too."""
+    """The videos of a list in its order, with repeated ones."""
     content = read_json(root, file, CONTENT, "data.index.lists")
     videos = content.get("videos") if isinstance(content, dict) else None
     if not isinstance(videos, dict) or not all(isinstance(ids, list) for ids in videos.values()):
@@ -135,7 +138,7 @@ def _videos(root: Path, file: str, pattern: str) -> list[Video]:
             if not isinstance(video, str) or not VIDEO_ID.fullmatch(video):
                 raise UserError(
                     f"{root / file} lists {video!r} under {name!r}; expected the 11 letters, digits, '-' and '_' of a "
-                    "YouTube id: mend the list."
+                    "YouTube id: fix the list."
                 )
             found.append(Video(video, name, fill_in(pattern, {"id": video, "instrument": name}), file))
     return found
@@ -148,14 +151,14 @@ def _labels(video: Video, classes: list[str], root: Path) -> tuple[int, ...]:
         if part not in classes:
             raise UserError(
                 f"{root / video.file} has the duet {video.name!r}, but no solo list has {part!r}; expected two "
-                "instruments of the solo lists with a space between them: mend the list, or add the solo list to "
+                "instruments of the solo lists with a space between them: fix the list, or add the solo list to "
                 f"data.index.lists{suggestion(part, classes) or '.'}"
             )
     return tuple(classes.index(part) for part in parts)
 
 
 def _unique(every: list[Video]) -> tuple[list[Video], list[str]]:
-    """One entry for each id, the first; notes on those that a list repeats, or that have several instruments."""
+    """The first entry of each id; notes on repeated ones and on those with several instruments."""
     first: dict[str, Video] = {}
     seen: set[tuple[str, Video]] = set()
     repeated: list[Video] = []
@@ -182,8 +185,8 @@ def _unique(every: list[Video]) -> tuple[list[Video], list[str]]:
     return list(first.values()), notes
 
 
-def _strangers(root: Path, folders: Folders, every: list[Video], files: list[str], pattern: str) -> list[str]:
-    """Notes on what is on disk and in no list, be it a chosen or another published one."""
+def _unlisted_files(root: Path, folders: Folders, every: list[Video], files: list[str], pattern: str) -> list[str]:
+    """Notes on files that neither the chosen lists nor other published ones name."""
     known = list(every)
     notes = []
     for file in _files(PUBLISHED):
@@ -191,8 +194,8 @@ def _strangers(root: Path, folders: Folders, every: list[Video], files: list[str
             try:
                 known += _videos(root, file, pattern)
             except UserError as error:
-                notes.append(f"A list that is not used cannot be read: {error}")
+                notes.append(f"An unused list cannot be read: {error}")
     videos = dict.fromkeys(known)
     paths = [path for video in videos for _, path in matches(folders, video.path)]
     listed = dict.fromkeys([*paths, *(video.expected for video in videos)])
-    return notes + strangers(folders, listed, pattern, "the lists of MUSIC", [video.name for video in videos])
+    return notes + unlisted_files(folders, listed, pattern, "the lists of MUSIC", [video.name for video in videos])

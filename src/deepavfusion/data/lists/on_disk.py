@@ -1,4 +1,4 @@
-"""What the list readers share beyond reading a list: clip patterns, repeated lines, and what is on disk."""
+"""From the lines of a list to files: fill in clip patterns, drop repeated lines, find what is on disk or unlisted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deepavfusion.data.lists.text import count, leads_out, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
-STRAYS_BY_NAME = 3  # so many folders that no label matches are named one by one, more of them in one sentence
+STRAYS_BY_NAME = 3  # up to so many folders without a label get a note each, more of them one together
 
 
 class Listed(Protocol):
-    """Anything that a list names."""
+    """Anything with an id."""
 
     @property
     def id(self) -> str: ...
@@ -28,8 +28,8 @@ AnyListed = TypeVar("AnyListed", bound=Listed)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a list: a clip, its class by name, and the path of its file below the data folder."""
+class ListedClip:
+    """One line of a list: a clip, the name of its class, and the path of its file below the data folder."""
 
     id: str
     video: str
@@ -43,10 +43,10 @@ def fill_in(pattern: str, fields: Mapping[str, str | int]) -> str:
 
     Args:
         pattern: for `str.format`.
-        fields: what it may name; the first tells clips apart and has to be there.
+        fields: those it may use; it must use the first, which distinguishes clips.
 
     Raises:
-        UserError: the pattern names other fields, leads out of the data folder, or gives every clip the same path.
+        UserError: the pattern uses other fields, leaves the data folder, or gives all clips the same path.
     """
     try:
         path = pattern.format_map(fields)
@@ -54,29 +54,28 @@ def fill_in(pattern: str, fields: Mapping[str, str | int]) -> str:
         *most, last = fields
         raise UserError(
             f"The pattern {pattern!r} cannot be filled in ({type(error).__name__}: {error}); expected the fields "
-            f"{', '.join(most)} and {last}: mend data.index.clip_pattern."
+            f"{', '.join(most)} and {last}: fix data.index.clip_pattern."
         ) from None
     if leads_out(path):
         raise UserError(
-            f"The pattern {pattern!r} leads out of the data folder; expected a path below it: mend "
-            "data.index.clip_pattern."
+            f"The pattern {pattern!r} leaves the data folder; expected a path below it: fix data.index.clip_pattern."
         )
     first = next(iter(fields))
     if f"{{{first}" not in pattern:
         raise UserError(
-            f"The pattern {pattern!r} gives all clips the same path; expected the field {first} in it: mend "
+            f"The pattern {pattern!r} gives all clips the same path; expected the field {first} in it: fix "
             "data.index.clip_pattern."
         )
     return path
 
 
 def unique(listed: Iterable[tuple[int, AnyListed]], source: str, differing: str) -> tuple[list[AnyListed], list[str]]:
-    """One item for each clip, the first, in the list's order; and what to say about the others.
+    """The first item of each clip, in the order of the list, and notes about repeated ones.
 
     Args:
         listed: line number and item.
         source: name of the list.
-        differing: what two items of one clip may disagree about, e.g. "labels".
+        differing: what two items of one clip may disagree on, e.g. "labels".
     """
     first: dict[str, AnyListed] = {}
     lines = array("L")
@@ -100,7 +99,7 @@ def unique(listed: Iterable[tuple[int, AnyListed]], source: str, differing: str)
     return list(first.values()), notes
 
 
-def clips_of(rows: Iterable[Row], root: Path, classes: Sequence[str]) -> Iterator[Clip]:
+def clips_of(rows: Iterable[ListedClip], root: Path, classes: Sequence[str]) -> Iterator[Clip]:
     """The clips of rows with one class each."""
     position = {name: n for n, name in enumerate(classes)}
     for row in rows:
@@ -111,18 +110,18 @@ def check_wildcard(pattern: str) -> None:
     """Raise a `UserError` unless `matches` can read the pattern."""
     if "*" in pattern.rpartition("/")[0] or pattern.count("*") > 1:
         raise UserError(
-            f"The pattern {pattern!r} cannot be used; expected at most one '*', in the file name: mend "
+            f"The pattern {pattern!r} cannot be used; expected at most one '*', in the file name: fix "
             "data.index.clip_pattern."
         )
 
 
 def matches(folders: Folders, path: str) -> list[tuple[str, str]]:
-    """What stands for "*", and the path, of each file that fits; sorted by path.
+    """The text that "*" stands for, and the path, of each matching file; sorted by path.
 
     Args:
         folders: the data folder.
-        path: below it, with one "*" at most, in the file name. "*" is nothing, or any text that begins with "_", "."
-            or "-", so that no name runs on into it; at the beginning of a file name it is any text.
+        path: below it, with at most one "*", in the file name. "*" matches nothing, or any text that begins with "_",
+            "." or "-", so that no longer id matches; at the beginning of a file name it matches any text.
     """
     folder, slash, name = path.rpartition("/")
     head, star, tail = name.partition("*")
@@ -135,16 +134,16 @@ def matches(folders: Folders, path: str) -> list[tuple[str, str]]:
     return sorted(found, key=lambda match: match[1])
 
 
-def parted(
+def partition(
     root: Path, split: str, clips: Iterable[tuple[Clip, bool]], folders: Folders
 ) -> tuple[list[Clip], list[Clip]]:
-    """Clips that are on disk, and those that are missing, both sorted by id.
+    """The clips on disk and the missing ones, both sorted by id.
 
     Args:
         clips: each with whether it is on disk.
 
     Raises:
-        UserError: there are clips, but none of them on disk.
+        UserError: there are clips, but none is on disk.
     """
     there: list[Clip] = []
     missing: list[Clip] = []
@@ -158,24 +157,23 @@ def parted(
     return there, missing
 
 
-def files_parted(root: Path, split: str, clips: Iterable[Clip], folders: Folders) -> tuple[list[Clip], list[Clip]]:
-    """`parted` for clips that are files: on disk are those whose path exists."""
+def partition_files(root: Path, split: str, clips: Iterable[Clip], folders: Folders) -> tuple[list[Clip], list[Clip]]:
+    """`partition` for clips that are files."""
     begin = len(str(root)) + 1
-    return parted(root, split, ((clip, folders.has(clip.path[begin:])) for clip in clips), folders)
+    return partition(root, split, ((clip, folders.has(clip.path[begin:])) for clip in clips), folders)
 
 
-def strangers(
+def unlisted_files(
     folders: Folders, expected: Iterable[str], pattern: str, source: str, labels: Iterable[str] | None = None
 ) -> list[str]:
-    """Notes on files that the list does not name, and on files that serve several clips.
+    """Notes on files that no list names, and on files that several clips share.
 
     Args:
         folders: the data folder.
-        expected: the path of every listed clip below it, of all splits.
-        pattern: that of the clips; files with another suffix do not matter.
+        expected: paths below it of the listed clips of all splits.
+        pattern: that of the clips; files with another suffix are ignored.
         source: name of the list.
-        labels: the folder names of the classes: a folder beside theirs gets a note of its own. None: folders do not
-            stand for classes.
+        labels: the folder names of the classes; a folder beside theirs gets a note. None: folders are not classes.
     """
     suffix = Path(pattern).suffix
     left: dict[str, set[str]] = {}  # files that no clip has claimed yet

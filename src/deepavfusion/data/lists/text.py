@@ -1,4 +1,4 @@
-"""Reading list files: CSV and JSON with their line numbers, and names that are safe in paths."""
+"""Reads list files: CSV with line numbers, JSON, names that are safe in paths; and pieces of messages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from deepavfusion.utils.errors import UserError
 
 
 def check_split(dataset: str, split: str, known: Iterable[str]) -> None:
-    """Raise a `UserError` when the dataset has no such split."""
+    """Raise a `UserError` if the dataset has no such split."""
     check_choice(f"split of {dataset}", split, known, "data.train_split, data.val_split or data.eval_split")
 
 
 def check_choice(what: str, value: str, known: Iterable[str], key: str) -> None:
-    """Raise a `UserError` when `value` is none of the known ones; `key` is the config key that gives it."""
+    """Raise a `UserError` unless `value` is a known one; `key` is the config key that sets it."""
     if value not in known:
         raise UserError(f"There is no {what} {value!r}; expected one of {', '.join(known)}: set {key}.")
 
@@ -27,7 +27,7 @@ def check_choice(what: str, value: str, known: Iterable[str], key: str) -> None:
 def read_rows(
     root: Path, annotations: str, columns: str, key: str = "data.index.annotations"
 ) -> Iterator[tuple[int, list[str]]]:
-    """Lines of a CSV file, with their numbers from 1, blank ones left out. UTF-8, a byte-order mark allowed.
+    """Lines of a CSV file with their numbers from 1, without blank ones. UTF-8, a byte-order mark allowed.
 
     Args:
         root, annotations: the data folder, and the file's path below it.
@@ -44,7 +44,7 @@ def read_rows(
                     yield reader.line_num, cells
         except csv.Error as error:
             raise UserError(
-                f"{path}, line {reader.line_num}, cannot be read as CSV ({error}); expected `{columns}`: mend the line."
+                f"{path}, line {reader.line_num}, cannot be read as CSV ({error}); expected `{columns}`: fix the line."
             ) from None
         except UnicodeDecodeError as error:
             raise UserError(
@@ -53,11 +53,11 @@ def read_rows(
 
 
 def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines of a CSV file with a header, by the names of its columns; their numbers as in `read_rows`.
+    """Lines of a CSV file with a header, as dicts by column; numbered as in `read_rows`.
 
     Args:
         root, annotations: the data folder, and the file's path below it.
-        columns: names of columns that the header must have, joined by commas; others may be there as well.
+        columns: names that the header must have, joined by commas; more are allowed.
         key: the config key that names the file, for the error message.
     """
     rows = read_rows(root, annotations, columns, key)
@@ -71,13 +71,13 @@ def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator
         if len(cells) != len(header):
             raise UserError(
                 f"{root / annotations}, line {line}, reads `{','.join(cells)}`; expected `{','.join(header)}` and, "
-                "around cells with commas, double quotes: mend the line."
+                "around cells with commas, double quotes: fix the line."
             )
         yield line, dict(zip(header, cells, strict=True))
 
 
 def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
-    """A JSON file; UTF-8, a byte-order mark allowed; no object may name a key twice.
+    """The content of a JSON file; UTF-8, a byte-order mark allowed; no object may repeat a key.
 
     Args:
         root, annotations: the data folder, and the file's path below it.
@@ -90,21 +90,19 @@ def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in found:
-                raise UserError(f"{path} has the key {name!r} twice in one object; expected {content}: mend the file.")
+                raise UserError(f"{path} has the key {name!r} twice in one object; expected {content}: fix the file.")
             found[name.encode().decode()] = value  # half a surrogate pair is no text: a UnicodeEncodeError
         return found
 
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeError, numbers of thousands of digits
-        raise UserError(f"{path} cannot be read as JSON ({error}); expected {content}: mend the file.") from None
+        raise UserError(f"{path} cannot be read as JSON ({error}); expected {content}: fix the file.") from None
 
 
 def _list_file(root: Path, annotations: str, content: str, key: str) -> Path:
     if not isinstance(annotations, str) or leads_out(annotations):
-        raise UserError(
-            f"The path {annotations!r} leads out of the data folder {root}; expected one below it: mend {key}."
-        )
+        raise UserError(f"The path {annotations!r} leaves the data folder {root}; expected one below it: fix {key}.")
     path = root / annotations
     if not os.path.isfile(path):
         raise UserError(
@@ -114,16 +112,16 @@ def _list_file(root: Path, annotations: str, content: str, key: str) -> Path:
 
 
 def leads_out(path: str) -> bool:
-    """Whether a path that should lie below the data folder does not."""
+    """Whether a path leaves the data folder."""
     return path.startswith("/") or "\0" in path or ".." in path.split("/")
 
 
 def check_name(value: str, what: str, where: str) -> str:
-    """An id or label that goes into a path; it must not lead out of its folder."""
+    """The id or label, which goes into a path; raises a `UserError` if it could leave its folder."""
     if not value or "/" in value or "\\" in value or "\0" in value or ".." in value:
         raise UserError(
             f"{where}: the {what} {value!r} cannot be part of a file name; expected one without '/', '\\' and "
-            "'..': mend the line."
+            "'..': fix the line."
         )
     return value
 

@@ -1,4 +1,4 @@
-"""VGGSound's layout on disk: one CSV list, and a folder of clips for each label.
+"""VGGSound on disk: one CSV list, and a folder of clips for each label.
 
 annotations/vggsound.csv    lines `id,start,label,train|test`; start in seconds
 clips/<label>/<id>_<start:06d>_<start+10:06d>.mp4    in folder names each of space ( ) , becomes _
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import Row, clips_of, files_parted, fill_in, strangers, unique
+from deepavfusion.data.lists.on_disk import ListedClip, clips_of, fill_in, partition_files, unique, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, read_rows
 from deepavfusion.utils.errors import UserError
 
@@ -38,8 +38,8 @@ def vggsound(
         annotations: path of the list under the root.
 
     Returns:
-        The split; `classes` are the sorted labels of the *whole* list, whatever is on disk. A test split that
-        the list leaves out is empty.
+        The split; `classes` are the sorted labels of the *whole* list, whatever is on disk. If the list has no
+        test lines, that split is empty.
 
     Raises:
         UserError: no root, no list, a malformed line, no train line, or none of the split's clips on disk.
@@ -55,8 +55,8 @@ def vggsound(
             "`id,start,label,train`: set data.index.annotations to the full list."
         )
     folders = Folders(base)
-    notes += strangers(folders, [row.path for row in rows], clip_pattern, annotations, map(folder_name, classes))
-    clips, missing = files_parted(base, split, clips_of(chosen, base, classes), folders)
+    notes += unlisted_files(folders, [row.path for row in rows], clip_pattern, annotations, map(folder_name, classes))
+    clips, missing = partition_files(base, split, clips_of(chosen, base, classes), folders)
     return ClipList(split, clips, classes, missing=missing, notes=notes)
 
 
@@ -72,15 +72,15 @@ def clip_path(pattern: str, video: str, start: int, label: str, folder: str) -> 
     )
 
 
-def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Row]]:
+def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, ListedClip]]:
     for line, cells in read_rows(root, annotations, COLUMNS):
         where = f"{root / annotations}, line {line}"
         if len(cells) != 4 or not SECONDS.fullmatch(cells[1]) or cells[3] not in SPLITS:
             raise UserError(
                 f"{where}, reads `{','.join(cells)}`; expected `{COLUMNS}` with whole "
-                "seconds and, around labels with commas, double quotes: mend the line."
+                "seconds and, around labels with commas, double quotes: fix the line."
             )
         video, start = check_name(cells[0], "id", where), int(cells[1])
         label = check_name(cells[2], "label", where)
         path = clip_path(pattern, video, start, label, folder_name(label))
-        yield line, Row(f"{video}_{start:06d}", video, label, path, cells[3])
+        yield line, ListedClip(f"{video}_{start:06d}", video, label, path, cells[3])

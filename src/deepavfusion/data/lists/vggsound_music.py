@@ -1,4 +1,4 @@
-"""VGGSound-Music: the clips of VGGSound that show an instrument, in two lists of its own.
+"""VGGSound-Music on disk: the clips of VGGSound that show an instrument, with their own two lists.
 
 annotations/vggmusic_train.txt      lines `<id>_<start:06d>,<instrument>`
 annotations/vggmusic_eval_ss.csv    header, then `source_1,source_2,class_1,class_2,sep_type`: pairs to mix in tests
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import Row, clips_of, files_parted, strangers, unique
+from deepavfusion.data.lists.on_disk import ListedClip, clips_of, partition_files, unique, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, count, read_rows, read_table, suggestion
 from deepavfusion.data.lists.vggsound import clip_path, folder_name
 from deepavfusion.utils.errors import UserError
@@ -46,10 +46,9 @@ def vggsound_music(
         train_list, test_list: their file names.
 
     Returns:
-        The split; `classes` are the sorted instruments of *both* lists, as the train list writes them, so that an
-        instrument is one class however it is written; a class that only one list names is kept and noted. In the test
-        split each clip stands once, and `mixtures` holds the pairs of the list in its order, all of them: those of
-        one class, and those whose clips are missing.
+        The split; `classes` are the sorted instruments of *both* lists, spelt as in the train list; a class that only
+        one list names is kept and noted. The test split has each clip once, and `mixtures` all pairs of the list in its
+        order, including pairs of one class and pairs with missing clips.
 
     Raises:
         UserError: no root, no list, a malformed line, or none of the split's clips on disk.
@@ -59,12 +58,12 @@ def vggsound_music(
     train_file, test_file = f"{split_dir}/{train_list}", f"{split_dir}/{test_list}"
     train, notes = unique(_train_rows(base, train_file, clip_pattern), train_file, "instruments")
     pairs = list(_pairs(base, test_file, clip_pattern))
-    uses: dict[Row, int] = {}  # a clip may be in several pairs; the line of the first
+    uses: dict[ListedClip, int] = {}  # line of the first pair that uses it
     for line, *rows in pairs:
         for row in rows:
             uses.setdefault(row, line)
     test, at_odds = unique(((line, row) for row, line in uses.items()), test_file, "classes")
-    notes += at_odds[-1:]  # what repeats here, repeats with another class
+    notes += at_odds[-1:]  # only a clip with two classes is repeated here
     mixtures: list[tuple[str, ...]] = [(first.id, second.id) for _, first, second in pairs]
     notes += _at_odds(train, train_file, test, test_file, mixtures)
     classes = sorted({row.label for row in train} | {row.label for row in test})
@@ -72,14 +71,14 @@ def vggsound_music(
     folders = Folders(base)
     listed = [row.path for row in dict.fromkeys(train + test)]
     names = [_folder(name) for name in classes]
-    notes += strangers(folders, listed, clip_pattern, f"{train_file} or {test_file}", names)
+    notes += unlisted_files(folders, listed, clip_pattern, f"{train_file} or {test_file}", names)
     chosen = train if split == "train" else test
-    clips, missing = files_parted(base, split, clips_of(chosen, base, classes), folders)
+    clips, missing = partition_files(base, split, clips_of(chosen, base, classes), folders)
     return ClipList(split, clips, classes, missing=missing, notes=notes, mixtures=mixtures if split == "test" else [])
 
 
 def instrument(name: str) -> str:
-    """The class of a name as either list writes it: "violin,_fiddle" -> "violin"."""
+    """The class of a name as either list spells it: "violin,_fiddle" -> "violin"."""
     return SHORT_NAMES.get(folder_name(name), folder_name(name))
 
 
@@ -87,38 +86,38 @@ def _folder(label: str) -> str:
     return f"playing_{LONG_NAMES.get(label, label)}"
 
 
-def _row(clip: str, name: str, pattern: str, where: str, columns: str) -> Row:
+def _row(clip: str, name: str, pattern: str, where: str, columns: str) -> ListedClip:
     match = CLIP_ID.fullmatch(clip)
     if not match:
         raise UserError(
-            f"{where}, names the clip {clip!r}; expected `{columns}` with clips <id>_<start>: mend the line."
+            f"{where}, names the clip {clip!r}; expected `{columns}` with clips <id>_<start>: fix the line."
         )
     video, start = check_name(match["video"], "id", where), int(match["start"])
     label = instrument(check_name(name, "instrument", where))
-    return Row(f"{video}_{start:06d}", video, label, clip_path(pattern, video, start, label, _folder(label)))
+    return ListedClip(f"{video}_{start:06d}", video, label, clip_path(pattern, video, start, label, _folder(label)))
 
 
-def _train_rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Row]]:
+def _train_rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, ListedClip]]:
     for line, cells in read_rows(root, annotations, TRAIN_COLUMNS, "data.index.split_dir or data.index.train_list"):
         where = f"{root / annotations}, line {line}"
         if len(cells) != 2:
-            raise UserError(f"{where}, reads `{','.join(cells)}`; expected `{TRAIN_COLUMNS}`: mend the line.")
+            raise UserError(f"{where}, reads `{','.join(cells)}`; expected `{TRAIN_COLUMNS}`: fix the line.")
         yield line, _row(cells[0], cells[1], pattern, where, TRAIN_COLUMNS)
 
 
-def _pairs(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Row, Row]]:
+def _pairs(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, ListedClip, ListedClip]]:
     for line, pair in read_table(root, annotations, TEST_COLUMNS, "data.index.split_dir or data.index.test_list"):
         where = f"{root / annotations}, line {line}"
         if pair["source_1"] == pair["source_2"]:
-            raise UserError(f"{where}, mixes {pair['source_1']} with itself; expected two clips: mend the line.")
+            raise UserError(f"{where}, mixes {pair['source_1']} with itself; expected two clips: fix the line.")
         first, second = (_row(pair[f"source_{n}"], pair[f"class_{n}"], pattern, where, TEST_COLUMNS) for n in (1, 2))
         yield line, first, second
 
 
 def _at_odds(
-    train: list[Row], train_file: str, test: list[Row], test_file: str, mixtures: list[tuple[str, ...]]
+    train: list[ListedClip], train_file: str, test: list[ListedClip], test_file: str, mixtures: list[tuple[str, ...]]
 ) -> list[str]:
-    """Notes on pairs that repeat, on clips in both lists, and on classes in one list only."""
+    """Notes on repeated pairs, clips in both lists, and classes in only one."""
     notes = []
     repeated = len(mixtures) - len(set(mixtures))
     if repeated:
@@ -133,7 +132,7 @@ def _at_odds(
         alone = sorted({row.label for row in rows} - known)
         if alone:
             notes.append(
-                f"{file} has {count(len(alone), 'class', 'classes')} that {other_file} has not, e.g. '{alone[0]}'"
+                f"{file} has {count(len(alone), 'class', 'classes')} that {other_file} lacks, e.g. '{alone[0]}'"
                 f"{suggestion(alone[0], known) or '.'}"
             )
     return notes
