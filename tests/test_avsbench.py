@@ -123,8 +123,8 @@ def test_incomplete_folders(tmp_path: Path) -> None:
     assert found.notes == [
         f"1 clip has fewer images with masks than published (5, in v2 10) in the val split, e.g. {clips[5]}.",
         f"2 clips have no audio.wav (counted as missing) in the val split, e.g. {clips[1]}.",
-        f"1 clip has no masks in labels_semantic (counted as missing) in the val split, e.g. {clips[4]}.",
         f"1 clip has no images in frames (counted as missing) in the val split, e.g. {clips[3]}.",
+        f"1 clip has no masks in labels_semantic (counted as missing) in the val split, e.g. {clips[4]}.",
     ]
     assert found.coverage == "2 of 7 clips of the val split are on disk"
 
