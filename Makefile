@@ -66,7 +66,7 @@ tensorboard: $(STAMP)  ## Show all runs at http://localhost:6006
 
 .PHONY: test
 test: $(STAMP)  ## Run the quick tests, minutes on two cores
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --durations=25 $(ARGS)
 
 .PHONY: test-full
 test-full: $(STAMP)  ## Run every test, including the long ones

@@ -119,7 +119,10 @@ class Runs:
             while not list(folder.glob("*/runs/run/checkpoints/*.partial")) and ended(pid) is None:
                 assert time.monotonic() - begin < LIMIT, f"no checkpoint in {LIMIT:g} s; see {folder}/output.txt"
         else:
-            time.sleep(pause)
+            # A start ends with its first step: where all is imported, the whole run may take less than the pause.
+            late = time.monotonic() + pause
+            while time.monotonic() < late and (kind == "step" or self.steps(folder) == before):
+                time.sleep(0.005)
         companions = [child for child in children(pid) if trains(child)]
         victim = chance.choice([pid, *(child.pid for child in companions)])
         os.kill(victim, signal.SIGKILL)

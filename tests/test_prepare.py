@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 
 import prepare
@@ -21,6 +20,8 @@ from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.data.stores.packed import MANIFEST
 from deepavfusion.demo import demo
 from deepavfusion.utils.errors import UserError
+from helpers.runs import call
+from helpers.runs import compose as compose_config
 
 SCRIPT = Path(prepare.__file__)
 DATASETS = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
@@ -40,9 +41,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def compose(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return hydra.compose("prepare", overrides=list(overrides))
+compose = partial(compose_config, config="prepare")
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -52,11 +51,13 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_verify_then_pack(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_then_pack(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Relative paths are those of the working directory; pack leaves out what verify found."""
-    done = command("command=verify", "data=vggsound", f"data.root={raw.name}", cwd=raw.parent)
-    assert done.returncode == 0, done.stderr
-    assert f"{raw.name}/verify.csv has a row for every clip" in done.stdout
+    monkeypatch.chdir(raw.parent)
+    call(monkeypatch, "prepare", "command=verify", "data=vggsound", f"data.root={raw.name}")
+    assert f"{raw.name}/verify.csv has a row for every clip" in capsys.readouterr().out
     with (raw / "verify.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["split"] for row in rows] == ["test"] * 8 + ["train"] * 8
@@ -66,12 +67,7 @@ def test_verify_then_pack(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
     output = tmp_path / "packed"
     overrides = ["command=pack", "data=vggsound", f"data.root={raw}", f"output={output}", "splits=[test]"]
-    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        whole = hydra.compose(
-            "prepare", overrides=[*overrides, "workers=1", "pack.short_side=64"], return_hydra_config=True
-        )
-    HydraConfig.instance().set_config(whole)
-    prepare.pack_data(whole)
+    call(monkeypatch, "prepare", *overrides, "workers=1", "pack.short_side=64")
     assert f"data=vggsound data.root={output}" in capsys.readouterr().out
     manifest = json.loads((output / MANIFEST).read_text())
     counts = {"listed": 8, "packed": 7, "missing": 0, "excluded": 1}

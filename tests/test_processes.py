@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -50,6 +51,7 @@ def _of_a_process(rank: int) -> dict[str, Tensor]:
     return _gradients(slice(rank * half, (rank + 1) * half), DistributedDataParallel)
 
 
+@pytest.mark.full
 def test_two_processes_have_the_gradient_of_one_with_all_clips(tmp_path: Path):
     expected = _gradients(slice(None))
     found = in_two_processes(_of_a_process, tmp_path)

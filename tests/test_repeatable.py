@@ -18,6 +18,8 @@ from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.demo import demo
 from helpers.runs import CLASSIFY, SEPARATE, evaluate, numbers, train
 
+pytestmark = pytest.mark.full  # a process that imports everything anew takes 20 s
+
 RUN = [
     "experiment=vggsound_finetune",
     *CLASSIFY,
@@ -85,7 +87,6 @@ def test_an_evaluation_in_another_process_gives_the_numbers_of_the_run(far, tmp_
     assert numbers(tmp_path / "classify/evals/again/metrics.json") == numbers(far / "metrics.json") != {}
 
 
-@pytest.mark.full
 def test_separation_evaluated_by_two_processes_gives_the_numbers_of_one(tmp_path, monkeypatch):
     """Exactly where both see the same batches: other ones move the last bits (measured: 6e-8 dB).
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import load_encoder, load_mae, load_vit, our_name, read_weights
 from helpers import golden as cases
+from helpers.runs import call
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -94,16 +93,14 @@ def test_a_lightning_checkpoint_is_ours(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["original", "vit"])
-def test_convert_writes_what_loads_again(tmp_path, original, content):
+def test_convert_writes_what_loads_again(tmp_path, original, content, monkeypatch, capsys):
     source = original
     if content == "vit":
         source = tmp_path / "mae.pth"
         torch.save({"model": mae_vit()}, source)
     output = tmp_path / "out" / "weights.safetensors"
-    command = [sys.executable, "src/convert.py", f"input={source}", f"output={output}"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "embed_dim = 48" in done.stdout
+    call(monkeypatch, "convert", f"input={source}", f"output={output}")
+    assert "embed_dim = 48" in capsys.readouterr().out
     assert set(load_file(output)) == set(read_weights(source).tensors)
     if content == "vit":
         assert load_vit(cases.tiny_encoder().image, output).new == []
