@@ -31,7 +31,7 @@ from deepavfusion.verify.pool import CALLS, Lost, call_apart
 from deepavfusion.verify.report import Journal
 from deepavfusion.verify.verify import verify
 from helpers.media import clicks, copy_from, numbered, read_audio, write_stream
-from helpers.verify import listed, pid, scripted
+from helpers.verify import listed, logged, pid, scripted
 
 EXCLUDE = ["no_video", "no_audio", "truncated", "undecodable", "hung", "bad_mask"]
 TONE = 0.3 * np.sin(np.arange(4 * 16_000) / 16_000 * 2 * np.pi * 440)
@@ -316,36 +316,27 @@ def test_second_call_looks_at_what_is_new(every_kind: dict[str, Path], tmp_path:
 
 
 KILLED = """
-import sys, time
+import sys
 from pathlib import Path
-
-sys.path.insert(0, {tests!r})
-root = Path({root!r})
-
 from deepavfusion.verify.verify import verify
-from deepavfusion.verify.clip import Verdict
-from helpers.verify import listed
-
-def check(clip):
-    with open(root / "log", "a") as file:
-        print(clip.id, file=file)
-    time.sleep(0.03)
-    return Verdict("ok")
+from helpers.verify import listed, logged
 
 if __name__ == "__main__":
-    clips = listed({{f"{{n:03d}}": root / f"{{n:03d}}" for n in range(100)}})
-    verify([clips], root, root / "verify.csv", workers=2, check=check)
+    root = Path(sys.argv[1])
+    clips = listed({f"{n:03d}": root / f"{n:03d}" for n in range(100)})
+    verify([clips], root, root / "verify.csv", workers=2, check=logged)
 """
 
 
-def test_killed_run_resumes(tmp_path: Path) -> None:
+def test_killed_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 in the middle, half a line at the end: the second run looks at the rest only."""
     script = tmp_path / "run.py"
-    script.write_text(KILLED.format(tests=str(Path(__file__).parent), root=str(tmp_path)))
+    script.write_text(KILLED)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     for n in range(100):
         (tmp_path / f"{n:03d}").write_text("x")
     report, journal = tmp_path / "verify.csv", tmp_path / "verify.csv.partial.jsonl"
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while (journal.read_text().count("\n") if journal.exists() else 0) < 25:
         assert process.poll() is None
@@ -360,7 +351,7 @@ def test_killed_run_resumes(tmp_path: Path) -> None:
     assert not report.exists()  # runs read whole reports only
     time.sleep(0.3)  # the old workers end by themselves
     (tmp_path / "log").unlink()
-    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=60)
+    run([listed({f"{n:03d}": tmp_path / f"{n:03d}" for n in range(100)})], tmp_path, workers=2, check=logged)
     looked_at = (tmp_path / "log").read_text().split()
     assert sorted(looked_at) == sorted({f"{n:03d}" for n in range(100)} - before)
     assert list(rows(report)) == [f"{n:03d}" for n in range(100)]

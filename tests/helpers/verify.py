@@ -32,5 +32,13 @@ def scripted(clip: Clip) -> Verdict:
     return Verdict("ok", str(os.getpid()))
 
 
+def logged(clip: Clip) -> Verdict:
+    """Notes the clip in a file beside it; takes long enough to be killed."""
+    with Path(clip.path).with_name("log").open("a") as file:
+        print(clip.id, file=file)
+    time.sleep(0.03)
+    return Verdict("ok")
+
+
 def pid(_: int) -> int:
     return os.getpid()
