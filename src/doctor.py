@@ -31,20 +31,18 @@ if TYPE_CHECKING:
 
 register_resolvers()
 
-# Torch may be what is broken: whatever imports it is imported in the process of a check.
+# Torch may be what is broken: only the processes of the checks import it.
 
 
 def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Check]:
-    """Name -> check, in the order of the table; `chosen` is the data config that `cfg` was composed with."""
+    """Name -> check, in the order of the table; `chosen` is the data config in `cfg`."""
     logs = Path(cfg.paths.log_dir)
     places = {"paths.log_dir=<folder>": logs, "TMPDIR": Path(os.environ.get("TMPDIR", "/tmp"))}
-    if not Path(cfg.data.root).is_dir():  # the demo is to be made
+    if not Path(cfg.data.root).is_dir():  # the demo will be generated
         places["paths.data_dir=<folder>"] = Path(cfg.paths.data_dir)
-    sound = round(16_000 * cfg.data.audio_seconds) * 4
-    batch = cfg.data.batch_size * (3 * cfg.data.image_size**2 + sound)  # bytes
-    workers = cfg.data.num_workers
-    if workers is None:
-        workers = decoding_workers()
+    waveform = round(16_000 * cfg.data.audio_seconds) * 4  # bytes
+    batch = cfg.data.batch_size * (3 * cfg.data.image_size**2 + waveform)
+    workers = decoding_workers() if cfg.data.num_workers is None else cfg.data.num_workers
     found: dict[str, Check] = {
         "code": partial(software.code, REPOSITORY),
         "packages": partial(software.packages, REPOSITORY),
@@ -71,7 +69,7 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
 
 
 def dataset(config: DictConfig, given: bool, least: float) -> str:
-    """What a data config finds on disk."""
+    """The check of a data config."""
 
     def read(split: str) -> ClipList:
         clips: ClipList = instantiate(config).read(split)[0]
@@ -88,13 +86,13 @@ def main(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     todo = checks(cfg, hydra_config.runtime.choices["data"], list(hydra_config.overrides.task))
     console, found = get_console(), list[Found]()
-    with Live(console=console, auto_refresh=False, transient=True) as live:  # no thread: the checks are forked
+    with Live(console=console, auto_refresh=False, transient=True) as live:  # no thread, since checks are forked
         for name, check in todo.items():
             live.update(as_table(found, running=name), refresh=console.is_terminal)
             found.append(examine(name, check, cfg.time_limit))
     console.print(as_table(found))
     wrong = [each.name for each in found if not each.ok]
-    console.print(f"to mend: {', '.join(wrong)}" if wrong else f"all {len(found)} checks are ok", soft_wrap=True)
+    console.print(f"to fix: {', '.join(wrong)}" if wrong else f"all {len(found)} checks are ok", soft_wrap=True)
     if wrong:
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""`src/doctor.py`: what is broken on purpose has its line, with how to mend it; what is well is ok."""
+"""`src/doctor.py`: what is broken on purpose has its line, with how to fix it; what is well is ok."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Usage = namedtuple("Usage", "total used free")
 GB = 10**9
 
 
-def mend(check, *args, **kwargs) -> str:
-    """What a check says that finds something wrong."""
+def complaint(check, *args, **kwargs) -> str:
+    """The sentence of a check that fails."""
     with pytest.raises(UserError) as error:
         check(*args, **kwargs)
     return str(error.value)
@@ -45,13 +45,13 @@ def test_a_check_that_is_well_that_raises_that_crashes_and_that_leaves():
     assert examine("a", lambda: "fine", 60) == Found("a", True, "fine")
 
     def wrong() -> str:
-        raise UserError("it is broken: mend it.")
+        raise UserError("it is broken: fix it.")
 
-    assert examine("a", wrong, 60) == Found("a", False, "it is broken: mend it.")
+    assert examine("a", wrong, 60) == Found("a", False, "it is broken: fix it.")
     assert examine("a", lambda: str(1 / 0), 60) == Found("a", False, "ZeroDivisionError: division by zero")
 
     def crash() -> str:
-        faulthandler.disable()  # pytest's would tell of it
+        faulthandler.disable()  # pytest's would print
         os.kill(os.getpid(), signal.SIGSEGV)
         return ""
 
@@ -95,7 +95,7 @@ def test_what_libraries_print_is_not_in_the_table(capfd):
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_each_line_is_ok_or_mend_and_the_status_tells(broken, monkeypatch, capsys):
+def test_each_line_is_ok_or_fix_and_the_status_tells(broken, monkeypatch, capsys):
     checks = {"disk": lambda: "20 GB free", "decoders": lambda: "fine" if not broken else str(1 / 0)}
     monkeypatch.setattr(entry_point, "checks", lambda *_: checks)
     monkeypatch.setattr(sys, "argv", ["doctor.py"])
@@ -108,7 +108,7 @@ def test_each_line_is_ok_or_mend_and_the_status_tells(broken, monkeypatch, capsy
     lines = [line.rstrip() for line in capsys.readouterr().out.strip().splitlines()]
     assert lines[0] == "disk      ok 20 GB free"
     assert lines[1:] == (
-        ["decoders  mend: ZeroDivisionError: division by zero", "to mend: decoders"]
+        ["decoders  fix: ZeroDivisionError: division by zero", "to fix: decoders"]
         if broken
         else ["decoders  ok fine", "all 2 checks are ok"]
     )
@@ -142,7 +142,7 @@ def test_what_is_looked_at_follows_from_the_config(tmp_path: Path):
     datasets = [name for name in found if name.startswith("data=")]
     assert datasets == ["data=avsbench_avss", "data=avsbench_ms3", "data=avsbench_s4", "data=music"]
     assert "runs use the demo" in found["data=music"]()
-    assert "avsbench" in mend(found["data=avsbench_s4"])  # an empty folder is no dataset
+    assert "avsbench" in complaint(found["data=avsbench_s4"])  # an empty folder is no dataset
     assert found["shared memory"].args == (10 * (3 * 224**2 + 4 * round(16_000 * cfg.data.audio_seconds)), 4)
     assert list(found)[-1] == "smoke train"
 
@@ -156,7 +156,7 @@ def composed(*overrides: str):
 
 
 def test_packages_are_those_of_setup_cfg(tmp_path: Path, monkeypatch):
-    assert "packages as setup.cfg asks" in software.packages(REPOSITORY)
+    assert "packages satisfy setup.cfg" in software.packages(REPOSITORY)
     version = metadata.version
 
     def fake(name: str) -> str:
@@ -165,18 +165,18 @@ def test_packages_are_those_of_setup_cfg(tmp_path: Path, monkeypatch):
         return "0.0.1" if name == "torch" else version(name)
 
     monkeypatch.setattr(metadata, "version", fake)
-    text = mend(software.packages, REPOSITORY)
+    text = complaint(software.packages, REPOSITORY)
     assert "timm~=1.0.0 is not installed" in text
     assert "torch is 0.0.1, expected ==" in text
     assert "make setup" in text
     monkeypatch.setattr(software.platform, "python_version", lambda: "3.9.1")
-    assert "is 3.9.1, expected >=3.10" in mend(software.packages, REPOSITORY)
+    assert "is 3.9.1, expected >=3.10" in complaint(software.packages, REPOSITORY)
 
 
 def test_a_module_that_does_not_load_is_named(tmp_path: Path, monkeypatch):
     (tmp_path / "broken_library.py").write_text("raise OSError('libfoo.so: undefined symbol')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = mend(software.imports, ["json", "broken_library", "absent_library"])
+    text = complaint(software.imports, ["json", "broken_library", "absent_library"])
     assert "broken_library (OSError: libfoo.so: undefined symbol)" in text
     assert "absent_library (ModuleNotFoundError" in text
     assert "json" not in text
@@ -187,7 +187,7 @@ def test_a_torchvision_of_another_release_is_named(monkeypatch):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr("torchvision.ops.nms", nms)
-    text = mend(software.imports, [])
+    text = complaint(software.imports, [])
     assert "torchvision::nms does not exist" in text
     assert "make setup" in text
 
@@ -202,7 +202,7 @@ def test_decoders_that_are_well_and_broken(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(frame_reader.decord, "VideoReader", broken)
-        assert "decord cannot read" in mend(software.decoders)
+        assert "decord cannot read" in complaint(software.decoders)
 
     class Shifted:
         def __init__(self, *args, **kwargs):
@@ -216,11 +216,11 @@ def test_decoders_that_are_well_and_broken(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(frame_reader.decord, "VideoReader", Shifted)
-        assert "decord gives other frames" in mend(software.decoders)
+        assert "decord gives other frames" in complaint(software.decoders)
     with monkeypatch.context() as patch:
         whole = Media.audio
         patch.setattr(Media, "audio", lambda *args: whole(*args) * 0)
-        assert "PyAV gives other audio" in mend(software.decoders)
+        assert "PyAV gives other audio" in complaint(software.decoders)
     with monkeypatch.context() as patch:
         patch.setattr("av.open", broken)
         found = examine("decoders", software.decoders, 60)
@@ -236,7 +236,7 @@ def test_a_gpu_without_a_driver_is_not_passed_over(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(software, "has_nvidia", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    text = mend(software.gpus)
+    text = complaint(software.gpus)
     assert "--gpus all" in text
     assert "export CUDA_VISIBLE_DEVICES=" in text
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -251,7 +251,7 @@ def card(folder: Path, name: str, vendor: str, kind: str) -> None:
 
 def test_without_git_there_is_no_commit_to_name(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert software.code(REPOSITORY).startswith("no git here")
+    assert software.code(REPOSITORY).startswith("no git,")
 
 
 # ---- the machine
@@ -260,10 +260,10 @@ def test_without_git_there_is_no_commit_to_name(tmp_path: Path, monkeypatch):
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path):
     (tmp_path / "file").touch()
     places = {"paths.log_dir=<folder>": tmp_path / "file" / "logs", "TMPDIR": tmp_path / "made" / "when" / "needed"}
-    text = mend(machine.writing, places)
+    text = complaint(machine.writing, places)
     assert f"{tmp_path}/file/logs cannot be written to (Not a directory): set paths.log_dir=<folder>" in text
     assert "needed" not in text
-    assert "cannot be written to" in mend(machine.log_disk, tmp_path / "file" / "logs", 0, 1, 0)
+    assert "cannot be written to" in complaint(machine.log_disk, tmp_path / "file" / "logs", 0, 1, 0)
     del places["paths.log_dir=<folder>"]
     assert machine.writing(places) == str(tmp_path / "made/when/needed")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -272,19 +272,19 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path):
 def test_a_disk_that_is_full_or_slow(tmp_path: Path, monkeypatch):
     assert "MB/s" in machine.log_disk(tmp_path / "logs", 0, 1, 0)
     assert list(tmp_path.iterdir()) == []
-    text = mend(machine.log_disk, tmp_path, 0, 1, 1e9)
+    text = complaint(machine.log_disk, tmp_path, 0, 1, 1e9)
     assert "expected 1e+09 or more" in text
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100 * GB, 97 * GB, 3 * GB))
-    text = mend(machine.log_disk, tmp_path, 17, 1, 0)
+    text = complaint(machine.log_disk, tmp_path, 17, 1, 0)
     assert "3.0 GB free, the published recipe needs 17" in text
     assert "paths.log_dir=" in text
 
 
 def test_shared_memory_holds_two_batches_a_worker(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 64 * 10**6))
-    assert machine.shared_memory(8 * 10**6, 4).endswith("need 0.06")
-    text = mend(machine.shared_memory, 8 * 10**6 + 1, 4)
-    assert "64 MB free, 4 decoding processes need 64" in text
+    assert machine.shared_memory(8 * 10**6, 4).endswith("0.1 GB free, workers need 0.06")
+    text = complaint(machine.shared_memory, 8 * 10**6 + 1, 4)
+    assert "64 MB free, 4 workers need 64" in text
     assert "--shm-size" in text
 
 
@@ -293,19 +293,19 @@ def test_memory_of_a_container_counts(tmp_path: Path):
     (tmp_path / "memory.current").write_text("1000\n")
     assert "GiB of memory free" in machine.cores_and_memory(tmp_path)
     (tmp_path / "memory.max").write_text(f"{2**30}\n")
-    assert "1.0 GiB of memory are free, a demo run needs 2" in mend(machine.cores_and_memory, tmp_path)
+    assert "1.0 GiB of memory are free, a demo run needs 2" in complaint(machine.cores_and_memory, tmp_path)
 
 
 def test_few_open_files(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
-    assert "ulimit -n 1024" in mend(machine.open_files)
+    assert "ulimit -n 1024" in complaint(machine.open_files)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert machine.open_files() == "no limit"
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("SLURM_NTASKS", "8"), ("LOCAL_RANK", "1")])
 def test_variables_that_make_a_run_wait(name, value):
-    assert f"type unset {name}" in mend(machine.variables, {name: value})
+    assert f"type unset {name}" in complaint(machine.variables, {name: value})
     assert machine.variables({"WORLD_SIZE": "1", "SLURM_NTASKS": "", "LOCAL_RANK": "0"}).startswith("none")
 
 
@@ -319,16 +319,16 @@ def test_data_that_are_there_absent_and_in_another_layout(tmp_path: Path):
     assert "of 8 clips" in text
     assert ("15 of" in text) != ("7 of" in text)
     assert text.endswith("MB/s")
-    assert "command=pack" in mend(entry_point.dataset, config, True, 1e9)
+    assert "command=pack" in complaint(entry_point.dataset, config, True, 1e9)
     config.root = str(tmp_path / "nowhere")
-    assert "is absent: runs use the demo" in entry_point.dataset(config, False, 0.0)
-    assert "data.root=" in mend(entry_point.dataset, config, True, 0.0)
+    assert "does not exist: runs use the demo" in entry_point.dataset(config, False, 0.0)
+    assert "data.root=" in complaint(entry_point.dataset, config, True, 0.0)
     config.root = str(root / "clips")  # one folder too deep
-    text = mend(entry_point.dataset, config, True, 0.0)
+    text = complaint(entry_point.dataset, config, True, 0.0)
     assert f"{root}/clips/annotations/vggsound.csv does not exist" in text
     (tmp_path / "file").touch()
     config.root = str(tmp_path / "file")
-    assert "is not a folder" in mend(entry_point.dataset, config, False, 0.0)
+    assert "is not a folder" in complaint(entry_point.dataset, config, False, 0.0)
 
 
 # ---- a training
@@ -338,7 +338,7 @@ def test_data_that_are_there_absent_and_in_another_layout(tmp_path: Path):
     ("script", "words"),
     [
         ("raise SystemExit('no such thing')", ["status 1 (no such thing)"]),
-        ("import os; os.kill(os.getpid(), 11)", ["status -11 (it said nothing)"]),
+        ("import os; os.kill(os.getpid(), 11)", ["status -11 (no output)"]),
         ("import time; time.sleep(60)", ["not done after 2 s"]),
         ("", ["left no metrics.json, config.yaml", "checkpoints/last.ckpt"]),
     ],
@@ -347,7 +347,7 @@ def test_a_training_that_fails(script, words, tmp_path: Path, monkeypatch):
     (tmp_path / "src").mkdir()
     (tmp_path / "src/train.py").write_text(script)
     monkeypatch.setattr(demo, "generate", lambda root, *_, **__: [root])
-    text = mend(smoke.smoke_train, tmp_path, 2)
+    text = complaint(smoke.smoke_train, tmp_path, 2)
     assert all(word in text for word in [*words, "python src/train.py"])
 
 
@@ -362,7 +362,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path, monkeypatch):
         "    path.write_text('{}')\n"
     )
     monkeypatch.setattr(demo, "generate", lambda root, *_, **__: [root])
-    assert "a loss that is no number" in mend(smoke.smoke_train, tmp_path, 60)
+    assert "a loss that is not finite" in complaint(smoke.smoke_train, tmp_path, 60)
 
 
 @pytest.mark.full

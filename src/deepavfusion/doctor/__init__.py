@@ -1,1 +1,1 @@
-"""What `src/doctor.py` looks at: each check returns what it found, or raises a `UserError` that says how to mend it."""
+"""The checks of `src/doctor.py`: each returns what it found, or raises a `UserError` that says how to fix it."""

@@ -1,4 +1,4 @@
-"""Runs each check in a process of its own, so that one that raises, crashes or hangs is a line like any other."""
+"""Runs each check in its own process, so that one that raises, crashes or hangs is a line like any other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Check = Callable[[], str]
 
 @dataclass(frozen=True)
 class Found:
-    """What a check found: a clause if all is well, else the sentence that says how to mend it."""
+    """The result of a check: a clause if it passed, else a sentence that says how to fix it."""
 
     name: str
     ok: bool
@@ -29,7 +29,10 @@ class Found:
 
 
 def examine(name: str, check: Check, time_limit: float) -> Found:
-    """Call a check in a forked process, which is killed with all that it has started after `time_limit` seconds."""
+    """Call a check in a forked process, which is killed after `time_limit` seconds with every process it started.
+
+    Process pools do not do the latter: they end their worker, and the training that it started would run on.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, check), daemon=True)
@@ -55,7 +58,7 @@ def examine(name: str, check: Check, time_limit: float) -> Found:
 def _answer(sender: Connection, check: Check) -> None:
     os.setsid()
     silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # what libraries say
+    for stream in (1, 2):  # libraries print
         os.dup2(silence, stream)
     try:
         found = True, check()
@@ -67,12 +70,12 @@ def _answer(sender: Connection, check: Check) -> None:
 
 
 def as_table(found: Sequence[Found], running: str | None = None) -> Table:
-    """A line a check, and one for what is running."""
+    """A line for each check, and one for the check that is running."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for each in found:
-        state = ("ok", "green") if each.ok else ("mend:", "bold red")
+        state = ("ok", "green") if each.ok else ("fix:", "bold red")
         table.add_row(each.name, Text.assemble(state, " ", (each.text, "" if each.ok else "red")))
     if running:
         table.add_row(running, "…")

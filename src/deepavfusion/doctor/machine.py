@@ -1,4 +1,4 @@
-"""Processors, disks, limits and variables of the machine, and the data on it."""
+"""Checks of the machine: cores, memory, disks, limits and environment variables; and of the data on it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ if TYPE_CHECKING:
 
 GB, GIB = 10**9, 2**30
 BLOCK = 8 * 2**20  # bytes
-LEAST_MEMORY = 2 * GIB  # bytes: a demo run with its decoding processes
-PREFETCHED = 2  # batches that a DataLoader's worker holds in shared memory
-LEAST_FILES = 1024
-CLIPS = 32  # read to measure
+MIN_MEMORY = 2 * GIB  # bytes: a demo run with its workers
+PREFETCHED = 2  # batches that a DataLoader worker holds in shared memory
+MIN_FILES = 1024
+CLIPS = 32  # read to measure the speed
 
 
 def cores_and_memory(group: Path = Path("/sys/fs/cgroup")) -> str:
-    """The cores that this process may use, and free memory; a container's limit counts."""
+    """Cores that this process may use, and free memory within the limit of a container."""
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = (path.read_text().strip() if (path := group / name).is_file() else "max"
-                   for name in ("memory.max", "memory.current"))  # fmt: skip
-    if limit != "max":
-        free = min(free, int(limit) - int(used))
-    if free < LEAST_MEMORY:
+    limit = group / "memory.max"
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int((group / "memory.current").read_text()))
+    if free < MIN_MEMORY:
         raise UserError(
-            f"{free / GIB:.1f} GiB of memory are free, a demo run needs {LEAST_MEMORY / GIB:.0f}: end other programs, "
+            f"{free / GIB:.1f} GiB of memory are free, a demo run needs {MIN_MEMORY / GIB:.0f}: end other programs, "
             "or raise the limit of the container (docker run --memory)."
         )
     return f"{cores()} of {os.cpu_count()} cores, {free / GIB:.1f} GiB of memory free"
@@ -46,16 +45,12 @@ def cores_and_memory(group: Path = Path("/sys/fs/cgroup")) -> str:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """The folder, or the nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def writing(places: Mapping[str, Path]) -> str:
-    """Files can be written in each folder, or in what it would be made in.
-
-    Args:
-        places: how to choose another folder -> the folder.
-    """
+    """Each folder (setting -> folder), or its nearest existing parent, is writable."""
     wrong = []
     for how, folder in places.items():
         try:
@@ -63,19 +58,19 @@ def writing(places: Mapping[str, Path]) -> str:
                 file.write(b"doctor")
                 file.flush()
         except OSError as error:
-            wrong.append(f"{folder} cannot be written to ({error.strerror}): set {how}, or mend its permissions")
+            wrong.append(f"{folder} cannot be written to ({error.strerror}): set {how}, or fix its permissions")
     if wrong:
         raise UserError(f"{'; '.join(wrong)}.")
     return ", ".join(map(str, places.values()))
 
 
 def log_disk(folder: Path, least_gb: float, megabytes: int, least_speed: float) -> str:
-    """The disk of the logs has `least_gb` GB free, and writes and reads a file of so many MB at `least_speed` MB/s."""
+    """The log disk has `least_gb` GB free, and writes and reads so many megabytes at `least_speed` MB/s."""
     free = shutil.disk_usage(existing(folder)).free / GB
     if free < least_gb:
         raise UserError(
             f"{folder} has {free:.1f} GB free, the published recipe needs {least_gb:.0f}: make room, set "
-            "paths.log_dir=<folder on another disk>, or expect less (free_gb=1 will do for the demo)."
+            "paths.log_dir=<folder on another disk>, or lower the requirement (free_gb=1 is enough for the demo)."
         )
     block = os.urandom(BLOCK)
     blocks = max(1, round(megabytes * 1e6 / BLOCK))
@@ -100,7 +95,7 @@ def log_disk(folder: Path, least_gb: float, megabytes: int, least_speed: float) 
 
 
 def read_cold(path: Path) -> tuple[int, float]:
-    """Bytes of a file and the seconds to read it from the disk."""
+    """Bytes of a file and seconds to read it from disk, not from the page cache."""
     size = 0
     with open(path, "rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -110,38 +105,38 @@ def read_cold(path: Path) -> tuple[int, float]:
         return size, time.perf_counter() - begin
 
 
-# ---- limits, and what changes how a run starts
+# ---- limits and environment variables
 
 
 def shared_memory(batch_bytes: int, workers: int, folder: Path = Path("/dev/shm")) -> str:
-    """The batches on their way from decoding processes fit."""
+    """The batches that workers have prefetched fit."""
     free, needed = shutil.disk_usage(folder).free, batch_bytes * workers * PREFETCHED
     if free < needed:
         raise UserError(
-            f"{folder} has {free / 1e6:.0f} MB free, {workers} decoding processes need {needed / 1e6:.0f}: delete what "
-            "fills it, in a container start with --ipc=host or --shm-size=8g, else set data.num_workers lower."
+            f"{folder} has {free / 1e6:.0f} MB free, {workers} workers need {needed / 1e6:.0f}: delete what "
+            "fills it, start a container with --ipc=host or --shm-size=8g, or lower data.num_workers."
         )
-    return f"{folder}: {free / GB:.1f} GB free, the decoding processes need {needed / GB:.2f}"
+    return f"{folder}: {free / GB:.1f} GB free, workers need {needed / GB:.2f}"
 
 
 def open_files() -> str:
-    """How many files a process may hold open."""
+    """How many files a process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
+    if soft != resource.RLIM_INFINITY and soft < MIN_FILES:
         raise UserError(
-            f"a process may open {soft} files at a time, decoding processes share theirs and need {LEAST_FILES}: type "
-            f"ulimit -n {LEAST_FILES} in this shell, and have the system's limit ({hard}) raised if that is refused."
+            f"a process may open {soft} files at a time, workers share theirs and need {MIN_FILES}: type "
+            f"ulimit -n {MIN_FILES} in this shell; if refused, have the system limit ({hard}) raised."
         )
     return "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at a time"
 
 
 def variables(environment: Mapping[str, str]) -> str:
-    """None makes a run wait for other processes, or write nothing."""
+    """No variable makes a run wait for other processes or write nothing."""
     for name, one in (("WORLD_SIZE", "1"), ("SLURM_NTASKS", "1"), ("LOCAL_RANK", "0")):
         if (value := environment.get(name) or one) != one:
             raise UserError(
-                f"{name}={value} says that others start the processes, and a run would wait for them or write nothing: "
-                f"start it with srun or torchrun and run.name=<name>, or type unset {name}."
+                f"{name}={value} means that a launcher starts the processes; without one a run waits forever or writes "
+                f"nothing: start it with srun or torchrun and run.name=<name>, or type unset {name}."
             )
     return "none that changes how a run starts"
 
@@ -150,21 +145,20 @@ def variables(environment: Mapping[str, str]) -> str:
 
 
 def data_root(root: str, given: bool, splits: Sequence[str], read: Callable[[str], ClipList], least: float) -> str:
-    """What of a dataset is on disk, and whether it is read at `least` MB/s.
+    """How much of a dataset is on disk, and that it is read at `least` MB/s.
 
     Args:
         root: of the dataset, a folder or an address.
-        given: whether it was asked for; a default one may be absent.
-        splits: names.
-        read: split -> its list; a wrong layout is a `UserError` of the reader.
+        given: whether the user set it; a default root may be absent.
+        read: split -> its list; raises a `UserError` for a wrong layout.
     """
     if not is_remote(root) and not Path(root).is_dir():
         if given or Path(root).exists():
             raise UserError(
-                f"data.root={root} is not a folder; expected that of a dataset: give its folder, or leave data.root "
-                "out to run on generated demo data."
+                f"data.root={root} is not a folder; expected the folder of a dataset: set data.root to it, or leave "
+                "data.root out to run on generated demo data."
             )
-        return f"{root} is absent: runs use the demo"
+        return f"{root} does not exist: runs use the demo"
     counts, files = [], []
     for split in splits:
         clips = read(split)

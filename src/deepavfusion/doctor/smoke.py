@@ -1,4 +1,4 @@
-"""A pre-training of a few steps, from the command line to the finished run directory."""
+"""Pre-trains for two steps, from the command line to the finished run directory."""
 
 from __future__ import annotations
 
@@ -35,17 +35,13 @@ TINY = (
     "data.num_workers=1",
     "data.image_size=64",
 )
-LEFT = (METRICS, CONFIG, OVERRIDES, f"{CHECKPOINTS}/{LAST}", "tensorboard")  # by a finished run
+LEFT = (METRICS, CONFIG, OVERRIDES, f"{CHECKPOINTS}/{LAST}", "tensorboard")  # files of a finished run
 STARTED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_", "SLURM_", "TORCHELASTIC_", "DEEPAVFUSION_")
 
 
 def smoke_train(repository: Path, time_limit: float) -> str:
-    """src/train.py on a few generated clips: it ends, its loss is finite, and its run directory is complete.
-
-    Args:
-        repository: that is tried.
-        time_limit: seconds.
-    """
+    """src/train.py on a few generated clips ends within `time_limit` seconds with a finite loss and a complete run
+    directory."""
     from deepavfusion.demo import demo
 
     begin = time.perf_counter()
@@ -55,19 +51,19 @@ def smoke_train(repository: Path, time_limit: float) -> str:
         command = [sys.executable, str(repository / "src" / "train.py"), *TINY]
         command += [f"data.root={root}", f"paths.log_dir={folder}/logs"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(STARTED)}
-        again = "python src/train.py experiment=pretrain_vggsound scale=demo shows all of it"
+        again = "python src/train.py experiment=pretrain_vggsound scale=demo shows the whole output"
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=time_limit)
         except subprocess.TimeoutExpired:
             raise UserError(f"a training of two steps was not done after {time_limit:g} s: {again}.") from None
         if done.returncode:
-            last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+            last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no output")
             raise UserError(f"a training of two steps ended with status {done.returncode} ({last.strip()}): {again}.")
         run_dir = Path(folder, "logs", "pretrain", "runs", "smoke")
         lost = [name for name in LEFT if not (run_dir / name).exists()]
         if lost:
             raise UserError(f"a training of two steps left no {', '.join(lost)} in its run directory: {again}.")
         loss = json.loads((run_dir / METRICS).read_text()).get("train/loss_last")
-    if loss is None:  # metrics.json leaves out what is not finite
-        raise UserError(f"a training of two steps ended with a loss that is no number: {again}.")
+    if loss is None:  # metrics.json omits values that are not finite
+        raise UserError(f"a training of two steps ended with a loss that is not finite: {again}.")
     return f"two steps, loss {loss:.2f}, the run directory is complete, {time.perf_counter() - begin:.0f} s"

@@ -1,4 +1,4 @@
-"""Python, packages, GPUs and decoders."""
+"""Checks of Python, packages, GPUs and decoders."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from deepavfusion.runs.provenance import UNKNOWN, code_state
 from deepavfusion.utils.errors import DecodeError, UserError
 
-# Torch and what needs it is imported in the checks: where it is broken, their lines tell.
+# The checks import torch and what needs it, so that a broken one is reported on their lines.
 
-ANEW = "rm -rf .venv && make setup installs requirements.lock anew"
+ANEW = "rm -rf .venv && make setup reinstalls requirements.lock"
 MODULES = (
     *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "tensorboard", "decord", "av"),
     *("litdata", "boto3", "matplotlib", "PIL", "safetensors"),
@@ -26,15 +26,15 @@ GIB = 2**30
 
 
 def code(repository: Path) -> str:
-    """Which commit runs; without git there is none to name."""
+    """The commit that runs, if there is git."""
     state = code_state(repository)
     if state["commit"] == UNKNOWN:
-        return "no git here, or no repository: provenance.json of a run will not name the commit"
+        return "no git, or no repository: provenance.json of a run will not name the commit"
     return f"commit {str(state['commit'])[:7]}{', with changes' if state['dirty'] else ''}"
 
 
 def packages(repository: Path) -> str:
-    """Python and what is installed are what setup.cfg asks for."""
+    """Python and the installed packages satisfy setup.cfg."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -57,19 +57,19 @@ def packages(repository: Path) -> str:
             wrong.append(f"{need.name} is {version}, expected {need.specifier}")
     if wrong:
         raise UserError(f"{'; '.join(wrong)}: {ANEW}.")
-    return f"Python {found} at {sys.executable}, {len(needs)} packages as setup.cfg asks"
+    return f"Python {found} at {sys.executable}, {len(needs)} packages satisfy setup.cfg"
 
 
 def imports(modules: Iterable[str] = MODULES) -> str:
-    """Everything imports, and torchvision's compiled operations fit torch."""
+    """Everything imports, and torchvision's compiled operators match torch."""
     broken = []
     for name in modules:
         try:
             importlib.import_module(name)
-        except BaseException as error:  # a library that does not load may raise anything
+        except BaseException as error:  # a broken library may raise anything
             broken.append(f"{name} ({type(error).__name__}: {' '.join(str(error).split())})")
     if broken:
-        raise UserError(f"not to be imported: {'; '.join(broken)}: {ANEW}.")
+        raise UserError(f"cannot be imported: {'; '.join(broken)}: {ANEW}.")
     import torch
     import torchvision
 
@@ -78,8 +78,8 @@ def imports(modules: Iterable[str] = MODULES) -> str:
         torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         raise UserError(
-            f"torchvision {torchvision.__version__} does not fit torch {torch.__version__} "
-            f"({' '.join(str(error).split())[:200]}); expected two of one release: {ANEW}."
+            f"torchvision {torchvision.__version__} does not match torch {torch.__version__} "
+            f"({' '.join(str(error).split())[:200]}); expected both of one release: {ANEW}."
         ) from None
     return f"torch {torch.__version__}, torchvision {torchvision.__version__}, and the rest"
 
@@ -88,7 +88,7 @@ def imports(modules: Iterable[str] = MODULES) -> str:
 
 
 def gpus() -> str:
-    """Each GPU multiplies; if there is one that cannot be used, why not."""
+    """Each GPU multiplies correctly; if torch cannot use one, why."""
     import torch
 
     if torch.cuda.is_available():
@@ -98,7 +98,7 @@ def gpus() -> str:
         raise UserError(
             f"this machine has an NVIDIA GPU that torch {torch.__version__} cannot use; expected a driver for CUDA "
             f"{torch.version.cuda or '(none in this build)'}: install or update it, in a container start with --gpus "
-            "all, or type export CUDA_VISIBLE_DEVICES= to go on without."
+            "all, or type export CUDA_VISIBLE_DEVICES= to run without."
         )
     return f"none{', CUDA_VISIBLE_DEVICES hides them' if hidden else ''}; runs use the CPU"
 
@@ -124,7 +124,7 @@ def _gpu(number: int) -> str:
 
 
 def has_nvidia(devices: Path = Path("/dev"), pci: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether there is such a GPU, with a driver or without."""
+    """Whether there is an NVIDIA GPU, with or without a driver."""
     if any(devices.glob("nvidia[0-9]*")):
         return True
     cards = [path.parent for path in pci.glob("*/vendor") if path.read_text().strip() == "0x10de"]

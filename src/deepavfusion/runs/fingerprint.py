@@ -1,4 +1,4 @@
-"""What a run reads, in numbers: they change when a list, a label or a file does."""
+"""A hash and counts of what a run reads, which change whenever a list, a label or a file does."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from deepavfusion.data.lists.verified import signature
 from deepavfusion.types import Clip
 from deepavfusion.utils.addresses import is_remote
 
-THREADS = 16  # that ask for sizes: on a network disk each answer takes its time
+THREADS = 16  # that query file sizes: network disks answer slowly
 
-Place = tuple[str, tuple[int, ...]]  # path and annotated seconds, which say which files a clip uses
+Place = tuple[str, tuple[int, ...]]  # path and annotated seconds, which determine the files of a clip
 
 
 def fingerprint(lists: Mapping[str, ClipList]) -> dict[str, Any]:
-    """`dataset_hash`, and `coverage`: what each role's split lists and has on disk; plain enough for JSON."""
+    """`dataset_hash`, and `coverage`: how many clips of each role's split are listed and present. JSON types only."""
     coverage = {
         role: {"split": clips.split, "listed": clips.listed, "present": len(clips.clips)}
         for role, clips in lists.items()
@@ -28,18 +28,18 @@ def fingerprint(lists: Mapping[str, ClipList]) -> dict[str, Any]:
 
 
 def dataset_hash(lists: Mapping[str, ClipList]) -> str:
-    """SHA-256 over what each split lists, and over the sizes of the clips on disk; their content is not read.
+    """SHA-256 over what each split lists and the sizes of the clips on disk; their content is not read.
 
-    It depends neither on where the files are nor on the order of a list. Of packed clips the size is that of their
-    chunk; of those behind an address none is asked for.
+    Independent of where the files are and of the order of a list. The size of a packed clip is that of its chunk;
+    remote clips have none.
 
     Args:
         lists: by role, as in `ClipDataModule.lists`.
 
     Returns:
-        64 hex digits, over: roles, names of splits, names of classes, the fixed mixtures, and of each clip id, video,
-        label, labels, frames, whether it is there, missing or excluded and why, and bytes (of an annotated folder those
-        of the files in use).
+        64 hex digits, over: roles, names of splits and classes, the fixed mixtures, and of each clip id, video, label,
+        labels, frames, whether it is present, missing or excluded and why, and bytes (of an annotated folder, of the
+        files in use).
     """
     sizes = _sizes(clip for clips in lists.values() for clip in (*clips.clips, *(clip for clip, _ in clips.excluded)))
     digest = sha256()
@@ -60,13 +60,13 @@ def _rows(clips: ClipList) -> Iterator[tuple[Clip, str]]:
 
 
 def _sizes(clips: Iterable[Clip]) -> dict[Place, str | None]:
-    """Bytes as text, None where there is no file."""
+    """Bytes as text, None if there is no file."""
     places: list[Place] = list({(clip.path, clip.frames): None for clip in clips if not is_remote(clip.path)})
 
     def ask(some: list[Place]) -> list[tuple[str, str] | None]:
         return [signature(*place) for place in some]
 
-    parts = [places[n::THREADS] for n in range(THREADS)]
+    parts = [places[n::THREADS] for n in range(THREADS)]  # a future for each of two million places would be slow
     with ThreadPoolExecutor(THREADS) as pool:
         answers = list(pool.map(ask, parts))
     return {
