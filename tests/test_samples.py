@@ -146,6 +146,13 @@ def test_a_mixture_with_a_broken_clip_is_left_out_not_mended(folder):
     assert [(p.id, p.reason, p.used) for p in batch.problems] == [("mute", "no_audio", False)]
 
 
+def test_a_clip_without_a_class_is_no_partner_of_another_class(folder):
+    clips = clip_list(folder, ("tone0", 0, "v"), ("tone1", -1, "w"))
+    assert [clip.classes for clip in clips.clips] == [(0,), ()]
+    with pytest.raises(UserError, match="another video and class"):
+        MixtureDataset(clips, RawStore(), SPEC)
+
+
 def test_a_list_without_partners_is_an_error(folder):
     lonely = clip_list(folder, ("tone0", 0, "v"), ("tone1", 0, "w"))
     with pytest.raises(UserError, match=r"another video and class.*data\.samples\.different_class=false"):
