@@ -72,7 +72,7 @@ def generate(
     workers: int | None = None,
     counts: Counts = FULL,
 ) -> list[Path]:
-    """Like `ensure`, but writes every set anew."""
+    """Like `ensure`, but writes every set again."""
     return ensure(root, sets, seed, workers, True, counts)
 
 
@@ -87,7 +87,7 @@ def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FUL
     return found == {**expected, "files": _count_files(manifest.parent)}
 
 
-# ---- how a set comes to be
+# ---- how a set is generated
 
 
 def _checked(root: str | Path, sets: Iterable[str]) -> Path:
@@ -97,7 +97,7 @@ def _checked(root: str | Path, sets: Iterable[str]) -> Path:
         folder = Path(root) / name
         if folder.exists() and not (folder / "manifest.json").is_file():
             raise UserError(
-                f"{folder} exists but holds no generated demo data (no manifest.json) and is left as it is; "
+                f"{folder} exists but holds no generated demo data (no manifest.json); nothing was written: "
                 "move it away or choose another root."
             )
     return Path(root)
@@ -129,10 +129,8 @@ def _generate(root: Path, sets: Sequence[str], seed: int, workers: int | None, c
             for leftover in (unfinished, old):
                 shutil.rmtree(leftover, ignore_errors=True)
             jobs, texts = PLANS[name](seed, counts)
-            for path in {(unfinished / job.path).parent for job in jobs} | {
-                (unfinished / file).parent for file in texts
-            }:
-                path.mkdir(parents=True, exist_ok=True)
+            for path in (*(job.path for job in jobs), *texts):
+                (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
             for file, content in texts.items():
                 (unfinished / file).write_text(content)
             done = run(jobs, unfinished, seed)

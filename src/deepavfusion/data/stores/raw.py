@@ -28,7 +28,7 @@ class RawStore:
                 yield FolderClip(clip, media)
             return
         with Media(clip.path) as media:
-            yield MediaClip(media, clip.path)
+            yield MediaClip(media)
 
     def blocks(self, clips: Sequence[Clip]) -> None:
         return None
@@ -37,9 +37,9 @@ class RawStore:
 class MediaClip:
     """One media file with video and audio."""
 
-    def __init__(self, media: Media, path: str) -> None:
-        self.media, self.path = media, path
+    def __init__(self, media: Media) -> None:
         media.require("audio")
+        self.media = media
 
     @property
     def audio_end(self) -> float:
@@ -60,7 +60,7 @@ class MediaClip:
         return self.media.audio(start, seconds, SAMPLE_RATE)
 
     def mask(self, second: int) -> Image.Image:
-        raise DecodeError(self.path, "bad_mask", "a media file has no masks")
+        raise DecodeError(self.media.path, "bad_mask", "a media file has no masks")
 
 
 class FolderClip:
@@ -72,9 +72,7 @@ class FolderClip:
         try:
             self.numbers = sorted(int(file.stem) for file in (self.folder / "frames").glob("[0-9]*.jpg"))
         except ValueError as error:
-            raise DecodeError(
-                clip.path, "undecodable", f"a file in frames is not named by a number ({error})"
-            ) from None
+            raise DecodeError(clip.path, "undecodable", f"the name of a frame is no number ({error})") from None
         if not self.numbers:
             raise DecodeError(clip.path, "no_video", "there are no frames/<n>.jpg")
         self.video_end = self.numbers[-1] + 1.0
@@ -96,10 +94,6 @@ class FolderClip:
         mask = read_mask(file)
         size = read_size(self.folder / "frames" / f"{second}.jpg")
         if mask.size != size:
-            raise DecodeError(
-                str(file),
-                "bad_mask",
-                f"labels_semantic/{second}.png has {mask.width} × {mask.height} pixels, frames/{second}.jpg has "
-                f"{size[0]} × {size[1]}",
-            )
+            sizes = f"{mask.width} × {mask.height} pixels, frames/{second}.jpg has {size[0]} × {size[1]}"
+            raise DecodeError(str(file), "bad_mask", f"labels_semantic/{second}.png has {sizes}")
         return mask
