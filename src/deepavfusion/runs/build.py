@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: trainer, task and datamodule."""
+"""From a config to the objects of a run, and the record that a run begins with."""
 
 from __future__ import annotations
 
@@ -10,73 +10,92 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from deepavfusion.config.compose import (
-    REPOSITORY,
-    instantiate,
-    quoted,
-)
+from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.config.overrides import quoted
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.demo import demo
+from deepavfusion.runs.directory import write_record
+from deepavfusion.runs.fingerprint import fingerprint
+from deepavfusion.runs.provenance import record_provenance
 from deepavfusion.tasks.base import Task
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
 
 
-def make_demo_data(root: Path, name: str) -> None:
-    """Generate a demo set that is missing, in a process of its own: its workers import nothing of ours but the demo."""
-    if not demo.is_complete(root, name):
-        command = [
-            sys.executable,
-            str(REPOSITORY / "src" / "prepare.py"),
-            "command=demo",
-            f"root={quoted(str(root))}",
-            f"sets=[{name}]",
-        ]
-        if subprocess.run(command).returncode:
-            raise UserError(f"the demo data under {root} could not be made, for the reason above; then run again.")
+def build(
+    cfg: DictConfig, overrides: list[str], training: bool = True, resume_step: int | None = None
+) -> tuple[Trainer, Task, ClipDataModule]:
+    """Instantiate what the config names; generates demo data if the config asks for it.
 
-
-def build(cfg: DictConfig) -> tuple[Trainer, Task, ClipDataModule]:
-    """Instantiate what the config names; makes the demo data if that is what it names."""
+    Args:
+        cfg: composed from configs/train.yaml or eval.yaml; it is not changed.
+        overrides: it was composed with, for the record in checkpoints.
+        training: False leaves out the callbacks that write checkpoints, and compilation.
+        resume_step: curves after it are drawn again; None: there are none.
+    """
     seed_everything(cfg.seed, workers=True, verbose=False)
     if Path(cfg.data.root).parent == Path(cfg.paths.data_dir) / "demo":
         make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
     datamodule.setup("fit")
-    for key in ("num_classes", "multi_label"):
-        if key in cfg.model and cfg.model[key] is None:
-            cfg.model[key] = getattr(datamodule, key)
-    model: Task = instantiate(cfg.model)
-    model.check_data(datamodule)
-    if cfg.compile:
-        model.compile_training("inductor" if cfg.compile is True else cfg.compile)
+    missing = [key for key in ("num_classes", "multi_label") if key in cfg.model and cfg.model[key] is None]
+    from_data = {key: getattr(datamodule, key) for key in missing}
+    task: Task = instantiate(cfg.model, **from_data)
+    task.check_data(datamodule)
+    task.record = _record(cfg, from_data, datamodule, overrides)
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
-    # A progress bar reads the epoch's metrics, which the first process then gathers: whatever else is exchanged at the
-    # end of an epoch has to come before it, or the processes wait for each other.
+    if not training:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+    elif cfg.compile:
+        task.compile_training("inductor" if cfg.compile is True else cfg.compile)
+    # Run the progress bar last: it triggers a reduction of metrics on the first process, so every other exchange at the
+    # end of an epoch has to come before it, or the processes deadlock.
     callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
-    loggers = [instantiate(logger) for logger in cfg.logger.values()]
+    purge = {"purge_step": resume_step}
+    loggers = [instantiate(logger, **(purge if "purge_step" in logger else {})) for logger in cfg.logger.values()]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision(cfg.matmul_precision)
     if isinstance(trainer.accelerator, CPUAccelerator):
-        # Threads that wait for a core which a decoding worker holds cost several times what they bring.
+        # Threads that wait for a core taken by a decoding worker cost several times what they gain.
         share = cores() // trainer.num_devices
         torch.set_num_threads(max(1, share - (datamodule.workers(trainer.num_devices) + 1) // 2))
-    return trainer, model, datamodule
+    return trainer, task, datamodule
 
 
-def record(cfg: DictConfig, datamodule: ClipDataModule, overrides: list[str]) -> dict[str, Any]:
+def make_demo_data(root: Path, name: str) -> None:
+    """Generate a demo dataset that is missing, in a process of its own so that its workers do without torch."""
+    if not demo.is_complete(root, name):
+        script = str(REPOSITORY / "src" / "prepare.py")
+        command = [sys.executable, script, "command=demo", f"root={quoted(str(root))}", f"sets=[{name}]"]
+        if subprocess.run(command).returncode:
+            raise UserError(f"the demo data under {root} could not be made, for the reason above; then run again.")
+
+
+def _record(
+    cfg: DictConfig, from_data: dict[str, Any], datamodule: ClipDataModule, overrides: list[str]
+) -> dict[str, Any]:
     """What a checkpoint says about itself, so that it can be evaluated and used without its run directory."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    data = {key: plain["data"][key] for key in ("name", "image_size", "audio_seconds")}
     return {
         "task": cfg.task,
-        "model": plain["model"],
-        "data": data,
+        "model": plain["model"] | from_data,
+        "data": {key: plain["data"][key] for key in ("name", "image_size", "audio_seconds")},
         "classes": list(datamodule.classes),
         "overrides": overrides,
     }
+
+
+def write_start(
+    run_dir: Path, cfg: DictConfig, overrides: list[str], trainer: Trainer, datamodule: ClipDataModule
+) -> None:
+    """On the first process, write config, overrides and provenance to the run directory."""
+    if trainer.is_global_zero:
+        write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
+        for sentence in record_provenance(run_dir, cfg.seed, fingerprint(datamodule.lists)):
+            say(sentence, "yellow")

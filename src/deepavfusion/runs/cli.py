@@ -1,4 +1,4 @@
-"""What the entry points share: a user's mistake ends in one sentence and exit status 2, a stop in 75."""
+"""What the entry points share: one sentence and exit status 2 for a user's mistake, 75 for a stopped run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
+from rich import get_console
 from rich.console import Console
+from rich.panel import Panel
 
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+HELP = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc"}  # these compose no run
+PRINTS = {"--cfg", "-c", "--info", "-i"}  # what these print is to be read by programs, too
 
 
 def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate the function below `@hydra.main`: a `UserError` is printed in red and exits with status 2.
 
-    A run that was asked to stop, and can go on, says so and exits with status 75 (`signals.STOPPED`). A full disk is no
-    bug, either. Every other exception is one and keeps its traceback.
+    A run that was asked to stop and can be resumed says so and exits with status 75 (`signals.STOPPED`). A full disk is
+    reported like a `UserError`. Every other exception is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -36,15 +41,15 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
         except StopRequested as stop:
             if rank_zero():
                 Console(stderr=True, soft_wrap=True).print(str(stop), style="yellow", markup=False, highlight=False)
-            # A process that Lightning started is watched by the first one, which takes another status for a failure.
+            # Lightning's first process watches those it started and takes any other status for a failure.
             sys.exit(STOPPED if rank_zero() else 0)
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in DISK_FULL:
                 raise
             where = error.filename or "a file of the run"
             _fail(
-                f"{where} could not be written ({error.strerror}): make room, and give the same command again, with "
-                "resume=<run directory> where the run has no name; it goes on from its last checkpoint."
+                f"{where} could not be written ({error.strerror}): free some space and run the same command again, "
+                "with resume=<run directory> if the run has no name; it resumes from its last checkpoint."
             )
         except HydraException as error:
             if isinstance(error, InstantiationException):
@@ -54,19 +59,57 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def resolves(
+    resolve: Callable[[list[str]], tuple[list[str], str | None]],
+) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Decorate a `@hydra.main` function: its command line is completed before Hydra composes the config.
+
+    So the config that Hydra prints, hands to `main` and gives to the processes it launches is the one that runs.
+
+    Args:
+        resolve: overrides of the command -> all of them, and why the demo was chosen, if it was.
+    """
+
+    def decorate(main: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(main)
+        def wrapped() -> Any:
+            words = sys.argv[1:]
+            flags = [word for word in words if word.startswith("-") or not ("=" in word or word.startswith("~"))]
+            names = {flag.partition("=")[0] for flag in flags}
+            if not names & HELP:
+                overrides, demo_reason = resolve([word for word in words if word not in flags])
+                sys.argv = [sys.argv[0], *flags, *overrides]
+                if demo_reason and rank_zero() and not names & PRINTS:
+                    text = f"[bold]Demo scale[/]: {demo_reason}.\nA tiny network is trained on generated clips; "
+                    text += "for a real run give data.root=<folder>."
+                    get_console().print(Panel(text, style="yellow", expand=False))
+            return main()
+
+        return wrapped
+
+    return decorate
+
+
+def overrides_of_run() -> list[str]:
+    """Of the command, as `resolves` completed it; without `resume`, which is no part of what runs."""
+    return [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
+
+
 def run(main: Callable[[], Any]) -> None:
-    """Call a `@hydra.main` function; an unknown experiment, key or value is told in one sentence, too."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hands us the exception instead of printing it
+    """Call a `@hydra.main` function; an unknown experiment, key or value is also reported in one sentence."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise exceptions instead of printing them
     try:
         main()
     except InstantiationException:
         raise
+    except UserError as error:
+        _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _fail(one_sentence(error))
 
 
 def one_sentence(error: Exception) -> str:
-    """Hydra's words, without the search path and on one line."""
+    """Hydra's message without the search path, on one line."""
     text = str(error).split("Config search path")[0].replace("\n\nAvailable options", "; available options")
     return " ".join(text.split())
 

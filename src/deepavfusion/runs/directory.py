@@ -1,4 +1,4 @@
-"""One directory a run: logs/<task>/runs/<name>, and logs/<task>/latest pointing to the newest."""
+"""The directory of a run, logs/<task>/runs/<name>, and logs/<task>/latest, which points to the newest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import yaml
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
 
-RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # tells the other processes of this machine which directory it is
+RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # passes it on to the other processes of this machine
 CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"  # points to the newest whole one of the following
+LAST = "last.ckpt"  # links to the newest complete one of the following
 STEPS = "step_{:08d}.ckpt"
 STEPS_PATTERN = "step_*.ckpt"
-BEST = "best.ckpt"  # of a run that judges its weights by validation
+BEST = "best.ckpt"  # best weights by validation, for tasks that keep them
 OVERRIDES = "overrides.yaml"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -25,17 +25,17 @@ METRICS = "metrics.json"
 def choose_run_dir(
     log_dir: str | Path, task: str, name: str | None = None, resume: str | None = None, kind: str = "runs"
 ) -> Path:
-    """The directory of this run, made if it is new.
+    """The directory of this run, created if it is new.
 
     Args:
         log_dir: the folder of all logs.
         task: its subfolder.
-        name: of the run; None: the time. An unfinished run of that name is gone on with.
-        resume: directory of an unfinished run to go on with.
+        name: of the run; None: the time. An unfinished run of that name is resumed.
+        resume: directory of an unfinished run to resume.
         kind: "runs", or "evals" for evaluations of a checkpoint.
 
     Raises:
-        UserError: a finished run of that name, or nothing to resume.
+        UserError: there is a finished run of that name, or nothing to resume.
     """
     if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
         return Path(os.environ[RUN_DIR_VARIABLE])
@@ -54,7 +54,7 @@ def choose_run_dir(
             )
         run_dir = _named(Path(log_dir) / task / kind, name)
     if (run_dir / METRICS).exists():
-        weights = f", or go on from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
+        weights = f", or start from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
         raise UserError(
             f"run {run_dir} is finished ({METRICS} is there): choose another run.name"
             f"{weights if kind == 'runs' else ''}."
@@ -65,8 +65,6 @@ def choose_run_dir(
 
 def _named(runs: Path, name: str | None) -> Path:
     if name is not None:
-        if Path(name).name != name or name in (".", ".."):
-            raise UserError(f"run.name={name} is not a name: expected one without slashes.")
         (runs / name).mkdir(parents=True, exist_ok=True)
         return runs / name
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -80,14 +78,14 @@ def _named(runs: Path, name: str | None) -> Path:
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
-    """The checkpoints that a run can go on from, the best one first: where `last` points to, then the ones before."""
+    """The checkpoints a run can resume from, in order of preference: the one `last` points to, then earlier ones."""
     folder = run_dir / CHECKPOINTS
     steps = sorted(folder.glob(STEPS_PATTERN), reverse=True)
     last = folder / LAST
-    if not last.is_symlink():  # of another making, if it is there at all
+    if not last.is_symlink():  # not created by us, or missing
         return [*([last] if last.is_file() else []), *steps]
     target = folder / os.readlink(last)
-    # One that is newer was written, but what belongs to it perhaps not.
+    # A newer one was written, but perhaps not everything that belongs to it.
     return [
         path
         for path in (target, *(s for s in steps if s < target), *(s for s in steps if s > target))
@@ -95,40 +93,14 @@ def checkpoints_of(run_dir: Path) -> list[Path]:
     ]
 
 
-def checkpoints_to_go_on_from(run_dir: Path, asked: str | None = None) -> list[Path]:
-    """The run's own checkpoints if it was interrupted, else the one that is asked for; none: begin anew.
-
-    Args:
-        run_dir: of this run.
-        asked: a file, or "last", which means the run's own.
-
-    Returns:
-        The one to take first, then those to take if it is damaged.
-
-    Raises:
-        UserError: the checkpoint that is asked for does not exist.
-    """
-    own = checkpoints_of(run_dir)
-    if own or asked is None:
-        return own
-    if asked == "last":
-        raise UserError(
-            f"ckpt_path=last, but {run_dir / CHECKPOINTS / LAST} does not exist: name the run with run.name=…, or "
-            "give a file."
-        )
-    if not Path(asked).is_file():
-        raise UserError(f"ckpt_path={asked} does not exist: expected a .ckpt file that a run of this task wrote.")
-    return [Path(asked)]
-
-
 def remove_if_empty(run_dir: Path) -> None:
-    """Leave nothing behind of a run that never began."""
+    """Leave nothing behind of a run that never started."""
     if run_dir.is_dir() and not any(run_dir.iterdir()):
         run_dir.rmdir()
 
 
 def write_record(run_dir: Path, config: str, overrides: list[str]) -> None:
-    """Leave the composed config and the overrides it came from in the run directory."""
+    """Write the composed config and its overrides to the run directory."""
     write_whole(run_dir / CONFIG, config)
     write_whole(run_dir / OVERRIDES, yaml.safe_dump(overrides))
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: code, versions, command and machine, for the directory of its run."""
+"""Where a number comes from: code, versions, command and machine, recorded in the run directory."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ GIT_SECONDS = 10
 def record_provenance(
     run_dir: Path, seed: int | None, data: Mapping[str, Any], repository: Path = REPOSITORY
 ) -> list[str]:
-    """Add this start of a run to its `provenance.json`; call it once a start, on the first process.
+    """Add this start of a run to its `provenance.json`; call it once per start, on the first process.
 
     Args:
-        run_dir: of the run; what former starts wrote stays.
+        run_dir: of the run; entries of earlier starts are kept.
         seed: of the run.
-        data: what it reads, as `data.fingerprint.fingerprint` has it: `dataset_hash` and `coverage`.
+        data: `dataset_hash` and `coverage`, from `runs.fingerprint.fingerprint`.
         repository: folder of the code.
 
     Returns:
-        Sentences to say: that the run goes on with other code or data than it began with, if it does.
+        Warnings to print, such as that the run is resumed with other code or data than it started with.
     """
-    path, said = run_dir / PROVENANCE, []
+    path, warnings = run_dir / PROVENANCE, []
     try:
         starts = _read(path)
-    except (ValueError, KeyError, TypeError):  # no reason to stop a run
+    except (ValueError, KeyError, TypeError):  # not a reason to stop a run
         starts = []
         aside = path.replace(path.with_suffix(".damaged"))
-        said.append(f"{path} could not be read: it is now {aside.name}, and a new one begins with this start")
+        warnings.append(f"{path} could not be read: it was renamed {aside.name}, and a new one starts here")
     starts.append(provenance(repository, seed) | {"data": dict(data)})
     write_whole(path, json.dumps({"starts": starts}, indent=2) + "\n")
     first, now = starts[0], starts[-1]
@@ -57,26 +57,26 @@ def record_provenance(
     }
     other = [f"{name} {b[:8]}, was {a[:8]}" for name, (a, b) in pairs.items() if a != b and UNKNOWN not in (a, b)]
     if other:
-        said.append(f"this run goes on with other code or data than it began with ({'; '.join(other)}): see {path}")
-    return said
+        warnings.append(f"this run is resumed with other code or data than it started with ({'; '.join(other)}): see {path}")
+    return warnings
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The former starts."""
+    """The earlier starts."""
     starts = json.loads(path.read_text())["starts"] if path.is_file() else []
     if not all(
         isinstance(value, str) for start in starts for value in (start["commit"], start["data"]["dataset_hash"])
     ):
-        raise TypeError("a commit or dataset_hash is no text")
+        raise TypeError("a commit or dataset_hash is not text")
     return list(starts)
 
 
 def provenance(repository: Path, seed: int | None = None) -> dict[str, Any]:
-    """What a person needs to make a run again, plain enough for JSON.
+    """What is needed to reproduce a run, ready for JSON.
 
     Returns:
-        `date` (UTC), `command`, `seed`, `commit`, `dirty` (whether files differ from the commit, new ones too),
-        `versions` of project, Python, libraries and CUDA, and `machine`; what cannot be found out is "unknown".
+        `date` (UTC), `command`, `seed`, `commit`, `dirty` (whether files differ from the commit, untracked ones
+        included), `versions` of project, Python, libraries and CUDA, and `machine`; "unknown" where that is so.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -100,7 +100,7 @@ def code_state(repository: Path) -> dict[str, str | bool]:
 
 
 def _git(repository: Path, *words: str) -> str:
-    # A hook's variables would name another repository; and looking must not wait for a lock.
+    # Without the variables of a git hook, which name another repository, and without waiting for locks.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
         ["git", "-C", str(repository), *words],
@@ -115,8 +115,8 @@ def _git(repository: Path, *words: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the project, Python, the libraries that numbers may depend on, and CUDA."""
-    import torch  # here, for those who do without
+    """Of the project, Python, the libraries that results may depend on, and CUDA."""
+    import torch  # here, as entry points without torch import this module
 
     found = {"deepavfusion": _version("deepavfusion"), "python": platform.python_version()}
     found |= {name: _version(name) for name in LIBRARIES}
@@ -131,7 +131,7 @@ def _version(name: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """CPU, the cores this process may use, GPUs and system, without a name."""
+    """CPU, cores this process may use, GPUs and operating system; no host name."""
     import torch
 
     gpus = (
@@ -142,7 +142,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """As the system has it."""
+    """As the operating system names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

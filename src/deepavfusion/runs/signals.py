@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: remembered, and acted upon where the state is whole."""
+"""Signals that ask a run to stop: remembered, and acted upon when the state is consistent."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-STOPPED = 75  # exit status of a run that was asked to stop and can go on: EX_TEMPFAIL, "try again"
+STOPPED = 75  # exit status of a run that was asked to stop and can be resumed: EX_TEMPFAIL, "try again"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-PATIENCE = 25.0  # s between the signal and leaving come what may: schedulers kill after 30
+PATIENCE = 25.0  # s from the signal to exiting unconditionally: schedulers kill after 30
 
 
 class StopRequested(Exception):
-    """The run was asked to stop and has left a checkpoint to go on from, if there was anything to save."""
+    """The run was asked to stop; it has saved a checkpoint to resume from, if there was anything to save."""
 
 
 class StopSignals:
     """The first of `SIGNALS` that arrived.
 
     Args:
-        leave: called from a thread when the process is still there `PATIENCE` seconds later (it waits for data, or for
-            another process); it is to end the process.
+        leave: ends the process; called from a thread if it is still running after `PATIENCE` seconds, because it waits
+            for data or another process.
     """
 
     def __init__(self, leave: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
-        """Take over the signals; again after others have done so. Only the main thread can."""
+        """Install the handlers, again if others replaced them. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
@@ -40,7 +40,7 @@ class StopSignals:
             self._before.setdefault(number, found)
 
     def release(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -48,7 +48,7 @@ class StopSignals:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
-            if number == signal.SIGINT:  # Ctrl-C twice: at once
+            if number == signal.SIGINT:  # Ctrl-C twice: immediately
                 raise KeyboardInterrupt
             return
         self.received = signal.Signals(number)

@@ -1,15 +1,14 @@
-"""What every task shares: seeded steps, AdamW with its schedule, and checkpoints that say what they are."""
+"""What every task shares: the recipe, seeded steps, AdamW with its schedule, and self-describing checkpoints."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,27 +20,46 @@ from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.optim.schedules import warmup_cosine
 from deepavfusion.types import Batch
 from deepavfusion.utils.compiler import check_compiler
-from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
-from deepavfusion.weights.weights import load_encoder
 
-Group = dict[str, Any]
+ParamGroup = dict[str, Any]
 
 
 class Task(LightningModule):
-    """A LightningModule around a network with an `encoder`.
+    """A LightningModule around `net`, a network with an `encoder`, and the recipe it is trained with.
 
-    A subclass saves its hyperparameters; used here are `batch_size`, `blr`, `betas`, `warmup_epochs` and `seed`.
-    `record` goes into every checkpoint: the config of the model, so that a checkpoint can be opened by itself.
+    All arguments, those of subclasses too, are saved as hyperparameters. `record` goes into every checkpoint: the
+    config of the model, so that a checkpoint can be opened on its own.
+
+    Args:
+        batch_size: rows per step and process: clips, mixtures or frames.
+        blr: base learning rate, for a batch of 256; see `learning_rate`.
+        lr: learning rate; overrides `blr`.
+        weight_decay: not applied to one-dimensional parameters.
+        betas: of AdamW.
+        warmup_epochs: of linear warm-up, followed by a cosine to 0 at the end of the run; both per step.
+        pretrained: start weights, "auto" or None; they are loaded by `runs.start_weights`.
+        seed: of masks, mixup and dropped paths; each step and process derives its own.
     """
 
     net: Any
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        batch_size: int = 16,
+        blr: float = 3e-4,
+        lr: float | None = None,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_epochs: float = 20,
+        pretrained: str | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["net"])
         self.record: dict[str, Any] = {}
-        self.train_means: dict[str, MeanMetric] = {}  # of the epoch so far; no part of the network, nor of its summary
-        self._compiled_rows: int | None = None  # of the batches that the compiled network is for; 0: not yet known
+        self.train_means: dict[str, MeanMetric] = {}  # of this epoch; not a ModuleDict, to stay out of the summary
+        self._compiled_rows: int | None = None  # the batch size that is compiled for; 0: not known yet
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = self.record
@@ -53,7 +71,7 @@ class Task(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         processes = checkpoint.get("train_means", [])
-        if self._trainer is not None and len(processes) == self.trainer.world_size:  # else the epoch begins anew
+        if self._trainer is not None and len(processes) == self.trainer.world_size:  # otherwise the epoch restarts
             for name, (total, weight) in processes[self.trainer.global_rank].items():
                 mean = self._train_mean(name)
                 mean.update(total, 1.0)
@@ -61,16 +79,16 @@ class Task(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         for mean in self.train_means.values():
-            mean.reset()  # an epoch that is gone on with does not come here
+            mean.reset()  # not called when an epoch is resumed
 
     def log_train(self, values: dict[str, Tensor], rows: int) -> None:
-        """Log a step's values as `<name>_step`, and as `<name>` their mean over an epoch, which outlives a resume.
+        """Log the values of a step as `<name>_step` and their mean over the epoch, kept across a resume, as `<name>`.
 
-        The curve by the step is this process's own; only the epoch's mean is worth waiting for the others.
+        Only the epoch's mean is reduced over processes; the curves per step are those of the first one.
 
         Args:
             values: name -> scalar.
-            rows: that they are means of.
+            rows: how many rows each value is a mean of.
         """
         for name, value in values.items():
             mean = self._train_mean(name)
@@ -85,28 +103,28 @@ class Task(LightningModule):
         return mean if mean.device == self.device else mean.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """What is random in a step follows from seed, epoch, step and process: it survives a resume unchanged."""
+        """Seed each step from seed, epoch, step and process, so that a resumed run draws the same numbers."""
         step = (self.hparams["seed"] * 100_003 + self.current_epoch) * 1_000_003 + batch_idx
         seed = (step * 4096 + self.global_rank) % 2**63
         torch.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002  # what others draw from it
+        np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries draw from it
         if self._compiled_rows is not None:
             self._compiled_rows = self._compiled_rows or len(batch)
             torch.compiler.set_stance("default" if len(batch) == self._compiled_rows else "force_eager")
 
     def compile_training(self, backend: str = "inductor") -> None:
-        """Compile the network for training steps, in place: names of parameters stay as they are.
+        """Compile the network for training steps, in place: parameter names do not change.
 
-        It is compiled once, for whole batches: a batch that lacks clips, and evaluation, run it as it stands.
+        It is compiled once, for full batches; smaller batches and evaluation run eagerly.
 
         Raises:
-            UserError: torch has no such backend, or its own finds no C++ compiler.
+            UserError: torch has no such backend, or inductor finds no C++ compiler.
         """
         backends = torch.compiler.list_backends(exclude_tags=None)
         if backend not in backends:
             raise UserError(
-                f"compile={backend} is no backend of torch.compile: expected true, or {', '.join(backends)}."
+                f"compile={backend} is not a backend of torch.compile: expected true, or {', '.join(backends)}."
             )
         if backend == "inductor":
             check_compiler("compile=false")
@@ -122,35 +140,34 @@ class Task(LightningModule):
 
     def on_fit_end(self) -> None:
         if self._compiled_rows is not None:
-            torch.compiler.set_stance("default")  # it holds for the whole process
+            torch.compiler.set_stance("default")  # the stance is global to the process
 
     def adamw(
-        self, groups: list[Group], extra: Callable[[Group, float, int], float] | None = None
+        self, groups: list[ParamGroup], extra: Callable[[ParamGroup, float, int], float] | None = None
     ) -> OptimizerLRSchedulerConfig:
-        """`scheduled` AdamW, on GPUs as one kernel for all parameters."""
+        """`scheduled` AdamW; on GPUs the fused one, a single kernel for all parameters."""
         betas, fused = tuple(self.hparams["betas"]), self.device.type == "cuda"
         return self.scheduled(lambda lr: torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused), extra)
 
     def scheduled(
         self,
         optimizer_of: Callable[[float], Optimizer],
-        extra: Callable[[Group, float, int], float] | None = None,
+        extra: Callable[[ParamGroup, float, int], float] | None = None,
     ) -> OptimizerLRSchedulerConfig:
-        """The learning rate for the effective batch: linear warm-up, then a cosine to 0, by the step.
+        """Linear warm-up to the learning rate of the run, then a cosine to 0; both per step.
 
         Args:
-            optimizer_of: makes the optimizer of a learning rate; `lr_scale` of a group multiplies its rate.
-            extra: a further factor, as a function of group, epoch (fractions included) and epochs of the run.
+            optimizer_of: makes the optimizer for a learning rate; `lr_scale` of a group multiplies its rate.
+            extra: a further factor, given group, epoch (with fraction) and number of epochs.
         """
-        effective = self.hparams["batch_size"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        optimizer = optimizer_of(self.hparams["blr"] * effective / 256)
+        optimizer = optimizer_of(learning_rate(self.hparams, self.trainer)[0])
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise UserError(f"trainer.max_epochs is {epochs}: the learning-rate schedule needs the number of epochs.")
         steps_per_epoch = self.trainer.estimated_stepping_batches / epochs
         warmup = self.hparams["warmup_epochs"]
 
-        def factor(group: Group) -> Callable[[int], float]:
+        def factor(group: ParamGroup) -> Callable[[int], float]:
             def at(step: int) -> float:
                 epoch = step / steps_per_epoch
                 scale = group.get("lr_scale", 1.0) * (extra(group, epoch, epochs) if extra else 1.0)
@@ -162,14 +179,10 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def check_data(self, datamodule: Any) -> None:
-        """Raise a `UserError` unless the classes of the data are those of the network."""
+        """Raise a `UserError` unless data and network have the same classes."""
 
     def check_shapes(self, batch: Batch) -> None:
-        """The sizes of the data are those of the model.
-
-        Raises:
-            UserError: with the keys that set them.
-        """
+        """Raise a `UserError` unless the inputs have the sizes of the model."""
         encoder = self.net.encoder
         expected = (encoder.image.patch_embed.input_size, encoder.audio.patch_embed.input_size)
         assert batch.spectrogram is not None
@@ -183,10 +196,15 @@ class Task(LightningModule):
 
 
 class FineTune(Task):
-    """A task that starts from a pre-trained encoder, with a learning rate that decays from layer to layer.
+    """A task that starts from a pre-trained encoder.
 
-    Used besides: `weight_decay` and `layer_decay`.
+    Args:
+        layer_decay: factor of the learning rate from layer to layer, from the head down.
+        recipe: see `Task`.
     """
+
+    def __init__(self, layer_decay: float = 0.75, **recipe: Any) -> None:
+        super().__init__(**recipe)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         weight_decay, layer_decay = self.hparams["weight_decay"], self.hparams["layer_decay"]
@@ -194,9 +212,9 @@ class FineTune(Task):
 
 
 def freeze_unread(encoder: DeepAVFusion) -> None:
-    """For heads that read the layers of image and sound: what only the final tokens depend on is not trained.
+    """Freeze what heads on the layers of image and audio do not use: the final norms and the last fusion block.
 
-    These are the final norms and the last fusion block. Processes that train together would wait for their gradients.
+    Distributed training would wait for gradients that never come.
     """
     unread: list[nn.Module] = [encoder.image.norm, encoder.audio.norm, encoder.fusion_norm]
     unread += list(encoder.fusion_blocks.values())[-1:]
@@ -206,27 +224,23 @@ def freeze_unread(encoder: DeepAVFusion) -> None:
         encoder.fusion_tokens.requires_grad_(False)
 
 
-def load_pretrained(encoder: DeepAVFusion, pretrained: str | None, latest: str | None) -> None:
-    """Load the encoder of a checkpoint, and say in one line what became of it.
+def learning_rate(hparams: Mapping[str, Any], trainer: Trainer) -> tuple[float, str]:
+    """The peak learning rate of a run, and the line that explains it.
 
     Args:
-        encoder: to fill.
-        pretrained: a file; "auto": `latest` if it is there and fits; None: start from scratch; "": the weights of a
-            whole run follow, and nothing is said.
-        latest: checkpoint of the newest pre-training.
-
-    Raises:
-        UserError: a file that was asked for cannot be read or does not fit.
+        hparams: of a task; `lr` is used as it is, otherwise `blr` is scaled by the effective batch.
+        trainer: says how many batches make up one optimizer step.
     """
-    if pretrained == "":
-        return
-    if pretrained != "auto":
-        say_once(f"encoder from {load_encoder(encoder, pretrained)}" if pretrained else "encoder from scratch")
-        return
-    if latest is None or not Path(latest).is_file():
-        say_once("encoder from scratch: nothing was pre-trained here yet (model.pretrained=<checkpoint> gives one)")
-        return
-    try:
-        say_once(f"encoder from {load_encoder(encoder, latest)}")
-    except UserError as error:
-        say_once(f"encoder from scratch: {error}", "yellow")
+    if hparams["lr"] is not None:
+        return hparams["lr"], f"lr {_scientific(hparams['lr'])} (model.lr)"
+    batch, processes, accumulated = hparams["batch_size"], trainer.world_size, trainer.accumulate_grad_batches
+    effective = batch * processes * accumulated
+    lr = hparams["blr"] * effective / 256
+    product = f"lr {_scientific(lr)} = blr {_scientific(hparams['blr'])} × {effective} / 256"
+    return lr, f"{product} (batch {batch} × {processes} processes × {accumulated} accumulated)"
+
+
+def _scientific(value: float) -> str:
+    """3.0e-4, 1.25e-3"""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.removesuffix('0')}e{int(exponent)}"

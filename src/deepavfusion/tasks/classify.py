@@ -1,4 +1,4 @@
-"""Classification: what a clip shows and sounds like; as a linear probe of a frozen encoder, or fine-tuned."""
+"""Classification of clips, by a linear probe on a frozen encoder or by fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,47 +16,36 @@ from deepavfusion.models.classifier import Classifier, classification_loss
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.optim.lars import LARS
 from deepavfusion.optim.param_groups import param_groups
-from deepavfusion.tasks.base import FineTune, load_pretrained
+from deepavfusion.tasks.base import FineTune
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.errors import UserError
 
-DENSE = 1  # number of the test loader that gives several windows of each clip
+DENSE = 1  # index of the test loader with several windows per clip
 
 
 class Classify(FineTune):
-    """Name the classes of clips by image, by audio, by fusion tokens and by all (Mo & Morgado, section 4.2).
+    """Classify clips by image, audio and fusion tokens, and by all three (Mo & Morgado, section 4.2).
 
-    Test evaluates the centre window of every clip; where there is a second loader, the mean logits of its windows, too
-    (`…_dense`). With `compare_untrained` the same probe learns on an untrained encoder, step by step, and is tested
-    on the centre windows (`…_untrained`): what pre-training is worth.
+    Test evaluates the centre window of every clip and, if there is a second loader, the mean logits over its windows
+    (`…_dense`). With `compare_untrained` the same probe is trained on an untrained encoder alongside and tested on the
+    centre windows (`…_untrained`), which shows what pre-training is worth.
 
     Args:
         net: the backbone.
         num_classes: of the data.
-        multi_label: clips may have several classes (AudioSet): binary cross entropy and mAP, not top-1.
+        multi_label: clips may have several classes (AudioSet): binary cross-entropy and mAP instead of top-1.
         frozen: linear probe, see `models.classifier`; otherwise everything is trained.
-        per_head: the loss is the mean of the three heads' own, instead of that of their mean logit.
+        per_head: the loss is the mean of the losses of the three heads, not the loss of their mean logits.
         compare_untrained: only with `frozen`.
-        batch_size: clips a step and process, for the learning rate.
-        blr: learning rate for 256 clips; the run's is blr · effective batch / 256.
         optimizer: "adamw" or "lars".
-        weight_decay: parameters of one dimension do not decay.
-        betas: of AdamW.
         momentum, trust_coefficient: of LARS.
-        warmup_epochs: linear warm-up, then a cosine to 0.
-        layer_decay: fine-tuning with AdamW: factor of the learning rate from layer to layer, from the head down.
-        mixup: α of the share that a clip keeps of itself, one for picture and sound; 0: none.
+        mixup: α of the Beta distribution, with one share for image and audio; 0: no mixup.
         label_smoothing: share of the target that is spread over all classes.
-        log_odds_bias: the heads start from the frequencies of the classes among the train clips.
-        class_weighted: divides each class's part of the loss by its frequency (mean 1 over the classes that occur;
-            those that do not count nothing).
-        pretrained: checkpoint of the encoder; "auto": `latest_pretraining` if it is there and fits; None: from scratch.
-        latest_pretraining: checkpoint of the newest pre-training.
-        seed: each step and process draws its own from it.
-
-    Raises:
-        UserError: a setting that cannot be; a checkpoint that cannot be read or does not fit.
+        log_odds_bias: initialise the heads' biases from the class frequencies of the train clips.
+        class_weighted: divide each class's part of the loss by its frequency (mean weight 1 over the classes that
+            occur; 0 for the others).
+        recipe: see `FineTune`; `layer_decay` only applies to fine-tuning with AdamW.
     """
 
     class_weight: Tensor | None
@@ -69,41 +58,21 @@ class Classify(FineTune):
         frozen: bool = False,
         per_head: bool = False,
         compare_untrained: bool = False,
-        batch_size: int = 32,
-        blr: float = 3e-4,
         optimizer: str = "adamw",
-        weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.999),
         momentum: float = 0.9,
         trust_coefficient: float = 0.001,
-        warmup_epochs: float = 20,
-        layer_decay: float = 0.75,
         mixup: float = 0.0,
         label_smoothing: float = 0.0,
         log_odds_bias: bool = False,
         class_weighted: bool = False,
-        pretrained: str | None = "auto",
-        latest_pretraining: str | None = None,
-        seed: int = 0,
+        **recipe: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(ignore=["net"])
-        if optimizer not in ("adamw", "lars"):
-            raise UserError(f"model.optimizer is {optimizer!r}: expected adamw or lars.")
-        if compare_untrained and not frozen:
-            raise UserError(
-                "model.compare_untrained is for linear probes: set model.frozen=true, or leave it out and run the "
-                "fine-tuning once more with model.pretrained=null."
-            )
-        for name, value, most in (("mixup", mixup, float("inf")), ("label_smoothing", label_smoothing, 1.0)):
-            if not 0 <= value < most:
-                raise UserError(f"model.{name} is {value}, expected a number from 0 to {most:g}, 0 for none.")
+        super().__init__(**recipe)
+        # Start weights are loaded into `net` later, so this copy stays untrained.
         untrained = deepcopy(net) if compare_untrained else None
-        load_pretrained(net, pretrained, latest_pretraining)
         self.net = Classifier(net, num_classes, frozen)
-        self.untrained = None
-        if untrained is not None:
-            self.untrained = Classifier(untrained, num_classes, frozen)
+        self.untrained = Classifier(untrained, num_classes, frozen) if untrained is not None else None
+        if self.untrained is not None:
             for stream, head in self.untrained.heads.items():
                 head.load_state_dict(self.net.heads[stream].state_dict())
         self.register_buffer("class_weight", torch.ones(num_classes) if class_weighted else None)
@@ -123,11 +92,11 @@ class Classify(FineTune):
             )
 
     def setup(self, stage: str) -> None:
-        """Before training, what depends on the frequencies of the classes."""
+        """Before training, set what depends on the class frequencies."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if self.net.frozen:
-            warnings.filterwarnings("ignore", r".*in eval mode at the start of training")  # as it has to be
-        if stage == "fit" and datamodule is not None:  # a checkpoint to go on from is loaded after this
+            warnings.filterwarnings("ignore", r".*in eval mode at the start of training")  # intended
+        if stage == "fit" and datamodule is not None:  # a resumed checkpoint overwrites this
             counts = torch.tensor(datamodule.class_counts, dtype=torch.float64)
             if self.hparams["log_odds_bias"]:
                 for net in self._nets():
@@ -149,7 +118,7 @@ class Classify(FineTune):
         return self.scheduled(lambda lr: LARS(groups, lr, momentum=momentum, trust_coefficient=trust))
 
     def shares(self, label: Tensor) -> Tensor:
-        """The share of each class, float32 [B, C], of a class a clip [B], or of 0 and 1 for each [B, C]."""
+        """The share of each class, float32 [B, C], from one class per clip [B] or from zeros and ones [B, C]."""
         return label.float() if self.hparams["multi_label"] else F.one_hot(label, self.net.num_classes).float()
 
     def label(self, batch: Batch) -> Tensor:
@@ -165,16 +134,16 @@ class Classify(FineTune):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_shapes(batch)
         assert batch.spectrogram is not None
-        image, sound, target = batch.image, batch.spectrogram, self.shares(self.label(batch))
+        image, audio, target = batch.image, batch.spectrogram, self.shares(self.label(batch))
         if self.hparams["mixup"] > 0:
             share = draw_shares(len(batch), self.hparams["mixup"], image.device)
-            image, sound, target = mixup([image, sound, target], share)
-        losses = [self.loss(net(image, sound), target, self.hparams["label_smoothing"]) for net in self._nets()]
+            image, audio, target = mixup([image, audio, target], share)
+        losses = [self.loss(net(image, audio), target, self.hparams["label_smoothing"]) for net in self._nets()]
         self.log_train({"train/loss": losses[0]}, batch.items)
         return torch.stack(losses).sum()
 
     def _evaluate(self, net: Classifier, batch: Batch, metrics: ClassificationMetrics) -> None:
-        """The windows of a clip, whose logits are averaged, count once."""
+        """Update metrics with the mean logits over the windows of each clip."""
         if not len(batch):
             return
         self.check_shapes(batch)
@@ -193,7 +162,7 @@ class Classify(FineTune):
             self._evaluate(self.untrained, batch, self.untrained_metrics)
 
     def _found(self, metrics: ClassificationMetrics) -> dict[str, Tensor]:
-        """What the metrics say, and the loss: of all clips at once, so that batches and processes do not matter."""
+        """The metrics and the loss, over all clips at once: independent of batches and processes."""
         found, table = metrics.compute(), metrics.table()
         if len(table["item"]):
             found["loss"] = self.loss({stream: table[stream] for stream in STREAMS}, self.shares(table["target"]))

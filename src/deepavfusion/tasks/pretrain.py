@@ -1,4 +1,4 @@
-"""Masked pre-training: reconstruct picture and sound from the quarter of each that is left."""
+"""Masked pre-training: reconstruct image and audio from the patches that are left visible."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.optim.schedules import half_cosine_rise
-from deepavfusion.tasks.base import Group, Task
+from deepavfusion.tasks.base import ParamGroup, Task
 from deepavfusion.types import Batch, MAEOutput
-from deepavfusion.utils.console import say_once
-from deepavfusion.weights.weights import load_mae, load_vit
 
 
 class Pretrain(Task):
@@ -24,20 +22,12 @@ class Pretrain(Task):
     Args:
         net: the backbone.
         decoder_embed_dim, decoder_depth, decoder_num_heads: size of both decoders.
-        image_mask_ratio, audio_mask_ratio: part of the patches that is hidden.
-        batch_size: clips a step and process, for the learning rate.
-        blr: learning rate for 256 clips; the run's is blr · effective batch / 256, where the effective batch counts
-            all processes and accumulated steps.
-        weight_decay, betas: of AdamW; parameters of one dimension do not decay.
-        warmup_epochs: linear warm-up, then a cosine to 0 at the end of the run; both by the step.
-        pretrained: a checkpoint of this project or a published one, for the whole network.
-        image_weights, audio_weights: MAE and AudioMAE checkpoints for the two encoders.
-        branch_rise: encoders that start from such a file have their learning rate multiplied by half a cosine from 0
-            to 1 over this part of the run.
-        seed: of masks and dropped paths; each step and process draws its own from it.
-
-    Raises:
-        UserError: a checkpoint that cannot be read or does not fit.
+        image_mask_ratio, audio_mask_ratio: share of the patches that is masked.
+        image_weights, audio_weights: MAE and AudioMAE checkpoints for the two encoders, loaded by
+            `runs.start_weights`.
+        branch_rise: the learning rate of encoders that start from such a file rises along half a cosine over this
+            share of the run.
+        recipe: see `Task`.
     """
 
     def __init__(
@@ -48,30 +38,16 @@ class Pretrain(Task):
         decoder_num_heads: int = 16,
         image_mask_ratio: float = 0.75,
         audio_mask_ratio: float = 0.8,
-        batch_size: int = 64,
-        blr: float = 1.5e-4,
-        weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.95),
-        warmup_epochs: float = 40,
-        pretrained: str | None = None,
         image_weights: str | None = None,
         audio_weights: str | None = None,
         branch_rise: float = 0.5,
-        seed: int = 0,
+        **recipe: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(ignore=["net"])
+        super().__init__(**recipe)
         self.net = MaskedAutoencoder(net, decoder_embed_dim, decoder_depth, decoder_num_heads)
-        self.risen: list[str] = []  # encoders whose learning rate rises slowly
-        if pretrained:
-            say_once(str(load_mae(self.net, pretrained)))
-        for branch, path in (("image", image_weights), ("audio", audio_weights)):
-            if path:
-                say_once(str(load_vit(getattr(net, branch), path)))
-                self.risen.append(branch)
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> MAEOutput:
-        """Mask at random and reconstruct; the batch comes from the device transform."""
+        """Mask at random and reconstruct."""
         assert batch.spectrogram is not None
         encoder, clips, device = self.net.encoder, len(batch), batch.image.device
         self.check_shapes(batch)
@@ -89,7 +65,7 @@ class Pretrain(Task):
         return out.loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Reconstruction losses of the test clips (loader 0), and the unmasked embeddings of both loaders."""
+        """Log the losses of the test clips (loader 0); return the unmasked embeddings of either loader."""
         if dataloader_idx == 0:
             generator = torch.Generator(device=batch.image.device).manual_seed(batch_idx)
             out = self(batch, generator)
@@ -104,7 +80,7 @@ class Pretrain(Task):
         return {"embeddings": encoded.pooled()}
 
     def draw(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """Pictures of the reconstruction with masks that are the same each time; see `MaskedAutoencoder.draw`."""
+        """Images of the reconstruction, with the same masks each time; see `MaskedAutoencoder.draw`."""
         assert batch.spectrogram is not None
         generator = torch.Generator(device=batch.image.device).manual_seed(0)
         return self.net.reconstruct(self(batch, generator), batch.image, batch.spectrogram)
@@ -113,8 +89,8 @@ class Pretrain(Task):
         encoder = self.net.encoder
         branches = {"image_encoder": encoder.image, "audio_encoder": encoder.audio}
 
-        def rise(group: Group, epoch: float, epochs: int) -> float:
-            rises = group["branch"].removesuffix("_encoder") in self.risen
+        def rise(group: ParamGroup, epoch: float, epochs: int) -> float:
+            rises = self.hparams.get(f"{group['branch'].removesuffix('_encoder')}_weights") is not None
             return half_cosine_rise(epoch, self.hparams["branch_rise"] * epochs) if rises else 1.0
 
         return self.adamw(param_groups(self.net, self.hparams["weight_decay"], branches), rise)

@@ -1,8 +1,8 @@
-"""Source separation: of several sounds that are mixed, the one that belongs to the picture."""
+"""Source separation: from a mixture of several sources, extract the one that is visible."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,36 +10,26 @@ from torch import Tensor
 from deepavfusion.metrics.separation import SeparationMetrics
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.separator import MaskKind, Separator, mask_loss, target_mask
-from deepavfusion.tasks.base import FineTune, freeze_unread, load_pretrained
+from deepavfusion.tasks.base import FineTune, freeze_unread
 from deepavfusion.transforms.audio import LogMel, MelMask
 from deepavfusion.types import Batch, SeparationOutput
 from deepavfusion.utils.processes import cores
 
 
 class Separate(FineTune):
-    """Mix the sounds of several clips, show a frame of one of them, and learn its mask (Mo & Morgado, section 4.3).
+    """Mix the audio of several clips and predict the mask of the one whose frame is given (Mo & Morgado, section 4.3).
 
-    Test evaluates every mixture with each of its frames, and besides: the same with the frame of another of its sources
-    (`wrong_frame`: how much the picture decides), and with the ideal ratio and binary masks on the same mel grid.
+    Test evaluates every mixture with each of its frames; also with the frame of another of its sources (`wrong_frame`,
+    which shows how much the frame matters), and with the ideal ratio and binary masks on the same mel grid.
 
     Args:
         net: the backbone.
         head_dim: channels at the bottom of the head's U-Net; None: as wide as the encoder.
-        mask: what is learned, see `models.separator.target_mask`.
-        weighted_loss: louder positions of the mixture count more.
-        spread: how a mel mask reaches the waveform in evaluation, see `transforms.audio.MelMask`.
-        batch_size: mixtures a step and process, for the learning rate.
-        blr: learning rate for 256 mixtures; the run's is blr · effective batch / 256.
-        weight_decay, betas: of AdamW; parameters of one dimension do not decay.
-        warmup_epochs: linear warm-up, then a cosine to 0.
-        layer_decay: factor of the learning rate from layer to layer, from the head down.
-        pretrained: checkpoint of the encoder; "auto": `latest_pretraining` if it is there and fits; None: from scratch.
-        latest_pretraining: checkpoint of the newest pre-training.
-        metric_workers: threads that compute the metrics; None: the cores of this process.
-        seed: each step and process draws its own from it.
-
-    Raises:
-        UserError: a checkpoint that cannot be read or does not fit.
+        mask: the target, see `models.separator.target_mask`.
+        weighted_loss: weight the loss by the power of the mixture.
+        spread: how a mel mask is applied to the waveform in evaluation, see `transforms.audio.MelMask`.
+        metric_workers: threads that compute the metrics; None: one per core of this process.
+        recipe: see `FineTune`.
     """
 
     def __init__(
@@ -49,20 +39,10 @@ class Separate(FineTune):
         mask: MaskKind = "ratio",
         weighted_loss: bool = True,
         spread: Literal["transposed", "normalised"] = "transposed",
-        batch_size: int = 16,
-        blr: float = 3e-4,
-        weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.999),
-        warmup_epochs: float = 40,
-        layer_decay: float = 0.75,
-        pretrained: str | None = "auto",
-        latest_pretraining: str | None = None,
         metric_workers: int | None = None,
-        seed: int = 0,
+        **recipe: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(ignore=["net"])
-        load_pretrained(net, pretrained, latest_pretraining)
+        super().__init__(**recipe)
         freeze_unread(net)
         self.net = Separator(net, head_dim)
         self.log_mel = LogMel()
@@ -107,34 +87,35 @@ class Separate(FineTune):
         loss, target = self._loss(batch, logits, mixture_mel)
         self.log(f"{stage}/loss", loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
 
-        def parted(rows: Tensor) -> Tensor:
+        def by_mixture(rows: Tensor) -> Tensor:
             return rows.unflatten(0, (-1, batch.group))
 
         def estimated(mask: Tensor) -> Tensor:
             return self.mel_mask(mask, every_mixture)
 
         estimate = estimated(logits.sigmoid())
-        estimates = {"model": parted(estimate)}
+        estimates = {"model": by_mixture(estimate)}
         if stage == "test":
-            # What the model makes of a mixture and the frame of another source is that source's estimate.
+            # With the frame of another source, the model's estimate is the one it makes for that source.
             estimates["wrong_frame"] = estimates["model"].roll(1, dims=1)
-            estimates |= {name: parted(estimated(mask)) for name, mask in self._ideal_masks(batch).items()}
-        metrics.update(parted(batch.waveform), estimates, mixture, parted(batch.item)[:, 0], parted(batch.label))
+            estimates |= {name: by_mixture(estimated(mask)) for name, mask in self._ideal_masks(batch).items()}
+        items, labels = by_mixture(batch.item)[:, 0], by_mixture(batch.label)
+        metrics.update(by_mixture(batch.waveform), estimates, mixture, items, labels)
         return SeparationOutput(mixture, estimate, mixture_mel, logits.sigmoid(), target)
 
     def _ideal_masks(self, batch: Batch) -> dict[str, Tensor]:
-        """What the mel grid allows: each source's share of the power of all, and whether it outweighs the others."""
+        """Upper bounds on the mel grid: each source's share of the total power, and whether it exceeds the others."""
         assert batch.spectrogram is not None
         sources = _power(batch.spectrogram)
         together = sources.unflatten(0, (-1, batch.group)).sum(dim=1).repeat_interleave(batch.group, dim=0)
         return {"ideal": sources / together, "ideal_binary": target_mask(sources, together, "dominant")}
 
-    def validation_step(  # type: ignore[override]  # Lightning hands whatever it is to the callbacks
+    def validation_step(  # type: ignore[override]  # Lightning passes any output on to the callbacks
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> SeparationOutput | None:
         return self._evaluate(batch, "val", self.val_metrics)
 
-    def test_step(  # type: ignore[override]  # Lightning hands whatever it is to the callbacks
+    def test_step(  # type: ignore[override]  # Lightning passes any output on to the callbacks
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> SeparationOutput | None:
         return self._evaluate(batch, "test", self.test_metrics)

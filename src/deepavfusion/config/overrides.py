@@ -1,0 +1,165 @@
+"""Overrides, before Hydra composes: from records of earlier runs, under their present keys, with `scale` decided."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from deepavfusion.config.compose import CONFIG_DIR, compose
+from deepavfusion.utils.addresses import is_remote
+from deepavfusion.utils.errors import UserError
+
+RENAMED = {  # keys in records of earlier commits -> today's; None: no longer used
+    "data.wrong_sound": "data.wrong_audio",
+    "data.leave_out": "data.exclude",
+    "model.least_head_dim": "model.min_head_dim",
+    "model.latest_pretraining": None,
+    "callbacks.pictures": "callbacks.images",
+}
+OF_ONE_RUN = ("resume=", "run.", "ckpt_path=", "compile=")  # overrides that do not affect an evaluation
+DECIDING = ("experiment", "data", "paths", "scale")  # keys, or what they begin with, that decide about the scale
+
+
+def quoted(text: str) -> str:
+    """Text as the value of an override, taken literally: quotes, backslashes, `${…}`."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # no interpolation
+    text = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (m[2] and r"\'"), text)  # no early end of the quotes
+    return f"'{text}'"
+
+
+def value_of(overrides: list[str], key: str) -> Any:
+    """The value that overrides give to a key, without its quotes; None if they do not."""
+    found = [override for override in overrides if key_of(override).lstrip("+") == key]
+    return OverridesParser.create().parse_override(found[-1]).value() if found else None
+
+
+def key_of(override: str) -> str:
+    """What stands before `=`, with `+` and `~`."""
+    return override.partition("=")[0]
+
+
+def merged(*parts: list[str]) -> list[str]:
+    """One list of overrides, in which the last one of each key stays.
+
+    Hydra accepts some repetitions (`a=1 a=2`) and refuses others (`~a ~a`, `+a=1 +a=2`).
+    """
+    last: dict[str, str] = {}
+    for override in itertools.chain(*parts):
+        last.pop(key_of(override), None)  # to move it to the end
+        last[key_of(override)] = override
+    return list(last.values())
+
+
+def renamed(overrides: list[str]) -> list[str]:
+    """Recorded overrides under today's keys."""
+    found = []
+    for override in overrides:
+        prefix, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
+        new = renamed_key(key)
+        if new is not None:
+            found.append(prefix + new + rest)
+    return found
+
+
+def renamed_key(key: str) -> str | None:
+    """Today's name of a key, or of a key below a renamed one; None: no longer used."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return None if new is None else new + key.removeprefix(old)
+    return key
+
+
+def renamed_model(model: dict[str, Any]) -> dict[str, Any]:
+    """The config of a task, recorded in a checkpoint, under today's keys."""
+    keys = {key: renamed_key(f"model.{key}") for key in model}
+    return {new.removeprefix("model."): model[key] for key, new in keys.items() if new is not None}
+
+
+def recorded_overrides(record: dict[str, Any], given: list[str], path: str) -> list[str]:
+    """The overrides that the run of a checkpoint was started with, except those for that run only.
+
+    Args:
+        record: of the checkpoint, which may come from anyone.
+        given: overrides of the command, which are trusted.
+        path: of the checkpoint.
+
+    Raises:
+        UserError: they are not overrides; or one that is not among `given` chooses what is called or read as a config.
+    """
+    found = record.get("overrides", [])
+    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
+        raise UserError(
+            f"checkpoint {path} records {found!r:.80}, expected a list of overrides, as train.py writes it."
+        )
+    found = renamed([value for value in found if not value.startswith(OF_ONE_RUN)])
+    for value in found:
+        key, _, choice = value.lstrip("+~").partition("=")
+        calls = "_target_" in value or "${" in value or "@" in key or key.startswith("hydra")
+        elsewhere = "." not in key and (".." in choice or choice.startswith("/"))  # a file outside of configs/
+        if (calls or elsewhere) and value not in given:
+            raise UserError(
+                f"checkpoint {path} records the override {value!r}, which chooses what is called; nothing was: if you "
+                f"trust it, give the same override with the command."
+            )
+    return found
+
+
+def check_choices(overrides: list[str]) -> None:
+    """Raise a `UserError` where the name of a config file is given as the value of a key."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if "." in key and Path(CONFIG_DIR, *key.split("."), f"{value}.yaml").is_file():
+            group = key.replace(".", "/")
+            raise UserError(
+                f"{override} would replace a config by a word: to choose {value}, write {group}={value}."
+            )
+
+
+def with_scale(name: str, overrides: list[str]) -> tuple[list[str], str | None]:
+    """Decide scale=auto: the demo where no data root is given and the default one does not exist, else the paper.
+
+    Args:
+        name: of the config, train or eval.
+        overrides: of the command; with sweeps (`a=1,2`), the decision has to be the same for all their runs.
+
+    Returns:
+        The overrides, with scale=demo if that was chosen, and the reason for it.
+
+    Raises:
+        UserError: the given data root does not exist, or sweeps disagree.
+    """
+    choices: list[list[str]] = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        values = [override.input_line or ""]
+        if override.is_sweep_override():
+            values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            values = values if override.key_or_group.startswith(DECIDING) else values[:1]
+        choices.append(values)
+    reasons = [_demo_reason(name, list(run)) for run in itertools.product(*choices)]
+    if None in reasons and any(reasons):
+        raise UserError(
+            f"of these runs, some have data and some do not ({next(filter(None, reasons))}): add scale=paper or "
+            "scale=demo."
+        )
+    return (merged(overrides, ["scale=demo"]) if reasons[0] else overrides), reasons[0]
+
+
+def _demo_reason(name: str, overrides: list[str]) -> str | None:
+    """Why a run with scale=auto uses the demo; None if it does not."""
+    keys = {key_of(override).lstrip("+") for override in overrides}
+    auto = (value_of(overrides, "scale") or "auto") == "auto" and "paths.data_dir" not in keys
+    if not auto and "data.root" not in keys:
+        return None
+    data = compose(name, overrides).data
+    if is_remote(data.root) or Path(str(data.root)).is_dir():  # check_ranges has not seen it yet
+        return None
+    if "data.root" in keys:
+        raise UserError(
+            f"data.root={data.root} is not a folder: expected a dataset in the {data.name} layout; give its folder, or "
+            f"leave data.root out to use generated demo data."
+        )
+    return f"no data.root was given and {data.root} does not exist"

@@ -1,0 +1,32 @@
+"""The evaluation of a checkpoint."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from deepavfusion.runs.build import build, write_start
+from deepavfusion.runs.directory import choose_run_dir, remove_if_empty
+from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.weights import check_resumable
+
+
+def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
+    """Test a checkpoint in a directory of its own, logs/<task>/evals/<name>.
+
+    Args:
+        cfg: composed from configs/eval.yaml.
+        overrides: it was composed with.
+
+    Raises:
+        UserError: what the config asks for cannot be done.
+    """
+    run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
+    cfg.paths.run_dir = str(run_dir)
+    try:
+        trainer, task, datamodule = build(cfg, overrides, training=False)
+        check_resumable(task.net, cfg.ckpt_path)
+    except UserError:
+        remove_if_empty(run_dir)
+        raise
+    write_start(run_dir, cfg, overrides, trainer, datamodule)
+    trainer.test(task, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False, weights_only=True)

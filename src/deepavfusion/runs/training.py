@@ -1,0 +1,62 @@
+"""A training run, from its config to the final metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from omegaconf import DictConfig
+
+from deepavfusion.runs.build import build, write_start
+from deepavfusion.runs.checkpoints import choose_checkpoint
+from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
+from deepavfusion.runs.start_weights import load_start_weights
+from deepavfusion.tasks.base import learning_rate
+from deepavfusion.utils.console import say_once
+from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.weights import check_resumable
+
+
+def train(cfg: DictConfig, overrides: list[str]) -> None:
+    """Fit in a run directory, resuming from its last checkpoint if there is one, and test if the config says so.
+
+    Args:
+        cfg: composed from configs/train.yaml.
+        overrides: it was composed with.
+
+    Raises:
+        UserError: what the config asks for cannot be done.
+    """
+    run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
+    cfg.paths.run_dir = str(run_dir)
+    try:
+        checkpoint, step = choose_checkpoint(run_dir, cfg.ckpt_path)
+        trainer, task, datamodule = build(cfg, overrides, resume_step=step)
+        if checkpoint:
+            check_resumable(task.net, checkpoint)
+        else:
+            load_start_weights(task, Path(cfg.paths.log_dir, "pretrain", "latest", CHECKPOINTS, LAST))
+    except UserError:
+        remove_if_empty(run_dir)
+        raise
+    write_start(run_dir, cfg, overrides, trainer, datamodule)
+    if checkpoint:
+        say_once(f"resuming from {checkpoint}")
+    say_once(learning_rate(task.hparams, trainer)[1])
+    if trainer.is_global_zero and cfg.run.latest:
+        # Not before the first step: a run that fails earlier leaves `latest` alone.
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: link_latest(run_dir)))  # type: ignore
+    if checkpoint is None and cfg.validate_before:
+        trainer.validate(task, datamodule, verbose=False)
+    trainer.fit(task, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    if cfg.test and not trainer.interrupted:
+        trainer.test(task, datamodule=datamodule, ckpt_path=_best_checkpoint(trainer), verbose=False, weights_only=True)
+
+
+def _best_checkpoint(trainer: Trainer) -> str | None:
+    """The best weights by validation if a callback keeps them; None: those of the last step."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
+            return callback.best_model_path
+    return None
