@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.benchmarks.report import BenchmarkReport, environment, show, write_csv
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.runs.directory import choose_run_dir, link_latest, remove_if_empty, write_record
-from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-
-register_resolvers(FRAMES_PER_SECOND)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="benchmark")
@@ -27,10 +27,9 @@ def main(cfg: DictConfig) -> None:
     machine = environment(REPOSITORY)  # of the code that is measured: a run is long enough to edit on
     run_dir = choose_run_dir(cfg.paths.log_dir, "benchmark", cfg.run.name)
     try:
-        report: BenchmarkReport = instantiate(
-            cfg.benchmark, _partial_=True
-        )()  # an error in what runs long keeps its traceback
-    except UserError:
+        measure: Callable[[], BenchmarkReport] = instantiate(cfg.benchmark, _partial_=True)
+        report = measure()  # not within instantiate, which would hide the traceback of a bug
+    except (UserError, HydraException):
         remove_if_empty(run_dir)
         raise
     if rank_zero_only.rank:

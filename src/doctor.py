@@ -19,7 +19,7 @@ except ImportError as error:
         f"{sys.executable} cannot import {error.name} ({error}): type make doctor; if you did, rm -rf .venv first."
     )
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose, instantiate
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
@@ -28,8 +28,6 @@ from deepavfusion.utils.processes import decoding_workers
 
 if TYPE_CHECKING:
     from deepavfusion.data.lists.clip_list import ClipList
-
-register_resolvers()
 
 # Torch may be what is broken: only the processes of the checks import it.
 
@@ -59,7 +57,7 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
     shared = [value for value in overrides if not value.lstrip("+~").startswith(("data=", "data."))]
     for name in sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml")):
         mine = name == chosen
-        data = cfg.data if mine else hydra.compose("doctor", overrides=[*shared, f"data={name}"]).data
+        data = cfg.data if mine else compose("doctor", [*shared, f"data={name}"]).data
         if mine or Path(data.root).exists():
             given = mine and any(value.startswith("data.root=") for value in overrides)
             found[f"data={name}"] = partial(dataset, data, given, cfg.least_mb_per_s)

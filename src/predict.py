@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from deepavfusion.config.compose import CONFIG_DIR, register_resolvers
+from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
@@ -122,7 +122,6 @@ SUBJECTS = {  # what a task is about: key, what is expected, example
     **dict.fromkeys(TASKS, ("video", "file with picture and sound", "clip.mp4")),
     "features": ("input", "folder of videos, list of them or video", "videos/"),
 }
-register_resolvers()
 
 
 def checkpoint(cfg: DictConfig) -> Path:
@@ -145,8 +144,6 @@ def device(cfg: DictConfig) -> str:
     """cuda or cpu."""
     import torch
 
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device is {cfg.device!r}, expected auto, cpu or cuda.")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but there is no such device here: leave it out, or set device=cpu.")
     return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -10,7 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate, register_resolvers
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.utils.errors import UserError
@@ -85,9 +85,7 @@ def datamodule(cfg: DictConfig) -> ClipDataModule:
         known = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
         raise UserError(f"command={cfg.command} has no dataset; add data=<one of: {', '.join(known)}>.")
     from deepavfusion.data.stores.packed import is_packed
-    from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 
-    register_resolvers(FRAMES_PER_SECOND)
     data: ClipDataModule = instantiate(cfg.data)
     if is_packed(data.root):
         raise UserError(
@@ -118,7 +116,6 @@ COMMANDS = {"demo": make_demo, "verify": verify_data, "pack": pack_data}
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
 @run_and_report
 def main(cfg: DictConfig) -> None:
-    register_resolvers()
     check_ranges(cfg)
     if cfg.command not in COMMANDS:
         given = "no command was given" if cfg.command is None else f"there is no command {cfg.command!r}"

@@ -10,9 +10,9 @@ from pathlib import Path
 import hydra
 import pytest
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, check_choices, register_resolvers
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY
+from deepavfusion.config.overrides import check_choices
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 
 README = REPOSITORY / "README.md"
 PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -58,7 +58,6 @@ def test_code_that_is_named_exists() -> None:
 @pytest.mark.parametrize(("script", "arguments"), COMMANDS, ids=[" ".join(c) for c in COMMANDS])
 def test_commands_compose(script: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With names of files in place of `<root>` and the like."""
-    register_resolvers(FRAMES_PER_SECOND)
     overrides = [word for word in shlex.split(re.sub(r"<[^>]+>", "name", arguments)) if "=" in word]
     check_choices(overrides)
     with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):

@@ -312,7 +312,7 @@ def test_processes_started_from_outside_need_a_name(data_root, tmp_path, monkeyp
 def test_the_progress_bar_comes_after_what_processes_exchange(data_root, tmp_path):
     cfg = compose(*(override for override in PRETRAIN if "progress" not in override), f"data.root={data_root}")
     cfg.paths.run_dir = str(tmp_path)
-    trainer, _, _ = build(cfg)
+    trainer, _, _ = build(cfg, [])
     kinds = [type(callback).__name__ for callback in trainer.callbacks]
     assert kinds.index("RichProgressBar") > kinds.index("DataReport")
     assert kinds[-2:] == ["RichProgressBar", "Checkpoints"]

@@ -33,7 +33,6 @@ SEPARATOR = {
     "_target_": "deepavfusion.tasks.separate.Separate",
     "mask": "ratio",
     "pretrained": "auto",
-    "latest_pretraining": "logs/pretrain/latest/checkpoints/last.ckpt",
     "net": encoder(16, 192),
 }
 
@@ -43,7 +42,6 @@ def classifier(**more: Any) -> dict[str, Any]:
         "_target_": "deepavfusion.tasks.classify.Classify",
         "num_classes": len(SPOKEN),
         "pretrained": "auto",
-        "latest_pretraining": "nowhere.ckpt",
         "net": encoder(32, 128),
         **more,
     }
@@ -62,7 +60,7 @@ def segmenter(num_classes: int) -> dict[str, Any]:
 
 def build(config: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
-    return instantiate({**config, "pretrained": None, "latest_pretraining": None}).eval()
+    return instantiate({**config, "pretrained": None}).eval()
 
 
 def save(path: Path, task: nn.Module, record: dict[str, Any], **more: Any) -> Path:

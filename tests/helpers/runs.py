@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
 from lightning import Callback
 from omegaconf import DictConfig
 
-from deepavfusion.config.compose import REPOSITORY, register_resolvers
+from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.config.compose import compose as compose_config
 from deepavfusion.runs import cli
-from deepavfusion.transforms.audio import FRAMES_PER_SECOND
 
 CONFIGS = REPOSITORY / "configs"
 NETWORK = ["model.net.image.embed_dim=32", "model.net.image.depth=2", "model.net.image.num_heads=2"]
@@ -83,9 +82,7 @@ def recorder(path: Path, dies_in_epoch: int = -1) -> list[str]:
 
 
 def compose(*overrides: str, config: str = "train") -> DictConfig:
-    register_resolvers(FRAMES_PER_SECOND)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose(config, overrides=list(overrides))
+    return compose_config(config, overrides)
 
 
 def leaves(config: dict[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:

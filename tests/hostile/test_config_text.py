@@ -17,12 +17,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from deepavfusion.config.compose import (
-    REPOSITORY,
-    quoted,
-    recorded_overrides,
-    resolve_scale,
-)
+from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.config.overrides import quoted, recorded_overrides, with_scale
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.runs import build
 from deepavfusion.runs.directory import choose_run_dir
@@ -57,11 +53,12 @@ def test_names_and_roots_are_taken_literally(text: str, tmp_path: Path, monkeypa
     root = tmp_path / "data" / text
     overrides = [f"run.name={quoted(text)}", f"data.root={quoted(str(root))}"]
     with pytest.raises(UserError, match="is not a folder") as told:
-        resolve_scale(compose(*overrides), "train", overrides)
+        with_scale("train", overrides)
     assert str(root) in str(told.value)
     root.mkdir(parents=True)
-    cfg, reason = resolve_scale(compose(*overrides), "train", overrides)
-    assert (cfg.data.root, reason) == (str(root), None)
+    assert with_scale("train", overrides) == (overrides, None)
+    cfg = compose(*overrides)
+    assert cfg.data.root == str(root)
     run_dir = choose_run_dir(tmp_path / "logs", cfg.task, cfg.run.name)
     assert [path.name for path in run_dir.parent.iterdir()] == [text]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.name in ("x", text)) == [text, text]

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.errors import HydraException
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 from omegaconf import open_dict
 
 from deepavfusion.benchmarks import memory
 from deepavfusion.benchmarks.report import BenchmarkReport, Row, stacked_bars
-from deepavfusion.config.compose import resolve_scale
+from deepavfusion.config.compose import compose
+from deepavfusion.config.overrides import value_of
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import one_sentence
+from deepavfusion.runs.build import build
+from deepavfusion.runs.command import training_overrides
 from deepavfusion.types import Batch
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
@@ -28,7 +28,6 @@ PARTS = ("data_wait_ms", "device_ms", "other_ms")
 
 
 def measure(
-    build: Callable[..., Any],
     experiment: str,
     scale: str = "auto",
     overrides: Sequence[str] = (),
@@ -37,11 +36,9 @@ def measure(
 ) -> BenchmarkReport:
     """Train as `src/train.py` does, with its data, workers, model and optimizer, for a number of steps.
 
-    Nothing is logged, saved or validated; the learning rate is that of the beginning of the run. Call it inside
-    `hydra.main`.
+    Nothing is logged, saved or validated; the learning rate is that of the beginning of the run.
 
     Args:
-        build: `train.build`.
         experiment, scale: as for `src/train.py`.
         overrides: further ones of `src/train.py`.
         steps: that are measured.
@@ -59,17 +56,11 @@ def measure(
     Raises:
         UserError: as `src/train.py`, or too few steps.
     """
-    if steps < 1 or warmup < 1:
-        raise UserError(f"benchmark.steps is {steps} and benchmark.warmup {warmup}: expected 1 or more of each.")
-    chosen = [f"experiment={experiment}", *([] if scale == "auto" else [f"scale={scale}"]), *overrides]
-    try:
-        cfg, demo_reason = resolve_scale(hydra.compose("train", overrides=chosen), "train", chosen)
-        check_ranges(cfg)
-    except HydraException as error:
-        raise UserError(one_sentence(error)) from None
+    chosen, demo_reason = training_overrides([f"experiment={experiment}", f"scale={scale}", *overrides])
+    cfg = compose("train", chosen)
+    check_ranges(cfg)
     if demo_reason:
         say_once(f"demo scale: {demo_reason}", "yellow")
-    is_demo = demo_reason or "scale=demo" in chosen
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         with open_dict(cfg):
@@ -79,10 +70,10 @@ def measure(
             cfg.trainer.update({**dict.fromkeys(off, False), "limit_val_batches": 0, "limit_train_batches": 1.0})
             cfg.trainer.max_epochs = max(cfg.trainer.max_epochs, warmup + steps)  # an epoch has a step at least
         try:
-            trainer, model, datamodule = build(cfg)
+            trainer, model, datamodule = build(cfg, chosen)
             timer = StepTimer(warmup, steps)
-            trainer.callbacks.append(timer)
-            trainer.profiler = timer.profiler
+            trainer.callbacks.append(timer)  # type: ignore[attr-defined]
+            trainer.profiler = timer.profiler  # type: ignore[attr-defined]
             say_once(f"{warmup} steps of warm-up, then {steps} that are measured")
             trainer.fit(model, datamodule=datamodule)
         finally:
@@ -91,7 +82,7 @@ def measure(
         raise UserError(f"training stopped after {len(timer.steps)} of {steps} steps: give a smaller benchmark.steps.")
     settings = {
         "experiment": experiment,
-        "scale": "demo" if is_demo else "paper",
+        "scale": "demo" if value_of(chosen, "scale") == "demo" else "paper",
         "devices": trainer.world_size,
         "workers": datamodule.workers(trainer.num_devices),
         "batch": datamodule.batch_size,

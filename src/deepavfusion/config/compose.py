@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,6 +24,8 @@ TRACEBACK = "DEEPAVFUSION_TRACEBACK"  # environment variable, for debugging
 def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The config `configs/<name>.yaml` with overrides; those of Hydra itself do not matter here."""
     mine = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
+    if GlobalHydra.instance().is_initialized():  # within `hydra.main`
+        return hydra.compose(name, overrides=mine)
     with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         return hydra.compose(name, overrides=mine)
 

@@ -114,9 +114,7 @@ def check_choices(overrides: list[str]) -> None:
         key, _, value = override.partition("=")
         if "." in key and Path(CONFIG_DIR, *key.split("."), f"{value}.yaml").is_file():
             group = key.replace(".", "/")
-            raise UserError(
-                f"{override} would replace a config by a word: to choose {value}, write {group}={value}."
-            )
+            raise UserError(f"{override} would replace a config by a word: to choose {value}, write {group}={value}.")
 
 
 def with_scale(name: str, overrides: list[str]) -> tuple[list[str], str | None]:

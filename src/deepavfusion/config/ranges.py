@@ -62,6 +62,7 @@ def _is_text(value: Any) -> bool:
 
 NULL, FLAG = one_of(None), one_of(True, False)
 TEXT = Rule("text (in quotes, where it looks like something else)", _is_text)
+PATH = Rule("a path", lambda v: _is_text(v) and v != "")
 TEXTS = list_of(TEXT)
 CASES = Rule(
     "a list of cases such as [{batch: 8}]", lambda v: isinstance(v, list) and all(type(c) is dict for c in v or [0])
@@ -191,7 +192,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "model.branch_rise": SHARE,
     "model.metric_workers": whole(1, 1024) | NULL,
     "model.seed": SEED,
-    **{f"model.{key}": TEXT | NULL for key in ("pretrained", "latest_pretraining", "image_weights", "audio_weights")},
+    "model.lr": FACTOR | NULL,
+    **{f"model.{key}": PATH | NULL for key in ("pretrained", "image_weights", "audio_weights")},
     # ---- trainer
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu") | OBJECT,
     "trainer.devices": one_of("auto", -1) | whole(1, 1024) | DEVICES | list_of(whole(0, 1023)),

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from rich import get_console
 from torch import nn
 
 from deepavfusion.config.compose import BuildError, instantiate
+from deepavfusion.config.overrides import renamed_model
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
@@ -58,9 +58,7 @@ def load_task(path: str | Path, expected: type[Task] | str | None = None, device
         raise wrong
     try:
         model = _checked_model(record["model"], path)
-        # A network without weights says that it starts from scratch; here they follow.
-        with get_console().capture():
-            task = instantiate(model)
+        task = instantiate(model)
         if not isinstance(task, Task):
             raise TypeError(f"its record builds a {type(task).__name__} instead of a task")
         if isinstance(expected, type) and not isinstance(task, expected):
@@ -100,7 +98,7 @@ def recorded_classes(task: Task, most: int | None = None) -> list[str]:
 
 def _checked_model(recorded: dict[str, Any], path: Path) -> dict[str, Any]:
     """The config of a task that reads no file when it is built, makes only our modules, and has values that can be."""
-    kept = {key: value for key, value in recorded.items() if key != "latest_pretraining"}
+    kept = renamed_model(recorded)
     model = {**kept, "pretrained": None, **{key: None for key in START_WEIGHTS if key in kept}}
     for target in _targets(model):
         _check(target, path)

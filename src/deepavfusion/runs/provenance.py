@@ -57,7 +57,9 @@ def record_provenance(
     }
     other = [f"{name} {b[:8]}, was {a[:8]}" for name, (a, b) in pairs.items() if a != b and UNKNOWN not in (a, b)]
     if other:
-        warnings.append(f"this run is resumed with other code or data than it started with ({'; '.join(other)}): see {path}")
+        warnings.append(
+            f"this run is resumed with other code or data than it started with ({'; '.join(other)}): see {path}"
+        )
     return warnings
 
 
