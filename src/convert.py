@@ -1,4 +1,4 @@
-"""Checkpoints in, weights out: `python src/convert.py input=<checkpoint> output=<file.safetensors>`."""
+"""Convert checkpoints to weights: `python src/convert.py input=<checkpoint> output=<file.safetensors>`."""
 
 from __future__ import annotations
 

@@ -13,71 +13,59 @@ from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
-# What a task needs is imported in it: a missing key is told at once.
+# Each task imports what it needs, so that a missing key is reported at once: torch and Lightning take seconds.
 
 
 def separate(cfg: DictConfig, output: Path) -> None:
     """A WAV and an mp4 for each source of a video, in a folder."""
-    from deepavfusion.inference.boxes import as_lists
     from deepavfusion.inference.separate import separate_video
     from deepavfusion.inference.tasks import load_task
     from deepavfusion.inference.write.separation import write_separation
-    from deepavfusion.tasks.separate import Separate
-    from deepavfusion.utils.console import say
 
     task = load_task(checkpoint(cfg), "separate", device(cfg))
-    assert isinstance(task, Separate)
     boxes = OmegaConf.to_container(cfg.boxes) if OmegaConf.is_config(cfg.boxes) else cfg.boxes
     with progress("separating") as (bar,):
         separation = separate_video(task, str(cfg.video), boxes, cfg.sources, cfg.batch_size, on_progress=bar)
-    names = write_separation(separation, output)
-    found = as_lists(separation.boxes)
+    listed = write_separation(separation, output)
     say(f"Written to {output}; the mixture has {separation.mixture_level:.1f} dB:")
-    for n, (box, level) in enumerate(zip(found, separation.levels, strict=True)):
-        say(f"  source {n + 1}, {level:.1f} dB, box {box}: {names['wav'][n]}, {names['mp4'][n]}")
-    say(f"  {names['picture'][0]}, {names['list'][0]}")
+    for n, (source, level) in enumerate(zip(listed["sources"], separation.levels, strict=True), 1):
+        say(f"  source {n}, {level:.1f} dB, box {source['box']}: {source['wav']}, {source['mp4']}")
+    say(f"  {listed['picture']}, {listed['list']}")
     if separation.chosen_by == "model":
-        say(f"The model chose the boxes; to correct them: boxes='{found}'")
+        say(f"The model chose the boxes; to correct them: boxes='{[source['box'] for source in listed['sources']]}'")
 
 
 def segment(cfg: DictConfig, output: Path) -> None:
-    """The pixels of a video that sound: masks, and the video with them in colour, in a folder."""
+    """The sounding pixels of a video: masks, and the video with them in colour, in a folder."""
     from deepavfusion.inference.segment import segment_video
     from deepavfusion.inference.tasks import load_task
     from deepavfusion.inference.write.segmentation import shares, write_segmentation
-    from deepavfusion.tasks.segment import Segment
-    from deepavfusion.utils.console import say
 
     task = load_task(checkpoint(cfg), "segment", device(cfg))
-    assert isinstance(task, Segment)
-    with progress("segmenting", "writing the film") as (looking, writing):
-        segmentation = segment_video(task, str(cfg.video), cfg.masks_per_second, cfg.batch_size, on_progress=looking)
-        listed = write_segmentation(segmentation, output, writing)
-    moments = listed["moments"]
-    mean = sum(moment["share"] for moment in moments) / len(moments)
-    say(f"Written to {output}; {mean:.1%} of the pixels are marked:")
+    with progress("segmenting", "writing the film") as (masks, film):
+        segmentation = segment_video(task, str(cfg.video), cfg.masks_per_second, cfg.batch_size, on_progress=masks)
+        listed = write_segmentation(segmentation, output, film)
+    entries = listed["moments"]
+    say(f"Written to {output}; {sum(entry['share'] for entry in entries) / len(entries):.1%} of the pixels are marked:")
     for name, share in shares(listed).items():
         say(f"  {name}, {share:.1%}")
     say(f"  {listed['film']}, {listed['picture']}, {listed['list']}")
-    say(f"  {listed['masks']}/: {len(moments)} masks")
+    say(f"  {listed['masks']}/: {len(entries)} masks")
 
 
 def classify(cfg: DictConfig, output: Path) -> None:
-    """The classes of a video by picture, sound, both and all, over time, in a folder."""
+    """The classes of a video by image, audio and fusion tokens and by all of them, over time, in a folder."""
     from rich import get_console
 
     from deepavfusion.inference.classify import classify_video
     from deepavfusion.inference.tasks import load_task
-    from deepavfusion.inference.write.classification import as_table, check_top_k, write_classification
-    from deepavfusion.tasks.classify import Classify
-    from deepavfusion.utils.console import say
+    from deepavfusion.inference.write.classification import as_table, write_classification
 
-    check_top_k(cfg.top_k)
     ckpt = checkpoint(cfg)
     task = load_task(ckpt, "classify", device(cfg))
-    assert isinstance(task, Classify)
     with progress("classifying") as (bar,):
         found = classify_video(task, str(cfg.video), cfg.hop_seconds, cfg.batch_size, on_progress=bar)
     listed = write_classification(found, output, cfg.top_k, ckpt)
@@ -93,19 +81,17 @@ def classify(cfg: DictConfig, output: Path) -> None:
 def features(cfg: DictConfig, output: Path) -> None:
     """Embeddings of many videos, in one file."""
     from deepavfusion.inference.encoders import open_encoder
-    from deepavfusion.inference.features import extract_features, summary, write_features
-    from deepavfusion.utils.console import say
+    from deepavfusion.inference.features import extract_features
+    from deepavfusion.inference.write.features import summary, write_features
     from deepavfusion.utils.processes import decoding_workers
 
     ckpt = checkpoint(cfg)
-    encoder, told = open_encoder(ckpt, device(cfg))
-    say(told)
+    encoder, description = open_encoder(ckpt, device(cfg))
+    say(description)
     workers = decoding_workers() if cfg.num_workers is None else cfg.num_workers
-    scratch = output.parent if cfg.level == "tokens" else None
+    given = (cfg.level, cfg.windows, cfg.batch_size, workers)
     with progress("encoding") as (bar,):
-        found = extract_features(
-            encoder, str(cfg.input), cfg.level, cfg.windows, cfg.batch_size, workers, scratch=scratch, on_progress=bar
-        )
+        found = extract_features(encoder, str(cfg.input), *given, scratch=output.parent, on_progress=bar)
     failed = write_features(found, output, str(ckpt))
     for line in summary(found, output, failed):
         say(line)
@@ -118,14 +104,10 @@ EXPERIMENTS = {  # that train a network for a task
     "classify": "vggsound_finetune",
     "features": "pretrain_vggsound",
 }
-SUBJECTS = {  # what a task is about: key, what is expected, example
-    **dict.fromkeys(TASKS, ("video", "file with picture and sound", "clip.mp4")),
-    "features": ("input", "folder of videos, list of them or video", "videos/"),
-}
 
 
 def checkpoint(cfg: DictConfig) -> Path:
-    """What is asked for, or of the newest run of the task: for segment the best, where there is one, else the last."""
+    """The given checkpoint, or that of the task's newest run: its last; for segment its best, if there is one."""
     if cfg.ckpt_path:
         return Path(cfg.ckpt_path)
     trained = "pretrain" if cfg.task == "features" else cfg.task
@@ -137,7 +119,7 @@ def checkpoint(cfg: DictConfig) -> Path:
             f"no network for task={cfg.task} was trained here, {path} does not exist: train one, "
             f"python src/train.py experiment={EXPERIMENTS[cfg.task]}, or give ckpt_path=<file.ckpt>."
         )
-    return path.resolve()  # what is written says which run it was
+    return path.resolve()  # the written files name the run, not `latest`
 
 
 def device(cfg: DictConfig) -> str:
@@ -151,7 +133,7 @@ def device(cfg: DictConfig) -> str:
 
 @contextmanager
 def progress(*names: str) -> Iterator[list[Callable[[int, int], None]]]:
-    """A bar for each name, which is gone in the end; to be called with what is done and how much there is."""
+    """A transient progress bar for each name, as functions to be called with what is done and the total."""
     from rich import get_console
     from rich.progress import Progress, TaskID
 
@@ -168,12 +150,12 @@ def progress(*names: str) -> Iterator[list[Callable[[int, int], None]]]:
 
 
 def output_of(cfg: DictConfig) -> Path:
-    """The folder to write to, for features the file: what is asked for, or in a new folder under logs/predict."""
+    """The folder to write to, for features the file: the given one, or in a new folder under logs/predict."""
     if not cfg.output:
         run_dir = choose_run_dir(cfg.paths.log_dir, "predict")
         return run_dir / "features.npz" if cfg.task == "features" else run_dir
     if cfg.task == "features":
-        from deepavfusion.inference.features import check_output
+        from deepavfusion.inference.write.features import check_output
 
         return check_output(cfg.output)
     try:
@@ -183,24 +165,30 @@ def output_of(cfg: DictConfig) -> Path:
     return Path(cfg.output)
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
-@run_and_report
-def main(cfg: DictConfig) -> None:
-    check_ranges(cfg)
-    task = cfg.task if cfg.task in TASKS else next(iter(TASKS))
-    key, expected, some = SUBJECTS[task]
-    example = f"e.g. python src/predict.py task={task} {key}={some}"
+def check_task(cfg: DictConfig) -> None:
+    """Raise a `UserError` where the task, or what it is about, is missing."""
+    key, expected, example = "video", "file with frames and audio", "clip.mp4"
+    if cfg.task == "features":
+        key, expected, example = "input", "folder of videos, list of them or video", "videos/"
+    example = f"e.g. python src/predict.py task={cfg.task if cfg.task in TASKS else next(iter(TASKS))} {key}={example}"
     if cfg.task not in TASKS:
         given = "no task was given" if cfg.task is None else f"there is no task {cfg.task!r}"
         raise UserError(f"predict.py: {given}; add task=<one of: {', '.join(TASKS)}>, {example}.")
     if cfg[key] is None:
         raise UserError(f"predict.py: no {key} was given; add {key}=<{expected}>, {example}.")
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
+@run_and_report
+def main(cfg: DictConfig) -> None:
+    check_ranges(cfg)
+    check_task(cfg)
     output = output_of(cfg)
-    folder = output.parent if task == "features" else output
+    folder = output.parent if cfg.task == "features" else output
     try:
-        TASKS[task](cfg, output)
+        TASKS[cfg.task](cfg, output)
     except UserError:
-        if not (cfg.output and task == "features"):  # the folder of a file that is asked for is not ours
+        if not (cfg.output and cfg.task == "features"):  # the folder of a given file is not ours
             remove_if_empty(folder)
         raise
     if not cfg.output:

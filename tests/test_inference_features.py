@@ -18,9 +18,10 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.inference.encoders import open_encoder, sizes_of
-from deepavfusion.inference.features import Features, extract_features, summary, write_features
+from deepavfusion.inference.features import Features, extract_features
+from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.inputs import read_input
-from deepavfusion.inference.rows import Rows
+from deepavfusion.inference.write.features import summary, write_features
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder
@@ -31,6 +32,7 @@ from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import original_name
 from helpers.checkpoints import write_classifier, write_segmenter, write_separator
+from helpers.errors import refusal
 from helpers.media import coloured_noise, noise
 
 STREAMS = ("image", "audio", "fusion")
@@ -145,7 +147,6 @@ def test_tokens(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # in files without names
     pooled = extract_features(encoder, videos)
     np.testing.assert_allclose(pooled.audio, found.audio.mean(axis=1), atol=1e-5)
-    assert not isinstance(extract_features(encoder, [videos / "a.mp4"], level="tokens").image, np.memmap)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 2), (100, 1)])
@@ -179,7 +180,7 @@ def test_half_precision_gives_float32(videos: Path) -> None:
 # ---------------------------------------------------------------- which videos
 
 
-def test_what_failed_is_told(encoder: DeepAVFusion, videos: Path) -> None:
+def test_failures_are_listed(encoder: DeepAVFusion, videos: Path) -> None:
     found = extract_features(encoder, videos, batch_size=2)
     assert [failure.path for failure in found.failed] == [str(videos / name) for name in BAD]
     reasons = [failure.reason for failure in found.failed]
@@ -191,7 +192,7 @@ def test_what_failed_is_told(encoder: DeepAVFusion, videos: Path) -> None:
     assert remark.reason.startswith("too short: 0.5")
     assert remark.reason.endswith("the window is 1 s; extended by its mirror image")
     (note,) = found.notes
-    assert note == "2 files are no video by name and left out (.txt: 1, no suffix: 1)"
+    assert note == "2 files skipped, not named like a video (.txt: 1, no suffix: 1)"
     assert len(found) + len(found.failed) == 8
 
 
@@ -233,28 +234,28 @@ def test_a_folder_that_links_to_itself(tmp_path: Path) -> None:
     assert list(read_input(tmp_path).files) == [str(tmp_path / "in" / "a.webm")]
 
 
-def test_inputs_that_cannot_be(encoder: DeepAVFusion, tmp_path: Path) -> None:
-    def sentence(*args: Any, **kwargs: Any) -> str:
-        with pytest.raises(UserError) as error:
-            extract_features(encoder, *args, **kwargs)
-        return str(error.value)
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("nowhere", None, "does not exist: expected a folder of videos, a list"),
+        ("folder/a.txt", b"", "folder holds no video: none of its 1 file ends in .3gp, .avi"),
+        ("empty.txt", b"# nothing\n\n", "empty.txt lists no video"),
+        ("latin.txt", b"caf\xe9.mp4\n", "latin.txt is not UTF-8 text"),
+        ("latin.csv", b"caf\xe9.mp4\n", "latin.csv is not UTF-8 text"),
+    ],
+)
+def test_inputs_that_cannot_be(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    assert words in refusal(read_input, tmp_path / name.split("/")[0])
 
-    (tmp_path / "empty.txt").write_text("# nothing\n\n")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9.mp4\n")
-    (tmp_path / "latin.csv").write_bytes(b"caf\xe9.mp4\n")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.txt").touch()
-    assert "nowhere does not exist: expected a folder of videos, a list" in sentence(tmp_path / "nowhere")
-    assert "folder holds no video: none of its 1 file ends in .3gp, .avi" in sentence(tmp_path / "folder")
-    assert "empty.txt lists no video" in sentence(tmp_path / "empty.txt")
-    assert "latin.txt is not UTF-8 text" in sentence(tmp_path / "latin.txt")
-    assert "latin.csv is not UTF-8 text" in sentence(tmp_path / "latin.csv")
-    paths = [tmp_path / "a.mp4"]
-    assert "level is 'frames', expected one of pooled, tokens" in sentence(paths, level="frames")
-    assert "expected windows=1, or level=pooled" in sentence(paths, level="tokens", windows=2)
-    assert "windows is 0, expected a whole number of at least 1" in sentence(paths, windows=0)
-    assert "batch_size is '8'" in sentence(paths, batch_size="8")
-    assert "num_workers is -1, expected a whole number of at least 0" in sentence(paths, num_workers=-1)
+
+def test_settings_that_would_mean_nothing(encoder: DeepAVFusion) -> None:
+    given = (extract_features, encoder, ["a.mp4"])
+    assert "level is 'frames' and windows is 1, expected level=pooled" in refusal(*given, level="frames")
+    assert "expected level=pooled, or level=tokens with windows=1" in refusal(*given, level="tokens", windows=2)
 
 
 # ---------------------------------------------------------------- file
@@ -305,7 +306,7 @@ def test_tokens_in_the_file(encoder: DeepAVFusion, videos: Path, tmp_path: Path)
 def test_all_failed(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
     found = extract_features(encoder, [*(videos / name for name in BAD), "gone.mp4"])
     assert (found.image.shape, found.paths) == ((0, 64), [])
-    with pytest.raises(UserError, match=r"of 4 videos not one could be used .*mute.mp4: no audio.*; and 1 more.*see "):
+    with pytest.raises(UserError, match=r"none of 4 videos could be used .*mute.mp4: no audio.*; and 1 more.*see "):
         write_features(found, tmp_path / "features.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["features_failed.txt"]
     assert len(read_input(tmp_path / "features_failed.txt").files) == 4
@@ -335,16 +336,14 @@ def test_whole_or_not_at_all(
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_rows(on_disk: bool, tmp_path: Path) -> None:
-    rows = Rows((2, 3), tmp_path if on_disk else None)
-    assert rows.array().shape == (0, 2, 3)
+def test_a_growing_array(tmp_path: Path) -> None:
+    growing = GrowingArray((2, 3), tmp_path)
+    assert growing.array().shape == (0, 2, 3)
     parts = [torch.randn(n, 2, 3) for n in (3, 0, 5)]
     for part in parts:
-        rows.add(part)
-    array = rows.array()
-    assert isinstance(array, np.memmap) == on_disk
-    np.testing.assert_array_equal(array, torch.cat(parts).numpy())
+        growing.add(part)
+    assert isinstance(growing.array(), np.memmap)
+    np.testing.assert_array_equal(growing.array(), torch.cat(parts).numpy())
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -356,8 +355,8 @@ def test_any_checkpoint_of_ours(tmp_path: Path, videos: Path) -> None:
         (write_segmenter(tmp_path / "segment.ckpt"), "segment", (64, 1.0), 32),
         (write_classifier(tmp_path / "classify.ckpt"), "classify", (64, 2.0), 32),
     ):
-        encoder, told = open_encoder(path)
-        assert told == f"encoder of {path}, a checkpoint of {task}"
+        encoder, summary_line = open_encoder(path)
+        assert summary_line == f"encoder of {path}, a checkpoint of {task}"
         assert sizes_of(encoder) == size
         assert not encoder.training
         saved = torch.load(path, weights_only=True)["state_dict"]
@@ -393,17 +392,15 @@ def test_weights_without_a_record(kind: dict[str, Any], tmp_path: Path) -> None:
     with torch.no_grad():
         expected = encoder(image, audio)
         for name in ("published.pth", "ours.safetensors"):
-            opened, told = open_encoder(tmp_path / name)
+            opened, summary_line = open_encoder(tmp_path / name)
             found = opened(image, audio)
             for stream in STREAMS:
                 torch.testing.assert_close(getattr(found, stream), getattr(expected, stream))
             assert not opened.training
-            assert told.startswith(
-                f"encoder of {tmp_path / name}, which holds weights alone: its tensors tell embed_dim "
-            )
+            assert summary_line.startswith(f"encoder of {tmp_path / name}, weights without a record: embed_dim ")
             a, b, c = kind.get("num_fusion_tokens", (4, 2, 2))
-            assert told.endswith(
-                f"pictures of {size} pixels, {frames / 64:g} s of sound; assumed as in the paper: "
+            assert summary_line.endswith(
+                f"images of {size} pixels, {frames / 64:g} s of audio by its tensors; assumed as in the paper: "
                 f"{kind.get('dim', 64) // 64} heads, fusion tokens in groups of {a}, {b} and {c}"
             )
 
@@ -411,29 +408,28 @@ def test_weights_without_a_record(kind: dict[str, Any], tmp_path: Path) -> None:
 def test_without_positions_the_sizes_are_the_papers(tmp_path: Path) -> None:
     state = {f"encoder.{name}": t for name, t in tiny().state_dict().items() if "pos_embed" not in name}
     save_file(state, tmp_path / "a.safetensors")
-    encoder, told = open_encoder(tmp_path / "a.safetensors")
+    encoder, summary_line = open_encoder(tmp_path / "a.safetensors")
     assert sizes_of(encoder) == (224, 3.0)
-    assert told.endswith("fusion tokens in groups of 4, 2 and 2, pictures of 224 pixels, 3 s of sound")
+    assert summary_line.endswith("fusion tokens in groups of 4, 2 and 2, images of 224 pixels, 3 s of audio")
 
 
 def test_files_without_an_encoder(tmp_path: Path) -> None:
-    def sentence(name: str) -> str:
-        with pytest.raises(UserError) as error:
-            open_encoder(tmp_path / name)
-        return str(error.value)
-
     state = tiny().state_dict()
     vit = {name.removeprefix("image."): t for name, t in state.items() if name.startswith("image.")}
-    torch.save({"model": vit}, tmp_path / "mae.pth")
-    torch.save({"state_dict": {"encoder.fusion_tokens": torch.zeros(1, 8, 64)}}, tmp_path / "tokens.pth")
-    torch.save({"state_dict": {f"encoder.{n}": t for n, t in tiny(dim=48).state_dict().items()}}, tmp_path / "48.pth")
-    lacking = {f"encoder.{n}": t for n, t in state.items() if "fusion_norm" not in n}
-    torch.save({"state_dict": lacking}, tmp_path / "lacking.pth")
-    assert "nothing.ckpt does not exist" in sentence("nothing.ckpt")
-    assert "is an MAE or AudioMAE ViT, of picture or sound alone" in sentence("mae.pth")
-    assert "holds no encoder of DeepAVFusion (net.image.depth, net.audio.depth cannot" in sentence("tokens.pth")
-    assert "has embed_dim 48 and does not say how many heads, expected a multiple of 64" in sentence("48.pth")
-    assert "lacks fusion_norm.weight, fusion_norm.bias of an encoder" in sentence("lacking.pth")
+    narrow = {f"encoder.{name}": t for name, t in tiny(dim=48).state_dict().items()}
+    lacking = {f"encoder.{name}": t for name, t in state.items() if "fusion_norm" not in name}
+    for content, words in (
+        ({"model": vit}, "is an MAE or AudioMAE ViT, of image or audio alone"),
+        (
+            {"state_dict": {"encoder.fusion_tokens": torch.zeros(1, 8, 64)}},
+            "holds no encoder of DeepAVFusion (its tensors do not show net.image.depth, net.audio.depth)",
+        ),
+        ({"state_dict": narrow}, "has embed_dim 48 and no record of its heads, expected a multiple of 64"),
+        ({"state_dict": lacking}, "lacks fusion_norm.weight, fusion_norm.bias of an encoder"),
+    ):
+        torch.save(content, tmp_path / "a.pth")
+        assert words in refusal(open_encoder, tmp_path / "a.pth")
+    assert "nothing.ckpt does not exist" in refusal(open_encoder, tmp_path / "nothing.ckpt")
 
 
 def test_the_public_functions_are_imported_late() -> None:

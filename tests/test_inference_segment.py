@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.inference.segment import Segmentation, cover, decide_enlarged, segment_video
+from deepavfusion.inference.segment import Segmentation, segment_video
 from deepavfusion.inference.tasks import load_task
+from deepavfusion.inference.tiles import cover, decide_enlarged
 from deepavfusion.inference.write.film import film_times
 from deepavfusion.inference.write.segmentation import LEGEND_GROUND, draw, legend, read_mask, shares, write_segmentation
 from deepavfusion.media import Media
-from deepavfusion.media.encode import write_mp4, write_wav
+from deepavfusion.media.encode import write_mp4
 from deepavfusion.models.segmenter import decide, probabilities
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel, extend_by_mirror
@@ -29,7 +30,7 @@ from deepavfusion.utils.drawing import palette
 from deepavfusion.utils.errors import UserError
 from helpers.checkpoints import SEEN, SIZE, write_segmenter
 from helpers.errors import refusal
-from helpers.media import coloured_noise, noise, read_audio, read_frames, snr, write_stream, write_video
+from helpers.media import coloured_noise, noise, read_audio, read_frames, snr, write_unusable, write_video
 
 WINDOW = SAMPLE_RATE
 WIDE = (64, 128)  # height and width of a picture that three squares cover
@@ -43,13 +44,7 @@ def ckpts(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.fixture
 def tasks(ckpts: dict[int, Path]) -> dict[int, Segment]:
-    return {n: opened(path) for n, path in ckpts.items()}
-
-
-def opened(path: Path) -> Segment:
-    task = load_task(path, Segment)
-    assert isinstance(task, Segment)
-    return task
+    return {n: load_task(path) for n, path in ckpts.items()}
 
 
 def film(
@@ -290,39 +285,19 @@ def test_picture_and_sound_of_different_lengths(tasks: dict[int, Segment], tmp_p
 
 
 def test_what_cannot_be_segmented(tasks: dict[int, Segment], tmp_path: Path) -> None:
-    picture = np.zeros((4, 32, 32, 3), np.uint8)
-    write_mp4(tmp_path / "mute.mp4", picture, 2)
-    write_wav(tmp_path / "blind.wav", noise(2.0), SAMPLE_RATE)
-    write_video(tmp_path / "silent.mp4", np.zeros(2 * SAMPLE_RATE, np.float32))
-    write_stream(tmp_path / "hiss.mkv", 1e-5 * noise(2.0), frames=picture)
-    whole = write_video(tmp_path / "whole.mp4", noise(4.0), frames=8).read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.mp4").write_text("no video")
-    expected = {
-        "mute.mp4": "cannot be segmented, no audio: the file has no audio stream; expected a whole video",
-        "blind.wav": "no video: the file has no video stream",
-        "silent.mp4": "is silent: its 2.00 s of sound are all zero, expected a peak above -80 dB",
-        "hiss.mkv": "is silent: its 2.0",
-        "cut.mp4": "truncated",
-        "text.mp4": "undecodable",
-        "missing.mp4": "missing: there is no such file",
-    }
-    for name, words in expected.items():
-        said = refusal(every_mask, tasks[1], tmp_path / name)
-        assert words in said, said
-        assert str(tmp_path / name) in said
-    for rate in (0, -1, 1001, "five", True, None, math.nan, math.inf):
-        assert f"masks_per_second is {rate!r}, expected a number above 0" in refusal(
-            every_mask, tasks[1], tmp_path / "whole.mp4", rate
-        )
-    for size in (0, 1.5, "eight"):
-        assert f"batch_size is {size!r}" in refusal(every_mask, tasks[1], tmp_path / "whole.mp4", 5, size)
+    for name, words in write_unusable(tmp_path).items():
+        text = refusal(every_mask, tasks[1], tmp_path / name)
+        assert words in text
+        assert str(tmp_path / name) in text
+    for rate in (0, -1, 1001, math.nan, math.inf):
+        text = refusal(every_mask, tasks[1], tmp_path / "whole.mp4", rate)
+        assert f"masks_per_second is {rate!r}, expected a number above 0" in text
 
 
 def test_checkpoints_that_do_not_fit(tasks: dict[int, Segment], tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", noise(1.0))
-    nameless = opened(write_segmenter(tmp_path / "a.ckpt", 5, ["background", "dog"]))
-    assert "the checkpoint names 2 classes and its network tells 5 apart" in refusal(every_mask, nameless, path)
+    nameless = load_task(write_segmenter(tmp_path / "a.ckpt", 5, ["background", "dog"]))
+    assert "the checkpoint names 2 classes and its network has 5" in refusal(every_mask, nameless, path)
     other = torch.load(tmp_path / "a.ckpt", weights_only=True)
     torch.save({**other, "record": {**other["record"], "task": "separate"}}, tmp_path / "b.ckpt")
     with pytest.raises(UserError, match="is a checkpoint of separate, task=segment needs one of segment"):
@@ -339,7 +314,7 @@ def written(
     """Classes, folder, segmentation, masks and list of a wide video of 2.4 s in stereo."""
     folder = tmp_path_factory.mktemp("written")
     video = film(folder / "clip.mp4", *WIDE, rate=44_100, channels=2)
-    task = opened(ckpts[request.param])
+    task = load_task(ckpts[request.param])
     masks = masks_of(segment_video(task, video))
     (folder / "clip_masks").mkdir()
     for name in ("0000123.png", "0000200.png", "notes.png", "12.png"):

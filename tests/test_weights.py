@@ -54,7 +54,7 @@ def test_published_checkpoint_fills_the_whole_network(tmp_path, prefix):
     torch.save({"state_dict": {prefix + n: t for n, t in tensors.items()}, "epoch": 1}, path)
     model = tiny_mae(1)
     report = load_mae(model, path)
-    assert report.new == report.left_out == []
+    assert report.new == report.unused == []
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if not name.endswith(("image.pos_embed", "audio.pos_embed")):
@@ -63,12 +63,12 @@ def test_published_checkpoint_fills_the_whole_network(tmp_path, prefix):
     assert torch.equal(parameters["encoder.image.pos_embed"], tiny_mae(2).encoder.image.pos_embed)
 
 
-def test_published_checkpoint_fills_an_encoder_and_leaves_the_decoders_out(original):
+def test_published_checkpoint_fills_an_encoder_and_ignores_the_decoders(original):
     encoder = cases.tiny_encoder()
     report = load_encoder(encoder, original)
     assert torch.equal(encoder.fusion_tokens, published()["encoder.fusion_tokens"])
     assert report.new == []
-    assert {name.split(".")[0] for name in report.left_out} == {"image_decoder", "audio_decoder"}
+    assert {name.split(".")[0] for name in report.unused} == {"image_decoder", "audio_decoder"}
 
 
 @pytest.mark.parametrize(("in_chans", "stream"), [(3, "image"), (1, "audio")])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from deepavfusion.media import Media, MediaInfo
-from deepavfusion.media.encode import write_mp4
+from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.transforms.audio import SAMPLE_RATE
 
 FPS = 25
@@ -125,6 +125,31 @@ def write_video(path: Path, sound: np.ndarray, rate: int = SAMPLE_RATE, frames: 
     picture[:, :, :size, 0] = picture[:, :, size:, 2] = 200
     write_mp4(path, picture, 2, sound, rate, audio_bit_rate=128_000)
     return path
+
+
+SILENT = {"silent.mp4": "is silent: its 2.00 s of audio is all zero", "hiss.mkv": "is silent: its 2.0"}
+
+
+def write_unusable(folder: Path) -> dict[str, str]:
+    """Files that are no complete video with frames and audible sound: name -> what is said of each."""
+    frames = np.zeros((4, 32, 32, 3), np.uint8)
+    write_mp4(folder / "mute.mp4", frames, 2)
+    write_wav(folder / "blind.wav", noise(2.0), SAMPLE_RATE)
+    write_video(folder / "silent.mp4", np.zeros(2 * SAMPLE_RATE, np.float32))
+    write_stream(folder / "hiss.mkv", 1e-5 * noise(2.0), frames=frames)
+    whole = write_video(folder / "whole.mp4", noise(4.0), frames=8).read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.mp4").write_text("no video")
+    (folder / "empty.mp4").touch()
+    return {
+        "mute.mp4": "no audio: the file has no audio stream; expected a complete video",
+        "blind.wav": "no video: the file has no video stream",
+        "cut.mp4": "truncated",
+        "text.mp4": "undecodable",
+        "empty.mp4": "the file is empty",
+        "missing.mp4": "missing: there is no such file",
+        **SILENT,
+    }
 
 
 def snr(estimate: Any, truth: Any) -> float:

@@ -1,4 +1,4 @@
-"""Where in the picture the sources are: boxes of the user, or halves that the model tells apart."""
+"""Where the sources are in the frame: boxes from the user, or parts that the model tells apart."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from deepavfusion.transforms.image import View
 from deepavfusion.utils.errors import UserError
 
-LEAST_PART = 0.25  # of what is split, on each side of the line
+MIN_PART = 0.25  # of what is split, on each side of the line
 
 
 class Box(NamedTuple):
-    """Edges in pixels of the upright picture."""
+    """Edges in pixels of the upright frame."""
 
     left: float
     top: float
@@ -26,17 +26,17 @@ class Box(NamedTuple):
 
 
 def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
-    """Boxes as a person gives them.
+    """Boxes as a user gives them.
 
     Args:
-        boxes: a list of [x0, y0, x1, y1], in pixels, or in fractions of the picture if no value exceeds 1.
-        width, height: of the picture, pixels.
+        boxes: a list of [x0, y0, x1, y1], in pixels, or in fractions of the frame if no value exceeds 1.
+        width, height: of the frame, pixels.
 
     Raises:
-        UserError: another form, an empty box, or one that is not inside the picture.
+        UserError: another form, an empty box, or one that is not inside the frame.
     """
     expected = (
-        f"expected [x0, y0, x1, y1] with 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height} for this picture of "
+        f"expected [x0, y0, x1, y1] with 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height} for this video of "
         f"{width} × {height} pixels, or fractions of it from 0 to 1, e.g. "
         f"boxes='[[0,0,{width // 2},{height}],[{width // 2},0,{width},{height}]]'."
     )
@@ -52,14 +52,14 @@ def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
         if box.right - box.left < 1 or box.bottom - box.top < 1:
             raise UserError(f"box {n} is {list(given)}, which holds no pixel; {expected}")
         if box.left < 0 or box.top < 0 or box.right > width or box.bottom > height:
-            raise UserError(f"box {n} is {list(given)}, which is not inside the picture; {expected}")
+            raise UserError(f"box {n} is {list(given)}, which is not inside the frame; {expected}")
     return found
 
 
 def views_of(boxes: Sequence[Box], width: int, height: int) -> list[View]:
-    """The part of the picture in which the model looks for each box: a square of the picture's shorter side around it.
+    """The part of the frame in which the model looks for each box: a square as wide as the frame's shorter side.
 
-    So the sources have the size that they have in training, where whole pictures are seen; see `alone`, too.
+    So the sources have the size that they have in training, which shows whole frames; see `alone`, too.
     """
     return [_around(box, width, height) for box in boxes]
 
@@ -73,7 +73,7 @@ def _around(box: Box, width: int, height: int) -> View:
 
 
 def alone(frame: NDArray[np.uint8], box: Box, boxes: Sequence[Box]) -> NDArray[np.uint8]:
-    """A picture [H, W, 3] with the other boxes, as far as they lie outside `box`, painted over in its mean colour."""
+    """A frame [H, W, 3] with the other boxes, where they lie outside `box`, painted over in its mean colour."""
     shown = frame.copy()
     for other in boxes:
         if other is not box:
@@ -86,16 +86,16 @@ def _part(frame: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     return frame[round(box.top) : round(box.bottom), round(box.left) : round(box.right)]
 
 
-def split_picture(tokens: Tensor, parts: int, width: int, height: int) -> list[Box]:
-    """Split the picture by straight lines where the tokens of the two sides differ most.
+def split_frame(tokens: Tensor, parts: int, width: int, height: int) -> list[Box]:
+    """Split the frame by straight lines where the tokens of the two sides differ most.
 
     Otsu's threshold on vectors: a line is as good as the variance between its sides, n1·n2/n²·‖μ1 − μ2‖², averaged
-    over the moments and weighted by the share of the picture that it splits. The part that gains most is split next.
+    over time and weighted by the share of the frame that it splits. The part that gains most is split next.
 
     Args:
-        tokens: [moments, rows, columns, D] of the whole picture.
+        tokens: [times, rows, columns, D] of whole frames.
         parts: how many boxes.
-        width, height: of the picture, pixels.
+        width, height: of the frame, pixels.
 
     Returns:
         The boxes, from left to right and from top to bottom.
@@ -110,7 +110,7 @@ def split_picture(tokens: Tensor, parts: int, width: int, height: int) -> list[B
         gain, axis, line, n = max(splits)
         if gain < 0:
             raise UserError(
-                f"sources={parts} is more than this model can tell apart in a picture that it sees as {rows} × "
+                f"sources={parts} is more than this model can tell apart in a frame that it sees as {rows} × "
                 f"{columns} patches: ask for fewer, or give boxes."
             )
         left, top, right, bottom = found.pop(n)
@@ -126,16 +126,11 @@ def _best_line(tokens: Tensor) -> tuple[float, int, int]:
     """Gain (times the number of tokens; −1: no line fits), axis (1: rows above and below, 2: columns) and line."""
     best = (-1.0, 1, 0)
     for axis in (1, 2):
-        lines = tokens.mean(dim=3 - axis)  # [moments, lines, D]
+        lines = tokens.mean(dim=3 - axis)  # [times, lines, D]
         n = lines.shape[1]
-        least = max(1, math.ceil(n * LEAST_PART))
-        for line in range(least, n - least + 1):
+        margin = max(1, math.ceil(n * MIN_PART))
+        for line in range(margin, n - margin + 1):
             between = (lines[:, :line].mean(dim=1) - lines[:, line:].mean(dim=1)).square().sum(dim=1).mean().item()
             share = line * (n - line) / n**2
             best = max(best, (between * share * tokens.shape[1] * tokens.shape[2], axis, line))
     return best
-
-
-def as_lists(boxes: Sequence[Box]) -> list[list[int]]:
-    """As a person would give them: whole pixels."""
-    return [[round(edge) for edge in box] for box in boxes]

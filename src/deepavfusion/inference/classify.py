@@ -1,13 +1,11 @@
-"""Names the classes of a video of any length over time: windows that slide over it, each with its middle picture.
+"""Classifies a video of any length over time: sliding windows of audio, each with the frame in its middle.
 
-Memory does not grow with the video: sound and pictures are read window by window, and the scores are kept in a
-temporary file.
+Memory does not grow with the video: audio and frames are read window by window, and the scores go to a temporary file.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -17,34 +15,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from deepavfusion.data.stores.store import on_grid
-from deepavfusion.inference.encoders import sizes_of
-from deepavfusion.inference.rows import Rows
+from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.tasks import recorded_classes
-from deepavfusion.inference.video import SILENT, told
-from deepavfusion.media import Media
+from deepavfusion.inference.video import SILENT, VideoReader, open_video
 from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
-from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel, extend_by_mirror
-from deepavfusion.transforms.image import Normalise, centre_view
+from deepavfusion.transforms.audio import SAMPLE_RATE, extend_by_mirror
+from deepavfusion.transforms.image import centre_view
 from deepavfusion.types import HEADS, STREAMS
 from deepavfusion.utils.errors import DecodeError, UserError
 
-LEAST_HOP = 0.01  # s
-LEAST_REST = 0.1  # s: a shorter end of the sound gets no window of its own
-LATE = 1.0  # s that the picture may last longer than the sound before it is told
+MIN_HOP = 0.01  # s
+MIN_REST = 0.1  # s: a shorter end of the audio gets no window of its own
+LATE = 1.0  # s that the video may outlast the audio without a note
+MAX_SPANS = 20
 
 
 @dataclass
 class Classification:
     """The scores of a video's windows.
 
-    `starts` are where windows of `window` seconds begin and `seconds` where the sound ends, s. `scores` float32
-    [W, 4, C] in 0…1, by window, head (`HEADS`) and class, lie on disk; `mean` float64 [4, C] is their mean over the
-    windows. Of classes that exclude each other a row sums to 1. `notes` are sentences to tell.
+    `starts` (s) are where windows of `window` seconds begin; the audio ends at `seconds`. `scores`, float32 [W, 4, C]
+    in 0…1 by window, head (`HEADS`) and class, is mapped from disk; `mean`, float64 [4, C], is its mean over the
+    windows. A row sums to 1 where classes exclude each other. `notes` are remarks for the user.
     """
 
     video: str
@@ -58,19 +53,14 @@ class Classification:
     mean: NDArray[np.float64]
     notes: list[str] = field(default_factory=list)
 
-    def top(self, head: str, count: int) -> list[int]:
-        """The classes with the highest mean, best first."""
-        return _best(self.mean[HEADS.index(head)], count)
-
     def edges(self) -> list[float]:
-        """W + 1 moments (s) between which each window is the nearest."""
+        """W + 1 times (s) that divide the video by its nearest window."""
         middles = [start + self.window / 2 for start in self.starts]
-        between = [(a + b) / 2 for a, b in pairwise(middles)]
-        return [0.0, *between, self.seconds]
+        return [0.0, *((a + b) / 2 for a, b in pairwise(middles)), self.seconds]
 
 
 class Span(NamedTuple):
-    """A part of the video, s, with its top class and that one's mean score."""
+    """A part of the video, s, with its top class and that class's mean score."""
 
     start: float
     end: float
@@ -85,55 +75,43 @@ def classify_video(
     batch_size: int = 8,
     on_progress: Callable[[int, int], Any] | None = None,
 ) -> Classification:
-    """What a video shows and sounds like, by picture, by sound, by both fused and by all, over time.
+    """The classes of a video by image, audio and fusion tokens and by all of them, over time.
 
-    Windows have the length that the network reads. The first begins at 0 s, the last ends with the sound; sound that is
-    shorter than one is extended by its mirror image, as in evaluation.
+    Windows have the length that the network takes. The first begins at 0 s, the last ends with the audio; audio
+    shorter than a window is extended by its mirror image, as in evaluation.
 
     Args:
-        task: trained, in evaluation mode; see `load_task`. It is used on the device where it is.
-        video: a file with picture and sound.
-        hop_seconds: from window to window.
+        task: trained, in evaluation mode; see `load_task`. It runs on the device it is on.
+        video: a file with frames and audio.
+        hop_seconds: from window to window, at least `MIN_HOP`.
         batch_size: windows at a time.
         on_progress: called with the windows done and their number, which is an estimate until all are done.
 
     Raises:
-        UserError: the video has no picture or no sound, or does not decode; the checkpoint does not name its classes.
+        UserError: the video has no frames or no audio, or does not decode; the checkpoint does not name its classes.
     """
-    assert not task.training, "the batch norms of a task in training would learn from the video: task.eval() first"
-    if type(batch_size) is not int or batch_size < 1:
-        raise UserError(f"batch_size is {batch_size!r}, expected a whole number of at least 1.")
-    if type(hop_seconds) not in (int, float) or not LEAST_HOP <= hop_seconds < math.inf:
-        raise UserError(f"hop_seconds is {hop_seconds!r}, expected seconds, at least {LEAST_HOP}, e.g. 1.")
+    if not hop_seconds >= MIN_HOP:  # 0 would never end
+        raise UserError(f"hop_seconds is {hop_seconds!r}, expected seconds, at least {MIN_HOP}, e.g. 1.")
     classes = recorded_classes(task)
-    with told("classified"), Media(video) as media:
-        media.require("video")
-        media.require("audio")
-        return _VideoClassifier(task, media, classes, hop_seconds).run(batch_size, on_progress)
+    with open_video(video, "classified") as media:
+        return _VideoClassifier(task, VideoReader(task, media), classes, hop_seconds).run(batch_size, on_progress)
 
 
-def spans(found: Classification, head: str = "all", most: int = 20) -> list[Span]:
-    """The video in parts of equal top class; if those are more than `most`, of as many equal parts' top classes."""
-    row, count = HEADS.index(head), len(found.starts)
-    tops = [int(scores[row].argmax()) for scores in found.scores]
-    runs = _runs(tops)
-    if len(runs) > most:
-        for part in np.array_split(np.arange(count), most):
-            top = int(found.scores[part[0] : part[-1] + 1, row].mean(axis=0).argmax())
-            tops[part[0] : part[-1] + 1] = [top] * len(part)
-        runs = _runs(tops)
+def spans(found: Classification) -> list[Span]:
+    """Parts of equal top class of all heads; where there are over `MAX_SPANS`, that many equal parts' top classes."""
+    scores = found.scores[:, HEADS.index("all")]
+    tops = [int(row.argmax()) for row in scores]
+    if len(_runs(tops)) > MAX_SPANS:
+        parts = np.array_split(np.arange(len(tops)), MAX_SPANS)
+        tops = [top for part in parts for top in [int(scores[part].mean(axis=0).argmax())] * len(part)]
     edges = found.edges()
     return [
-        Span(edges[a], edges[b], found.classes[tops[a]], float(found.scores[a:b, row, tops[a]].mean())) for a, b in runs
+        Span(edges[a], edges[b], found.classes[tops[a]], float(scores[a:b, tops[a]].mean())) for a, b in _runs(tops)
     ]
 
 
-def best_of(scores: NDArray[np.floating], classes: Sequence[str], count: int) -> list[tuple[str, float]]:
-    """Names and scores of the best classes, best first; scores [C]."""
-    return [(classes[n], float(scores[n])) for n in _best(scores, count)]
-
-
-def _best(scores: NDArray[np.floating], count: int) -> list[int]:
+def best(scores: NDArray[np.floating], count: int) -> list[int]:
+    """The classes with the highest of `scores` [C], best first."""
     return np.argsort(-scores, kind="stable")[:count].tolist()
 
 
@@ -146,96 +124,88 @@ def _runs(values: Sequence[int]) -> list[tuple[int, int]]:
 class _VideoClassifier:
     """One video and one model."""
 
-    def __init__(self, task: Classify, media: Media, classes: list[str], hop_seconds: float) -> None:
-        self.task, self.media, self.classes, self.hop_seconds = task, media, classes, hop_seconds
+    def __init__(self, task: Classify, reader: VideoReader, classes: list[str], hop_seconds: float) -> None:
+        self.task, self.reader, self.classes, self.hop_seconds = task, reader, classes, hop_seconds
         self.multi_label = bool(task.hparams["multi_label"])
-        self.image_size, seconds = sizes_of(task.net.encoder)
-        self.window = round(seconds * SAMPLE_RATE)
-        self.normalise, self.log_mel = Normalise().to(task.device), LogMel().to(task.device)
-        self.end, self.peak = 0, 0.0  # of the sound, so far: samples; loudest sample
+        self.seconds = reader.window / SAMPLE_RATE
+        self.end, self.peak = 0, 0.0  # of the audio read so far: samples; loudest sample
 
     @torch.inference_mode()
     def run(self, batch_size: int, on_progress: Callable[[int, int], Any] | None) -> Classification:
-        rows = Rows((len(HEADS), len(self.classes)), tempfile.gettempdir())
-        total = torch.zeros(rows.shape, dtype=torch.float64)
+        scores = GrowingArray((len(HEADS), len(self.classes)))
+        total = torch.zeros(scores.shape, dtype=torch.float64)
         starts: list[int] = []
         windows = self.windows()
         while batch := list(islice(windows, batch_size)):
-            scores = self.scores([start for start, _ in batch], torch.stack([sound for _, sound in batch]))
-            rows.add(scores)
-            total += scores.double().sum(dim=0)
+            found = self.scores([start for start, _ in batch], torch.stack([waveform for _, waveform in batch]))
+            scores.add(found)
+            total += found.double().sum(dim=0)
             starts += [start for start, _ in batch]
             if on_progress:
                 on_progress(len(starts), max(self.expected, len(starts)))
         if on_progress:
             on_progress(len(starts), len(starts))
         return Classification(
-            video=self.media.path,
+            video=self.reader.media.path,
             classes=self.classes,
             multi_label=self.multi_label,
             seconds=self.end / SAMPLE_RATE,
-            window=self.window / SAMPLE_RATE,
+            window=self.seconds,
             hop_seconds=self.hop_seconds,
             starts=[start / SAMPLE_RATE for start in starts],
-            scores=rows.array(),
+            scores=scores.array(),
             mean=(total / len(starts)).numpy(),
             notes=self.notes(),
         )
 
     @property
     def expected(self) -> int:
-        """Windows that there will be by the header."""
-        rest = self.media.info.audio_end - self.window / SAMPLE_RATE
+        """The number of windows according to the header."""
+        rest = self.reader.media.info.audio_end - self.seconds
         return 1 + max(0, math.ceil(rest / self.hop_seconds - 1e-3))
 
     def windows(self) -> Iterator[tuple[int, Tensor]]:
-        """Start (samples) and sound [T] of each window; where the sound ends is seen by reading, headers err."""
-        window, last, n = self.window, 0, 0
-        while len(sound := self.sound(start := round(n * self.hop_seconds * SAMPLE_RATE))) == window:
-            yield start, sound
+        """Start (samples) and waveform [T] of each window. Reading shows where the audio ends: headers may be wrong."""
+        window, last, n = self.reader.window, 0, 0
+        while len(waveform := self.audio(start := round(n * self.hop_seconds * SAMPLE_RATE))) == window:
+            yield start, waveform
             last, n = start, n + 1
-        if n == 0 and not len(sound):
-            raise DecodeError(self.media.path, "too_short", "its sound is empty")
+        if n == 0 and not len(waveform):
+            raise DecodeError(self.reader.media.path, "too_short", "its audio is empty")
         if n == 0:
-            yield 0, extend_by_mirror(sound, window)
+            yield 0, extend_by_mirror(waveform, window)
             return
-        while len(self.sound(self.end)):  # hops longer than a window may have passed the end by
+        while len(self.audio(self.end)):  # a hop longer than a window may have jumped over the end
             pass
-        if self.end - (last + window) >= LEAST_REST * SAMPLE_RATE:
-            yield self.end - window, extend_by_mirror(self.sound(self.end - window), window)
+        if self.end - (last + window) >= MIN_REST * SAMPLE_RATE:
+            yield self.end - window, extend_by_mirror(self.audio(self.end - window), window)
 
-    def sound(self, start: int) -> Tensor:
-        sound = self.media.audio(start / SAMPLE_RATE, self.window / SAMPLE_RATE, SAMPLE_RATE)
-        if len(sound):
-            self.peak = max(self.peak, sound.abs().max().item())
-            self.end = max(self.end, start + len(sound))
-        return sound
+    def audio(self, start: int) -> Tensor:
+        waveform = self.reader.media.audio(start / SAMPLE_RATE, self.seconds, SAMPLE_RATE)
+        if len(waveform):
+            self.peak = max(self.peak, waveform.abs().max().item())
+            self.end = max(self.end, start + len(waveform))
+        return waveform
 
-    def scores(self, starts: Sequence[int], sound: Tensor) -> Tensor:
+    def scores(self, starts: Sequence[int], waveform: Tensor) -> Tensor:
         """Windows [B, T] to the probabilities of each head, float32 [B, 4, C], on the CPU."""
-        seconds, info = self.window / SAMPLE_RATE, self.media.info
-        end = info.video_end if info.video_duration else math.inf  # recordings without a length
-        moments = [on_grid(at + seconds / 2, at, min(at + seconds, end)) for at in (s / SAMPLE_RATE for s in starts)]
-        pictures = [
-            centre_view(*frame.shape[:2]).of(Image.fromarray(frame), self.image_size)
-            for frame in self.media.frames(moments)
-        ]
-        device = self.task.device
-        image = self.normalise(torch.stack(pictures).to(device))
-        logits = self.task.net(image, self.log_mel(sound.to(device)))
+        frames = self.reader.frames(starts)
+        image = self.reader.images((frame, centre_view(*frame.shape[:2])) for frame in frames)
+        logits = self.task.net(image, self.reader.log_mel(waveform.to(self.task.device)))
         rows = torch.stack([*(logits[stream] for stream in STREAMS), mean_of_heads(logits)], dim=1).float()
         return (rows.sigmoid() if self.multi_label else rows.softmax(dim=-1)).cpu()
 
     def notes(self) -> list[str]:
-        """What a person should know before believing the scores."""
-        notes, end, window = [], self.end / SAMPLE_RATE, self.window / SAMPLE_RATE
+        """What limits the meaning of the scores."""
+        notes, end, video_end = [], self.end / SAMPLE_RATE, self.reader.media.info.video_end
         if self.peak < SILENT:
-            notes.append("the sound is silent: only the scores of the picture say anything")
-        if end < window:
-            notes.append(f"there are {end:.2f} s of sound where {window:g} s are read; extended by its mirror image")
-        if self.media.info.video_end > end + LATE:
+            notes.append("the audio is silent: only the scores of the image tokens mean anything")
+        if end < self.seconds:
             notes.append(
-                f"the sound ends at {end:.1f} s, the picture at {self.media.info.video_end:.1f} s: scores end with "
-                f"the sound"
+                f"the audio lasts {end:.2f} s, the network takes {self.seconds:g} s: extended by its mirror image"
+            )
+        if video_end > end + LATE:
+            notes.append(
+                f"the audio ends at {end:.1f} s, the video at {video_end:.1f} s: the scores end with the audio"
             )
         return notes

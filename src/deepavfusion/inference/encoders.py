@@ -15,21 +15,21 @@ from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MEL
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import Weights, describe, load_encoder, read_record, read_weights
 
-HEAD_DIM = 64  # channels of an attention head in every ViT of the paper, base and large
+HEAD_DIM = 64  # channels per attention head in every ViT of the paper, base and large
 IMAGE_SIZE = 224  # pixels, the paper's
 
 
 def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[DeepAVFusion, str]:
-    """An encoder with its weights, in evaluation mode, and one sentence that says what it is.
+    """An encoder with its weights, in evaluation mode, and a one-line summary of it.
 
     Args:
         path: a .ckpt file of any task that train.py wrote; or weights alone: a published DeepAVFusion checkpoint, or
-            one of ours (.safetensors). Of these the sizes are read off the tensors; what shapes do not tell is as in
-            the paper, and the sentence says so.
-        device: where to.
+            one of ours (.safetensors). Their sizes are derived from the tensors; what shapes do not show is assumed to
+            be as in the paper, and the summary says so.
+        device: to put it on.
 
     Raises:
-        UserError: see `load_task` and `models.weights.read_weights`; or the file holds no whole encoder.
+        UserError: see `load_task` and `weights.weights.read_weights`; or the file holds no complete encoder.
     """
     record = {} if Path(path).suffix == ".safetensors" else read_record(path)
     if record.get("model"):
@@ -38,37 +38,38 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     weights = read_weights(path)
     if weights.kind == "vit":
         raise UserError(
-            f"checkpoint {path} is an MAE or AudioMAE ViT, of picture or sound alone: expected a checkpoint of "
+            f"checkpoint {path} is an MAE or AudioMAE ViT, of image or audio alone: expected a checkpoint of "
             f"DeepAVFusion."
         )
-    encoder, told = _built(weights)
+    encoder, summary = _build(weights)
     report = load_encoder(encoder, path)
     if report.new:
         raise UserError(f"checkpoint {path} lacks {', '.join(report.new[:3])} of an encoder: fetch or copy it again.")
-    return encoder.eval().to(device), f"encoder of {path}, which holds weights alone: {told}"
+    return encoder.eval().to(device), f"encoder of {path}, weights without a record: {summary}"
 
 
 def sizes_of(encoder: DeepAVFusion) -> tuple[int, float]:
-    """Side of the picture (pixels) and length of the sound (s) that an encoder reads."""
+    """Side of the image (pixels) and length of the audio (s) that an encoder takes."""
     return encoder.image.patch_embed.input_size[0], encoder.audio.patch_embed.input_size[1] / FRAMES_PER_SECOND
 
 
-def _built(weights: Weights) -> tuple[DeepAVFusion, str]:
-    """An encoder of the shapes of these tensors, and where its sizes come from."""
+def _build(weights: Weights) -> tuple[DeepAVFusion, str]:
+    """An encoder with the shapes of these tensors, and where its sizes come from."""
     tensors, found = weights.tensors, describe(weights.tensors)
     missing = [key for key in ("net.image.depth", "net.audio.depth", "net.num_fusion_tokens") if key not in found]
     if missing:
         raise UserError(
-            f"checkpoint {weights.path} holds no encoder of DeepAVFusion ({', '.join(missing)} cannot be told from its "
-            f"tensors): give another file."
+            f"checkpoint {weights.path} holds no encoder of DeepAVFusion (its tensors do not show "
+            f"{', '.join(missing)}): give another file."
         )
     dim: Any = found["net.image.embed_dim"]
+    heads = dim // HEAD_DIM
     if dim % HEAD_DIM:
         raise UserError(
-            f"checkpoint {weights.path} has embed_dim {dim} and does not say how many heads, expected a multiple of "
+            f"checkpoint {weights.path} has embed_dim {dim} and no record of its heads, expected a multiple of "
             f"{HEAD_DIM}: use the .ckpt that train.py wrote."
         )
-    (size, seconds), read = _input_sizes(weights, found)
+    size, seconds, known = _input_sizes(weights, found)
     vits = {}
     for stream, channels, input_size in (
         ("image", 3, (size, size)),
@@ -77,7 +78,7 @@ def _built(weights: Weights) -> tuple[DeepAVFusion, str]:
         sizes: Any = {key: found[f"net.{stream}.{key}"] for key in ("embed_dim", "patch_size", "depth")}
         hidden = len(tensors.get(f"encoder.{stream}.blocks.0.mlp.fc1.weight", []))
         vits[stream] = ViT(
-            input_size, in_chans=channels, num_heads=dim // HEAD_DIM, mlp_ratio=hidden / sizes["embed_dim"], **sizes
+            input_size, in_chans=channels, num_heads=heads, mlp_ratio=hidden / sizes["embed_dim"], **sizes
         )
     tokens = tensors["encoder.fusion_tokens"].shape[1]
     groups = (tokens - 2 * (tokens // 4), tokens // 4, tokens // 4)
@@ -87,22 +88,22 @@ def _built(weights: Weights) -> tuple[DeepAVFusion, str]:
         if f"net.{key}" in found
     }
     encoder = DeepAVFusion(vits["image"], vits["audio"], num_fusion_tokens=groups, **fusion)
-    layers = len(encoder.fusion_blocks)
-    sizes_told = f"pictures of {size} pixels, {seconds:g} s of sound"
-    shapes = f"embed_dim {dim}, depth {encoder.depth}, {fusion.get('fusion', 'no')} fusion in {layers} layers"
-    assumed = f"{dim // HEAD_DIM} heads, fusion tokens in groups of {groups[0]}, {groups[1]} and {groups[2]}"
-    if read:
-        return encoder, f"its tensors tell {shapes}, {sizes_told}; assumed as in the paper: {assumed}"
-    return encoder, f"its tensors tell {shapes}; assumed as in the paper: {assumed}, {sizes_told}"
+    shown = [
+        f"embed_dim {dim}, depth {encoder.depth}, {fusion.get('fusion', 'no')} fusion in "
+        f"{len(encoder.fusion_blocks)} layers"
+    ]
+    assumed = [f"{heads} heads, fusion tokens in groups of {groups[0]}, {groups[1]} and {groups[2]}"]
+    (shown if known else assumed).append(f"images of {size} pixels, {seconds:g} s of audio")
+    return encoder, f"{', '.join(shown)} by its tensors; assumed as in the paper: {', '.join(assumed)}"
 
 
-def _input_sizes(weights: Weights, found: dict[str, Any]) -> tuple[tuple[int, float], bool]:
-    """Side of the picture and seconds of sound, from the numbers of positions if the file has them; and whether."""
+def _input_sizes(weights: Weights, found: dict[str, Any]) -> tuple[int, float, bool]:
+    """Side of the image (pixels), length of the audio (s), and whether the position embeddings show them."""
     positions = [weights.tensors.get(f"encoder.{stream}.pos_embed") for stream in ("image", "audio")]
     if positions[0] is not None and positions[1] is not None:
         image, audio = (position.shape[1] for position in positions if position is not None)
         side, rows = math.isqrt(image), N_MELS // found["net.audio.patch_size"]
         if side**2 == image and audio % rows == 0:
             frames = audio // rows * found["net.audio.patch_size"]
-            return (side * found["net.image.patch_size"], frames / FRAMES_PER_SECOND), True
-    return (IMAGE_SIZE, CLIP_SECONDS), False
+            return side * found["net.image.patch_size"], frames / FRAMES_PER_SECOND, True
+    return IMAGE_SIZE, CLIP_SECONDS, False

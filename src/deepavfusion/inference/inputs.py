@@ -1,4 +1,4 @@
-"""Which videos are meant: a folder of them, a list, or one."""
+"""Which videos `input=` names: a folder of them, a list, or one."""
 
 from __future__ import annotations
 
@@ -20,42 +20,41 @@ COLUMN = "path"  # of a CSV list
 
 @dataclass
 class Inputs:
-    """Files, not all of which need exist: name as given -> where it is; and sentences to tell about them."""
+    """Files, not all of which need exist: name as given -> path; and notes on them for the user."""
 
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def read_input(source: str | Path) -> Inputs:
-    """What `input=` names.
+def read_input(path: str | Path) -> Inputs:
+    """The videos that a path names.
 
     Args:
-        source: a folder, searched with all its subfolders for files that end as in `MEDIA`, in the order of their
-            names; or a list of paths, absolute or relative to the list's folder: .txt with a path a line, or .csv with
-            a column `path`, else in its first column; empty lines and those that begin with # do not count; or one
-            video of any name.
+        path: a folder, searched with all its subfolders for files with an ending of `MEDIA`, sorted by name; or a list
+            of paths, absolute or relative to the list's folder: .txt with a path per line, or .csv with a column
+            `path`, else in its first column, without empty lines and those that begin with #; or one video of any name.
 
     Raises:
         UserError: nothing there, no video in the folder, an empty or unreadable list.
     """
-    path = Path(source)
+    given, path = path, Path(path)
     if path.is_dir():
-        return _of_folder(path)
+        return _read_folder(path)
     if not path.is_file():
         raise UserError(
-            f"input {source} does not exist: expected a folder of videos, a list of them (.txt or .csv, a path a "
+            f"input {given} does not exist: expected a folder of videos, a list of them (.txt or .csv, a path per "
             f"line), or one video."
         )
     if path.suffix.lower() not in LISTS:
-        return Inputs({str(source): str(source)})
-    names = list(_of_csv(path) if path.suffix.lower() == ".csv" else _of_text(path))
+        return Inputs({str(given): str(given)})
+    names = list(_read_csv(path) if path.suffix.lower() == ".csv" else _read_text(path))
     if not names:
-        raise UserError(f"input {source} lists no video: expected a path a line, relative to {path.parent}/.")
+        raise UserError(f"input {given} lists no video: expected a path per line, relative to {path.parent}/.")
     return read_names(names, path.parent)
 
 
 def read_names(names: Iterable[str | Path], folder: Path = Path()) -> Inputs:
-    """Paths one by one, relative to a folder; what is named twice counts once, and that is noted."""
+    """Paths one by one, relative to a folder; repeated ones count once, with a note."""
     found, places, repeated = Inputs(), set(), []
     for name in map(str, names):
         place = os.path.abspath(folder / name)
@@ -71,7 +70,7 @@ def read_names(names: Iterable[str | Path], folder: Path = Path()) -> Inputs:
     return found
 
 
-def _of_folder(folder: Path) -> Inputs:
+def _read_folder(folder: Path) -> Inputs:
     files: list[Path] = []
     others: list[Path] = []
     seen: set[str] = set()
@@ -85,17 +84,16 @@ def _of_folder(folder: Path) -> Inputs:
         for name in names:
             if not name.startswith("."):
                 (files if Path(name).suffix.lower() in MEDIA else others).append(Path(place, name))
-    ends = ", ".join(MEDIA)
     if not files:
         raise UserError(
-            f"input {folder} holds no video: none of its {count(len(others), 'file')} ends in {ends}; give another "
-            f"folder, or a list of files."
+            f"input {folder} holds no video: none of its {count(len(others), 'file')} ends in {', '.join(MEDIA)}; give "
+            f"another folder, or a list of files."
         )
     notes = []
     if others:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others).most_common(4)
         shown = ", ".join(f"{kind}: {number}" for kind, number in kinds)
-        notes.append(f"{count(len(others), 'file is', 'files are')} no video by name and left out ({shown})")
+        notes.append(f"{count(len(others), 'file')} skipped, not named like a video ({shown})")
     return Inputs({str(path): str(path) for path in sorted(files)}, notes)
 
 
@@ -103,24 +101,22 @@ def _unreadable(error: OSError) -> None:
     raise UserError(f"folder {error.filename} cannot be read, {error.strerror}: make it readable, or list the files.")
 
 
-def _of_text(path: Path) -> Iterator[str]:
+def _read_text(path: Path) -> Iterator[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"input {path} is not UTF-8 text ({error}): expected a path a line; save it as UTF-8."
+            f"input {path} is not UTF-8 text ({error}): expected a path per line; save it as UTF-8."
         ) from None
-    for line in map(str.strip, lines):
-        if line and not line.startswith("#"):
-            yield line
+    yield from (line for line in map(str.strip, lines) if line and not line.startswith("#"))
 
 
-def _of_csv(path: Path) -> Iterator[str]:
+def _read_csv(path: Path) -> Iterator[str]:
     column = None
     for _, cells in read_rows(path.parent, path.name, "path,…", "input"):
         if cells[0].startswith("#"):
             continue
-        if column is None:  # the first line that counts
+        if column is None:  # the header, if there is one
             names = [cell.lower() for cell in cells]
             column = names.index(COLUMN) if COLUMN in names else 0
             if COLUMN in names:

@@ -1,6 +1,6 @@
-"""Separates the sound of a video of any length: windows through the model, and their sounds back into one.
+"""Separates the audio of a video of any length: windows through the model, and their sources joined without seams.
 
-Memory does not grow with the video but for the waveforms: that of the mixture and one for each source are held, 64 kB a
+Memory does not grow with the video except for the waveforms: the mixture and one for each source are held, 64 kB per
 second each.
 """
 
@@ -15,30 +15,28 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torchaudio.functional import resample
 
-from deepavfusion.data.stores.store import on_grid
-from deepavfusion.inference.boxes import Box, alone, read_boxes, split_picture, views_of
+from deepavfusion.inference.boxes import Box, alone, read_boxes, split_frame, views_of
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
-from deepavfusion.inference.video import BLOCK, told, whole_sound
+from deepavfusion.inference.video import BLOCK, VideoReader, open_video, whole_waveform
 from deepavfusion.media import Media
 from deepavfusion.tasks.separate import Separate
-from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, MelMask, extend_by_mirror
-from deepavfusion.transforms.image import Normalise, View
+from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, MelMask
+from deepavfusion.transforms.image import View
 from deepavfusion.utils.errors import UserError
 
-LOOKS = 16  # moments at which the model looks for the sources
+LOOKS = 16  # frames in which the model looks for the sources, at most about
 
 
 @dataclass
 class Separation:
     """The sources of a video.
 
-    Shapes: waveforms float32 [sources, T] at `sample_rate`, that of the video, which hold what lies below 8 kHz;
-    frame uint8 [H, W, 3], the picture in the middle; mixture_mel [M, F] and source_mel [sources, M, F], power, and mask
-    [sources, M, F] in 0…1, over the whole length of `seconds`, in as many columns as can be looked at.
+    Shapes: waveforms float32 [sources, T] at `sample_rate`, the video's own, with content below 8 kHz; frame uint8
+    [H, W, 3], from the middle of the video; mixture_mel [M, F] and source_mel [sources, M, F], power, and mask
+    [sources, M, F] in 0…1, over the whole length of `seconds`, averaged to at most `sliding.COLUMNS` columns.
     """
 
     video: str
@@ -66,37 +64,31 @@ def separate_video(
     boxes: Sequence[Sequence[float]] | None = None,
     sources: int | None = None,
     batch_size: int = 8,
-    spread: Literal["transposed", "normalised"] = "normalised",
     on_progress: Callable[[int, int], Any] | None = None,
 ) -> Separation:
-    """The sound of each source in a video.
+    """The audio of each source in a video.
 
     Args:
-        task: trained, in evaluation mode; see `load_task`. It is used on the device where it is.
-        video: a file with picture and sound.
+        task: trained, in evaluation mode; see `load_task`. It runs on the device it is on.
+        video: a file with frames and audio.
         boxes: where the sources are: [x0, y0, x1, y1] each, in pixels, or in fractions if no value exceeds 1. None:
-            the model splits the picture, see `split_picture`.
+            the model splits the frame, see `split_frame`.
         sources: how many; None: as many as there are boxes, or two.
         batch_size: windows at a time, each with all its sources.
-        spread: from mel bands to frequencies, see `MelMask`.
         on_progress: called with the windows done and their number.
 
     Raises:
-        UserError: the video has no picture or no sound, is silent, or does not decode; or the boxes are wrong.
+        UserError: the video has no frames or no audio, is silent, or does not decode; or the boxes are wrong.
     """
-    assert not task.training, "the batch norms of a task in training would learn from the video: task.eval() first"
-    for name, count in (("sources", sources), ("batch_size", batch_size)):
-        if count is not None and (type(count) is not int or count < 1):
-            raise UserError(f"{name} is {count!r}, expected a whole number of at least 1.")
-    with told("separated"), Media(video) as media:
-        return _Separator(task, media, spread).run(boxes, sources, batch_size, on_progress)
+    with open_video(video, "separated") as media:
+        return _Separator(task, media).run(boxes, sources, batch_size, on_progress)
 
 
 def source_mask(logits: Tensor, kind: str) -> Tensor:
-    """Mask logits as the part of the mixture that is the source's.
+    """Mask logits to the share of the mixture that belongs to the source, 0…1.
 
-    The ratio that is learned is m = s / (s + mix), with the source counted twice. The part is r = s / mix =
-    m / (1 − m), which is the exponential of the logit, at most 1; so the estimates are as loud as they should be.
+    The ratio that is learned is m = s / (s + mix), which counts the source twice. The share is r = s / mix =
+    m / (1 − m), the exponential of the logit, at most 1; so the estimates have the loudness of the sources.
     """
     return logits.clamp(max=0).exp() if kind == "ratio" else logits.sigmoid()
 
@@ -110,16 +102,11 @@ def level(waveform: Tensor) -> float:
 class _Separator:
     """One video and one model."""
 
-    def __init__(self, task: Separate, media: Media, spread: Literal["transposed", "normalised"]) -> None:
-        self.task, self.media, self.device = task, media, task.device
-        encoder = task.net.encoder
-        self.image_size = encoder.image.patch_embed.input_size[0]
-        self.window = encoder.audio.patch_embed.input_size[1] * HOP_LENGTH
-        self.normalise, self.log_mel = Normalise().to(self.device), LogMel().to(self.device)
-        self.mel_mask = MelMask(spread).to(self.device)
-        self.mixture = whole_sound(media, "separate")
-        self.length = own_length(media, self.mixture)
-        self.starts = window_starts(len(self.mixture), self.window)
+    def __init__(self, task: Separate, media: Media) -> None:
+        self.task, self.mixture = task, whole_waveform(media)
+        self.reader = VideoReader(task, media, self.mixture)
+        self.mel_mask = MelMask().to(task.device)
+        self.starts = window_starts(len(self.mixture), self.reader.window)
 
     def run(
         self,
@@ -128,10 +115,13 @@ class _Separator:
         batch_size: int,
         on_progress: Callable[[int, int], Any] | None,
     ) -> Separation:
-        frame = self.frames([self.starts[len(self.starts) // 2]])[0]
+        frame = self.reader.frames([self.starts[len(self.starts) // 2]])[0]
         height, width = frame.shape[:2]
-        found = self.choose_boxes(sources or 2, width, height) if boxes is None else read_boxes(boxes, width, height)
-        if len(found) != (sources or len(found)):
+        if boxes is None:
+            found = self.choose_boxes(2 if sources is None else sources, width, height)
+        else:
+            found = read_boxes(boxes, width, height)
+        if sources not in (None, len(found)):
             raise UserError(f"boxes holds {len(found)} boxes, sources is {sources}: give one box for each source.")
         overview = Overview(math.ceil(len(self.mixture) / HOP_LENGTH))
 
@@ -147,13 +137,13 @@ class _Separator:
 
         estimates = overlap_add(pieces(), len(self.mixture))
         mixture_mel, source_mel, mask = overview.maps.split([1, len(found), len(found)])
-        rate = self.media.info.sample_rate
+        media = self.reader.media
         return Separation(
-            video=self.media.path,
+            video=media.path,
             boxes=found,
             chosen_by="model" if boxes is None else "user",
-            waveforms=at_rate(estimates, rate, self.length),
-            sample_rate=rate,
+            waveforms=at_rate(estimates, media.info.sample_rate, own_length(media, self.mixture)),
+            sample_rate=media.info.sample_rate,
             seconds=len(self.mixture) / SAMPLE_RATE,
             mixture_level=level(self.mixture),
             frame=frame,
@@ -163,62 +153,42 @@ class _Separator:
         )
 
     def batch(self, starts: Sequence[int], boxes: Sequence[Box]) -> tuple[Tensor, Tensor]:
-        """Windows to the sources' sounds [B, sources, T] and the maps [B, 1 + 2 · sources, M, F] to look at."""
-        mixture = self.sound(starts)
-        log_mel = self.log_mel(mixture)
-        logits = self.task.net(self.images(starts, boxes), log_mel)
-        mask = source_mask(logits, self.task.hparams["mask"])
+        """Windows to estimates [B, sources, T] and maps [B, 1 + 2 · sources, M, F]: mixture, sources, masks."""
+
+        def by_source(x: Tensor) -> Tensor:
+            return x.unflatten(0, (len(starts), -1))
+
+        mixture = self.reader.windows(starts)
+        log_mel = self.reader.log_mel(mixture)
+        crops = [
+            (alone(frame, box, boxes), view)
+            for frame in self.reader.frames(starts)
+            for box, view in zip(boxes, views_of(boxes, frame.shape[1], frame.shape[0]), strict=True)
+        ]
+        mask = source_mask(self.task.net(self.reader.images(crops), log_mel), self.task.hparams["mask"])
         estimate = self.mel_mask(mask, mixture.repeat_interleave(len(boxes), dim=0))
-        power = torch.cat(
-            [10 ** x.unflatten(0, (len(starts), -1)).squeeze(2) for x in (log_mel, self.log_mel(estimate))], dim=1
-        )
-        parted = mask.unflatten(0, (len(starts), -1)).squeeze(2)
-        return estimate.unflatten(0, (len(starts), -1)).cpu(), torch.cat([power, parted], dim=1).cpu()
+        power = [10 ** by_source(x).squeeze(2) for x in (log_mel, self.reader.log_mel(estimate))]
+        return by_source(estimate).cpu(), torch.cat([*power, by_source(mask).squeeze(2)], dim=1).cpu()
 
     def choose_boxes(self, sources: int, width: int, height: int) -> list[Box]:
-        """Where the model's condition differs most, in whole pictures squeezed to its square, over the whole length."""
+        """Where the model's conditioning differs most, in whole frames squeezed to a square, over the whole length."""
         step = max(1, math.ceil(len(self.starts) / LOOKS))
         grid = self.task.net.encoder.image.grid
         tokens = []
         for start in self.starts[step // 2 :: step]:
-            encoded = self.task.net.encode(self.images([start]), self.log_mel(self.sound([start])))
+            images = self.reader.images((frame, View()) for frame in self.reader.frames([start]))
+            encoded = self.task.net.encode(images, self.reader.log_mel(self.reader.windows([start])))
             tokens.append(self.task.net.head.image_tokens(encoded).unflatten(1, grid).float().cpu())
-        return split_picture(torch.cat(tokens), sources, width, height)
-
-    def sound(self, starts: Sequence[int]) -> Tensor:
-        """Windows of the mixture [B, T], extended by their mirror image where the sound is shorter."""
-        windows = [extend_by_mirror(self.mixture[start : start + self.window], self.window) for start in starts]
-        return torch.stack(windows).to(self.device)
-
-    def images(self, starts: Sequence[int], boxes: Sequence[Box] = ()) -> Tensor:
-        """The pictures in the windows' middles with each box alone, [B · boxes, 3, H, W], normalised.
-
-        Without boxes: as they are, squeezed to a square.
-        """
-        crops = []
-        for frame in self.frames(starts):
-            shown = [Image.fromarray(alone(frame, box, boxes)) for box in boxes] or [Image.fromarray(frame)]
-            views = views_of(boxes, frame.shape[1], frame.shape[0]) or [View()]
-            crops += [view.of(picture, self.image_size) for view, picture in zip(views, shown, strict=True)]
-        return self.normalise(torch.stack(crops).to(self.device))
-
-    def frames(self, starts: Sequence[int]) -> NDArray[np.uint8]:
-        """The pictures in the windows' middles, on the grid that training and evaluation use; [B, H, W, 3]."""
-        seconds, moments = self.window / SAMPLE_RATE, []
-        info = self.media.info
-        end = info.video_end if info.video_duration else len(self.mixture) / SAMPLE_RATE  # recordings without a length
-        for start in (start / SAMPLE_RATE for start in starts):
-            moments.append(on_grid(start + seconds / 2, start, min(start + seconds, end)))
-        return self.media.frames(moments)
+        return split_frame(torch.cat(tokens), sources, width, height)
 
 
 def own_length(media: Media, mixture: Tensor) -> int:
-    """Of a file's sound, of which `mixture` [T] is all at 16 kHz, in samples of its own rate."""
+    """Length of a file's audio in samples of its own rate; `mixture` [T] is all of it at 16 kHz."""
     rate, last = media.info.sample_rate, len(mixture) // (BLOCK * SAMPLE_RATE) * BLOCK
     return last * rate + len(media.audio(last, BLOCK, rate))
 
 
 def at_rate(waveforms: Tensor, rate: int, length: int) -> Tensor:
-    """Waveforms [..., T] at 16 kHz, at another rate and of exactly that many samples; silence fills up."""
+    """Waveforms [..., T] at 16 kHz, resampled to `rate` (Hz) and `length` samples; padded with silence."""
     resampled = resample(waveforms, SAMPLE_RATE, rate)[..., :length]
     return torch.nn.functional.pad(resampled, (0, length - resampled.shape[-1]))

@@ -1,4 +1,4 @@
-"""Windows over a long sound, and one long result out of theirs."""
+"""Windows over a long waveform, and one long result made of theirs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+COLUMNS = 1500  # of an overview, at most
+
 
 def window_starts(length: int, window: int) -> list[int]:
-    """Where windows begin that overlap by half; the last one ends with the sound (samples)."""
+    """Where windows begin that overlap by half; the last one ends with the waveform (samples)."""
     return [*range(0, length - window, window // 2), length - window] if length > window else [0]
 
 
 def overlap_add(pieces: Iterable[tuple[int, Tensor]], length: int) -> Tensor:
-    """One long signal of overlapping pieces, each faded into the next over all that they share.
+    """Join overlapping pieces, each cross-faded into the next over all that they share.
 
-    The weights of the pieces sum to 1 everywhere and change over no less than half a window, so that no seam is heard.
+    The weights of the pieces sum to 1 everywhere and change over at least half a window, so that no seam is audible.
     Only the result is held.
 
     Args:
         pieces: start (samples) and signal [..., T] of each, by rising start; together they cover everything.
-        length: of the result, samples; what reaches past it is cut.
+        length: of the result, samples; what exceeds it is cut off.
 
     Returns:
         [..., length]
@@ -44,20 +46,19 @@ def overlap_add(pieces: Iterable[tuple[int, Tensor]], length: int) -> Tensor:
 
 
 class Overview:
-    """Maps over the whole length, small enough to look at: means of the windows' maps, however long the sound is.
+    """Averages the maps of windows into at most `COLUMNS` columns for a figure, however long the audio is.
 
     Args:
-        frames: of the whole sound.
-        columns: at most so many are kept.
+        frames: spectrogram frames of the whole audio.
     """
 
-    def __init__(self, frames: int, columns: int = 1500) -> None:
-        self.step = math.ceil(frames / columns)  # frames a column
+    def __init__(self, frames: int) -> None:
+        self.step = math.ceil(frames / COLUMNS)  # frames per column
         self.columns = math.ceil(frames / self.step)
         self.sums, self.weights = torch.empty(0), torch.zeros(self.columns)
 
     def add(self, first_frame: float, maps: Tensor) -> None:
-        """maps [N, M, F] of a window; the middle of a window counts more than its ends."""
+        """Add maps [N, M, F] of a window; its middle counts more than its ends."""
         if not len(self.sums):
             self.sums = maps.new_zeros(*maps.shape[:2], self.columns)
         column = ((first_frame + torch.arange(maps.shape[2])) / self.step).long()

@@ -1,4 +1,4 @@
-"""Opens a checkpoint of ours by itself: its record says which model it is of."""
+"""Opens one of our checkpoints: its record says which model it holds."""
 
 from __future__ import annotations
 
@@ -22,47 +22,44 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.file import read_file
 
 TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
-START_WEIGHTS = ("pretrained", "image_weights", "audio_weights")  # files that only a training begins with
 
 
-def load_task(path: str | Path, expected: type[Task] | str | None = None, device: str | torch.device = "cpu") -> Task:
+def load_task(path: str | Path, expected: str | None = None, device: str | torch.device = "cpu") -> Any:
     """A task with the weights of a checkpoint, in evaluation mode.
 
-    Nothing in the file can run: it is read with `weights_only=True`, and only modules of `deepavfusion.models` and
-    `deepavfusion.tasks` are built from its record, in which no `${…}` stands: a resolver could make a config of it.
+    No code in the file can run: it is read with `weights_only=True`, and its record builds only modules of
+    `deepavfusion.models` and `deepavfusion.tasks`. It must hold no `${…}`: a resolver could turn that into a config.
 
     Args:
         path: a .ckpt file that train.py wrote.
-        expected: what it has to be of, the name of a task or its class; None: any.
-        device: where to.
+        expected: name of the task that it has to be of; None: any.
+        device: to put it on.
+
+    Returns:
+        The `deepavfusion.tasks.base.Task` that the record names, e.g. a `Separate`.
 
     Raises:
         UserError: no such file; not a checkpoint; weights without a record; of another task; a record or weights
             that do not fit this version.
     """
     path = Path(path)
-    needed = expected if isinstance(expected, str) else expected.__name__.lower() if expected else None
-    example = f"e.g. logs/{needed or '<task>'}/latest/checkpoints/last.ckpt"
+    example = f"e.g. logs/{expected or '<task>'}/latest/checkpoints/last.ckpt"
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist: expected a .ckpt file that train.py wrote, {example}.")
     content: Any = read_file(path)
     record = content.get("record") if isinstance(content, dict) else None
     if not isinstance(record, dict) or not isinstance(record.get("model"), dict) or "state_dict" not in content:
         raise UserError(
-            f"{path} does not say which model it is of: expected a .ckpt file that train.py wrote, {example}; weights "
-            f"alone can start a training as model.pretrained."
+            f"{path} has no record of its model: expected a .ckpt file that train.py wrote, {example}; weights alone "
+            f"can start a training as model.pretrained."
         )
     name = str(record.get("task"))
-    wrong = UserError(f"{path} is a checkpoint of {name}, task={needed} needs one of {needed}; {example}.")
-    if isinstance(expected, str) and name != expected:
-        raise wrong
+    if expected not in (None, name):
+        raise UserError(f"{path} is a checkpoint of {name}, task={expected} needs one of {expected}; {example}.")
     try:
-        model = _checked_model(record["model"], path)
-        task = instantiate(model)
-        if not isinstance(task, Task):
-            raise TypeError(f"its record builds a {type(task).__name__} instead of a task")
-        if isinstance(expected, type) and not isinstance(task, expected):
-            raise wrong
+        task = instantiate(_checked_model(record["model"], path))
+        if not isinstance(task, Task) or expected not in (None, type(task).__name__.lower()):
+            raise TypeError(f"its record builds a {type(task).__name__}")
         task.load_state_dict(content["state_dict"], strict=True)
     except Exception as error:  # a record that was tampered with raises nearly anything
         if isinstance(error, UserError) and not isinstance(error, BuildError):
@@ -77,11 +74,11 @@ def load_task(path: str | Path, expected: type[Task] | str | None = None, device
 
 
 def recorded_classes(task: Task, most: int | None = None) -> list[str]:
-    """The names of the classes that a network tells apart.
+    """The names of a network's classes.
 
     Args:
         task: of a checkpoint; its network has `num_classes`.
-        most: how many there may be.
+        most: how many there may be; None: any number.
 
     Raises:
         UserError: the record names another number of classes, or there are too many.
@@ -90,16 +87,15 @@ def recorded_classes(task: Task, most: int | None = None) -> list[str]:
     if len(names) != count or count > (most or count):
         at_most = f", at most {most}" if most else ""
         raise UserError(
-            f"the checkpoint names {len(names)} classes and its network tells {count} apart, expected the same number"
-            f"{at_most}: use a checkpoint that train.py wrote."
+            f"the checkpoint names {len(names)} classes and its network has {count}, expected the same "
+            f"number{at_most}: use a checkpoint that train.py wrote."
         )
     return names
 
 
 def _checked_model(recorded: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The config of a task that reads no file when it is built, makes only our modules, and has values that can be."""
-    kept = renamed_model(recorded)
-    model = {**kept, "pretrained": None, **{key: None for key in START_WEIGHTS if key in kept}}
+    """The config of a task, under today's keys, that builds only our modules and has values in range."""
+    model = renamed_model(recorded)
     for target in _targets(model):
         _check(target, path)
     if any("${" in text for text in _texts(model)):
@@ -110,12 +106,12 @@ def _checked_model(recorded: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         check_ranges(OmegaConf.create({"model": model}))
     except UserError as error:
-        raise UserError(f"checkpoint {path} records a model that cannot be: {error}") from None
+        raise UserError(f"checkpoint {path} records an impossible model: {error}") from None
     return model
 
 
 def _targets(config: Any) -> Iterator[Any]:
-    """Everything that a config would have called."""
+    """Everything that a config would call."""
     if isinstance(config, dict):
         yield from (value for key, value in config.items() if key == "_target_")
     if isinstance(config, (dict, list, tuple)):
@@ -124,7 +120,7 @@ def _targets(config: Any) -> Iterator[Any]:
 
 
 def _texts(config: Any) -> Iterator[str]:
-    """Every piece of text in a config, keys too."""
+    """Every string in a config, keys included."""
     if isinstance(config, dict):
         yield from _texts([*config.keys(), *config.values()])
     elif isinstance(config, (list, tuple, set)):
@@ -135,13 +131,13 @@ def _texts(config: Any) -> Iterator[str]:
 
 
 def _check(target: Any, path: Path) -> None:
-    """Only our own modules are built; the name is judged before anything is imported."""
+    """Only our own modules are built; the name is checked before anything is imported."""
     match = TARGET.fullmatch(target) if isinstance(target, str) else None
     found = None
     if match:
         with suppress(ImportError):
             found = getattr(import_module(match[1]), match[2], None)
-    # What a module of ours merely imports is not ours.
+    # What one of our modules merely imports is not ours.
     if not (match and isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == match[1]):
         raise UserError(
             f"checkpoint {path} wants to build {target}, which is no module of deepavfusion.models or "

@@ -1,64 +1,125 @@
-"""All of a video's sound, and the one sentence for a video that cannot be used."""
+"""Reads a video for a network: frames and windows of audio, as it was trained to take them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from deepavfusion.data.stores.store import on_grid
 from deepavfusion.media import Media
-from deepavfusion.transforms.audio import SAMPLE_RATE
+from deepavfusion.tasks.base import Task
+from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, extend_by_mirror
+from deepavfusion.transforms.image import Normalise, View
 from deepavfusion.utils.errors import DecodeError, UserError
 
-SILENT = 1e-4  # −80 dB; the last bit of 16-bit sound is −90 dB
-BLOCK = 10  # s of sound decoded at a time
+SILENT = 1e-4  # −80 dB of full scale; the last bit of 16-bit audio is −90 dB
+BLOCK = 10  # s of audio decoded at a time
 
 
 @contextmanager
-def told(doing: str) -> Iterator[None]:
-    """A video that does not decode is a UserError: "video … cannot be `doing`"."""
+def open_video(path: str | Path, purpose: str) -> Iterator[Media]:
+    """Open a file with frames and audio.
+
+    Args:
+        path: the file.
+        purpose: a past participle for the message: "video … cannot be <purpose>".
+
+    Raises:
+        UserError: no frames, no audio, or the file does not decode, now or while the block reads it.
+    """
     try:
-        yield
+        with Media(path) as media:
+            media.require("video")
+            media.require("audio")
+            yield media
     except DecodeError as error:
         raise UserError(
-            f"video {error.path} cannot be {doing}, {error.reason.replace('_', ' ')}: {error.detail}; expected a "
-            f"whole video with picture and sound."
+            f"video {error.path} cannot be {purpose}, {error.reason.replace('_', ' ')}: {error.detail}; expected a "
+            f"complete video with frames and audio."
         ) from error
 
 
-def whole_sound(media: Media, purpose: str) -> Tensor:
-    """All of a video's sound from second 0, mono at 16 kHz, [T]; 64 kB a second.
-
-    Args:
-        media: the video; it has a picture, too.
-        purpose: what a silent video does not serve, "there is nothing to …".
+def whole_waveform(media: Media) -> Tensor:
+    """All of a video's audio from 0 s, mono at 16 kHz, [T]; 64 kB per second.
 
     Raises:
-        DecodeError: no picture, no sound, or it does not decode.
+        DecodeError: no audio, or it does not decode.
         UserError: it is silent.
     """
-    path = media.path
-    media.require("video")
-    media.require("audio")
-    waveform = torch.cat(list(blocks(media, SAMPLE_RATE)))
+    waveform = torch.cat(list(audio_blocks(media, SAMPLE_RATE)))
     peak = waveform.abs().max().item() if len(waveform) else 0.0
     if peak < SILENT:
-        found = f"peak at {20 * math.log10(peak):.0f} dB" if peak > 0 else "are all zero"
+        found = f"peaks at {20 * math.log10(peak):.0f} dB" if peak > 0 else "is all zero"
         raise UserError(
-            f"video {path} is silent: its {len(waveform) / SAMPLE_RATE:.2f} s of sound {found}, expected a peak above "
-            f"{20 * math.log10(SILENT):.0f} dB of full scale; there is nothing to {purpose}."
+            f"video {media.path} is silent: its {len(waveform) / SAMPLE_RATE:.2f} s of audio {found}, "
+            f"expected a peak above {20 * math.log10(SILENT):.0f} dB of full scale; choose a video with audible sound."
         )
     return waveform
 
 
-def blocks(media: Media, rate: int) -> Iterator[Tensor]:
-    """All of a file's sound from second 0, mono, in pieces of `BLOCK` seconds; the last one is shorter, even empty."""
+def audio_blocks(media: Media, rate: int) -> Iterator[Tensor]:
+    """All of a file's audio from 0 s, mono, in blocks of `BLOCK` seconds; the last is shorter, possibly empty."""
     for n in count():
         block = media.audio(n * BLOCK, BLOCK, rate)
         yield block
         if len(block) < BLOCK * rate:
             return
+
+
+class VideoReader:
+    """Gives a network its inputs from one video.
+
+    Args:
+        task: whose network reads, in evaluation mode; inputs are made on its device.
+        media: the open video.
+        waveform: [T], all of its audio, see `whole_waveform`; None: the caller reads the audio itself.
+
+    Attributes:
+        image_size: side of the images that the network takes, pixels.
+        window: length of the audio that it takes, samples.
+    """
+
+    def __init__(self, task: Task, media: Media, waveform: Tensor | None = None) -> None:
+        assert not task.training, "call task.eval() first: in training mode the batch norms would adapt to the video"
+        patches = {stream: getattr(task.net.encoder, stream).patch_embed for stream in ("image", "audio")}
+        self.image_size: int = patches["image"].input_size[0]
+        self.window: int = patches["audio"].input_size[1] * HOP_LENGTH
+        self.media, self.waveform, self.device = media, waveform, task.device
+        self.normalise, self.log_mel = Normalise().to(task.device), LogMel().to(task.device)
+
+    def frames(self, starts: Sequence[int]) -> NDArray[np.uint8]:
+        """The frame in the middle of each window, on the time grid of training and evaluation.
+
+        Args:
+            starts: of the windows, samples.
+
+        Returns:
+            uint8 [windows, H, W, 3]
+        """
+        seconds, info, end = self.window / SAMPLE_RATE, self.media.info, math.inf
+        if info.video_duration:
+            end = info.video_end
+        elif self.waveform is not None:  # recordings that were cut off give no duration
+            end = len(self.waveform) / SAMPLE_RATE
+        times = [start / SAMPLE_RATE for start in starts]
+        return self.media.frames([on_grid(t + seconds / 2, t, min(t + seconds, end)) for t in times])
+
+    def windows(self, starts: Sequence[int]) -> Tensor:
+        """Windows [windows, T] of the waveform from `starts` (samples) on, mirrored where the audio is shorter."""
+        assert self.waveform is not None
+        parts = [self.waveform[start : start + self.window] for start in starts]
+        return torch.stack([extend_by_mirror(part, self.window) for part in parts]).to(self.device)
+
+    def images(self, crops: Iterable[tuple[NDArray[np.uint8], View]]) -> Tensor:
+        """Views of frames (uint8 [H, W, 3] each) as the network takes them, [crops, 3, size, size], normalised."""
+        images = [view.of(Image.fromarray(frame), self.image_size) for frame, view in crops]
+        return self.normalise(torch.stack(images).to(self.device))

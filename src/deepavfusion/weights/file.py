@@ -1,8 +1,8 @@
-"""Opening a checkpoint file that somebody else may have written.
+"""Opens checkpoint files from untrusted sources.
 
-Every file is read with `weights_only=True`: nothing in it can run. Before that its checksums are compared and its
-pickle is looked through, so that damage is named and no file takes more memory than its size says. What is done with
-the content: weights.py.
+Every file is read with `weights_only=True`: no code in it can run. Before that its checksums are verified and its
+pickle is scanned, so that damage is reported and no file takes more memory than its size says. weights.py deals with
+the content.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ EXPECTED = (
     "a checkpoint of this project (.ckpt or .safetensors), a published DeepAVFusion checkpoint, "
     "or an MAE or AudioMAE ViT checkpoint (.pth)"
 )
-# What the pickle of a checkpoint may name, besides dtypes; torch's own list is longer, and some of it fills memory.
+# What the pickle of a checkpoint may name, besides dtypes; torch allows more, and some of that can fill the memory.
 GLOBALS = re.compile(
     r"torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch\.([A-Z][a-z0-9]+)?Storage|"
     r"torch\.storage\.(Typed|Untyped)Storage|torch\.(Size|device)|torch\.nn\.parameter\.Parameter|"
     r"collections\.(OrderedDict|Counter)|argparse\.Namespace|_codecs\.encode|(builtins|__builtin__)\.(set|complex)"
 )
 DTYPES = frozenset(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype))
-OPCODES = re.compile(  # those that torch reads with weights_only=True
+OPCODES = re.compile(  # that torch reads with weights_only=True
     r"PROTO|STOP|MARK|GLOBAL|REDUCE|NEWOBJ|BUILD|BINPERSID|(LONG_)?BIN(PUT|GET)|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|"
     r"BINFLOAT|BINUNICODE|SHORT_BINSTRING|EMPTY_(DICT|LIST|TUPLE|SET)|APPENDS?|SETITEMS?|TUPLE[123]?"
 )
 PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.UntypedStorage)
-MOST_NESTED, MOST_VALUES = 100, 10_000_000  # in a checkpoint's containers, each value counted wherever it stands
+MAX_DEPTH, MAX_VALUES = 100, 10_000_000  # of a checkpoint's containers; a shared value counts wherever it occurs
 
 
 def read_file(path: Path) -> object:
@@ -48,7 +48,7 @@ def read_file(path: Path) -> object:
 
     Raises:
         UserError: the file is missing, truncated, damaged, not a checkpoint, would take more memory than its size
-            says, or wants to run code.
+            says, or contains code.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist: expected {EXPECTED}.")
@@ -98,7 +98,7 @@ def _grows(path: Path) -> UserError:
 
 
 def _read_safetensors(path: Path, broken: UserError) -> dict[str, Tensor]:
-    """The tensors; compared with the checksum of `write_weights`, which files of other programs lack."""
+    """The tensors, verified by the checksum of `write_weights`, which files of other programs lack."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         expected = (file.metadata() or {}).get("crc32")
@@ -108,7 +108,7 @@ def _read_safetensors(path: Path, broken: UserError) -> dict[str, Tensor]:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of names, types, shapes and values, as `metadata` of a .safetensors file has it under crc32."""
+    """CRC-32 of names, types, shapes and values, stored as `crc32` in the metadata of a .safetensors file."""
     crc = 0
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
@@ -117,10 +117,10 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _check_archive(file: IO[bytes], path: Path, broken: UserError) -> None:
-    """Compare the checksums of a zip archive, which torch.load does not, and look through its pickle."""
+    """Verify the checksums of a zip archive, which torch.load does not, and scan its pickle."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        names = {member.filename.lower() for member in members}  # torch.load does not tell cases apart
+        names = {member.filename.lower() for member in members}  # torch.load ignores case
         if len(names) < len(members):
             raise broken
         stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
@@ -136,9 +136,13 @@ def _check_archive(file: IO[bytes], path: Path, broken: UserError) -> None:
 
 
 def _check_pickle(file: IO[bytes], path: Path) -> None:
-    """Look through a pickle without running it: what it names, and tuples, whose hash takes time by what they hold."""
+    """Scan a pickle without running it.
+
+    It may name only `GLOBALS` and dtypes. As a key of a dict, a small file's deeply nested or shared tuples would take
+    forever to hash, before `_check_values` sees them; so the stack is simulated, with the size of each tuple.
+    """
     leaf = (0, 1)
-    stack: list[tuple[int, int]] = []  # depth and number of values of each object, 0 and 1 unless it is a tuple
+    stack: list[tuple[int, int]] = []  # of each object: depth and number of values, 0 and 1 unless it is a tuple
     marks: list[int] = []
     memo: dict[int, tuple[int, int]] = {}
     for opcode, argument, _ in pickletools.genops(file):
@@ -160,13 +164,13 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
             made = leaf
             if name.startswith("TUPLE"):
                 made = (1 + max((d for d, _ in items), default=0), 1 + sum(n for _, n in items))
-                if made[0] > MOST_NESTED or made[1] > MOST_VALUES:
+                if made[0] > MAX_DEPTH or made[1] > MAX_VALUES:
                     raise _grows(path)
             stack += [made] * len(opcode.stack_after)
 
 
 def _check_values(content: object, path: Path, size: int) -> None:
-    """See that a file holds plain containers, values and tensors, none of which grows when it is used."""
+    """Check that a file holds plain containers, values and tensors, none of which grows when it is used."""
     todo, seen = [(content, 0)], 0
     while todo:
         value, depth = todo.pop()
@@ -176,11 +180,11 @@ def _check_values(content: object, path: Path, size: int) -> None:
                 raise _grows(path)
         elif isinstance(value, (dict, list, tuple, set, argparse.Namespace)):
             if not isinstance(value, argparse.Namespace):
-                getattr(value, "__dict__", {}).clear()  # of an OrderedDict: it could stand in for its methods
+                getattr(value, "__dict__", {}).clear()  # of an OrderedDict: an attribute could replace a method
             inside = list(vars(value).values()) if isinstance(value, argparse.Namespace) else list(value)
             inside += value.values() if isinstance(value, dict) else ()
-            seen += 50 + len(inside)  # containers cost more
-            if depth > MOST_NESTED or seen > MOST_VALUES:
+            seen += 50 + len(inside)  # a container costs more than a value
+            if depth > MAX_DEPTH or seen > MAX_VALUES:
                 raise _grows(path)
             todo += [(item, depth + 1) for item in inside if type(item) not in PLAIN]
         elif not isinstance(value, (*PLAIN, torch.storage.TypedStorage)):

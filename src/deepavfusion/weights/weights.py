@@ -1,6 +1,6 @@
-"""Reading weights: our own checkpoints, the published DeepAVFusion ones, MAE and AudioMAE.
+"""Reads weights: our own checkpoints, the published DeepAVFusion ones, MAE and AudioMAE.
 
-How a file is opened safely: checkpoint_file.py. What is inside is recognised by its keys:
+file.py opens them safely. What is inside is recognised by its keys:
 
 | kind     | file                                             | keys                                                 |
 |----------|--------------------------------------------------|------------------------------------------------------|
@@ -31,16 +31,16 @@ from deepavfusion.weights.file import EXPECTED, checksum, read_file
 
 @dataclass
 class LoadReport:
-    """What became of a file's tensors: names that were loaded, that the file lacks, that the model has no use for."""
+    """The names of tensors that were loaded, that the file lacks (`new`), and that the model has no use for."""
 
     path: str
     loaded: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for names, words in ((self.new, "left at their start values"), (self.left_out, "in the file not used")):
+        for names, words in ((self.new, "left at their initial values"), (self.unused, "in the file unused")):
             if names:
                 tops = sorted({".".join(name.split(".")[:2]) for name in names})
                 shown = ", ".join(tops[:4]) + (", …" if len(tops) > 4 else "")
@@ -60,7 +60,7 @@ def our_name(name: str) -> str:
 
 @dataclass
 class Weights:
-    """The tensors of a file, under our names, and where they come from ("ours", "original" or "vit")."""
+    """The tensors of a file, under our names, and its kind: "ours", "original" or "vit"."""
 
     path: str
     kind: str
@@ -71,7 +71,7 @@ def read_weights(path: str | Path) -> Weights:
     """Read and recognise a checkpoint.
 
     Raises:
-        UserError: the file is missing, truncated, not a checkpoint, wants to run code, or holds something else.
+        UserError: the file is missing, truncated, not a checkpoint, contains code, or holds something else.
     """
     path = Path(path)
     tensors = _tensors(read_file(path), path)
@@ -84,15 +84,15 @@ def read_weights(path: str | Path) -> Weights:
     if "encoder.fusion_tokens" in tensors:
         return Weights(str(path), "ours", tensors)
     if "patch_embed.proj.weight" in tensors:
-        # The class token and its row of the (fixed) position embedding have no place here, nor has the decoder.
+        # Our ViT has no class token, and so no row for it in the (fixed) position embedding, and no decoder here.
         keep = ("patch_embed.", "blocks.", "norm.")
         return Weights(str(path), "vit", {name: t for name, t in tensors.items() if name.startswith(keep)})
     shown = ", ".join(list(tensors)[:3]) or "no tensor"
-    raise UserError(f"{path} holds {shown} …, which is none of ours: expected {EXPECTED}.")
+    raise UserError(f"{path} holds {shown} …, which fit no known model: expected {EXPECTED}.")
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """What one of our .ckpt files says about its run (see `tasks.base.Task.record`); empty for any other file.
+    """The record of the run in one of our .ckpt files (see `tasks.base.Task.record`); empty for any other file.
 
     Raises:
         UserError: see `read_weights`.
@@ -138,7 +138,7 @@ def load_mae(model: MaskedAutoencoder, path: str | Path) -> LoadReport:
     """Load encoder, fusion and decoders from one of our checkpoints or a published one.
 
     Raises:
-        UserError: see `read_weights`; or the sizes do not fit, told with the config values that would.
+        UserError: see `read_weights`; or the sizes do not fit; the message gives the config values that would.
     """
     weights = read_weights(path)
     if weights.kind == "vit":
@@ -150,7 +150,7 @@ def load_mae(model: MaskedAutoencoder, path: str | Path) -> LoadReport:
 
 
 def load_encoder(encoder: DeepAVFusion, path: str | Path) -> LoadReport:
-    """Load image, audio and fusion streams from one of our checkpoints or a published one; heads are left out.
+    """Load image, audio and fusion streams from one of our checkpoints or a published one; heads are ignored.
 
     Raises:
         UserError: see `load_mae`.
@@ -160,7 +160,7 @@ def load_encoder(encoder: DeepAVFusion, path: str | Path) -> LoadReport:
         raise UserError(f"{path} is an MAE or AudioMAE checkpoint, a single ViT: a DeepAVFusion encoder was expected.")
     inside = {n.removeprefix("encoder."): t for n, t in weights.tensors.items() if n.startswith("encoder.")}
     report = _load(encoder, Weights(weights.path, weights.kind, inside), describe(weights.tensors))
-    report.left_out += [name for name in weights.tensors if not name.startswith("encoder.")]
+    report.unused += [name for name in weights.tensors if not name.startswith("encoder.")]
     return report
 
 
@@ -180,18 +180,18 @@ def load_vit(vit: ViT, path: str | Path) -> LoadReport:
 
 
 def check_resumable(net: nn.Module, path: str | Path) -> None:
-    """See that a run can go on from a checkpoint, before Lightning tries.
+    """Check that a run can resume from a checkpoint, before Lightning tries.
 
     Args:
         net: the network of the run, `net.` in the checkpoint.
         path: a .ckpt file.
 
     Raises:
-        UserError: see `read_weights`; or the file holds weights and no run, or another network's.
+        UserError: see `read_weights`; or the file holds weights without a run, or of another network.
     """
     weights = read_weights(path)
     if weights.kind != "ours" or Path(path).suffix != ".ckpt":
-        raise UserError(f"{path} holds weights and not the state of a run: give it as model.pretrained, not ckpt_path.")
+        raise UserError(f"{path} holds weights but no state of a run: give it as model.pretrained, not ckpt_path.")
     own = {name: tensor.shape for name, tensor in net.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.tensors.items()}
     if own != found:
@@ -231,12 +231,12 @@ def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> Lo
         weights.path,
         loaded=list(usable),
         new=[name for name in own if name not in usable and name not in fixed],
-        left_out=[name for name in weights.tensors if name not in own],
+        unused=[name for name in weights.tensors if name not in own],
     )
 
 
 def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
-    """The config values under `model` that fit these tensors, as far as shapes tell them (heads do not show).
+    """The config values under `model` that fit these tensors, as far as shapes show them (numbers of heads do not).
 
     A single ViT is described as the encoder it has the channels for.
     """

@@ -1,0 +1,112 @@
+"""Files of embeddings: one .npz, and a list of the videos that failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepavfusion.data.lists.text import count
+from deepavfusion.inference.features import Features, Remark
+from deepavfusion.inference.write.saving import saving
+from deepavfusion.types import STREAMS
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import whole
+
+SHOWN = 3  # failures in one sentence
+
+
+def write_features(features: Features, output: str | Path, checkpoint: str = "") -> Path | None:
+    """Write an .npz atomically, and beside it a list of the videos that failed, <name>_failed.txt, if any did.
+
+    `np.load` reads it without pickle: `path`, `image`, `audio`, `fusion` (a row each), `failed` and `failed_reason`,
+    `remark` and `remark_reason` (paths with reasons), and the settings: `checkpoint`, `level`, `windows`, `image_size`
+    (pixels) and `audio_seconds`.
+
+    Args:
+        features: of `extract_features`.
+        output: a name that ends in .npz; an existing file is replaced.
+        checkpoint: the file that the encoder came from.
+
+    Returns:
+        The list of the failed.
+
+    Raises:
+        UserError: no video could be used (the list is written all the same); the files cannot be written.
+    """
+    output = check_output(output)
+    failed = output.with_name(f"{output.stem}_failed.txt")
+    with saving(output):
+        with suppress(FileNotFoundError):
+            failed.unlink()  # of an earlier run
+        if features.failed:
+            lines = (f"# {reason}\n{Path(place).absolute()}\n" for _, reason, place in features.failed)
+            with whole(failed) as partial:
+                partial.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+        if not len(features):
+            shown = "; ".join(f"{failure.path}: {failure.reason}" for failure in features.failed[:SHOWN])
+            more = f"; and {len(features.failed) - SHOWN} more" if len(features.failed) > SHOWN else ""
+            raise UserError(
+                f"none of {count(len(features.failed), 'video')} could be used ({shown}{more}), see {failed}: expected "
+                f"complete videos with frames and audio."
+            )
+        with whole(output) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                path=_texts(features.paths),
+                **{stream: getattr(features, stream) for stream in STREAMS},
+                failed=_texts(failure.path for failure in features.failed),
+                failed_reason=_texts(failure.reason for failure in features.failed),
+                remark=_texts(remark.path for remark in features.remarks),
+                remark_reason=_texts(remark.reason for remark in features.remarks),
+                checkpoint=np.array(checkpoint),
+                level=np.array(features.level),
+                windows=np.array(features.windows),
+                image_size=np.array(features.image_size),
+                audio_seconds=np.array(features.audio_seconds),
+            )
+    return failed if features.failed else None
+
+
+def check_output(output: str | Path) -> Path:
+    """The path of a features file, whose folder is made.
+
+    Raises:
+        UserError: it does not end in .npz, or the folder cannot be made or written to.
+    """
+    path = Path(output)
+    if path.suffix != ".npz" or path.is_dir():
+        raise UserError(f"output={output} is no name of a features file: expected one that ends in .npz.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder {path.parent} cannot be made: {error.strerror}; give another output.") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"folder {path.parent} cannot be written to; give another output.")
+    return path
+
+
+def summary(features: Features, output: Path, failed: Path | None) -> list[str]:
+    """What was written, in lines for the terminal."""
+    total = len(features) + len(features.failed)
+    shapes = ", ".join(f"{stream} {list(getattr(features, stream).shape)}" for stream in STREAMS)
+    windows = f"{count(features.windows, 'window')} of {features.audio_seconds:g} s"
+    level = "means over the tokens" if features.level == "pooled" else "tokens"
+    lines = [f"Written to {output}: {len(features)} of {count(total, 'video')}; {level}, {windows}: {shapes}"]
+    lines += [f"  {note}" for note in features.notes]
+    lines += _listed(features.failed, f"failed, listed in {failed} and in the file (failed, failed_reason)")
+    return lines + _listed(features.remarks, "used with a remark, listed in the file (remark, remark_reason)")
+
+
+def _listed(remarks: list[Remark], title: str) -> list[str]:
+    lines = [f"    {remark.path}: {remark.reason}" for remark in remarks[:SHOWN]]
+    more = [f"    and {len(remarks) - SHOWN} more"] if len(remarks) > SHOWN else []
+    return [f"  {len(remarks)} {title}:", *lines, *more] if remarks else []
+
+
+def _texts(values: Iterable[str]) -> NDArray[np.str_]:
+    return np.array(list(values), dtype=np.str_)
