@@ -19,7 +19,7 @@ except ImportError as error:
         f"{sys.executable} cannot import {error.name} ({error}): type make doctor; if you did, rm -rf .venv first."
     )
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose, instantiate
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, choices, compose, instantiate
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
@@ -55,7 +55,7 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
         "variables": partial(machine.variables, dict(os.environ)),
     }
     shared = [value for value in overrides if not value.lstrip("+~").startswith(("data=", "data."))]
-    for name in sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml")):
+    for name in choices("data"):
         mine = name == chosen
         data = cfg.data if mine else compose("doctor", [*shared, f"data={name}"]).data
         if mine or Path(data.root).exists():

@@ -10,7 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, choices, instantiate
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.utils.errors import UserError
@@ -82,8 +82,7 @@ def pack_data(cfg: DictConfig) -> None:
 def datamodule(cfg: DictConfig) -> ClipDataModule:
     """The datamodule of `cfg.data`, whose root must hold the files as published."""
     if cfg.get("data") is None:
-        known = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
-        raise UserError(f"command={cfg.command} has no dataset; add data=<one of: {', '.join(known)}>.")
+        raise UserError(f"command={cfg.command} has no dataset; add data=<one of: {', '.join(choices('data'))}>.")
     from deepavfusion.data.stores.packed import is_packed
 
     data: ClipDataModule = instantiate(cfg.data)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from deepavfusion.config.compose import auto_precision, instantiate
 from helpers.runs import CONFIGS, compose
 
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("[!_]*.yaml"))
 NETS = sorted(path.stem for path in (CONFIGS / "model" / "net").glob("[a-z]*.yaml"))
 TRAINERS = sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml"))
 

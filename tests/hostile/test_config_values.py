@@ -24,7 +24,7 @@ from deepavfusion.utils.errors import UserError
 from helpers.runs import CONFIGS, call, compose, leaves
 from hostile.conftest import Refused
 
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("[!_]*.yaml"))
 PRETRAIN, FINETUNE, PROBE = "pretrain_vggsound", "vggsound_finetune", "vggsound_linear_probe"
 SEPARATE, SEGMENT = "music_separation", "avsbench_s4"
 composed = cache(compose)

@@ -84,6 +84,11 @@ def _key(error: InstantiationException) -> str:
     return key[1] if key else target[1] if target else "the config"
 
 
+def choices(group: str) -> list[str]:
+    """The names of a config group, such as the datasets; `_` begins those that only others build on."""
+    return sorted(path.stem for path in Path(CONFIG_DIR, group).glob("[!_]*.yaml"))
+
+
 def spectrogram_frames(seconds: float) -> int:
     """Columns of the log-mel spectrogram of a waveform."""
     # By name, as importing it takes torch, which prepare.py does without.
@@ -93,5 +98,6 @@ def spectrogram_frames(seconds: float) -> int:
 
 # The `${name:…}` of the config files.
 OmegaConf.register_new_resolver("project_root", lambda: str(REPOSITORY), replace=True)
+OmegaConf.register_new_resolver("choices", lambda group: " ".join(choices(group)), replace=True)
 OmegaConf.register_new_resolver("auto_precision", auto_precision, replace=True)
 OmegaConf.register_new_resolver("spectrogram_frames", spectrogram_frames, replace=True)
