@@ -32,3 +32,87 @@ def real_clips() -> Path:
     if not folder.is_dir():
         pytest.skip("no real clips beside the repository")
     return folder
+
+
+def generated(factory: pytest.TempPathFactory, *sets: str, **counts: int) -> Path:
+    """A folder with demo data. Tests that change the data copy them first."""
+    from deepavfusion.demo import demo
+
+    folder = factory.mktemp("demo")
+    demo.generate(folder, list(sets), workers=1, counts=demo.Counts(**counts))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 clips for training and 8 for testing."""
+    return generated(tmp_path_factory, "vggsound", vggsound_train=2, vggsound_test=1) / "vggsound"
+
+
+@pytest.fixture(scope="session")
+def music_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generated(tmp_path_factory, "music", solos=10, duets=2) / "music"
+
+
+@pytest.fixture(scope="session")
+def avsbench_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    counts = {"s4_train": 8, "s4_val": 4, "s4_test": 4, "ms3_train": 4, "ms3_val": 2, "ms3_test": 4}
+    return generated(tmp_path_factory, "avsbench", **counts) / "avsbench"
+
+
+@pytest.fixture(scope="session")
+def classify_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo data, and logs beside it."""
+    counts = {"audioset_balanced": 12, "audioset_unbalanced": 2, "audioset_eval": 8}
+    return generated(tmp_path_factory, "vggsound", "audioset", vggsound_train=3, vggsound_test=1, **counts)
+
+
+@pytest.fixture(scope="session")
+def pretrained(classify_data: Path) -> Path:
+    """A checkpoint as pre-training writes it."""
+    from deepavfusion.config.compose import instantiate
+    from helpers.runs import CLASSIFY, compose
+
+    of_classification = ("model.warmup_epochs", "data.dense", "data.holdout", "~")
+    given = (value for value in CLASSIFY if not value.startswith(of_classification))
+    torch.manual_seed(5)
+    state = instantiate(compose("experiment=pretrain_vggsound", *given).model).state_dict()
+    torch.save({"state_dict": state}, classify_data / "pretrained.ckpt")
+    return classify_data / "pretrained.ckpt"
+
+
+def classified(data: Path, experiment: str, name: str, pretrained: Path) -> Path:
+    from helpers.runs import CLASSIFY, finished
+
+    given = [*CLASSIFY, f"experiment={experiment}", f"data.root={data / experiment.split('_')[0]}"]
+    return finished(data / "logs", name, *given, f"model.pretrained={pretrained}")
+
+
+@pytest.fixture(scope="session")
+def finetuned(classify_data: Path, pretrained: Path) -> Path:
+    return classified(classify_data, "vggsound_finetune", "finetuned", pretrained)
+
+
+@pytest.fixture(scope="session")
+def probed(classify_data: Path, pretrained: Path) -> Path:
+    return classified(classify_data, "vggsound_linear_probe", "probed", pretrained)
+
+
+@pytest.fixture(scope="session")
+def several(classify_data: Path, pretrained: Path) -> Path:
+    """Each clip has several labels."""
+    return classified(classify_data, "audioset_finetune", "several", pretrained)
+
+
+@pytest.fixture(scope="session")
+def separated(music_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from helpers.runs import SEPARATE, finished
+
+    return finished(tmp_path_factory.mktemp("logs"), "whole", *SEPARATE, f"data.root={music_root}")
+
+
+@pytest.fixture(scope="session")
+def segmented(avsbench_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from helpers.runs import SEGMENT, finished
+
+    return finished(tmp_path_factory.mktemp("logs"), "whole", *SEGMENT, f"data.root={avsbench_root}")

@@ -10,16 +10,9 @@ import torch
 from PIL import Image
 
 from deepavfusion.benchmarks.step import PARTS, StepTimer
-from deepavfusion.demo import demo
 from helpers.runs import PRETRAIN, call, sentence
 
 TINY = [override for override in PRETRAIN if override.startswith(("trainer=", "model.net", "model.decoder", "data."))]
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
 
 
 def test_the_parts_of_a_step(monkeypatch):

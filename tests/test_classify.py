@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,62 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from deepavfusion.config.compose import instantiate
-from deepavfusion.demo import demo
 from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS
-from helpers.runs import CLASSIFY, compose, evaluate, numbers, sentence, train
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Demo data, and logs beside it."""
-    counts = demo.Counts(
-        vggsound_train=3, vggsound_test=1, audioset_balanced=12, audioset_unbalanced=2, audioset_eval=8
-    )
-    root = tmp_path_factory.mktemp("demo")
-    demo.generate(root, ["vggsound", "audioset"], workers=1, counts=counts)
-    return root
-
-
-@pytest.fixture(scope="module")
-def pretrained(folder):
-    """A checkpoint as pre-training writes it."""
-    known = ("model.warmup_epochs", "data.dense", "data.holdout", "~")
-    cfg = compose("experiment=pretrain_vggsound", *(value for value in CLASSIFY if not value.startswith(known)))
-    torch.manual_seed(5)
-    path = folder / "pretrained.ckpt"
-    torch.save({"state_dict": instantiate(cfg.model).state_dict()}, path)
-    return path
-
-
-def run(folder: Path, experiment: str, name: str, *overrides: object) -> Path:
-    root = folder / experiment.split("_")[0]
-    with pytest.MonkeyPatch.context() as patch:
-        given = [f"experiment={experiment}", *CLASSIFY, f"data.root={root}", f"paths.log_dir={folder}/logs"]
-        train(patch, *given, f"run.name={name}", *overrides)
-    return folder / "logs" / "classify" / "runs" / name
-
-
-@pytest.fixture(scope="module")
-def finetuned(folder, pretrained):
-    return run(folder, "vggsound_finetune", "finetuned", f"model.pretrained={pretrained}")
-
-
-@pytest.fixture(scope="module")
-def probed(folder, pretrained):
-    return run(folder, "vggsound_linear_probe", "probed", f"model.pretrained={pretrained}")
-
-
-@pytest.fixture(scope="module")
-def several(folder, pretrained):
-    return run(folder, "audioset_finetune", "several", f"model.pretrained={pretrained}")
-
-
-def evaluated(run_dir: Path, monkeypatch, name: str, *overrides: object) -> dict[str, float]:
-    evaluate(monkeypatch, f"ckpt_path={run_dir}/checkpoints/last.ckpt", f"run.name={name}", *overrides)
-    return numbers(run_dir.parents[1] / "evals" / name / "metrics.json")
+from helpers.runs import CLASSIFY, compose, numbers, sentence
 
 
 def saved(run_dir: Path) -> dict[str, np.ndarray]:
@@ -177,59 +124,26 @@ def test_fine_tuning_trains_everything(finetuned, pretrained):
     }
 
 
-# ---- evaluation
-
-
-@pytest.mark.parametrize("kind", ["finetuned", "probed", "several"])
-def test_evaluation_repeats_every_number_of_the_run(kind, request, monkeypatch, capsys):
-    run_dir = request.getfixturevalue(kind)
-    capsys.readouterr()
-    assert evaluated(run_dir, monkeypatch, f"{kind}_again") == numbers(run_dir / "metrics.json")
-    out = capsys.readouterr().out
-    assert "from scratch" not in out
-    assert "last.ckpt" not in out.split("Final metrics")[1]  # an evaluation writes none
-
-
-@pytest.mark.parametrize("given", [["data.batch_size=1"], ["data.batch_size=7"], ["data.num_workers=2"]])
-def test_evaluation_depends_neither_on_batches_nor_on_workers(finetuned, monkeypatch, given):
-    found = evaluated(finetuned, monkeypatch, f"with_{given[0].replace('=', '_')}", *given)
-    for name, value in numbers(finetuned / "metrics.json").items():
-        assert found[name] == pytest.approx(value, abs=1e-5), name
-
-
-@pytest.mark.full
-def test_two_processes_learn_and_give_the_numbers_of_one(folder, finetuned, probed, pretrained, tmp_path):
-    source = Path(__file__).resolve().parents[1] / "src"
-    both = ["trainer.devices=2", "trainer.strategy=ddp", f"paths.log_dir={tmp_path}"]
-    for experiment, run_dir in (("vggsound_finetune", finetuned), ("vggsound_linear_probe", probed)):
-        given = [
-            f"experiment={experiment}",
-            *CLASSIFY,
-            f"data.root={folder}/vggsound",
-            f"model.pretrained={pretrained}",
-        ]
-        command = [sys.executable, source / "train.py", *given, *both, f"run.name={experiment}"]
-        subprocess.run(command, check=True, timeout=600)
-        metrics = json.loads((tmp_path / "classify" / "runs" / experiment / "metrics.json").read_text())
-        assert metrics["test/clips"] == 8
-        command = [sys.executable, source / "eval.py", f"ckpt_path={run_dir}/checkpoints/last.ckpt", *both]
-        subprocess.run([*command, f"run.name={experiment}"], check=True, timeout=600)
-        found = numbers(tmp_path / "classify" / "evals" / experiment / "metrics.json")
-        for name, value in numbers(run_dir / "metrics.json").items():
-            assert found[name] == value, name
-
-
 # ---- start weights
 
 
-def test_a_checkpoint_of_another_architecture_names_keys_and_values(folder, pretrained, monkeypatch, capsys):
-    given = ["experiment=vggsound_finetune", *CLASSIFY, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+def overrides(data: Path, experiment: str = "vggsound_finetune") -> list[str]:
+    return [f"experiment={experiment}", *CLASSIFY, f"data.root={data}/vggsound", f"paths.log_dir={data}/logs"]
+
+
+def test_a_checkpoint_of_another_architecture_names_keys_and_values(classify_data, pretrained, monkeypatch, capsys):
+    given = [
+        "experiment=vggsound_finetune",
+        *CLASSIFY,
+        f"data.root={classify_data}/vggsound",
+        f"paths.log_dir={classify_data}/logs",
+    ]
     told = sentence(monkeypatch, capsys, *given, f"model.pretrained={pretrained}", "model.net.image.depth=3")
     assert "does not fit the model: image.blocks.2." in told
     assert "model.net.image.depth=2" in told
 
 
-def test_what_was_loaded_is_said_in_one_line(folder, pretrained, capsys):
+def test_what_was_loaded_is_said_in_one_line(classify_data, pretrained, capsys):
     classify(compose_task("vggsound_finetune", f"model.pretrained={pretrained}"))
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert line.startswith(f"encoder from {pretrained}: ")
@@ -239,13 +153,18 @@ def test_what_was_loaded_is_said_in_one_line(folder, pretrained, capsys):
     assert capsys.readouterr().out.strip() == "encoder from scratch"
 
 
-def test_classes_of_other_data_are_an_error(folder, monkeypatch, capsys):
-    given = ["experiment=vggsound_finetune", *CLASSIFY, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+def test_classes_of_other_data_are_an_error(classify_data, monkeypatch, capsys):
+    given = [
+        "experiment=vggsound_finetune",
+        *CLASSIFY,
+        f"data.root={classify_data}/vggsound",
+        f"paths.log_dir={classify_data}/logs",
+    ]
     told = sentence(monkeypatch, capsys, *given, "model.num_classes=9", "model.pretrained=null", "run.name=never")
     assert "vggsound has 8 classes, one a clip, the network 9 classes" in told
     told = sentence(monkeypatch, capsys, *given, "model.net=small", "run.name=never")
     assert told.strip().endswith("to choose small, write model/net=small.")
-    assert not (folder / "logs" / "classify" / "runs" / "never").exists()
+    assert not (classify_data / "logs" / "classify" / "runs" / "never").exists()
 
 
 @pytest.mark.parametrize(
@@ -261,8 +180,13 @@ def test_classes_of_other_data_are_an_error(folder, monkeypatch, capsys):
         ),
     ],
 )
-def test_settings_that_cannot_be(folder, monkeypatch, capsys, experiment, override, words):
-    given = [f"experiment={experiment}", *CLASSIFY, f"data.root={folder}/vggsound", f"paths.log_dir={folder}/logs"]
+def test_settings_that_cannot_be(classify_data, monkeypatch, capsys, experiment, override, words):
+    given = [
+        f"experiment={experiment}",
+        *CLASSIFY,
+        f"data.root={classify_data}/vggsound",
+        f"paths.log_dir={classify_data}/logs",
+    ]
     assert words in sentence(monkeypatch, capsys, *given, override, "model.pretrained=null")
 
 
@@ -283,18 +207,18 @@ def classify(cfg) -> Classify:
     return task
 
 
-def batch_of(folder: Path, cfg, loader: int = 0):
-    cfg.data.root = str(folder / cfg.data.name)
+def batch_of(classify_data: Path, cfg, loader: int = 0):
+    cfg.data.root = str(classify_data / cfg.data.name)
     data = instantiate(cfg.data)
     data.setup()
     return data.on_after_batch_transfer(next(iter(data.test_dataloader()[loader])), loader)
 
 
 @pytest.mark.parametrize("experiment", ["vggsound_finetune", "audioset_finetune"])
-def test_mixup_that_keeps_all_and_no_smoothing_is_the_plain_loss(folder, experiment, monkeypatch):
+def test_mixup_that_keeps_all_and_no_smoothing_is_the_plain_loss(classify_data, experiment, monkeypatch):
     plain = ["model.label_smoothing=0", "model.net.image.drop_path=0", "model.class_weighted=false"]
     cfg = compose_task(experiment, *plain)
-    task, batch = classify(cfg), batch_of(folder, cfg)
+    task, batch = classify(cfg), batch_of(classify_data, cfg)
     monkeypatch.setattr("deepavfusion.tasks.classify.draw_shares", lambda count, *_: torch.ones(count))
     logits = mean_of_heads(task.net(batch.image, batch.spectrogram))
     if experiment == "vggsound_finetune":
@@ -318,9 +242,9 @@ def test_mixup_blends_picture_sound_and_target_by_the_same_share():
     assert draw_shares(0, 1.0).shape == (0,)
 
 
-def test_dense_windows_count_as_the_mean_of_their_logits(folder):
+def test_dense_windows_count_as_the_mean_of_their_logits(classify_data):
     cfg = compose_task("vggsound_finetune")
-    task, batch = classify(cfg).eval(), batch_of(folder, cfg, loader=1)
+    task, batch = classify(cfg).eval(), batch_of(classify_data, cfg, loader=1)
     assert batch.group == 3
     assert len(batch) == 12
     with torch.no_grad():
@@ -334,10 +258,10 @@ def test_dense_windows_count_as_the_mean_of_their_logits(folder):
     assert len(task.test_metrics.predictions()["item"]) == 0
 
 
-def test_heads_start_from_the_classes_and_rare_ones_weigh_more(folder):
+def test_heads_start_from_the_classes_and_rare_ones_weigh_more(classify_data):
     cfg = compose_task("audioset_finetune")
     task = classify(cfg)
-    cfg.data.root = str(folder / "audioset")
+    cfg.data.root = str(classify_data / "audioset")
     data = instantiate(cfg.data)
     data.setup()
 
@@ -360,9 +284,9 @@ def test_heads_start_from_the_classes_and_rare_ones_weigh_more(folder):
 
 
 @pytest.mark.parametrize("experiment", ["vggsound_finetune", "vggsound_linear_probe", "audioset_finetune"])
-def test_training_lowers_the_loss_of_a_batch(folder, experiment):
+def test_training_lowers_the_loss_of_a_batch(classify_data, experiment):
     cfg = compose_task(experiment, "+model.mixup=0" if "probe" in experiment else "model.mixup=0")
-    task, batch = classify(cfg), batch_of(folder, cfg)
+    task, batch = classify(cfg), batch_of(classify_data, cfg)
     optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -404,9 +328,9 @@ def test_every_trained_parameter_has_one_learning_rate(experiment, optimizer, lr
 
 
 @pytest.mark.parametrize("experiment", ["vggsound_finetune", "vggsound_linear_probe"])
-def test_a_batch_without_clips_is_no_step(folder, experiment):
+def test_a_batch_without_clips_is_no_step(classify_data, experiment):
     cfg = compose_task(experiment)
-    task, batch = classify(cfg), batch_of(folder, cfg)
+    task, batch = classify(cfg), batch_of(classify_data, cfg)
     loss = task.training_step(batch.first(0), 0)
     loss.backward()
     assert loss.item() == 0

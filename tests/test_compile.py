@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from deepavfusion.demo import demo
 from deepavfusion.models.classifier import Classifier
 from deepavfusion.models.segmenter import Segmenter
 from deepavfusion.models.separator import Separator
@@ -17,12 +16,6 @@ from helpers import golden as cases
 from helpers.runs import PRETRAIN, sentence, train
 
 BACKEND = "aot_eager"  # all of torch.compile but the generated kernels, which take minutes
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from chaos import ended, start_forked, wait_for
 from deepavfusion.callbacks.guard import step_guard
 from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.callbacks.guard.data_report import DataReport
-from deepavfusion.demo import demo
 from deepavfusion.runs import signals
 from deepavfusion.runs.signals import STOPPED
 from deepavfusion.types import Problem
@@ -30,12 +28,6 @@ QUICK = [
     *("trainer.max_epochs=2", "run.latest=false", "run.name=x", "validate_before=false", "data.gallery_clips=0"),
     *("trainer.limit_val_batches=1", "~callbacks.knn", "~callbacks.projector", "~callbacks.reconstructions"),
 ]
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory) -> Path:
-    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
 
 
 @pytest.fixture

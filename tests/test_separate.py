@@ -13,28 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from deepavfusion.callbacks.show.separation import class_table
 from deepavfusion.config.compose import instantiate
-from deepavfusion.demo import demo
 from deepavfusion.models.separator import target_mask
 from deepavfusion.tasks.separate import Separate
 from helpers.runs import SEPARATE, compose, evaluate, numbers, sentence, train
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    counts = demo.Counts(solos=10, duets=2)
-    return demo.generate(tmp_path_factory.mktemp("demo"), ["music"], workers=1, counts=counts)[0]
-
-
-@pytest.fixture(scope="module")
-def finished(data_root, tmp_path_factory):
-    logs = tmp_path_factory.mktemp("logs")
-    with pytest.MonkeyPatch.context() as patch:
-        train(patch, *SEPARATE, f"data.root={data_root}", f"paths.log_dir={logs}", "run.name=whole")
-    return logs / "separate" / "runs" / "whole"
-
-
-def test_a_run_ends_with_the_numbers_of_the_test_split(finished):
-    metrics = json.loads((finished / "metrics.json").read_text())
+def test_a_run_ends_with_the_numbers_of_the_test_split(separated):
+    metrics = json.loads((separated / "metrics.json").read_text())
     measures = {"sdr", "sir", "sar", "si_sdr"}
     expected = {f"test/{name}" for name in measures}
     expected |= {f"test/{name}_{of}" for name in measures for of in ("wrong_frame", "ideal", "ideal_binary")}
@@ -48,10 +33,10 @@ def test_a_run_ends_with_the_numbers_of_the_test_split(finished):
     assert metrics["test/sdr_ideal"] > metrics["test/sdr_mixture"] + 5
 
 
-def test_the_mixtures_and_what_came_of_them_are_in_the_run_directory(finished):
-    with (finished / "mixtures_test.csv").open() as file:
+def test_the_mixtures_and_what_came_of_them_are_in_the_run_directory(separated):
+    with (separated / "mixtures_test.csv").open() as file:
         mixtures = list(csv.DictReader(file))
-    with (finished / "separation_test.csv").open() as file:
+    with (separated / "separation_test.csv").open() as file:
         results = list(csv.DictReader(file))
     keys = ("mixture", "source", "id", "class")
     assert [[row[k] for k in keys] for row in mixtures] == [[row[k] for k in keys] for row in results]
@@ -60,29 +45,11 @@ def test_the_mixtures_and_what_came_of_them_are_in_the_run_directory(finished):
         assert first["class"] != second["class"]
         assert first["mixture"] == second["mixture"]
     mean = sum(float(row["sdr"]) for row in results) / len(results)
-    assert numbers(finished / "metrics.json")["test/sdr"] == pytest.approx(mean, abs=1e-9)
+    assert numbers(separated / "metrics.json")["test/sdr"] == pytest.approx(mean, abs=1e-9)
 
 
-def test_evaluation_repeats_the_numbers_exactly(finished, monkeypatch):
-    for name in ("again", "and_again"):
-        evaluate(monkeypatch, f"ckpt_path={finished}/checkpoints/last.ckpt", f"run.name={name}")
-    for name in ("again", "and_again"):
-        folder = finished.parents[1] / "evals" / name
-        assert numbers(folder / "metrics.json") == numbers(finished / "metrics.json")
-        for file in ("mixtures_test.csv", "separation_test.csv"):
-            assert (folder / file).read_text() == (finished / file).read_text()
-
-
-def test_evaluation_does_not_depend_on_batches(finished, monkeypatch):
-    checkpoint = f"ckpt_path={finished}/checkpoints/last.ckpt"
-    evaluate(monkeypatch, checkpoint, "run.name=single", "data.batch_size=1")
-    single = numbers(finished.parents[1] / "evals" / "single" / "metrics.json")
-    for name, value in numbers(finished / "metrics.json").items():
-        assert single[name] == pytest.approx(value, abs=2e-3), name
-
-
-def test_tensorboard_has_sounds_pictures_and_histograms(finished):
-    events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
+def test_tensorboard_has_sounds_pictures_and_histograms(separated):
+    events = EventAccumulator(str(separated / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
     tags = events.Tags()
     assert {"separation/mixture_0", "test_sources/sdr_by_class"} <= set(tags["images"])
     kinds = {tag.split("/")[1].split("_")[0] for tag in tags["audio"] if tag.startswith("mixture_0/")}
@@ -91,34 +58,34 @@ def test_tensorboard_has_sounds_pictures_and_histograms(finished):
     assert {"test_sources/sdr", "test_sources/sdr_improvement"} <= set(tags["histograms"])
 
 
-def test_duets_are_separated_after_the_test(finished, data_root):
-    listed = json.loads((data_root / "MUSIC_duet_videos.json").read_text())["videos"]
-    (folder,) = (finished / "duets").iterdir()
+def test_duets_are_separated_after_the_test(separated, music_root):
+    listed = json.loads((music_root / "MUSIC_duet_videos.json").read_text())["videos"]
+    (folder,) = (separated / "duets").iterdir()
     assert folder.name in {clip for clips in listed.values() for clip in clips}
     expected = {f"{folder.name}_source{n}.{kind}" for n in (1, 2) for kind in ("wav", "mp4")}
     expected |= {f"{folder.name}_separation.png", f"{folder.name}_sources.json"}
     assert {file.name for file in folder.iterdir()} == expected
-    tags = EventAccumulator(str(finished / "tensorboard"), size_guidance={"audio": 0}).Reload().Tags()["audio"]
+    tags = EventAccumulator(str(separated / "tensorboard"), size_guidance={"audio": 0}).Reload().Tags()["audio"]
     assert {f"duet_{folder.name}/source1", f"duet_{folder.name}/source2"} <= set(tags)
 
 
-def test_a_checkpoint_knows_its_model_and_its_run(finished):
-    record = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["record"]
+def test_a_checkpoint_knows_its_model_and_its_run(separated):
+    record = torch.load(separated / "checkpoints" / "last.ckpt", weights_only=True)["record"]
     assert record["task"] == "separate"
     assert record["model"]["_target_"] == "deepavfusion.tasks.separate.Separate"
     assert len(record["classes"]) == 4
     assert "experiment=music_duet_separation" in record["overrides"]
 
 
-def test_a_pretrained_encoder_is_taken_if_there_is_one_that_fits(finished, data_root, monkeypatch, capsys):
-    logs = finished.parents[2]
+def test_a_pretrained_encoder_is_taken_if_there_is_one_that_fits(separated, music_root, monkeypatch, capsys):
+    logs = separated.parents[2]
     small = ["debug=fast", "trainer.limit_train_batches=1", "data.min_coverage=0", "test=false"]
-    run = [*SEPARATE, f"data.root={data_root}", f"paths.log_dir={logs}", *small]
+    run = [*SEPARATE, f"data.root={music_root}", f"paths.log_dir={logs}", *small]
     latest = logs / "pretrain" / "latest"
     (latest / "checkpoints").mkdir(parents=True)
     train(monkeypatch, *run)
     assert "encoder from scratch: nothing was pre-trained" in capsys.readouterr().out
-    state = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(separated / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     encoder = {name: value for name, value in state.items() if name.startswith("net.encoder.")}
     torch.save({"state_dict": encoder}, latest / "checkpoints" / "last.ckpt")
     train(monkeypatch, *run)
@@ -129,7 +96,7 @@ def test_a_pretrained_encoder_is_taken_if_there_is_one_that_fits(finished, data_
     assert "encoder from scratch\n" in capsys.readouterr().out
 
 
-def test_what_eval_says_when_it_cannot(finished, monkeypatch, capsys, tmp_path):
+def test_what_eval_says_when_it_cannot(separated, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         evaluate(monkeypatch, "experiment=music_separation")
     assert "ckpt_path is missing" in capsys.readouterr().err
@@ -141,17 +108,17 @@ def test_what_eval_says_when_it_cannot(finished, monkeypatch, capsys, tmp_path):
         evaluate(monkeypatch, f"ckpt_path={tmp_path}/old.ckpt")
     assert "add experiment=<name>" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        evaluate(monkeypatch, f"ckpt_path={finished}/checkpoints/last.ckpt", "model.net.image.embed_dim=48")
+        evaluate(monkeypatch, f"ckpt_path={separated}/checkpoints/last.ckpt", "model.net.image.embed_dim=48")
     assert "is of another network" in capsys.readouterr().err
 
 
 # ---- the task itself
 
 
-def task_and_batch(data_root: Path, sources: int = 2, **model: object):
+def task_and_batch(music_root: Path, sources: int = 2, **model: object):
     cfg = compose(
         *(value for value in SEPARATE if not value.startswith("~")),
-        f"data.root={data_root}",
+        f"data.root={music_root}",
         f"data.samples.sources={sources}",
         "model.pretrained=null",
         *(f"model.{key}={value}" for key, value in model.items()),
@@ -164,8 +131,8 @@ def task_and_batch(data_root: Path, sources: int = 2, **model: object):
 
 
 @pytest.mark.parametrize("sources", [2, 3, 4])
-def test_mixtures_of_several_sources(data_root, sources):
-    task, batch = task_and_batch(data_root, sources)
+def test_mixtures_of_several_sources(music_root, sources):
+    task, batch = task_and_batch(music_root, sources)
     mixture, log_mel = task.mix(batch)
     assert mixture.shape == (batch.items, 16000)
     torch.testing.assert_close(mixture[0], batch.waveform[:sources].sum(dim=0))
@@ -176,9 +143,9 @@ def test_mixtures_of_several_sources(data_root, sources):
 
 
 @pytest.mark.parametrize("sources", [2, 3])
-def test_a_wrong_frame_is_that_of_another_source(data_root, sources):
+def test_a_wrong_frame_is_that_of_another_source(music_root, sources):
     """The numbers under wrong_frame are those of the model shown the next source's frame."""
-    task, batch = task_and_batch(data_root, sources)
+    task, batch = task_and_batch(music_root, sources)
     task.eval()
     task.log = lambda *args, **kwargs: None
     task.test_step(batch, 0)
@@ -194,8 +161,8 @@ def test_a_wrong_frame_is_that_of_another_source(data_root, sources):
 
 @pytest.mark.parametrize("mask", ["ratio", "binary", "dominant"])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_training_lowers_the_loss_of_a_batch(data_root, mask, weighted):
-    task, batch = task_and_batch(data_root, mask=mask, weighted_loss=weighted)
+def test_training_lowers_the_loss_of_a_batch(music_root, mask, weighted):
+    task, batch = task_and_batch(music_root, mask=mask, weighted_loss=weighted)
     optimizer = torch.optim.AdamW(task.parameters(), lr=2e-3)
     task.log = lambda *args, **kwargs: None
     losses = []
@@ -208,8 +175,8 @@ def test_training_lowers_the_loss_of_a_batch(data_root, mask, weighted):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_training_and_evaluation_run_in_mixed_precision(data_root):
-    task, batch = task_and_batch(data_root)
+def test_training_and_evaluation_run_in_mixed_precision(music_root):
+    task, batch = task_and_batch(music_root)
     task.log = lambda *args, **kwargs: None
     with torch.autocast("cpu", torch.bfloat16):
         loss = task.training_step(batch, 0)
@@ -219,16 +186,16 @@ def test_training_and_evaluation_run_in_mixed_precision(data_root):
     assert {"sdr", "sdr_wrong_frame", "sdr_ideal"} <= set(task.test_metrics.compute())
 
 
-def test_the_target_is_made_of_the_sources_power(data_root):
-    task, batch = task_and_batch(data_root)
+def test_the_target_is_made_of_the_sources_power(music_root):
+    task, batch = task_and_batch(music_root)
     _, log_mel = task.mix(batch)
     source, mixture = 10 ** batch.spectrogram[1], 10 ** log_mel[0]
     found = task._target(batch, 10**log_mel, "ratio")[1]
     torch.testing.assert_close(found, target_mask(source, mixture, "ratio"))
 
 
-def test_a_batch_without_clips_is_no_step(data_root):
-    task, batch = task_and_batch(data_root)
+def test_a_batch_without_clips_is_no_step(music_root):
+    task, batch = task_and_batch(music_root)
     task.log = lambda *args, **kwargs: None
     loss = task.training_step(batch.first(0), 0)
     loss.backward()
@@ -237,12 +204,12 @@ def test_a_batch_without_clips_is_no_step(data_root):
     assert all(value.isfinite().all() for value in task.net.state_dict().values())  # BatchNorm's statistics, too
 
 
-def test_sizes_of_data_and_model_that_differ_are_named(data_root, monkeypatch, capsys, tmp_path):
+def test_sizes_of_data_and_model_that_differ_are_named(music_root, monkeypatch, capsys, tmp_path):
     told = sentence(
         monkeypatch,
         capsys,
         *SEPARATE,
-        f"data.root={data_root}",
+        f"data.root={music_root}",
         f"paths.log_dir={tmp_path}",
         "model.net.image.input_size=[96,96]",
     )

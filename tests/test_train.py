@@ -24,12 +24,6 @@ from helpers.runs import PRETRAIN, KilledError, compose, recorder, sentence, tra
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
-
-
-@pytest.fixture(scope="module")
 def finished(data_root, tmp_path_factory):
     """A whole run, and the order of its clips."""
     logs = tmp_path_factory.mktemp("logs")

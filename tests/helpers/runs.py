@@ -105,6 +105,14 @@ def train(monkeypatch: pytest.MonkeyPatch, *overrides: object) -> None:
     call(monkeypatch, "train", *overrides)
 
 
+def finished(logs: Path, name: str, *overrides: object) -> Path:
+    """The directory of a run that has ended."""
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, *overrides, f"paths.log_dir={logs}", f"run.name={name}")
+    (run_dir,) = logs.glob(f"*/runs/{name}")
+    return run_dir
+
+
 def evaluate(monkeypatch: pytest.MonkeyPatch, *overrides: object) -> None:
     call(monkeypatch, "eval", *overrides)
 
