@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.models.classifier import mean_of_heads
+from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS
@@ -132,34 +133,25 @@ def overrides(data: Path, experiment: str = "vggsound_finetune") -> list[str]:
 
 
 def test_a_checkpoint_of_another_architecture_names_keys_and_values(classify_data, pretrained, monkeypatch, capsys):
-    given = [
-        "experiment=vggsound_finetune",
-        *CLASSIFY,
-        f"data.root={classify_data}/vggsound",
-        f"paths.log_dir={classify_data}/logs",
-    ]
+    given = overrides(classify_data)
     told = sentence(monkeypatch, capsys, *given, f"model.pretrained={pretrained}", "model.net.image.depth=3")
     assert "does not fit the model: image.blocks.2." in told
     assert "model.net.image.depth=2" in told
 
 
 def test_what_was_loaded_is_said_in_one_line(classify_data, pretrained, capsys):
-    classify(compose_task("vggsound_finetune", f"model.pretrained={pretrained}"))
+    nowhere = classify_data / "nowhere.ckpt"
+    load_start_weights(classify(compose_task("vggsound_finetune", f"model.pretrained={pretrained}")), nowhere)
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert line.startswith(f"encoder from {pretrained}: ")
     assert "tensors loaded" in line
     assert "in the file not used (audio_decoder" in line
-    classify(compose_task("vggsound_linear_probe", "model.pretrained=null"))
+    load_start_weights(classify(compose_task("vggsound_linear_probe", "model.pretrained=null")), nowhere)
     assert capsys.readouterr().out.strip() == "encoder from scratch"
 
 
 def test_classes_of_other_data_are_an_error(classify_data, monkeypatch, capsys):
-    given = [
-        "experiment=vggsound_finetune",
-        *CLASSIFY,
-        f"data.root={classify_data}/vggsound",
-        f"paths.log_dir={classify_data}/logs",
-    ]
+    given = overrides(classify_data)
     told = sentence(monkeypatch, capsys, *given, "model.num_classes=9", "model.pretrained=null", "run.name=never")
     assert "vggsound has 8 classes, one a clip, the network 9 classes" in told
     told = sentence(monkeypatch, capsys, *given, "model.net=small", "run.name=never")
@@ -181,12 +173,7 @@ def test_classes_of_other_data_are_an_error(classify_data, monkeypatch, capsys):
     ],
 )
 def test_settings_that_cannot_be(classify_data, monkeypatch, capsys, experiment, override, words):
-    given = [
-        f"experiment={experiment}",
-        *CLASSIFY,
-        f"data.root={classify_data}/vggsound",
-        f"paths.log_dir={classify_data}/logs",
-    ]
+    given = overrides(classify_data, experiment)
     assert words in sentence(monkeypatch, capsys, *given, override, "model.pretrained=null")
 
 
