@@ -63,7 +63,7 @@ def test_help_needs_no_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit) as end:
         evaluate(monkeypatch, "--help")
     assert end.value.code == 0
-    assert "ckpt_path: ???" in capsys.readouterr().out
+    assert "Keys (set with key=value)" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- overrides
