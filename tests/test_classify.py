@@ -145,7 +145,7 @@ def test_what_was_loaded_is_said_in_one_line(classify_data, pretrained, capsys):
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert line.startswith(f"encoder from {pretrained}: ")
     assert "tensors loaded" in line
-    assert "in the file not used (audio_decoder" in line
+    assert "in the file unused (audio_decoder" in line
     load_start_weights(classify(compose_task("vggsound_linear_probe", "model.pretrained=null")), nowhere)
     assert capsys.readouterr().out.strip() == "encoder from scratch"
 
