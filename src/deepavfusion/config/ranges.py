@@ -317,7 +317,7 @@ def _misfits(cfg: DictConfig) -> Iterator[str]:
             if size < of or size % of:
                 name = of if isinstance(other, int) else f"{other}={of}"
                 yield f"{key} is {value}, expected a multiple of {name}: change {SET_BY.get(key, key)}."
-    if _value(cfg, "model.compare_untrained") is True and _value(cfg, "model.frozen") is False:
+    if _value(cfg, "model.compare_untrained") is True and _value(cfg, "model.frozen") is not True:
         yield "model.compare_untrained is true, expected model.frozen=true with it: only probes are compared so."
     for device in ("cpu", "cuda"):
         cases = _value(cfg, f"benchmark.cases.{device}")
