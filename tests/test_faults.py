@@ -96,8 +96,8 @@ def test_so_many_steps_that_are_not_finite_are_left_out_and_counted(command, tmp
     assert json.loads((run_dir / "metrics.json").read_text())["train/skipped"] == 2
     assert len(list((run_dir / "nonfinite").iterdir())) == 2
     out = capsys.readouterr().out
-    assert "left out, 1 of 2" in out
-    assert "left out, 2 of 2" in out
+    assert "skipped, 1 of 2" in out
+    assert "skipped, 2 of 2" in out
     state = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 4
     assert {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()} == {
@@ -107,7 +107,7 @@ def test_so_many_steps_that_are_not_finite_are_left_out_and_counted(command, tmp
 
 def test_one_step_more_than_may_be_left_out_stops_the_run(command, monkeypatch, capsys):
     text = sentence(monkeypatch, capsys, *command, "callbacks.step_guard.max_skips=1", *spoiler([1, 2]))
-    assert "after 1 that were left out" in text
+    assert "after 1 skipped" in text
 
 
 @pytest.mark.parametrize("skipped", [False, True])
@@ -119,7 +119,7 @@ def test_a_gradient_spike_is_told_and_may_be_left_out(command, tmp_path, monkeyp
     assert metrics["train/grad_spikes"] == 1
     assert metrics.get("train/skipped") == (1 if skipped else None)
     assert "step 3: gradient norm" in (out := capsys.readouterr().out)
-    assert ("left out" if skipped else "trainer.gradient_clip_val") in out
+    assert ("skipped" if skipped else "trainer.gradient_clip_val") in out
 
 
 def test_out_of_memory_says_which_batch_fits(command, monkeypatch, capsys):
@@ -150,7 +150,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # as a disk that has 100 kB left
     try:
-        with pytest.raises(UserError, match=rf"{path} could not be written.*the one before is untouched"):
+        with pytest.raises(UserError, match=rf"{path} could not be written.*the previous one is untouched"):
             plugin.save_checkpoint({"weights": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -244,7 +244,7 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step(command, tmp_path, mon
     assert torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
     text = capfd.readouterr().err
     assert f"{signal.Signals(number).name}: saving after this step" in text
-    assert f"stopped by {signal.Signals(number).name}: the same command, or resume={run_dir}, goes on from" in text
+    assert f"stopped by {signal.Signals(number).name}: the same command, or resume={run_dir}, resumes from" in text
     assert (tmp_path / "requeued").exists() == (number == signal.SIGUSR1)
     if number == signal.SIGUSR1:
         assert (tmp_path / "requeued").read_text() == "requeue 4216\n"

@@ -99,7 +99,7 @@ def test_the_death_of_a_worker_changes_no_sample(root, capsys):
             os.kill(killed._iterator._workers[1].pid, signal.SIGKILL)
     assert len(expected) == 4
     assert same(found, expected)
-    assert "SIGKILL; decoding processes are started again" in capsys.readouterr().out
+    assert "SIGKILL; all are restarted" in capsys.readouterr().out
     assert same(epoch(killed), expected)  # and the next epoch, too
 
 
@@ -109,7 +109,7 @@ def test_a_clip_that_crashes_the_decoder_once_is_read_again(root, tmp_path, caps
     _, crashing = loader(root, Treacherous(victim, signal_of(signal.SIGSEGV), tmp_path / "once"))
     assert same(epoch(crashing), expected)
     assert f"clip {victim}" in (out := capsys.readouterr().out)
-    assert "SIGSEGV while reading it; it is tried again" in out
+    assert "SIGSEGV while reading it; it will be tried again" in out
 
 
 def test_a_clip_that_always_crashes_the_decoder_is_left_out_by_name(root):

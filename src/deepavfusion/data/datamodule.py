@@ -105,7 +105,7 @@ class ClipDataModule(LightningDataModule):
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
         self.stores: dict[str, Store] = {}
         self._train_loader: ResumableLoader | None = None
-        self._delivered = 0  # train batches that the epoch to go on with has had
+        self._batches_done = 0  # of the epoch to resume
 
     # ---- lists
 
@@ -198,28 +198,31 @@ class ClipDataModule(LightningDataModule):
         )
         # A last, smaller batch would weigh its clips more than the others.
         loader = self._loader(dataset, sampler, train=True, drop_last=len(sampler) >= self.batch_size)
-        loader.load_state_dict({"delivered": self._delivered})
-        self._train_loader, self._delivered = loader, 0
+        loader.load_state_dict({"delivered": self._batches_done})
+        self._train_loader, self._batches_done = loader, 0
         return loader
 
     def state_dict(self) -> dict[str, int]:
-        """How far the epoch is. Lightning would save this of the loader, too, but restores it too late: the loader is
-        made when the schedule asks for the number of steps, before the loops know that they go on."""
+        """The position in the epoch, to resume from: `train_dataloader` passes it on to the loader.
+
+        Lightning saves the loader's own state, too, but restores it too late: the loader is made when the schedule asks
+        for the number of steps, before the loops are restored.
+        """
         loader, trainer = self._train_loader, self.trainer
         assert trainer is not None
-        ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        delivered = 0 if loader is None or ended else loader.delivered
-        return {"delivered": delivered, "batch_size": self.batch_size, "processes": trainer.world_size}
+        batches_done = 0 if loader is None or trainer.is_last_batch else loader.batches_done
+        return {"delivered": batches_done, "batch_size": self.batch_size, "processes": trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._delivered = state_dict["delivered"]
+        self._batches_done = state_dict["delivered"]
         now = {"batch_size": self.batch_size, "processes": self._rank_and_world()[1]}
-        if self._delivered and any(state_dict.get(key, value) != value for key, value in now.items()):
+        if self._batches_done and any(state_dict.get(key, value) != value for key, value in now.items()):
             then = "data.batch_size={batch_size} on {processes} processes".format_map({**now, **state_dict})
             raise UserError(
-                f"the checkpoint lies {self._delivered} batches within an epoch of {then}, here it is "
-                f"data.batch_size={self.batch_size} on {now['processes']}: its rest cannot be told; go on as before, "
-                "or begin a run of another name from its weights (model.pretrained=<checkpoint>)."
+                f"the checkpoint lies {self._batches_done} batches within an epoch of {then}, but this is "
+                f"data.batch_size={self.batch_size} on {now['processes']}, so that its remaining clips are unknown: "
+                "resume with the former values, or start a run with another name from its weights "
+                "(model.pretrained=<checkpoint>)."
             )
 
     def val_dataloader(self) -> list[ResumableLoader]:

@@ -29,7 +29,7 @@ class SyncedCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             raise UserError(
-                f"checkpoint {path} could not be written ({reason}); the one before is untouched: make room (a run "
-                "needs three checkpoints' worth) and give the same command again, with resume=<run directory> where "
+                f"checkpoint {path} could not be written ({reason}); the previous one is untouched: free space (a run "
+                "needs room for three checkpoints) and give the same command again, with resume=<run directory> if "
                 "the run has no name."
             ) from error

@@ -1,4 +1,4 @@
-"""The state of a run on disk: when it is written, which files are kept, and how a run stops when it is asked to."""
+"""When checkpoints are written, which are kept, and how a run stops on a signal."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from deepavfusion.runs.signals import STOPPED, StopRequested, StopSignals
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.files import whole
 
-BEFORE_VALIDATION = 1.0  # minutes of training that a validation, which cannot be saved half-way, may put at risk
+BEFORE_VALIDATION = 1.0  # min of training at most that a kill in a validation, which has no checkpoints, may lose
 
 
 class Checkpoints(Checkpoint):
     """Writes `step_<n>.ckpt` and points `last.ckpt` to the newest one.
 
-    A run that goes on from any of them ends as it would have undisturbed: they hold weights, optimizer, schedule,
-    scaler, place in the epoch, running means and the callbacks' state; what is random follows from seed, epoch, step
-    and clip. A file counts (`last.ckpt` points to it) once the curves up to its step are on disk, too.
+    A run resumed from any of them ends exactly as an uninterrupted one: they hold weights, optimizer, schedule, scaler,
+    position in the epoch, running means and the callbacks' state; randomness derives from seed, epoch, step and clip.
+    `last.ckpt` points to a file only once the curves up to its step are on disk, too.
 
-    SIGTERM, SIGUSR1 and Ctrl-C save after the step and end the run with exit status 75, at the latest after
-    `signals.PATIENCE` seconds; on SIGUSR1 a SLURM job is put back into the queue. During validation and test nothing
-    new is written: the run goes on from the last checkpoint.
+    SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end the run with exit status 75, at the latest after
+    `signals.PATIENCE` seconds; on SIGUSR1 a SLURM job is requeued. During validation and test nothing is written: the
+    run will resume from the last checkpoint.
 
     Args:
         dirpath: the folder.
-        every_n_epochs: at the end of so many epochs, and of the last.
-        every_n_train_steps: and after so many optimizer steps, within epochs, too; None: not counted.
-        every_n_minutes: and after so much time without one; None: not timed.
-        keep: newest files that stay.
+        every_n_epochs: write after so many epochs, and after the last.
+        every_n_train_steps: also after so many optimizer steps, within epochs; None: do not count.
+        every_n_minutes: also after so much time without a checkpoint; None: do not time.
+        keep: newest files to keep.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Checkpoints(Checkpoint):
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self.every_n_minutes, self.keep = every_n_minutes, keep
         self.signals = StopSignals(self._leave)
-        self.stopping = 0  # the signal, once all processes know of it
-        self.written: Path | None = None  # and not yet what `last` points to
+        self.stopping = 0  # the signal, once all processes know it
+        self.written: Path | None = None  # but `last` does not point to it yet
         self.busy = False
         self.saved_at = time.monotonic()
         self.group: Any = None  # of all processes, for the vote
@@ -73,10 +73,10 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, StopRequested):
-            self.signals.release()  # there is nothing to wait for
+            self.signals.release()  # there is no step to wait for
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signals.listen()  # Lightning has set handlers of its own, which wait for other processes
+        self.signals.listen()  # replaces Lightning's handlers, which wait for other processes
         self.saved_at = time.monotonic()
         if trainer.world_size > 1:
             self.group = distributed.new_group(backend="gloo")
@@ -87,7 +87,9 @@ class Checkpoints(Checkpoint):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._commit(trainer)
         self._stop_if_asked(trainer)
-        # Processes see signals and clocks differently. They vote while the step runs, and all do the same after it.
+        # Saving is collective, but a signal may reach one process only, and clocks differ: a process that saved alone
+        # would wait forever. So they vote (the maximum wins). It runs beside the step, so that it costs no time, over
+        # gloo, so that no GPU is involved.
         mine = torch.tensor([int(self.signals.received or 0), int(self._is_time(trainer, batch_idx))])
         work = None
         if self.group is not None:
@@ -103,7 +105,7 @@ class Checkpoints(Checkpoint):
             work.wait()
         self.stopping, due = votes.tolist()
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not stepped or trainer.is_last_batch:  # half-summed gradients are not saved; the epoch's end follows
+        if not stepped or trainer.is_last_batch:  # gradients summed so far are not saved; the epoch's end is
             return
         if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
             due = True
@@ -138,7 +140,7 @@ class Checkpoints(Checkpoint):
         self.saved_at, self.busy = time.monotonic(), False
 
     def _commit(self, trainer: Trainer) -> None:
-        """Let `last` point to what was written, now that the curves of its step are written, too."""
+        """Point `last` to the new file, now that the curves of its step are logged."""
         written, self.written = self.written, None
         if written is None or not trainer.is_global_zero:
             return
@@ -150,7 +152,7 @@ class Checkpoints(Checkpoint):
             link.symlink_to(written.name)
         steps = sorted(self.folder.glob(STEPS_PATTERN))
         until_now = [path for path in steps if path.name <= written.name]
-        for path in steps:  # newer ones are of a run that was killed, or damaged: this one did not go on from them
+        for path in steps:  # newer ones are from a killed run, or damaged: this run did not resume from them
             if path not in until_now[-self.keep :]:
                 path.unlink()
 
@@ -175,12 +177,12 @@ class Checkpoints(Checkpoint):
 
     def _farewell(self, number: signal.Signals) -> str:
         last = self.folder / LAST
-        where = f"{last} ({last.resolve().stem})" if last.exists() else "the beginning, there being no checkpoint yet"
-        return f"stopped by {number.name}: the same command, or resume={self.folder.parent}, goes on from {where}."
+        where = f"{last} ({last.resolve().stem})" if last.exists() else "the beginning, as there is no checkpoint yet"
+        return f"stopped by {number.name}: the same command, or resume={self.folder.parent}, resumes from {where}."
 
     def _leave(self) -> None:
-        """End the process from a thread: it has not come to a place where it could stop."""
-        while self.busy:  # a file that is being written is worth waiting for
+        """End the process from a thread, because it did not reach a place to stop in time."""
+        while self.busy:  # let it finish writing
             time.sleep(0.1)
         assert self.signals.received is not None
         if self.signals.received == signal.SIGUSR1 and int(os.environ.get("SLURM_PROCID", 0)) == 0:

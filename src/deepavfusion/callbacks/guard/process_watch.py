@@ -1,4 +1,4 @@
-"""Processes that train together end together."""
+"""Ends all processes of a run when one of them ends."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 
 from deepavfusion.runs.signals import STOPPED
 
-GRACE = 1.5  # s for a process that fails as well to say why
-LOOK_EVERY = 0.2  # s, where the system cannot tell by itself
+GRACE = 1.5  # s for a failing process to print why
+LOOK_EVERY = 0.2  # s, where the system has no pidfd to wait for
 
 
 class ProcessWatch(Callback):
-    """Ends the processes that Lightning has started on this machine when one of them, or the first one, is ended.
+    """Ends the processes that Lightning started on this machine when one of them, or the first process, ends.
 
-    Without it the others wait, for half an hour, for gradients that do not come. A process that was killed ends the run
-    with exit status 75: the same command goes on from the last checkpoint. One that failed passes on its status.
-    Processes that SLURM or torchrun have started are ended by these (srun --kill-on-bad-exit).
+    Otherwise the others would wait half an hour for gradients that never come. If a process was killed, the run ends
+    with exit status 75, and the same command resumes it; if one failed, the run ends with its status. Processes started
+    by SLURM or torchrun are ended by these (srun --kill-on-bad-exit).
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class ProcessWatch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.thread is not None and isinstance(exception, RuntimeError):
-            self.thread.join(GRACE)  # a connection that broke: what broke it is told from there, if it did
+            self.thread.join(GRACE)  # perhaps a broken connection: let the process that broke it report why
 
     def _watch_others(self, others: list[subprocess.Popen[Any]], over: threading.Event) -> None:
         codes = _await([other.pid for other in others], lambda: [other.poll() for other in others], over)
@@ -58,8 +58,8 @@ class ProcessWatch(Callback):
         rank, code = failed[0]
         if code < 0:
             self._leave(
-                f"process {rank} of {len(others) + 1} was ended by {signal.Signals(-code).name}, the others end, too; "
-                "the same command (where the run has no name, with resume=<run directory>) goes on from its last "
+                f"process {rank} of {len(others) + 1} was ended by {signal.Signals(-code).name}, so the others end; "
+                "the same command (with resume=<run directory> if the run has no name) resumes from the last "
                 "checkpoint.",
                 STOPPED,
                 others,

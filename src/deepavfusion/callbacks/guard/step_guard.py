@@ -1,4 +1,4 @@
-"""Steps that would ruin the weights, or that do not fit into memory: which clips, and what to set."""
+"""Stops or skips steps that would ruin the weights, and explains those that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
 
 REMEMBERED = 100  # steps whose gradient norms a spike is measured by
-TOLD = 5  # spikes in the terminal
+PRINTED = 5  # spikes in the terminal
 FINITE = torch.finfo(torch.float32).max
 
 
 @dataclass
 class Step:
-    """An optimizer step whose verdict may still be on its way from the device."""
+    """An optimizer step whose gradient norm may still be on its way from the device."""
 
     number: int
     epoch: int
@@ -36,29 +36,29 @@ class Step:
     batches: list[Batch]
     losses: list[Tensor]
     norm: Tensor
-    usual: float  # gradient norm before it; inf: not yet known
+    usual: float  # running median of the gradient norm; inf: not yet known
     arrived: torch.cuda.Event | None
 
 
 class StepGuard(Callback):
-    """Looks at the gradient's norm in each optimizer step, and logs it as `train/grad_norm_step`.
+    """Checks the gradient norm of each optimizer step, and logs it as `train/grad_norm_step`.
 
-    Where it is not finite, the clips of the step are written to `nonfinite/step_<n>_rank<r>.json` and the run stops:
-    the weights, and the checkpoints, are those before it. With `max_skips` so many steps of a run are left out instead:
-    weights and moments stay, the schedule goes on; `train/skipped` counts them. With 16-bit floats, whose gradients
-    overflow as a matter of course, the loss scaler does all this and the guard stands aside.
+    If it is not finite, the clips of the step are written to `nonfinite/step_<n>_rank<r>.json` and the run stops; the
+    weights, and the checkpoints, are those before the step. Up to `max_skips` such steps are skipped instead: weights
+    and moments stay, the schedule proceeds; `train/skipped` counts them. With 16-bit floats, whose gradients overflow
+    routinely, the loss scaler does all this and the guard is inactive.
 
-    Nothing waits for a GPU to have the norm: its fused AdamW passes over such a step by itself, and the verdict is read
-    one step later.
+    The CPU never waits for a GPU to compute the norm: fused AdamW skips such a step by itself, and the norm is read one
+    step later.
 
-    Where a step does not fit into memory, the run stops with the batch size that does: it is tried out.
+    If a step does not fit into memory, the run stops and names the largest batch size that does, by trying.
 
     Args:
         run_dir: of the run.
-        max_skips: steps with a gradient that is not finite that a run may leave out.
-        spike_factor: a norm so many times the median of the last hundred steps is told, counted in
-            `train/grad_spikes`; None: not looked for.
-        skip_spikes: and the step is left out, as above.
+        max_skips: steps with non-finite gradients that a run may skip.
+        spike_factor: warn of norms above this multiple of the median of the last hundred steps, and count them in
+            `train/grad_spikes`; None: do not check.
+        skip_spikes: skip such steps, too.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class StepGuard(Callback):
         self.spike_factor, self.skip_spikes = spike_factor, skip_spikes
         self.norms: deque[float] = deque(maxlen=REMEMBERED)
         self.skipped = self.spikes = 0
-        self.batches: list[Batch] = []  # of the step under way
+        self.batches: list[Batch] = []  # of the current step
         self.losses: list[Tensor] = []
-        self.pending: Step | None = None  # the step before, on a GPU
+        self.pending: Step | None = None  # the previous step, on a GPU
         self.rank = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class StepGuard(Callback):
             return
         self._settle()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)  # of gradients that all processes share: one verdict
+        norm = torch.nn.utils.get_total_norm(gradients)  # gradients are reduced already: equal on all processes
         usual = statistics.median(self.norms) if len(self.norms) >= REMEMBERED // 4 else math.inf
         rate = max(group["lr"] for group in optimizer.param_groups)
         step = Step(
@@ -108,10 +108,12 @@ class StepGuard(Callback):
         self.pending = step
         if not optimizer.defaults.get("fused"):
             if not norm < min(limit, FINITE):
-                optimizer.zero_grad(set_to_none=True)  # LARS and AdamW pass over parameters without a gradient
+                optimizer.zero_grad(set_to_none=True)  # LARS and AdamW skip parameters without a gradient
             self._settle()
             return
-        # What a loss scaler would set: the kernel then leaves weights, moments and count of steps alone.
+        # `found_inf` is how a GradScaler tells fused optimizers to skip a step, without reading the flag back to the
+        # CPU: where it is 1, the kernel changes neither weights nor moments nor its step count. There is no scaler
+        # here, so the attribute is free for the guard.
         optimizer.found_inf = (~(norm < min(limit, FINITE))).float()  # type: ignore[attr-defined]
         if norm.is_cuda:
             step.norm = torch.empty((), dtype=norm.dtype, pin_memory=True).copy_(norm, non_blocking=True)
@@ -126,7 +128,7 @@ class StepGuard(Callback):
         self._settle()
 
     def _settle(self) -> None:
-        """Count and tell what became of the step before."""
+        """Count and report the outcome of the previous step."""
         step, self.pending = self.pending, None
         if step is None:
             return
@@ -143,9 +145,9 @@ class StepGuard(Callback):
     def _nonfinite(self, step: Step, norm: float) -> None:
         losses = [loss.item() for loss in step.losses]
         clips = [
-            {"id": i, "window_start": start, "frame_time": moment}
+            {"id": i, "window_start": start, "frame_time": frame}
             for batch in step.batches
-            for i, start, moment in zip(batch.id, batch.window_start.tolist(), batch.frame_time.tolist(), strict=True)
+            for i, start, frame in zip(batch.id, batch.window_start.tolist(), batch.frame_time.tolist(), strict=True)
         ]
         found = {"step": step.number, "epoch": step.epoch, "losses": [str(loss) for loss in losses]}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -157,22 +159,22 @@ class StepGuard(Callback):
         what = f"loss {', '.join(f'{loss:g}' for loss in losses)}, gradient norm {norm:g}"
         if self.skipped < self.max_skips:
             self.skipped += 1
-            say_once(f"{where}: {what}; left out, {self.skipped} of {self.max_skips}", "yellow")
+            say_once(f"{where}: {what}; skipped, {self.skipped} of {self.max_skips}", "yellow")
             return
-        after = f" after {self.skipped} that were left out" if self.skipped else ""
+        after = f" after {self.skipped} skipped" if self.skipped else ""
         raise UserError(
-            f"{where}{after}: {what}, which is not finite; its clips are in {path}, the weights are those before it: "
-            "lower model.blr, set trainer.gradient_clip_val=1.0, trainer.precision=32-true, or leave such steps out "
+            f"{where}{after}: {what}, which is not finite; {path} lists its clips, and the weights are those before "
+            "it: lower model.blr, set trainer.gradient_clip_val=1.0 or trainer.precision=32-true, or skip such steps "
             "with callbacks.step_guard.max_skips=<n>."
         )
 
     def _spike(self, step: Step, norm: float) -> None:
         self.spikes += 1
         self.skipped += self.skip_spikes
-        if self.spikes <= TOLD:
-            done = "left out" if self.skip_spikes else "taken (trainer.gradient_clip_val=<norm> limits it)"
-            more = "; further ones are counted in train/grad_spikes" if self.spikes == TOLD else ""
-            found = f"gradient norm {norm:.3g}, {norm / step.usual:.0f} times the usual"
+        if self.spikes <= PRINTED:
+            done = "skipped" if self.skip_spikes else "taken (trainer.gradient_clip_val=<norm> limits it)"
+            more = "; train/grad_spikes counts further ones" if self.spikes == PRINTED else ""
+            found = f"gradient norm {norm:.3g}, {norm / step.usual:.0f} times the median"
             say_once(f"step {step.number}: {found}; {done}{more}", "yellow")
 
     # ---- memory
@@ -183,16 +185,16 @@ class StepGuard(Callback):
         batch = self.batches[-1] if self.batches and trainer.training else None
         size = trainer.datamodule.batch_size if batch is None else batch.items  # type: ignore[attr-defined]
         fits = size // 2
-        if batch is not None and trainer.world_size == 1:  # several would wait for each other
-            traceback.clear_frames(exception.__traceback__)  # they hold what did not fit
+        if batch is not None and trainer.world_size == 1:  # several would deadlock
+            traceback.clear_frames(exception.__traceback__)  # they hold the tensors that did not fit
             while fits and not _fits(trainer, pl_module, batch.first(fits * batch.group)):
                 fits //= 2
         where = "training" if trainer.training else "evaluation"
         lighter = "model.net.checkpoint_layers=true needs a fifth of the memory for activations"
         if not fits:
             raise UserError(
-                f"out of memory in {where}: not even data.batch_size=1 fits; {lighter}, data.num_workers=<fewer> that "
-                "of the decoding processes; or choose a smaller network or another device."
+                f"out of memory in {where}: not even data.batch_size=1 fits; {lighter}, data.num_workers=<fewer> "
+                "reduces that of the decoding processes; or choose a smaller network or another device."
             ) from exception
         tried = "fits (tried just now)" if batch is not None and trainer.world_size == 1 else "may fit"
         same = f" with trainer.accumulate_grad_batches={-(-size * trainer.accumulate_grad_batches // fits)}"
@@ -213,13 +215,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _fits(trainer: Trainer, pl_module: LightningModule, batch: Batch) -> bool:
     """Whether a step with so few rows, and the optimizer's moments, fit into memory."""
-    pl_module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no step to log it under
+    # Lightning forbids logging in `on_exception`, from where this is called, but `training_step` logs. There is no
+    # switch for it, so the instance gets a `log` that does nothing, until `del` uncovers the method again.
+    pl_module.log = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         pl_module.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         moments = [torch.empty_like(p) for p in pl_module.parameters() if p.requires_grad for _ in range(2)]
         if any(optimizer.state for optimizer in trainer.optimizers):
-            moments = []  # they are there
+            moments = []  # already allocated
         with trainer.precision_plugin.train_step_context():
             loss = pl_module.training_step(batch, 0)
         assert isinstance(loss, torch.Tensor)

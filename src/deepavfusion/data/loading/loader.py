@@ -1,4 +1,4 @@
-"""A loader that goes on in the middle of an epoch, and past decoding processes that die or hang."""
+"""A loader that resumes in the middle of an epoch, and survives decoding processes that die or hang."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
-TRIES = 2  # that a clip has before it is left out
-KILLS = 3  # from outside, without one batch in between
-CRASHES = 100  # and that clips are blamed for: it is the decoder, or the machine
+TRIES = 2  # of a clip before it is excluded
+KILLS = 3  # from outside, without a batch in between
+CRASHES = 100  # blamed on clips, without a batch in between: then the decoder or the machine is at fault
 
 
 class Items(Protocol):
@@ -37,12 +37,12 @@ class Items(Protocol):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over a `ClipSampler` whose state is the number of batches the epoch under way has had.
+    """A DataLoader over a `ClipSampler` whose state is `batches_done`, the number of batches of this epoch so far.
 
-    After a resume the rest of the epoch comes, exactly once. When a decoding process ends or hangs, all are started
-    anew and the batches that are missing come again, with the same clips, windows and crops. A clip on which that
-    happens twice is left out, as a `Problem` of its batch ("undecodable" or "hung"); a process that was killed from
-    outside blames none.
+    A resumed epoch yields its remaining batches exactly once: `__iter__` turns the restored number into
+    `sampler.items_done`. When a decoding process dies or hangs, all are restarted and the missing batches are read
+    again, with the same clips, windows and crops. A clip on which this happens twice is excluded, as a `Problem` of its
+    batch ("undecodable" or "hung"); a process killed from outside blames no clip.
 
     Args:
         dataset: a dataset of its own: the loader sets its `reading`.
@@ -50,12 +50,12 @@ class ResumableLoader(DataLoader[Any]):
         kwargs: of `DataLoader`.
 
     Raises:
-        UserError: while iterating, decoding processes are killed again and again.
+        UserError: while iterating, if decoding processes die again and again.
     """
 
     sampler: ClipSampler
-    delivered = 0
-    resume_at = 0
+    batches_done = 0
+    resume_from = 0  # `batches_done` at the start of the next epoch
 
     def __init__(self, dataset: Items, hang_seconds: float = 300.0, **kwargs: Any) -> None:
         self.board = Board(kwargs.get("num_workers", 0))
@@ -66,17 +66,17 @@ class ResumableLoader(DataLoader[Any]):
         super().__init__(dataset, worker_init_fn=start_worker, **kwargs)  # type: ignore[arg-type]  # a `Dataset`, too
 
     def state_dict(self) -> dict[str, int]:
-        return {"delivered": self.delivered}
+        return {"delivered": self.batches_done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.resume_at = state["delivered"] % len(self)
+        self.resume_from = state["delivered"] % len(self)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert self.batch_size is not None
-        self.delivered, self.resume_at = self.resume_at, 0
+        self.batches_done, self.resume_from = self.resume_from, 0
         kills = crashes = 0  # since the last batch
         while True:
-            self.sampler.skip = self.delivered * self.batch_size
+            self.sampler.items_done = self.batches_done * self.batch_size
             iterator = self._start()
             with HangWatch(self.board, self.hang_seconds) as watch:
                 while True:
@@ -84,14 +84,14 @@ class ResumableLoader(DataLoader[Any]):
                         batch = next(iterator)
                     except StopIteration:
                         return
-                    except (RuntimeError, EOFError, OSError) as error:  # the latter two where it was handing over
+                    except (RuntimeError, EOFError, OSError) as error:  # the latter two: it died while sending
                         if not wait([worker.sentinel for worker in getattr(iterator, "_workers", ())], timeout=1):
-                            raise  # of the dataset
+                            raise  # no process has died: an error of the dataset
                         failure = error
                         break
                     kills = crashes = 0
-                    self.delivered += 1
-                    if self.delivered == len(self):  # Lightning asks for no more, and the workers would stay
+                    self.batches_done += 1
+                    if self.batches_done == len(self):  # Lightning does not ask for more; this ends the workers
                         next(iterator, None)
                     yield batch
             blamed = self._clear_away(iterator, watch.ended)
@@ -105,11 +105,13 @@ class ResumableLoader(DataLoader[Any]):
             if crashes > CRASHES:
                 raise UserError(
                     f"decoding processes were ended {crashes} times in a row by {self._how_it_ended(iterator)}, on "
-                    "clip after clip: make doctor says whether the decoders work here."
+                    "clip after clip: make doctor checks whether the decoders work here."
                 ) from failure
 
     def _start(self) -> Any:
-        # Torch would have a signal handler raise the death of a worker wherever this process happens to be.
+        # With the first workers, torch installs a SIGCHLD handler that raises a RuntimeError when a worker dies, in
+        # whatever code the main process runs at that time: a training step, or a checkpoint being written. `next` above
+        # notices a dead worker anyway, where it can be handled, so the former handler is restored.
         handler = signal.getsignal(signal.SIGCHLD)
         iterator = super().__iter__()
         if signal.getsignal(signal.SIGCHLD) is not handler:
@@ -117,18 +119,18 @@ class ResumableLoader(DataLoader[Any]):
         return iterator
 
     def _clear_away(self, iterator: Any, hung: set[int]) -> bool:
-        """End all processes; whether the fault was a clip's."""
+        """End all processes; returns whether a clip is to blame."""
         dead = [number for number, worker in enumerate(iterator._workers) if not worker.is_alive()]
         blamed = False
         for number in dead:
             item = self.board.item(number)
             how = self._how_it_ended(iterator, number)
             if number in hung:
-                reason, what = "hung", f"did not come to an end within {self.hang_seconds:g} s"
+                reason, what = "hung", f"did not finish within {self.hang_seconds:g} s"
             else:
                 reason, what = "undecodable", f"was ended by {how}"
             if item is None or (reason != "hung" and how == "SIGKILL"):
-                say(f"a decoding process was ended by {how}; decoding processes are started again", "yellow")
+                say(f"a decoding process was ended by {how}; all are restarted", "yellow")
                 continue
             blamed = True
             self._blame(item, reason, f"the decoding process {what} while reading it")
@@ -146,7 +148,7 @@ class ResumableLoader(DataLoader[Any]):
             detail += " or a clip it is mixed with"
         self.ends[item] += 1
         if self.ends[item] < TRIES:
-            say(f"clip {clip.id} ({clip.path}): {detail}; it is tried again", "yellow")
+            say(f"clip {clip.id} ({clip.path}): {detail}; it will be tried again", "yellow")
         else:
             detail += f", {self.ends[item]} times"
             self.board.excluded[item] = Problem(clip.id, clip.path, reason, detail, used=False)

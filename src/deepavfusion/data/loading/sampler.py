@@ -1,4 +1,4 @@
-"""Which item comes when, on which process."""
+"""The order of items, and the share of each process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ClipSampler(Sampler[Draw]):
         self.num_items, self.shuffle, self.seed, self.even = num_items, shuffle, seed, even
         self.rank, self.world_size, self.blocks, self.weights = rank, world_size, blocks, weights
         self.epoch = 0
-        self.skip = 0  # items of this process that the epoch under way has had
+        self.items_done = 0  # of this process in this epoch, skipped when it is resumed; see `ResumableLoader`
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -57,7 +57,7 @@ class ClipSampler(Sampler[Draw]):
         # Seeds belong to items, not to places in the order: a rank or worker more changes no crop.
         seeds = torch.randint(2**62, (self.num_items,), generator=generator)
         order = self._order(generator)
-        for place in self._share()[self.skip :]:
+        for place in self._share()[self.items_done :]:
             item = int(order[place])
             # An item that is drawn twice in an epoch is cropped anew.
             yield item, int(seeds[item if self.weights is None else place])

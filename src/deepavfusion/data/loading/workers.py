@@ -1,4 +1,4 @@
-"""What decoding processes do besides decoding: say what they read, and leave signals to the process that trains."""
+"""What decoding processes do besides decoding: record what they read, and leave signals to the training process."""
 
 from __future__ import annotations
 
