@@ -34,7 +34,7 @@ class ClipDataModule(LightningDataModule):
 
     Validation passes over `val_split` and then, if asked for, over a gallery of train clips (loader 1), for
     nearest-neighbour accuracy; test over `eval_split` and then, if asked for, over dense windows of the same clips or
-    over its frames with wrong sounds (loader 1). Neither is shuffled, padded or repeated. Training resumes within an
+    over its frames with wrong audio (loader 1). Neither is shuffled, padded or repeated. Training resumes within an
     epoch.
 
     Args:
@@ -47,18 +47,18 @@ class ClipDataModule(LightningDataModule):
         holdout_share: of the train videos.
         batch_size: items a step and process.
         image_size: side of the frames, pixels.
-        audio_seconds: length of the sound window, s.
+        audio_seconds: length of the audio window, s.
         max_gain_db: random loudness in training, ± dB.
         num_workers: decoding processes; None: the cores shared among the processes of this machine, at most 16 each.
-        hang_seconds: a decoding process that reads one item for so long is ended, and the item tried once more, s.
-        repeats: passes over the clips in an epoch of training.
-        class_balanced: an epoch draws as many clips as there are, rare classes as often as common ones.
-        gallery_clips: at most so many train clips, evenly spread over the list, form the gallery; 0: none.
+        hang_seconds: a decoding process that reads one item for longer is killed, and the item retried once, s.
+        repeats: passes over the clips in a training epoch.
+        class_balanced: an epoch draws as many clips as there are, all classes equally often.
+        gallery_clips: maximum number of train clips, evenly spread over the list, in the gallery; 0: none.
         dense_windows: windows a clip in the second test loader; 0: none.
-        wrong_audio: in the second test loader annotated frames come with the sound of a clip of other classes.
-        min_coverage: an evaluation that rests on a smaller part of its list is an error, 0…1.
+        wrong_audio: the second test loader pairs annotated frames with the audio of a clip of other classes.
+        min_coverage: an evaluation of a smaller fraction of its list is an error, 0…1.
         verify_report: CSV file of `prepare.py command=verify`; none is needed.
-        exclude: what the report says of clips that are not used.
+        exclude: statuses in that report whose clips are not used.
         cache_dir: where chunks of a remote root are kept; None: under the home folder.
         seed: of order, windows and crops.
     """
@@ -158,9 +158,9 @@ class ClipDataModule(LightningDataModule):
         if usable < self.min_coverage:
             raise UserError(
                 f"only {len(clips)} of {clips.listed} clips of the {clips.split} split under {self.root} can be used "
-                f"({usable:.1%}), a number of this protocol needs {self.min_coverage:.0%}: get the missing clips, or "
-                f"set data.min_coverage={int(usable * 100) / 100:g} to go on and have the coverage stand next to the "
-                "number."
+                f"({usable:.1%}), but this protocol requires {self.min_coverage:.0%}: get the missing clips, or "
+                f"set data.min_coverage={int(usable * 100) / 100:g} to accept that; the coverage is "
+                "reported with the metrics."
             )
 
     @property
@@ -242,7 +242,7 @@ class ClipDataModule(LightningDataModule):
         return [self._in_order(dataset) for dataset in datasets]
 
     def workers(self, processes: int) -> int:
-        """Decoding workers of each of so many training processes on this machine."""
+        """Decoding workers of each training process, with so many processes on this machine."""
         if self.num_workers is not None:
             return self.num_workers
         return decoding_workers(processes)

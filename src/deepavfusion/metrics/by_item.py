@@ -1,4 +1,4 @@
-"""What metrics share that tell the items of a dataset apart."""
+"""The base of metrics that keep a row for each item of a dataset."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ItemMetric(Metric):
         return self._seen
 
     def scalars(self, values: dict[str, float]) -> dict[str, Tensor]:
-        """Float64 scalars by name; those that are nan, means over nothing, are left out."""
+        """Float64 scalars by name, without those that are nan, means over nothing."""
         defined = {name: value for name, value in values.items() if not math.isnan(value)}
         return {name: torch.tensor(v, dtype=torch.float64, device=self.device) for name, v in defined.items()}
 

@@ -81,7 +81,7 @@ class ClassificationMetrics(ItemMetric):
         self.keep({"item": item, "target": target, **heads})
 
     def compute(self) -> dict[str, Tensor]:
-        """Float64 scalars by name (see the class), and `clips`, their count. A mean over nothing is left out."""
+        """Float64 scalars by name (see the class), and `clips`, their count. A mean over nothing is excluded."""
         table = self.gathered()
         figures = self._multi_label if self.multi_label else self._single_label
         result: dict[str, float] = {}

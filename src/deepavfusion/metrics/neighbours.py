@@ -1,4 +1,4 @@
-"""Nearest-neighbour accuracy: what an embedding knows about classes that it was never told."""
+"""Nearest-neighbour accuracy: how well an embedding separates classes that it was not trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well the pixels that sound were marked: the figures of the AVSBench papers and those of DeepAVFusion's.
+"""Audio-visual segmentation metrics: those of the AVSBench papers and of DeepAVFusion's.
 
 Letters: B frames of a batch · F frames · C classes · K thresholds · H × W pixels.
 """
@@ -51,10 +51,10 @@ class SegmentationMetrics(ItemMetric):
 
     AVSBench, semantic (Zhou et al. 2023, "Audio-Visual Segmentation with Semantics"), over all frames:
     - `miou_class`, `fscore_class`: mean over the frames in which a class occurs, then over the classes that occur.
-      (AVSBench counts a class that never occurs as 0.) `_nobg`: without class 0. (AVSBench's code leaves out its last
+      (AVSBench counts a class that never occurs as 0.) `_nobg`: without class 0. (AVSBench's code excludes its last
       class instead.)
 
-    Frames are counted pixel by pixel in integers and told apart by `item`, so the result is the same to the last bit
+    Frames are counted pixel by pixel in integers and identified by `item`, so the result is the same to the last bit
     for all batches, orders and numbers of processes, and a frame evaluated twice (samplers pad with repetitions)
     counts once.
 

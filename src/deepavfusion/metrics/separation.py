@@ -22,7 +22,7 @@ MIXTURE = "mixture"
 MEASURES = ("sdr", "sir", "sar", "si_sdr")
 LIMIT_DB = 100.0  # values are clipped to ±100 dB: a perfect estimate counts as this, not as infinite
 SILENT_REFERENCE = 1e-4  # rms; −80 dB re full scale, where the noise of a recording or a codec lies
-SILENT_ESTIMATE = 1e-8  # rms; −160 dB: quieter than any sound, so that no model gains by whispering
+SILENT_ESTIMATE = 1e-8  # rms; −160 dB: quieter than any signal, so that no model gains by whispering
 MOST_SOURCES = 1000  # of a mixture: items are numbered by mixture and source
 ROW = ("mixture", "source", "label", "values")
 

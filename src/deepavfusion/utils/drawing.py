@@ -1,4 +1,4 @@
-"""Colours, and masks on pictures: the same ones in TensorBoard and in predicted films."""
+"""Colours, and masks on frames: the same in TensorBoard and in predicted videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Pixels = NDArray[np.uint8]
 # Shares of 256: whole numbers are several times faster than fractions.
 DIMMED = 115  # of the light of unmarked pixels that stays
 COLOURED = 141  # of the colour in marked pixels
-RIGHT, TOO_MUCH, TOO_LITTLE = (40, 200, 90), (235, 60, 50), (60, 120, 255)  # RGB, of an error picture
+RIGHT, TOO_MUCH, TOO_LITTLE = (40, 200, 90), (235, 60, 50), (60, 120, 255)  # RGB, in `errors`
 
 
 def colour_of(number: int) -> NDArray[np.float64]:
@@ -26,22 +26,22 @@ def palette(classes: int) -> Pixels:
     return (255 * colours).round().astype(np.uint8)
 
 
-def highlight(picture: Pixels, classes: NDArray[np.integer], colours: Pixels) -> Pixels:
-    """A picture with its marked pixels in colour and the rest dimmed.
+def highlight(image: Pixels, classes: NDArray[np.integer], colours: Pixels) -> Pixels:
+    """An image with its marked pixels in colour and the rest dimmed.
 
     Args:
-        picture: RGB, uint8 [H, W, 3].
+        image: RGB, uint8 [H, W, 3].
         classes: [H, W], a position in `colours` for each pixel; 0 is not marked.
         colours: uint8 [classes, 3].
     """
-    marked = picture.astype(np.uint16) * (256 - COLOURED) + (colours.astype(np.uint16) * COLOURED)[classes]
-    dimmed = picture.astype(np.uint16) * DIMMED
+    marked = image.astype(np.uint16) * (256 - COLOURED) + (colours.astype(np.uint16) * COLOURED)[classes]
+    dimmed = image.astype(np.uint16) * DIMMED
     return (np.where((classes > 0)[..., None], marked, dimmed) >> 8).astype(np.uint8)
 
 
-def errors(picture: Pixels, predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> Pixels:
-    """A grey picture with what was marked rightly (green), wrongly or with the wrong class (red), and missed (blue)."""
-    grey = np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2) * 0.6
+def errors(image: Pixels, predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> Pixels:
+    """A grey image with pixels marked correctly (green), wrongly or with the wrong class (red), or missed (blue)."""
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2) * 0.6
     out = grey.astype(np.uint8)
     for pixels, colour in (
         ((predicted == truth) & (truth > 0), RIGHT),

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 class FinalValidation(Callback):
     """Validates after the last epoch, too, where `trainer.check_val_every_n_epoch` does not divide `max_epochs`.
 
-    Lightning has no option for it, but it reads the interval anew in each epoch.
+    Lightning has no option for it, but it reads the interval again in each epoch.
     """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

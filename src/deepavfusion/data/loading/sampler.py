@@ -59,7 +59,7 @@ class ClipSampler(Sampler[Draw]):
         order = self._order(generator)
         for place in self._share()[self.items_done :]:
             item = int(order[place])
-            # An item that is drawn twice in an epoch is cropped anew.
+            # An item that is drawn twice in an epoch is cropped differently.
             yield item, int(seeds[item if self.weights is None else place])
 
     def _share(self) -> range:
