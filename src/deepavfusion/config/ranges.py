@@ -309,6 +309,11 @@ def _value(cfg: DictConfig, key: str) -> Any:
 
 def _misfits(cfg: DictConfig) -> Iterator[str]:
     """What is wrong between values that are right by themselves."""
+    if _value(cfg, "model.compare_untrained") is True and _value(cfg, "model.frozen") is not True:
+        yield (
+            "model.compare_untrained is True, expected false for fine-tuning: set model.frozen=true, or run the "
+            "fine-tuning once more with model.pretrained=null."
+        )
     for key, other in MULTIPLES:
         value, of = _value(cfg, key), other if isinstance(other, int) else _value(cfg, other)
         if ABSENT in (value, of) or of is None:
