@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import fill_in, partition_files, unique, unlisted_files
+from deepavfusion.data.lists.clip_list import ClipList, Folders
+from deepavfusion.data.lists.on_disk import fill_in, list_clips, unique, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, count, read_rows, read_table, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
@@ -55,12 +55,11 @@ def audioset(
     """Read one split of AudioSet.
 
     Args:
-        root: the folder that holds the lists and the clips.
+        root: the data folder; the other paths are below it.
         split: "unbalanced", "balanced", "full" (these two together) or "eval".
-        clip_pattern: path of a clip under the root; `str.format` fields id, prefix (the id's first two letters),
-            start and end.
-        labels: path of the class list under the root.
-        unbalanced, balanced, evaluation: paths of the lists of segments under the root.
+        clip_pattern: `str.format` fields id, prefix (the id's first two letters), start and end.
+        labels: the class list.
+        unbalanced, balanced, evaluation: the lists of segments.
 
     Returns:
         The split, with several labels per clip; `Clip.label` is the first in its line. `classes` are the display names
@@ -71,7 +70,8 @@ def audioset(
         UserError: no root, no list, a malformed line, an unknown label, or none of the split's clips on disk.
     """
     check_split("AudioSet", split, LISTS_OF_SPLIT)
-    base = check_root(root)
+    folders = Folders(root)
+    base = folders.root
     files = {"unbalanced": unbalanced, "balanced": balanced, "evaluation": evaluation}
     position, classes = _classes(base, labels)
     notes: list[str] = []
@@ -88,15 +88,13 @@ def audioset(
             )
         listed += (clip for clip in clips if clip.id not in known)
         del clips
-    folders = Folders(base)
     if "unbalanced" in LISTS_OF_SPLIT[split] and all(folders.has(file) for file in files.values()):
         others = [name for name in files if name not in LISTS_OF_SPLIT[split]]
         rest = chain(*(_segments(base, files[name], name, clip_pattern, position) for name in others))
         begin = len(str(base)) + 1
         paths = (clip.path[begin:] for clip in chain(listed, (clip for _, clip in rest)))
         notes += unlisted_files(folders, paths, clip_pattern, "the lists of AudioSet")
-    there, missing = partition_files(base, split, listed, folders)
-    return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=True)
+    return list_clips(folders, split, listed, classes, notes, multi_label=True)
 
 
 def _classes(root: Path, labels: str) -> tuple[dict[str, int], list[str]]:
@@ -142,16 +140,7 @@ def _segments(
             labels_of[mids] = tuple(_label(mid.strip(), position, where) for mid in mids.split(","))
             sorted_of[mids] = tuple(sorted(set(labels_of[mids])))
         path = fill_in(pattern, {"id": video, "prefix": video[:2], "start": start, "end": end})
-        yield (
-            line,
-            Clip(
-                id=f"{video}_{start:06d}",
-                path=f"{folder}/{path}",
-                label=labels_of[mids][0],
-                video=video,
-                labels=sorted_of[mids],
-            ),
-        )
+        yield line, Clip(f"{video}_{start:06d}", f"{folder}/{path}", labels_of[mids][0], video, sorted_of[mids])
 
 
 def _whole_seconds(first: str, second: str) -> tuple[int, int] | None:

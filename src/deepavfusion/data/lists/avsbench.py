@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import fill_in, partition, unique
+from deepavfusion.data.lists.clip_list import ClipList, Folders
+from deepavfusion.data.lists.on_disk import ListedClip, fill_in, list_clips, unique
 from deepavfusion.data.lists.text import check_choice, check_name, check_split, count, read_json, read_table, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
@@ -29,21 +28,9 @@ MOST_PARTS = 500  # of an a_obj; the time to parse one grows with their square
 NAMES = "{name: index} with the indices 0, 1, 2, …"
 
 
-@dataclass(frozen=True)
-class _Listed:
-    id: str
-    video: str
-    path: str
-    label: str
-    split: str
-    sources: tuple[int, ...]  # as written
-
-
-class _Found(NamedTuple):
-    clip: Clip
-    is_there: bool
-    remark: str  # what its folder lacks
-    lost: int  # annotated frames
+@dataclass(frozen=True, slots=True)
+class _Listed(ListedClip):
+    sources: tuple[int, ...] = ()  # class indices, as written; `label` is the table's
 
 
 def avsbench(
@@ -58,12 +45,11 @@ def avsbench(
     """Read one split of a subset of AVSBench.
 
     Args:
-        root: the folder that holds the table, the names and the clips.
+        root: the data folder; the other paths are below it.
         split: "train", "val" or "test".
         subset: "s4", "ms3" or "avss".
-        clip_pattern: path of a clip's folder under the root; `str.format` fields uid, label and vid.
+        clip_pattern: of a clip's folder; `str.format` fields uid, label and vid.
         train_frames: "first" trains on frame 0 only, "all" on each with a mask; other splits use them all.
-        metadata, label2idx: paths of the table and of the names under the root.
 
     Returns:
         The split. Clip: id `<label>_<uid>`, path of the folder, `labels` the sorted class indices of its sounding
@@ -77,27 +63,34 @@ def avsbench(
     check_split("AVSBench", split, SPLITS)
     check_choice("subset of AVSBench", subset, LABELS_OF_SUBSET, "data.index.subset")
     check_choice("choice of frames", train_frames, ("first", "all"), "data.index.train_frames")
-    base = check_root(root)
-    classes, notes = _classes(base, label2idx)
-    lines = _rows(base, metadata, LABELS_OF_SUBSET[subset], clip_pattern, classes)
+    folders = Folders(root)
+    classes, notes = _classes(folders.root, label2idx)
+    lines = _rows(folders.root, metadata, LABELS_OF_SUBSET[subset], clip_pattern, classes)
     rows, repeated = unique(lines, metadata, "sources or splits")
     notes += repeated
-    folders = Folders(base)
     notes += _unlisted_folders(folders, rows, metadata)
     first_only = split == "train" and train_frames == "first"
-    on_disk = [_on_disk(base, folders, row, first_only) for row in rows if row.split == split]
-    there, missing = partition(base, split, ((found.clip, found.is_there) for found in on_disk), folders)
+    clips: list[Clip] = []
+    lost: dict[str, int] = {}  # annotated frames that a clip on disk lacks
     remarks: dict[str, list[str]] = {}
-    for row, found in zip((row for row in rows if row.split == split), on_disk, strict=True):
-        if found.remark:
-            remarks.setdefault(found.remark, []).append(row.path)
+    for row in rows:
+        if row.split != split:
+            continue
+        # S4 publishes only the first mask of the clips to train on.
+        expected = 1 if first_only or (row.label, split) == ("v1s", "train") else MASKS_OF_LABEL[row.label]
+        frames, remark = _frames(folders, row, first_only, expected)
+        if frames:
+            lost[row.id] = max(expected - len(frames), 0)
+        if remark:
+            remarks.setdefault(remark, []).append(row.path)
+        labels, wanted = tuple(sorted(set(row.sources))), frames or tuple(range(expected))
+        clips.append(Clip(row.id, f"{folders.root}/{row.path}", row.sources[0], row.video, labels, wanted))
     notes += [
         f"{count(len(paths), 'clip has', 'clips have')} {remark} in the {split} split, e.g. {paths[0]}."
         for remark, paths in sorted(remarks.items())
     ]
-    multi_label = any(len(set(row.sources)) > 1 for row in rows)
-    lost = sum(found.lost for found in on_disk)
-    return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=multi_label, lost_frames=lost)
+    more = {"multi_label": any(len(set(row.sources)) > 1 for row in rows), "lost_frames": sum(lost.values())}
+    return list_clips(folders, split, clips, classes, notes, lambda clip: clip.id in lost, **more)
 
 
 def names_in(joined: str, names: Sequence[str]) -> tuple[str, ...] | None:
@@ -157,18 +150,7 @@ def _rows(
         uid = check_name(row["uid"], "uid", where)
         path = fill_in(pattern, {"uid": uid, "label": row["label"], "vid": check_name(row["vid"], "vid", where)})
         labels_of = tuple(index[name] for name in heard)
-        yield line, _Listed(f"{row['label']}_{uid}", row["vid"], path, row["label"], row["split"], labels_of)
-
-
-def _on_disk(root: Path, folders: Folders, row: _Listed, first_only: bool) -> _Found:
-    """The clip of a line; `first_only`: to train on its first frame."""
-    # S4 publishes only the first mask of the clips to train on.
-    expected = 1 if first_only or (row.label, row.split) == ("v1s", "train") else MASKS_OF_LABEL[row.label]
-    frames, remark = _frames(folders, row, first_only, expected)
-    labels = tuple(sorted(set(row.sources)))
-    wanted = frames or tuple(range(expected))
-    clip = Clip(row.id, f"{root}/{row.path}", row.sources[0], row.video, labels, wanted)
-    return _Found(clip, bool(frames), remark, max(expected - len(frames), 0) if frames else 0)
+        yield line, _Listed(f"{row['label']}_{uid}", row["vid"], row["label"], path, row["split"], labels_of)
 
 
 def _frames(folders: Folders, row: _Listed, first_only: bool, expected: int) -> tuple[tuple[int, ...], str]:

@@ -83,11 +83,21 @@ class ClipList:
 
 
 class Folders:
-    """Which files exist: one cached `scandir` per folder instead of one `stat` per clip."""
+    """Which files a data folder has: one cached `scandir` per folder instead of one `stat` per clip.
+
+    Raises:
+        UserError: the root is no folder.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._files: dict[str, frozenset[str]] = {}
+        if not os.path.isdir(self.root):
+            state = "is a file" if os.path.exists(self.root) else "does not exist"
+            raise UserError(
+                f"The data folder {self.root} {state}; expected the folder that holds the clips and annotations: set "
+                f"data.root to it, or make demo data with `{DEMO}`."
+            )
 
     def files(self, folder: str) -> frozenset[str]:
         """Names of the files in `root/folder`; empty when there is no such folder."""
@@ -125,24 +135,3 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         if error.errno in (ENAMETOOLONG, ELOOP):  # no such folder can exist
             return []
         raise
-
-
-def check_root(root: str | Path) -> Path:
-    """The root as a Path; raises a `UserError` unless it is a folder."""
-    path = Path(root)
-    if not os.path.isdir(path):
-        state = "is a file" if os.path.exists(path) else "does not exist"
-        raise UserError(
-            f"The data folder {path} {state}; expected the folder that holds the clips and annotations: "
-            f"set data.root to it, or make demo data with `{DEMO}`."
-        )
-    return path
-
-
-def nothing_on_disk(root: Path, split: str, listed: int, expected: str, folders: Folders) -> UserError:
-    """The error for a split of which no clip exists. `expected`: the first path, relative to the root."""
-    return UserError(
-        f"None of the {listed} clips of the {split} split is on disk: expected for example {root / expected}, "
-        f"but {folders.nearest(expected)}; set data.root or data.index.clip_pattern to where the clips are, or "
-        f"make demo data with `{DEMO}`."
-    )

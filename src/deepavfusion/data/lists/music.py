@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import check_wildcard, fill_in, matches, partition, unlisted_files
+from deepavfusion.data.lists.clip_list import ClipList, Folders
+from deepavfusion.data.lists.on_disk import check_wildcard, fill_in, list_clips, matches, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, count, read_json, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
@@ -51,11 +51,10 @@ def music(
     no ground-truth stems, and adding them leaves the test split unchanged. A duet with the id of a test video is test.
 
     Args:
-        root: the folder that holds the lists and the clips.
+        root: the data folder; the other paths are below it.
         split: "train", "test", or "duet": the videos of two players in the chosen lists.
-        clip_pattern: path of a video's clips under the root; `str.format` fields id and instrument. "*" in the file
-            name matches nothing, or any text that begins with "_", "." or "-".
-        lists: names of the lists under the root, without ".json".
+        clip_pattern: `str.format` fields id and instrument; "*" as in `matches`.
+        lists: names of the lists, without ".json".
 
     Returns:
         The split; `classes` are the sorted instruments of the chosen solo lists. A video without a clip on disk is
@@ -66,10 +65,10 @@ def music(
         UserError: no root, no list, a malformed one, no solo list, or none of the split's videos on disk.
     """
     check_split("MUSIC", split, ("train", "test", "duet"))
-    base = check_root(root)
+    folders = Folders(root)
     check_wildcard(clip_pattern)
     files = _files(lists)
-    every = [video for file in files for video in _videos(base, file, clip_pattern)]
+    every = [video for file in files for video in _videos(folders.root, file, clip_pattern)]
     solos = [video for video in every if " " not in video.name]
     if not solos:
         raise UserError(
@@ -77,36 +76,24 @@ def music(
             f"the classes and the split: set data.index.lists, e.g. [{PUBLISHED[0]}]."
         )
     classes = sorted({video.name for video in solos})
-    labels = {video.name: _labels(video, classes, base) for video in every}
+    labels = {video.name: _labels(video, classes, folders.root) for video in every}
     multi_label = any(len(of_name) > 1 for of_name in labels.values())
     tests = ids_of_test(video.id for video in solos)
     listed, notes = _unique(every)
-    folders = Folders(base)
-    notes += _unlisted_files(base, folders, every, files, clip_pattern)
-    of_split = [
-        video
-        for video in listed
-        if (" " in video.name if split == "duet" else (video.id in tests) == (split == "test"))
-    ]
-    clips = (each for video in of_split for each in _clips(base, folders, video, labels[video.name], multi_label))
-    there, missing = partition(base, split, clips, folders)
-    return ClipList(split, there, classes, missing=missing, notes=notes, multi_label=multi_label)
+    notes += _unlisted_files(folders, every, files, clip_pattern)
+    clips: list[Clip] = []
+    for video in listed:
+        if " " in video.name if split == "duet" else (video.id in tests) == (split == "test"):
+            clips += _clips(folders, video, labels[video.name], multi_label)
+    return list_clips(folders, split, clips, classes, notes, multi_label=multi_label)
 
 
-def _clips(
-    root: Path, folders: Folders, video: Video, labels: tuple[int, ...], multi_label: bool
-) -> Iterator[tuple[Clip, bool]]:
-    """The clips of a video, each with whether it is on disk; a single missing one if there are none."""
-    found = matches(folders, video.path)
-    for part, path in found or [("", video.expected)]:
-        clip = Clip(
-            id=f"{video.id}{part}" if part[:1] in ("", "_", ".", "-") else f"{video.id}_{part}",
-            path=f"{root}/{path}",
-            label=labels[0],
-            video=video.id,
-            labels=tuple(sorted(set(labels))) if multi_label else (),
-        )
-        yield clip, bool(found)
+def _clips(folders: Folders, video: Video, labels: tuple[int, ...], multi_label: bool) -> Iterator[Clip]:
+    """The clips of a video; a single missing one if there are none."""
+    several = tuple(sorted(set(labels))) if multi_label else ()
+    for part, path in matches(folders, video.path) or [("", video.expected)]:
+        name = f"{video.id}{part}" if part[:1] in ("", "_", ".", "-") else f"{video.id}_{part}"
+        yield Clip(name, f"{folders.root}/{path}", labels[0], video.id, several)
 
 
 def ids_of_test(solo_ids: Iterable[str]) -> set[str]:
@@ -185,14 +172,14 @@ def _unique(every: list[Video]) -> tuple[list[Video], list[str]]:
     return list(first.values()), notes
 
 
-def _unlisted_files(root: Path, folders: Folders, every: list[Video], files: list[str], pattern: str) -> list[str]:
+def _unlisted_files(folders: Folders, every: list[Video], files: list[str], pattern: str) -> list[str]:
     """Notes on files that neither the chosen lists nor other published ones name."""
     known = list(every)
     notes = []
     for file in _files(PUBLISHED):
         if file not in files and folders.has(file):
             try:
-                known += _videos(root, file, pattern)
+                known += _videos(folders.root, file, pattern)
             except UserError as error:
                 notes.append(f"An unused list cannot be read: {error}")
     videos = dict.fromkeys(known)

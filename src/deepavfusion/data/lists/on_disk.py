@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
-from deepavfusion.data.lists.clip_list import Folders, nothing_on_disk
+from deepavfusion.data.lists.clip_list import DEMO, ClipList, Folders
 from deepavfusion.data.lists.text import count, leads_out, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
 STRAYS_BY_NAME = 3  # up to so many folders without a label get a note each, more of them one together
-
-
-class Listed(Protocol):
-    """Anything with an id."""
-
-    @property
-    def id(self) -> str: ...
-
-
-AnyListed = TypeVar("AnyListed", bound=Listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +26,9 @@ class ListedClip:
     label: str
     path: str
     split: str = ""
+
+
+AnyListed = TypeVar("AnyListed", bound=Clip | ListedClip)
 
 
 def fill_in(pattern: str, fields: Mapping[str, str | int]) -> str:
@@ -52,21 +45,18 @@ def fill_in(pattern: str, fields: Mapping[str, str | int]) -> str:
         path = pattern.format_map(fields)
     except (KeyError, IndexError, ValueError, AttributeError, TypeError, MemoryError, OverflowError) as error:
         *most, last = fields
-        raise UserError(
-            f"The pattern {pattern!r} cannot be filled in ({type(error).__name__}: {error}); expected the fields "
-            f"{', '.join(most)} and {last}: fix data.index.clip_pattern."
-        ) from None
+        wrong = f"cannot be filled in ({type(error).__name__}: {error})"
+        raise _bad_pattern(pattern, wrong, f"the fields {', '.join(most)} and {last}") from None
     if leads_out(path):
-        raise UserError(
-            f"The pattern {pattern!r} leaves the data folder; expected a path below it: fix data.index.clip_pattern."
-        )
+        raise _bad_pattern(pattern, "leaves the data folder", "a path below it")
     first = next(iter(fields))
     if f"{{{first}" not in pattern:
-        raise UserError(
-            f"The pattern {pattern!r} gives all clips the same path; expected the field {first} in it: fix "
-            "data.index.clip_pattern."
-        )
+        raise _bad_pattern(pattern, "gives all clips the same path", f"the field {first} in it")
     return path
+
+
+def _bad_pattern(pattern: str, wrong: str, expected: str) -> UserError:
+    return UserError(f"The pattern {pattern!r} {wrong}; expected {expected}: fix data.index.clip_pattern.")
 
 
 def unique(listed: Iterable[tuple[int, AnyListed]], source: str, differing: str) -> tuple[list[AnyListed], list[str]]:
@@ -109,10 +99,7 @@ def clips_of(rows: Iterable[ListedClip], root: Path, classes: Sequence[str]) -> 
 def check_wildcard(pattern: str) -> None:
     """Raise a `UserError` unless `matches` can read the pattern."""
     if "*" in pattern.rpartition("/")[0] or pattern.count("*") > 1:
-        raise UserError(
-            f"The pattern {pattern!r} cannot be used; expected at most one '*', in the file name: fix "
-            "data.index.clip_pattern."
-        )
+        raise _bad_pattern(pattern, "cannot be used", "at most one '*', in the file name")
 
 
 def matches(folders: Folders, path: str) -> list[tuple[str, str]]:
@@ -134,33 +121,39 @@ def matches(folders: Folders, path: str) -> list[tuple[str, str]]:
     return sorted(found, key=lambda match: match[1])
 
 
-def partition(
-    root: Path, split: str, clips: Iterable[tuple[Clip, bool]], folders: Folders
-) -> tuple[list[Clip], list[Clip]]:
-    """The clips on disk and the missing ones, both sorted by id.
+def list_clips(
+    folders: Folders,
+    split: str,
+    clips: Iterable[Clip],
+    classes: list[str],
+    notes: list[str],
+    is_there: Callable[[Clip], bool] | None = None,
+    **more: Any,
+) -> ClipList:
+    """The list of a split, with its clips on disk apart from the missing ones.
 
     Args:
-        clips: each with whether it is on disk.
+        is_there: whether a clip is on disk; None: if its file is.
+        more: other fields of the list.
 
     Raises:
         UserError: there are clips, but none is on disk.
     """
+    begin = len(str(folders.root)) + 1
     there: list[Clip] = []
     missing: list[Clip] = []
-    for clip, is_there in clips:
-        (there if is_there else missing).append(clip)
+    for clip in clips:
+        (there if (is_there(clip) if is_there else folders.has(clip.path[begin:])) else missing).append(clip)
     there.sort(key=attrgetter("id"))
     missing.sort(key=attrgetter("id"))
     if missing and not there:
-        expected = missing[0].path[len(str(root)) + 1 :]
-        raise nothing_on_disk(root, split, len(missing), expected, folders)
-    return there, missing
-
-
-def partition_files(root: Path, split: str, clips: Iterable[Clip], folders: Folders) -> tuple[list[Clip], list[Clip]]:
-    """`partition` for clips that are files."""
-    begin = len(str(root)) + 1
-    return partition(root, split, ((clip, folders.has(clip.path[begin:])) for clip in clips), folders)
+        expected = missing[0].path[begin:]
+        raise UserError(
+            f"None of the {len(missing)} clips of the {split} split is on disk: expected for example "
+            f"{folders.root / expected}, but {folders.nearest(expected)}; set data.root or data.index.clip_pattern to "
+            f"where the clips are, or make demo data with `{DEMO}`."
+        )
+    return ClipList(split, there, classes, missing=missing, notes=notes, **more)
 
 
 def unlisted_files(

@@ -1,4 +1,8 @@
-"""Reads list files: CSV with line numbers, JSON, names that are safe in paths; and pieces of messages."""
+"""Reads list files: CSV with line numbers, JSON, names that are safe in paths; and pieces of messages.
+
+The readers take the data folder, the file's path below it, and, for messages, what it holds and the config key that
+names it. Files are UTF-8; a byte-order mark is allowed.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +31,7 @@ def check_choice(what: str, value: str, known: Iterable[str], key: str) -> None:
 def read_rows(
     root: Path, annotations: str, columns: str, key: str = "data.index.annotations"
 ) -> Iterator[tuple[int, list[str]]]:
-    """Lines of a CSV file with their numbers from 1, without blank ones. UTF-8, a byte-order mark allowed.
-
-    Args:
-        root, annotations: the data folder, and the file's path below it.
-        columns: what a line holds, for the error message.
-        key: the config key that names the file, for the error message.
-    """
+    """Lines of a CSV file with their numbers from 1, without blank ones."""
     path = _list_file(root, annotations, f"a CSV file with lines `{columns}`", key)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, skipinitialspace=True, strict=True)
@@ -53,13 +51,7 @@ def read_rows(
 
 
 def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines of a CSV file with a header, as dicts by column; numbered as in `read_rows`.
-
-    Args:
-        root, annotations: the data folder, and the file's path below it.
-        columns: names that the header must have, joined by commas; more are allowed.
-        key: the config key that names the file, for the error message.
-    """
+    """Lines of a CSV file with a header, as dicts by column; numbered as in `read_rows`. More `columns` are allowed."""
     rows = read_rows(root, annotations, columns, key)
     line, header = next(rows, (1, []))
     if not set(columns.split(",")) <= set(header):
@@ -77,13 +69,7 @@ def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator
 
 
 def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
-    """The content of a JSON file; UTF-8, a byte-order mark allowed; no object may repeat a key.
-
-    Args:
-        root, annotations: the data folder, and the file's path below it.
-        content: what the file holds, for the error message.
-        key: the config key that names the file, for the error message.
-    """
+    """The content of a JSON file, in which no object may repeat a key."""
     path = _list_file(root, annotations, f"a JSON file with {content}", key)
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,17 +13,8 @@ from typing import NamedTuple
 from deepavfusion.utils.errors import UserError
 
 STATUSES = (
-    "ok",
-    "missing",
-    "hung",
-    "no_video",
-    "no_audio",
-    "truncated",
-    "undecodable",
-    "bad_mask",
-    "silent",
-    "still",
-    "too_short",
+    *("ok", "missing", "hung", "no_video", "no_audio", "truncated", "undecodable", "bad_mask"),
+    *("silent", "still", "too_short"),
 )
 """If several apply, a clip's status is the one that comes first here, and `also` names the others."""
 
@@ -31,32 +22,20 @@ USABLE = frozenset({"ok", "silent", "still", "too_short"})  # for training; audi
 
 
 class ReportRow(NamedTuple):
-    """One clip of one split, as text.
-
-    Args:
-        id, split: of the clip.
-        classes: its class names, joined by "|".
-        status: one of `STATUSES`; also: others that apply, separated by spaces.
-        usable: yes or no.
-        detail: a clause that explains the status.
-        path: relative to the report's folder if it lies below it, else absolute.
-        bytes, modified: size and modification time (UTC) when it was verified; empty if missing.
-        frames: the annotated seconds of a folder of images and masks, separated by spaces.
-        mask_values: the values other than 0 in their masks, separated by spaces.
-    """
+    """One clip of one split, as text."""
 
     id: str
     split: str
-    classes: str
+    classes: str  # names, joined by "|"
     status: str
-    also: str
-    usable: str
-    detail: str
-    path: str
-    bytes: str
-    modified: str
-    frames: str
-    mask_values: str
+    also: str  # other statuses that apply, separated by spaces
+    usable: str  # yes or no
+    detail: str  # a clause that explains the status
+    path: str  # relative to the report's folder if it lies below it, else absolute
+    bytes: str  # size when it was verified; empty if missing
+    modified: str  # time (UTC), likewise
+    frames: str  # annotated seconds of a folder of images and masks, separated by spaces
+    mask_values: str  # values other than 0 in their masks, separated by spaces
 
     @property
     def seconds(self) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import ListedClip, clips_of, fill_in, partition_files, unique, unlisted_files
+from deepavfusion.data.lists.clip_list import ClipList, Folders
+from deepavfusion.data.lists.on_disk import ListedClip, clips_of, fill_in, list_clips, unique, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, read_rows
 from deepavfusion.utils.errors import UserError
 
@@ -31,11 +31,9 @@ def vggsound(
     """Read one split of VGGSound.
 
     Args:
-        root: the folder that holds the list and the clips.
+        root: the data folder; the other paths are below it.
         split: "train" or "test".
-        clip_pattern: path of a clip under the root; `str.format` fields id, start, end, label, and folder
-            (the label as a folder name).
-        annotations: path of the list under the root.
+        clip_pattern: `str.format` fields id, start, end, label, and folder (the label as a folder name).
 
     Returns:
         The split; `classes` are the sorted labels of the *whole* list, whatever is on disk. If the list has no
@@ -45,19 +43,17 @@ def vggsound(
         UserError: no root, no list, a malformed line, no train line, or none of the split's clips on disk.
     """
     check_split("VGGSound", split, SPLITS)
-    base = check_root(root)
-    rows, notes = unique(_rows(base, annotations, clip_pattern), annotations, "labels or splits")
+    folders = Folders(root)
+    rows, notes = unique(_rows(folders.root, annotations, clip_pattern), annotations, "labels or splits")
     classes = sorted({row.label for row in rows})
     chosen = [row for row in rows if row.split == split]
     if not chosen and split == "train":
         raise UserError(
-            f"The list {base / annotations} has no line of the train split; expected lines "
+            f"The list {folders.root / annotations} has no line of the train split; expected lines "
             "`id,start,label,train`: set data.index.annotations to the full list."
         )
-    folders = Folders(base)
     notes += unlisted_files(folders, [row.path for row in rows], clip_pattern, annotations, map(folder_name, classes))
-    clips, missing = partition_files(base, split, clips_of(chosen, base, classes), folders)
-    return ClipList(split, clips, classes, missing=missing, notes=notes)
+    return list_clips(folders, split, clips_of(chosen, folders.root, classes), classes, notes)
 
 
 def folder_name(label: str) -> str:

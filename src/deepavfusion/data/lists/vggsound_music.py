@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepavfusion.data.lists.clip_list import ClipList, Folders, check_root
-from deepavfusion.data.lists.on_disk import ListedClip, clips_of, partition_files, unique, unlisted_files
+from deepavfusion.data.lists.clip_list import ClipList, Folders
+from deepavfusion.data.lists.on_disk import ListedClip, clips_of, list_clips, unique, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, count, read_rows, read_table, suggestion
 from deepavfusion.data.lists.vggsound import clip_path, folder_name
 from deepavfusion.utils.errors import UserError
@@ -38,12 +38,10 @@ def vggsound_music(
     """Read one split of VGGSound-Music. Both lists are always read, for their classes.
 
     Args:
-        root: the folder that holds the lists and the clips.
+        root: the data folder; the other paths are below it.
         split: "train" or "test".
-        clip_pattern: path of a clip under the root; `str.format` fields id, start, end, label (the class), and
-            folder ("playing_violin__fiddle").
-        split_dir: folder of the two lists under the root.
-        train_list, test_list: their file names.
+        clip_pattern: `str.format` fields id, start, end, label (the class), and folder ("playing_violin__fiddle").
+        split_dir: folder of the two lists.
 
     Returns:
         The split; `classes` are the sorted instruments of *both* lists, spelt as in the train list; a class that only
@@ -54,7 +52,8 @@ def vggsound_music(
         UserError: no root, no list, a malformed line, or none of the split's clips on disk.
     """
     check_split("VGGSound-Music", split, ("train", "test"))
-    base = check_root(root)
+    folders = Folders(root)
+    base = folders.root
     train_file, test_file = f"{split_dir}/{train_list}", f"{split_dir}/{test_list}"
     train, notes = unique(_train_rows(base, train_file, clip_pattern), train_file, "instruments")
     pairs = list(_pairs(base, test_file, clip_pattern))
@@ -67,14 +66,12 @@ def vggsound_music(
     mixtures: list[tuple[str, ...]] = [(first.id, second.id) for _, first, second in pairs]
     notes += _at_odds(train, train_file, test, test_file, mixtures)
     classes = sorted({row.label for row in train} | {row.label for row in test})
-
-    folders = Folders(base)
     listed = [row.path for row in dict.fromkeys(train + test)]
     names = [_folder(name) for name in classes]
     notes += unlisted_files(folders, listed, clip_pattern, f"{train_file} or {test_file}", names)
     chosen = train if split == "train" else test
-    clips, missing = partition_files(base, split, clips_of(chosen, base, classes), folders)
-    return ClipList(split, clips, classes, missing=missing, notes=notes, mixtures=mixtures if split == "test" else [])
+    clips = clips_of(chosen, base, classes)
+    return list_clips(folders, split, clips, classes, notes, mixtures=mixtures if split == "test" else [])
 
 
 def instrument(name: str) -> str:
