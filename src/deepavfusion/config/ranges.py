@@ -8,61 +8,20 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from deepavfusion.config.rules import Rule, is_text, list_of, number, one_of, whole
 from deepavfusion.utils.errors import UserError
 
 ABSENT = object()
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a value has to be, in words that follow "expected" and as a question; `a | b` allows both."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-
-    def __or__(self, other: Rule) -> Rule:
-        return Rule(f"{self.expected} or {other.expected}", lambda v: self.holds(v) or other.holds(v))
-
-
-def whole(least: int, most: int) -> Rule:
-    return Rule(f"a whole number from {least} to {most}", lambda v: type(v) is int and least <= v <= most)
-
-
-def number(least: float, most: float, ends: str = "[]") -> Rule:
-    """Between two ends, which belong to the range where `ends` has a square bracket."""
-
-    def holds(v: Any) -> bool:
-        inside = type(v) in (int, float) and least <= v <= most  # never so for nan
-        return inside and (v != least or ends[0] == "[") and (v != most or ends[1] == "]")
-
-    low, high = "of at least" if ends[0] == "[" else "above", "at most" if ends[1] == "]" else "below"
-    return Rule(f"a number {low} {least:g} and {high} {most:g}", holds)
-
-
-def one_of(*choices: Any) -> Rule:
-    words = ["null" if c is None else str(c).lower() if isinstance(c, bool) else str(c) for c in choices]
-    return Rule(" or ".join(words), lambda v: any(type(v) is type(c) and v == c for c in choices))
-
-
-def list_of(rule: Rule, count: int | None = None) -> Rule:
-    """`count` of them; without it as many as there are, also none."""
-    words = f"a list, each of it {rule.expected}" if count is None else f"a list of {count}, each {rule.expected}"
-    return Rule(words, lambda v: isinstance(v, list) and count in (None, len(v)) and all(map(rule.holds, v)))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value and value.encode(errors="replace").decode() == value
-
-
 NULL, FLAG = one_of(None), one_of(True, False)
-TEXT = Rule("text (in quotes, where it looks like something else)", _is_text)
-PATH = Rule("a path", lambda v: _is_text(v) and v != "")
+TEXT = Rule("text (in quotes, where it looks like something else)", is_text)
+PATH = Rule("a path", lambda v: is_text(v) and v != "")
 TEXTS = list_of(TEXT)
 CASES = Rule(
     "a list of cases such as [{batch: 8}]", lambda v: isinstance(v, list) and all(type(c) is dict for c in v or [0])
@@ -309,11 +268,6 @@ def _value(cfg: DictConfig, key: str) -> Any:
 
 def _misfits(cfg: DictConfig) -> Iterator[str]:
     """What is wrong between values that are right by themselves."""
-    if _value(cfg, "model.compare_untrained") is True and _value(cfg, "model.frozen") is not True:
-        yield (
-            "model.compare_untrained is True, expected false for fine-tuning: set model.frozen=true, or run the "
-            "fine-tuning once more with model.pretrained=null."
-        )
     for key, other in MULTIPLES:
         value, of = _value(cfg, key), other if isinstance(other, int) else _value(cfg, other)
         if ABSENT in (value, of) or of is None:
@@ -326,8 +280,8 @@ def _misfits(cfg: DictConfig) -> Iterator[str]:
         yield "model.compare_untrained is true, expected model.frozen=true with it: only probes are compared so."
     for device in ("cpu", "cuda"):
         cases = _value(cfg, f"benchmark.cases.{device}")
-        for number, case in enumerate([] if cases is ABSENT else cases):
-            where = f"benchmark.cases.{device}[{number}]"
+        for n, case in enumerate([] if cases is ABSENT else cases):
+            where = f"benchmark.cases.{device}[{n}]"
             for key, value in case.items():
                 if key not in CASE:
                     yield f"{where} has the unknown key {key!r}, expected one of {', '.join(CASE)}: change it."

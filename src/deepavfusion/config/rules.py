@@ -1,0 +1,48 @@
+"""Rules for config values: what is allowed, and how to say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value has to be, in words that follow "expected" and as a question; `a | b` allows both."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+    def __or__(self, other: Rule) -> Rule:
+        return Rule(f"{self.expected} or {other.expected}", lambda v: self.holds(v) or other.holds(v))
+
+
+def whole(least: int, most: int) -> Rule:
+    return Rule(f"a whole number from {least} to {most}", lambda v: type(v) is int and least <= v <= most)
+
+
+def number(least: float, most: float, ends: str = "[]") -> Rule:
+    """Between two ends, which belong to the range where `ends` has a square bracket."""
+
+    def holds(v: Any) -> bool:
+        inside = type(v) in (int, float) and least <= v <= most  # never so for nan
+        return inside and (v != least or ends[0] == "[") and (v != most or ends[1] == "]")
+
+    low, high = "of at least" if ends[0] == "[" else "above", "at most" if ends[1] == "]" else "below"
+    return Rule(f"a number {low} {least:g} and {high} {most:g}", holds)
+
+
+def one_of(*choices: Any) -> Rule:
+    words = ["null" if c is None else str(c).lower() if isinstance(c, bool) else str(c) for c in choices]
+    return Rule(" or ".join(words), lambda v: any(type(v) is type(c) and v == c for c in choices))
+
+
+def list_of(rule: Rule, count: int | None = None) -> Rule:
+    """`count` of them; without it as many as there are, also none."""
+    words = f"a list, each of it {rule.expected}" if count is None else f"a list of {count}, each {rule.expected}"
+    return Rule(words, lambda v: isinstance(v, list) and count in (None, len(v)) and all(map(rule.holds, v)))
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value and value.encode(errors="replace").decode() == value
