@@ -6,7 +6,6 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 try:
     import hydra
@@ -19,15 +18,12 @@ except ImportError as error:
         f"{sys.executable} cannot import {error.name} ({error}): type make doctor; if you did, rm -rf .venv first."
     )
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, choices, compose, instantiate
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, choices, compose
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
 from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.utils.processes import decoding_workers
-
-if TYPE_CHECKING:
-    from deepavfusion.data.lists.clip_list import ClipList
 
 # Torch may be what is broken: only the processes of the checks import it.
 
@@ -60,22 +56,10 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
         data = cfg.data if mine else compose("doctor", [*shared, f"data={name}"]).data
         if mine or Path(data.root).exists():
             given = mine and any(value.startswith("data.root=") for value in overrides)
-            found[f"data={name}"] = partial(dataset, data, given, cfg.least_mb_per_s)
+            found[f"data={name}"] = partial(machine.dataset, data, given, cfg.least_mb_per_s)
     if cfg.smoke_train:
         found["smoke train"] = partial(smoke_train, REPOSITORY, 0.8 * cfg.time_limit)
     return found
-
-
-def dataset(config: DictConfig, given: bool, least: float) -> str:
-    """The check of a data config."""
-
-    def read(split: str) -> ClipList:
-        clips: ClipList = instantiate(config).read(split)[0]
-        return clips
-
-    splits = dict.fromkeys(config[key] for key in ("train_split", "val_split", "eval_split"))
-    on_disk = [split for split in splits if split != "holdout"]
-    return machine.data_root(config.root, given, on_disk, read, least)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="doctor")

@@ -56,7 +56,7 @@ def verify_data(cfg: DictConfig) -> None:
 def pack_data(cfg: DictConfig) -> None:
     """Write the clips, without those that a report excludes, in the packed format."""
     from rich import get_console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from deepavfusion.data.stores.pack import PackSettings, pack
     from deepavfusion.utils.console import say
@@ -69,9 +69,7 @@ def pack_data(cfg: DictConfig) -> None:
         say(f"{clips.split}: {clips.coverage}")
     counts = pack(lists, Path(cfg.output), data.dataset_name, PackSettings(**cfg.pack), workers(cfg), data.reader)
     names = ("listed", "packed", "missing", "excluded")
-    table = Table("split", title=f"Packed in {cfg.output}")
-    for name in names:
-        table.add_column(name, justify="right")
+    table = Table("split", *(Column(name, justify="right") for name in names), title=f"Packed in {cfg.output}")
     for split, found in counts.items():
         table.add_row(split, *(str(found[name]) for name in names))
     get_console().print(table)

@@ -273,7 +273,7 @@ def test_nothing_on_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subset", ["s4", "ms3", "avss"])
 def test_configs_name_every_argument(subset: str, tmp_path: Path) -> None:
-    files = [REPOSITORY / f"configs/data/{name}.yaml" for name in ("_avsbench", f"avsbench_{subset}")]
+    files = [REPOSITORY / f"configs/data/{name}.yaml" for name in ("_clips", "_avsbench", f"avsbench_{subset}")]
     config = OmegaConf.merge(*map(OmegaConf.load, files))
     parameters = inspect.signature(avsbench).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}

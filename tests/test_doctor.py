@@ -314,21 +314,21 @@ def test_data_that_are_there_absent_and_in_another_layout(tmp_path: Path):
     (root,) = demo.generate(tmp_path, ["vggsound"], workers=1, counts=counts)
     next((root / "clips").rglob("*.mp4")).unlink()
     config = composed(f"data.root={root}").data
-    text = entry_point.dataset(config, True, 0.0)
+    text = machine.dataset(config, True, 0.0)
     assert "of 16 clips" in text
     assert "of 8 clips" in text
     assert ("15 of" in text) != ("7 of" in text)
     assert text.endswith("MB/s")
-    assert "command=pack" in complaint(entry_point.dataset, config, True, 1e9)
+    assert "command=pack" in complaint(machine.dataset, config, True, 1e9)
     config.root = str(tmp_path / "nowhere")
-    assert "does not exist: runs use the demo" in entry_point.dataset(config, False, 0.0)
-    assert "data.root=" in complaint(entry_point.dataset, config, True, 0.0)
+    assert "does not exist: runs use the demo" in machine.dataset(config, False, 0.0)
+    assert "data.root=" in complaint(machine.dataset, config, True, 0.0)
     config.root = str(root / "clips")  # one folder too deep
-    text = complaint(entry_point.dataset, config, True, 0.0)
+    text = complaint(machine.dataset, config, True, 0.0)
     assert f"{root}/clips/annotations/vggsound.csv does not exist" in text
     (tmp_path / "file").touch()
     config.root = str(tmp_path / "file")
-    assert "is not a folder" in complaint(entry_point.dataset, config, False, 0.0)
+    assert "is not a folder" in complaint(machine.dataset, config, False, 0.0)
 
 
 # ---- a training

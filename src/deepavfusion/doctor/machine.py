@@ -7,16 +7,15 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
+
+from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
-
-if TYPE_CHECKING:
-    from deepavfusion.data.lists.clip_list import ClipList  # which imports torch
 
 GB, GIB = 10**9, 2**30
 BLOCK = 8 * 2**20  # bytes
@@ -82,10 +81,9 @@ def log_disk(folder: Path, least_gb: float, megabytes: int, least_speed: float) 
             file.flush()
             os.fsync(file.fileno())
             written = blocks * BLOCK / 1e6 / (time.perf_counter() - begin)
-            size, seconds = read_cold(Path(file.name))
+            read = read_rate([Path(file.name)])
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): set paths.log_dir=<folder>.") from None
-    read = size / 1e6 / max(seconds, 1e-9)
     if min(written, read) < least_speed:
         raise UserError(
             f"{folder} writes {written:.0f} and reads {read:.0f} MB/s, expected {least_speed:g} or more: a checkpoint "
@@ -94,15 +92,17 @@ def log_disk(folder: Path, least_gb: float, megabytes: int, least_speed: float) 
     return f"{folder}: {free:.0f} GB free, writes {written:.0f} MB/s, reads {read:.0f} MB/s"
 
 
-def read_cold(path: Path) -> tuple[int, float]:
-    """Bytes of a file and seconds to read it from disk, not from the page cache."""
-    size = 0
-    with open(path, "rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        begin = time.perf_counter()
-        while block := file.read(BLOCK):
-            size += len(block)
-        return size, time.perf_counter() - begin
+def read_rate(files: Iterable[Path]) -> float:
+    """MB/s at which files are read from disk, not from the page cache."""
+    size, seconds = 0, 1e-9
+    for path in files:
+        with open(path, "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            begin = time.perf_counter()
+            while block := file.read(BLOCK):
+                size += len(block)
+            seconds += time.perf_counter() - begin
+    return size / 1e6 / seconds
 
 
 # ---- limits and environment variables
@@ -144,14 +144,12 @@ def variables(environment: Mapping[str, str]) -> str:
 # ---- data
 
 
-def data_root(root: str, given: bool, splits: Sequence[str], read: Callable[[str], ClipList], least: float) -> str:
-    """How much of a dataset is on disk, and that it is read at `least` MB/s.
+def dataset(config: DictConfig, given: bool, least: float) -> str:
+    """How much of the dataset of a data config is on disk, and that it is read at `least` MB/s.
 
-    Args:
-        root: of the dataset, a folder or an address.
-        given: whether the user set it; a default root may be absent.
-        read: split -> its list; raises a `UserError` for a wrong layout.
+    `given`: whether the user set its root, a folder or an address; a default root may be absent.
     """
+    root = config.root
     if not is_remote(root) and not Path(root).is_dir():
         if given or Path(root).exists():
             raise UserError(
@@ -160,25 +158,20 @@ def data_root(root: str, given: bool, splits: Sequence[str], read: Callable[[str
             )
         return f"{root} does not exist: runs use the demo"
     counts, files = [], []
-    for split in splits:
-        clips = read(split)
-        counts.append(f"{split} {len(clips.clips)} of {clips.listed} clips")
-        files += [clip.path for clip in clips.clips]
-    said = f"{root}: {', '.join(counts)}"
-    return said if is_remote(root) or not files else f"{said}; reads {_read_rate(root, files, least):.0f} MB/s"
-
-
-def _read_rate(root: str, files: list[str], least: float) -> float:
-    size, seconds = 0, 0.0
-    for name in sorted(set(files[:: max(1, len(files) // CLIPS)]))[:CLIPS]:
-        clip = Path(name)
-        for file in [path for path in clip.rglob("*") if path.is_file()] if clip.is_dir() else [clip]:
-            more, took = read_cold(file)
-            size, seconds = size + more, seconds + took
-    speed = size / 1e6 / max(seconds, 1e-9)
+    for split in dict.fromkeys(config[key] for key in ("train_split", "val_split", "eval_split")):
+        if split != "holdout":
+            clips = instantiate(config).read(split)[0]
+            counts.append(f"{split} {len(clips.clips)} of {clips.listed} clips")
+            files += [clip.path for clip in clips.clips]
+    summary = f"{root}: {', '.join(counts)}"
+    if is_remote(root) or not files:
+        return summary
+    chosen = map(Path, sorted(set(files[:: max(1, len(files) // CLIPS)]))[:CLIPS])
+    every = (path for clip in chosen for path in (clip.rglob("*") if clip.is_dir() else [clip]))
+    speed = read_rate(path for path in every if path.is_file())
     if speed < least:
         raise UserError(
             f"{root} is read at {speed:.1f} MB/s, expected {least:g} or more: put the data on a local disk, or pack it "
             "(python src/prepare.py command=pack) and set data.root."
         )
-    return speed
+    return f"{summary}; reads {speed:.0f} MB/s"

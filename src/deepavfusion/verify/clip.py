@@ -21,18 +21,12 @@ STILL = 12.0  # of 255, see Scan.movement: encoded stills move by up to 6, the c
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result for a clip.
+    """The result for a clip."""
 
-    Args:
-        status: the first of `STATUSES` that applies; also: the others.
-        detail: a clause that explains the status.
-        mask_values: the values other than 0 in its masks.
-    """
-
-    status: str
-    detail: str = ""
-    also: tuple[str, ...] = ()
-    mask_values: tuple[int, ...] = ()
+    status: str  # the first of `STATUSES` that applies
+    detail: str = ""  # a clause that explains it
+    also: tuple[str, ...] = ()  # the other statuses that apply
+    mask_values: tuple[int, ...] = ()  # other than 0
 
 
 Finding = tuple[str, str]  # status and detail
@@ -52,7 +46,7 @@ def check_clip(clip: Clip, audio_seconds: float, classes: int | None, label_offs
     try:
         found = scan(clip.path)
     except DecodeError as error:
-        return verdict([_finding(error, "the file")])
+        return verdict([_finding(error)])
     findings = _audio(found.peak, found.audio_end, audio_seconds)
     if found.movement < STILL:
         many = f"{found.frames} frames" if found.frames > 1 else "one frame"
@@ -77,12 +71,10 @@ def _audio(peak: float, end: float, audio_seconds: float) -> list[Finding]:
     return findings
 
 
-def _finding(error: DecodeError, name: str) -> Finding:
+def _finding(error: DecodeError, name: str = "", missing: str = "missing") -> Finding:
     """A failure as a status of the report, whose `too_short` means audio that training can extend."""
-    status = error.reason
-    if status == "too_short":
-        status = f"no_{error.stream}"
-    return status, error.detail if name == "the file" else f"{name}: {error.detail}"
+    status = {"too_short": f"no_{error.stream}", "missing": missing}.get(error.reason, error.reason)
+    return status, f"{name}: {error.detail}" if name else error.detail
 
 
 def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict:
@@ -92,8 +84,7 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
         audio = scan(folder / "audio.wav", video=False)
         findings += _audio(audio.peak, audio.audio_end, audio_seconds=0.0)
     except DecodeError as error:
-        status, detail = _finding(error, "audio.wav")
-        findings.append(("no_audio" if status == "missing" else status, detail))
+        findings.append(_finding(error, "audio.wav", missing="no_audio"))
     for second in clip.frames:
         image, mask = f"frames/{second}.jpg", f"labels_semantic/{second}.png"
         size = None
@@ -101,8 +92,7 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
             size = read_image(folder / image).size
             scan(folder / image, audio=False)  # finds damage that libjpeg hides
         except DecodeError as error:
-            status, detail = _finding(error, image)
-            findings.append(("no_video" if status == "missing" else status, detail))
+            findings.append(_finding(error, image, missing="no_video"))
         try:
             annotation = read_mask(folder / mask)
             scan(folder / mask, audio=False)  # checks the checksums

@@ -69,10 +69,12 @@ def call_apart(
                     return
                 done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)  # a broken pool may leave some undone
                 for future in done:
-                    result = _outcome(future, time_limit)
-                    if result is not _BROKEN:
-                        failed = 0
-                        yield pending.pop(future), result
+                    try:
+                        result = _outcome(future, time_limit)
+                    except BrokenProcessPool:
+                        continue
+                    failed = 0
+                    yield pending.pop(future), result
         finally:
             pool.stop()
             pool.join()
@@ -82,17 +84,12 @@ def call_apart(
     raise RuntimeError(f"worker processes died {ATTEMPTS} times in a row before they returned any result")
 
 
-_BROKEN: Any = object()
-
-
 def _outcome(future: Future[Any], time_limit: float) -> Any:
-    """The result of a future that is done, a `Lost`, or `_BROKEN`."""
+    """The result of a future that is done, or a `Lost`."""
     try:
         return future.result()
     except TimeoutError:
         return Lost(True, f"not done after {time_limit:g} s")
-    except BrokenProcessPool:
-        return _BROKEN
     except ProcessExpired as error:
         return Lost(False, f"the decoding process {_ending(error.exitcode)}")
 

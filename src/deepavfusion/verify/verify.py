@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from rich import get_console
-from rich.table import Table
+from rich.table import Column, Table
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.verified import STATUSES, USABLE, ReportRow, below, check_words, signature, unchanged
@@ -56,12 +56,10 @@ def verify(
 
     Args:
         lists: the splits, of the files as published.
-        root: the folder they are in, for the closing line.
+        root, exclude: their folder, and the statuses for which runs exclude a clip, for the closing line.
         report: CSV file that is written or resumed; `<report>_classes.csv` is written beside it.
-        exclude: the statuses for which runs exclude a clip, for the closing line.
         audio_seconds: length of the window that training reads.
         label_offset: of the masks' values.
-        workers: processes.
         time_limit: seconds a clip may take.
         force: decode these clips again although the report has them.
         check: applied to each clip, picklable; None: `check_clip`.
@@ -101,12 +99,13 @@ def _plan(
     todo: dict[str, Unchecked] = {}
     known = 0
     for clips in lists:
-        for clip in clips.missing:
-            _record_missing(journal, clips, clip)
-        for clip in (*clips.clips, *(clip for clip, _ in clips.excluded)):
-            found = signature(clip.path, clip.frames)
+        missing = {clip.id for clip in clips.missing}
+        for clip in _all(clips):
+            found = None if clip.id in missing else signature(clip.path, clip.frames)
             if found is None:
-                _record_missing(journal, clips, clip)
+                folder = "the folder lacks audio, images or masks that are in use"
+                detail = folder if os.path.isdir(clip.path) else "there is no such file"
+                _record(journal, clips, clip, Verdict("missing", detail))
                 continue
             row = by_path.get(below(os.path.abspath(clip.path), journal.folder))
             asked = row and row.status != "missing" and row.seconds == clip.frames
@@ -130,14 +129,6 @@ def _same_classes(row: ReportRow, classes: int | None, label_offset: int) -> boo
     return no_class == ("bad_mask" in row.words)
 
 
-def _record_missing(journal: Journal, clips: ClipList, clip: Clip) -> None:
-    is_folder = os.path.isdir(clip.path)
-    detail = "the folder lacks audio, images or masks that are in use" if is_folder else "there is no such file"
-    row = _row(clips, clip, Verdict("missing", detail), ("", ""), journal.folder)
-    if journal.rows.get((clips.split, clip.id)) != row:
-        journal.add(row)
-
-
 def _decode(todo: Sequence[Unchecked], journal: Journal, check: Check, workers: int, time_limit: float) -> None:
     by_path = {each.clip.path: each for each in todo}
     with progress_bar() as bar:
@@ -147,13 +138,14 @@ def _decode(todo: Sequence[Unchecked], journal: Journal, check: Check, workers: 
             if isinstance(result, Lost):
                 result = Verdict("hung" if result.hung else "undecodable", result.detail)
             each = by_path[clip.path]
-            for split, entry in each.entries:
-                journal.add(_row(split, entry, result, each.found, journal.folder))
+            for clips_of_split, entry in each.entries:
+                _record(journal, clips_of_split, entry, result, each.found)
             bar.advance(task)
 
 
-def _row(clips: ClipList, clip: Clip, verdict: Verdict, found: tuple[str, str], folder: str) -> ReportRow:
-    return ReportRow(
+def _record(journal: Journal, clips: ClipList, clip: Clip, verdict: Verdict, found: tuple[str, str] = ("", "")) -> None:
+    """Add the row of a clip, if the journal lacks it; `found`: its signature."""
+    row = ReportRow(
         id=clip.id,
         split=clips.split,
         classes="|".join(_classes_of(clips, clip)),
@@ -161,12 +153,14 @@ def _row(clips: ClipList, clip: Clip, verdict: Verdict, found: tuple[str, str], 
         also=" ".join(verdict.also),
         usable="yes" if verdict.status in USABLE else "no",
         detail=" ".join(verdict.detail.split()),
-        path=below(os.path.abspath(clip.path), folder),
+        path=below(os.path.abspath(clip.path), journal.folder),
         bytes=found[0],
         modified=found[1],
         frames=" ".join(map(str, clip.frames)),
         mask_values=" ".join(map(str, verdict.mask_values)),
     )
+    if journal.rows.get((row.split, row.id)) != row:
+        journal.add(row)
 
 
 def _classes_of(clips: ClipList, clip: Clip) -> list[str]:
@@ -208,9 +202,7 @@ def _print_statuses(statuses: dict[str, Counter[str]]) -> None:
     columns = dict(statuses)
     if len(statuses) > 1:
         columns["all"] = sum(statuses.values(), Counter[str]())
-    table = Table("clips", title="Status of the clips")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = Table("clips", *(Column(name, justify="right") for name in columns), title="Status of the clips")
 
     def add(name: str, counts: Sequence[int], style: str | None = None) -> None:
         table.add_row(name, *(f"{count:,}".replace(",", " ") for count in counts), style=style)
@@ -230,9 +222,8 @@ def _print_classes(losing: list[tuple[str, str, int, int, int]], file: Path) -> 
     if not losing:
         return
     losing.sort(key=lambda row: (row[4] / row[2], row[4] - row[2]))
-    table = Table("split", "class", title="Classes that lose clips")
-    for name in ("listed", "present", "usable"):
-        table.add_column(name, justify="right")
+    numbers = (Column(name, justify="right") for name in ("listed", "present", "usable"))
+    table = Table("split", "class", *numbers, title="Classes that lose clips")
     for row in losing[:WORST]:
         table.add_row(*map(str, row))
     get_console().print(table)
