@@ -6,14 +6,8 @@ from deepavfusion.utils.errors import UserError
 
 
 def check_compiler(without: str) -> None:
-    """torch.compile's own backend, inductor, finds the C++ compiler that it needs.
-
-    Args:
-        without: the override that does without compiling.
-
-    Raises:
-        UserError: it finds none.
-    """
+    """Raise a `UserError` if torch.compile's own backend, inductor, finds no C++ compiler; `without`: the override that
+    turns compiling off."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # here: takes seconds to import
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -40,13 +40,10 @@ def highlight(image: Pixels, classes: NDArray[np.integer], colours: Pixels) -> P
 
 
 def errors(image: Pixels, predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> Pixels:
-    """A grey image with pixels marked correctly (green), wrongly or with the wrong class (red), or missed (blue)."""
+    """The image in grey, with pixels marked correctly green, wrongly or with the wrong class red, and missed blue."""
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2) * 0.6
     out = grey.astype(np.uint8)
-    for pixels, colour in (
-        ((predicted == truth) & (truth > 0), RIGHT),
-        ((predicted != truth) & (predicted > 0), TOO_MUCH),
-        ((predicted == 0) & (truth > 0), TOO_LITTLE),
-    ):
+    right, wrong = (predicted == truth) & (truth > 0), (predicted != truth) & (predicted > 0)
+    for pixels, colour in ((right, RIGHT), (wrong, TOO_MUCH), ((predicted == 0) & (truth > 0), TOO_LITTLE)):
         out[pixels] = (0.35 * grey[pixels] + 0.65 * np.array(colour)).astype(np.uint8)
     return out

@@ -1,17 +1,12 @@
-"""The errors a user can mend.
-
-A `UserError` carries one sentence: what is wrong, where, what was expected, and the command or key that mends
-it. The entry points print that sentence and exit with status 2; every other exception is a bug and keeps its
-traceback.
-"""
+"""Errors that a user can fix; every other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A bad file, config value, checkpoint or dataset, told in one sentence.
+    """One sentence: what is wrong, where, what was expected, and the command or key that fixes it.
 
-    Takes exactly one string, so that it survives the trip out of a DataLoader worker.
+    The entry points print it and exit with status 2. It takes one string, to survive pickling in a DataLoader worker.
     """
 
     def __init__(self, message: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -117,19 +118,14 @@ def _segments(
 ) -> Iterator[tuple[int, Clip]]:
     """Line number and clip of each line; `name`: the reader's argument that gives the list."""
     # Two million lines have few different times and sets of labels: parse each once and share the result.
-    seconds_of: dict[tuple[str, ...], tuple[int, int] | None] = {}
-    labels_of: dict[str, tuple[int, ...]] = {}  # in the line's order
-    sorted_of: dict[str, tuple[int, ...]] = {}
+    labels_of: dict[str, tuple[int, tuple[int, ...]]] = {}  # the first in the line, and all of them sorted
     folder, file = str(root), str(root / annotations)
     for line, cells in read_rows(root, annotations, COLUMNS, f"data.index.{name}"):
         if cells[0].startswith("#"):
             continue
         where = f"{file}, line {line}"
-        times = tuple(cells[1:3])
-        if times not in seconds_of:
-            seconds_of[times] = _whole_seconds(*times) if len(times) == 2 else None
-        seconds = seconds_of[times]
-        if len(cells) != 4 or not seconds:
+        seconds = _whole_seconds(cells[1], cells[2]) if len(cells) == 4 else None
+        if not seconds:
             raise UserError(
                 f"{where}, reads `{', '.join(cells)}`; expected `{COLUMNS}` with 0 ≤ start < end and double quotes "
                 "around the labels: fix the line."
@@ -137,12 +133,14 @@ def _segments(
         start, end = seconds
         video, mids = check_name(cells[0], "id", where), cells[3]
         if mids not in labels_of:
-            labels_of[mids] = tuple(_label(mid.strip(), position, where) for mid in mids.split(","))
-            sorted_of[mids] = tuple(sorted(set(labels_of[mids])))
+            found = [_label(mid.strip(), position, where) for mid in mids.split(",")]
+            labels_of[mids] = found[0], tuple(sorted(set(found)))
+        first, labels = labels_of[mids]
         path = fill_in(pattern, {"id": video, "prefix": video[:2], "start": start, "end": end})
-        yield line, Clip(f"{video}_{start:06d}", f"{folder}/{path}", labels_of[mids][0], video, sorted_of[mids])
+        yield line, Clip(f"{video}_{start:06d}", f"{folder}/{path}", first, video, labels)
 
 
+@cache
 def _whole_seconds(first: str, second: str) -> tuple[int, int] | None:
     """Start and end without fractions; None unless they are two times in order."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from errno import ELOOP, ENAMETOOLONG
 from pathlib import Path
@@ -17,29 +17,19 @@ DEMO = "python src/prepare.py command=demo"
 
 @dataclass(frozen=True)
 class ClipList:
-    """One split of a dataset: what is listed, and which of it is on disk.
+    """One split of a dataset: what is listed, and which of it is on disk."""
 
-    Args:
-        split: the split's name, e.g. "test".
-        clips: listed and on disk, sorted by id; whether they decode is unknown.
-        classes: label names; `Clip.label` is a position in them.
-        missing: listed but not on disk, sorted by id.
-        notes: sentences to print about the list and the files.
-        multi_label: whether a clip may have several classes (`Clip.labels`).
-        mixtures: ids of the clips to mix, if the protocol fixes them, in the order of the list; some may be missing.
-        lost_frames: annotated frames that the clips on disk lack.
-        excluded: on disk but excluded by the report of `command=verify`, with the status.
-    """
-
-    split: str
-    clips: list[Clip]
-    classes: list[str]
-    missing: list[Clip] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    multi_label: bool = False
+    split: str  # its name
+    clips: list[Clip]  # listed and on disk, sorted by id; whether they decode is unknown
+    classes: list[str]  # label names; `Clip.label` is a position in them
+    missing: list[Clip] = field(default_factory=list)  # listed but not on disk, sorted by id
+    notes: list[str] = field(default_factory=list)  # sentences to print about the list and the files
+    multi_label: bool = False  # whether a clip may have several classes (`Clip.labels`)
+    # Ids of the clips to mix, if the protocol fixes them, in the order of the list; some may be missing.
     mixtures: list[tuple[str, ...]] = field(default_factory=list)
+    # On disk but excluded by the report of `command=verify`, with the status.
     excluded: list[tuple[Clip, str]] = field(default_factory=list)
-    lost_frames: int = 0
+    lost_frames: int = 0  # annotated frames that the clips on disk lack
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -67,19 +57,15 @@ class ClipList:
         The choice depends on the seed and the video id only, not on what is on disk.
         """
 
-        def chosen(video: str) -> bool:
-            return zlib.crc32(f"{seed}/{video}".encode()) < share * 2**32
+        def part(split: str, chosen: bool) -> ClipList:
+            def keep(clip: Clip) -> bool:
+                return (zlib.crc32(f"{seed}/{clip.video_id}".encode()) < share * 2**32) == chosen
 
-        def part(keep: Callable[[str], bool], split: str) -> ClipList:
-            return replace(
-                self,
-                split=split,
-                clips=[clip for clip in self.clips if keep(clip.video_id)],
-                missing=[clip for clip in self.missing if keep(clip.video_id)],
-                excluded=[(clip, why) for clip, why in self.excluded if keep(clip.video_id)],
-            )
+            excluded = [(clip, why) for clip, why in self.excluded if keep(clip)]
+            clips, missing = list(filter(keep, self.clips)), list(filter(keep, self.missing))
+            return replace(self, split=split, clips=clips, missing=missing, excluded=excluded)
 
-        return part(lambda video: not chosen(video), self.split), part(chosen, "holdout")
+        return part(self.split, chosen=False), part("holdout", chosen=True)
 
 
 class Folders:

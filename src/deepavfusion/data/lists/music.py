@@ -33,11 +33,6 @@ class Video:
     path: str  # of its clips, with the pattern's "*"
     file: str = field(compare=False)
 
-    @property
-    def expected(self) -> str:
-        """Its path if the video has one clip."""
-        return self.path.replace("*", "")
-
 
 def music(
     root: str | Path,
@@ -91,7 +86,7 @@ def music(
 def _clips(folders: Folders, video: Video, labels: tuple[int, ...], multi_label: bool) -> Iterator[Clip]:
     """The clips of a video; a single missing one if there are none."""
     several = tuple(sorted(set(labels))) if multi_label else ()
-    for part, path in matches(folders, video.path) or [("", video.expected)]:
+    for part, path in matches(folders, video.path) or [("", video.path.replace("*", ""))]:
         name = f"{video.id}{part}" if part[:1] in ("", "_", ".", "-") else f"{video.id}_{part}"
         yield Clip(name, f"{folders.root}/{path}", labels[0], video.id, several)
 
@@ -184,5 +179,5 @@ def _unlisted_files(folders: Folders, every: list[Video], files: list[str], patt
                 notes.append(f"An unused list cannot be read: {error}")
     videos = dict.fromkeys(known)
     paths = [path for video in videos for _, path in matches(folders, video.path)]
-    listed = dict.fromkeys([*paths, *(video.expected for video in videos)])
+    listed = dict.fromkeys([*paths, *(video.path.replace("*", "") for video in videos)])
     return notes + unlisted_files(folders, listed, pattern, "the lists of MUSIC", [video.name for video in videos])

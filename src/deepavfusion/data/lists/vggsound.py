@@ -61,11 +61,16 @@ def folder_name(label: str) -> str:
     return label.translate(TO_UNDERSCORE)
 
 
-def clip_path(pattern: str, video: str, start: int, label: str, folder: str) -> str:
-    """The path of a clip of ten seconds, below the data folder."""
-    return fill_in(
-        pattern, {"id": video, "start": start, "end": start + CLIP_SECONDS, "label": label, "folder": folder}
-    )
+def ten_seconds(pattern: str, video: str, start: int, label: str, folder: str, split: str = "") -> ListedClip:
+    """The clip of a video from its start time on; `folder`: that of its class."""
+    fields: dict[str, str | int] = {
+        "id": video,
+        "start": start,
+        "end": start + CLIP_SECONDS,
+        "label": label,
+        "folder": folder,
+    }
+    return ListedClip(f"{video}_{start:06d}", video, label, fill_in(pattern, fields), split)
 
 
 def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, ListedClip]]:
@@ -78,5 +83,4 @@ def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Lis
             )
         video, start = check_name(cells[0], "id", where), int(cells[1])
         label = check_name(cells[2], "label", where)
-        path = clip_path(pattern, video, start, label, folder_name(label))
-        yield line, ListedClip(f"{video}_{start:06d}", video, label, path, cells[3])
+        yield line, ten_seconds(pattern, video, start, label, folder_name(label), cells[3])

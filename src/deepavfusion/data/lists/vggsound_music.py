@@ -17,7 +17,7 @@ from pathlib import Path
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, clips_of, list_clips, unique, unlisted_files
 from deepavfusion.data.lists.text import check_name, check_split, count, read_rows, read_table, suggestion
-from deepavfusion.data.lists.vggsound import clip_path, folder_name
+from deepavfusion.data.lists.vggsound import folder_name, ten_seconds
 from deepavfusion.utils.errors import UserError
 
 TRAIN_COLUMNS = "<id>_<start>,<instrument>"
@@ -91,7 +91,7 @@ def _row(clip: str, name: str, pattern: str, where: str, columns: str) -> Listed
         )
     video, start = check_name(match["video"], "id", where), int(match["start"])
     label = instrument(check_name(name, "instrument", where))
-    return ListedClip(f"{video}_{start:06d}", video, label, clip_path(pattern, video, start, label, _folder(label)))
+    return ten_seconds(pattern, video, start, label, _folder(label))
 
 
 def _train_rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, ListedClip]]:
