@@ -23,7 +23,7 @@ from deepavfusion.callbacks.show.classification_figures import Example, draw_cla
 from deepavfusion.callbacks.show.predictions import choose, rows, said, scores
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.samples import ClipDataset
+from deepavfusion.data.samples import ClipDataset, Unreadable
 from deepavfusion.metrics.classification import ClassificationMetrics
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import ALL, HEADS, STREAMS, Clip, Problem, Sample
@@ -42,9 +42,9 @@ class Tones(ClipDataset):
     def read(self, item: int):
         clip = self.clips[item]
         if clip.id.startswith("broken") or clip.id in self.lost:
-            return Problem(clip.id, clip.path, "unreadable", "", used=False)
-        image = torch.full((3, self.image_size, self.image_size), item, dtype=torch.uint8)
-        sound = torch.full((round(self.seconds * SAMPLE_RATE),), 0.1)
+            raise Unreadable(Problem(clip.id, clip.path, "undecodable", "", used=False))
+        image = torch.full((3, self.spec.image_size, self.spec.image_size), item, dtype=torch.uint8)
+        sound = torch.full((self.spec.num_samples,), 0.1)
         return [Sample(image, sound, clip, 0.5, 0.0) for _ in range(self.group)]
 
 

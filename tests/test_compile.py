@@ -78,7 +78,7 @@ def test_an_unknown_backend_is_named(data_root, tmp_path, monkeypatch, capsys):
     message = sentence(
         monkeypatch, capsys, *PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "compile=fast"
     )
-    assert "compile=fast is no backend of torch.compile: expected true, or " in message
+    assert "compile=fast is not a backend of torch.compile: expected true, or " in message
     assert "inductor" in message
 
 

@@ -170,8 +170,8 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(command, tmp_path
     train(monkeypatch, *command)
     out = capsys.readouterr().out
     assert f"checkpoint {newest}" in out
-    assert "Going on from the one before it." in out
-    assert f"going on from {checkpoints}/step_00000002.ckpt" in out
+    assert "Resuming from the one before it." in out
+    assert f"resuming from {checkpoints}/step_00000002.ckpt" in out
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 4
     assert (run_dir / "metrics.json").exists()
 
@@ -183,7 +183,7 @@ def test_checkpoints_that_are_all_damaged_are_an_error(command, tmp_path, monkey
         path.write_bytes(b"PK\3\4")
     text = sentence(monkeypatch, capsys, *command)
     assert "cannot be read" in text
-    assert f"delete {checkpoints} to begin anew" in text
+    assert f"delete {checkpoints} to start again" in text
 
 
 def test_the_rest_of_an_epoch_needs_the_same_batches(command, tmp_path, monkeypatch, capsys):

@@ -83,7 +83,7 @@ def test_classes_of_the_data_become_those_of_the_network(avsbench_root, tmp_path
     capsys.readouterr()
     before = (tmp_path / "segment" / "latest").resolve()
     told = sentence(monkeypatch, capsys, *run, "model.num_classes=3")
-    assert "tell 5 classes apart" in told
+    assert "distinguish 5 classes" in told
     assert "model.num_classes" in told
     assert (tmp_path / "segment" / "latest").resolve() == before == folder  # not of a run that never began
 
@@ -110,7 +110,7 @@ def test_bad_frames_and_masks_are_named_with_file_and_value(avsbench_root, tmp_p
     out = capsys.readouterr().out
     folder = tmp_path / "segment" / "runs" / "accepted"
     assert "1 clip has no masks in labels_semantic" in out
-    assert "1 clip has fewer pictures with masks than published" in out
+    assert "1 clip has fewer images with masks than published" in out
     report = (folder / "data_problems.csv").read_text()
     for n in (1, 4):  # each once, in right and in wrong company
         assert report.count(f"labels_semantic/{n}.png holds the value 77, which is no class of the 5") == 1
