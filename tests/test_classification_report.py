@@ -25,7 +25,6 @@ from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import ClipDataset, Unreadable
 from deepavfusion.metrics.classification import ClassificationMetrics
-from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import ALL, HEADS, STREAMS, Clip, Problem, Sample
 
 NAMES = ["accordion", "banjo, old", "drum", "flüte", "guitar $5", "piano $6", "trumpet", "violin"]
