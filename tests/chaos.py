@@ -281,7 +281,7 @@ def make_data(folder: Path) -> Path:
     from deepavfusion.demo import demo
 
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    return demo.generate(folder, ["vggsound"], workers=1, counts=counts)[0]
+    return demo.ensure(folder, ["vggsound"], workers=1, counts=counts)[0]
 
 
 def pack(root: Path, target: Path, start: Callable[[list[str], Path], int]) -> Path:

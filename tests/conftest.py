@@ -39,7 +39,7 @@ def generated(factory: pytest.TempPathFactory, *sets: str, **counts: int) -> Pat
     from deepavfusion.demo import demo
 
     folder = factory.mktemp("demo")
-    demo.generate(folder, list(sets), workers=1, counts=demo.Counts(**counts))
+    demo.ensure(folder, list(sets), workers=1, counts=demo.Counts(**counts))
     return folder
 
 

@@ -290,7 +290,7 @@ def test_configs_name_every_argument(subset: str, tmp_path: Path) -> None:
 
 def test_the_demo_data(tmp_path: Path) -> None:
     counts = demo.Counts(s4_train=3, s4_val=1, s4_test=0, ms3_train=2, ms3_val=1, ms3_test=1)
-    demo.generate(tmp_path, ["avsbench"], workers=1, counts=counts)
+    demo.ensure(tmp_path, ["avsbench"], workers=1, counts=counts)
     root = tmp_path / "avsbench"
     expected = {("s4", "train"): 3, ("s4", "val"): 1, ("ms3", "train"): 2, ("ms3", "test"): 1, ("avss", "train"): 5}
     with (root / "metadata.csv").open(newline="") as file:

@@ -43,7 +43,7 @@ ONE_SET = demo.Counts(vggsound_train=1, vggsound_test=0)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    demo.generate(folder, workers=1, counts=TINY)
+    demo.ensure(folder, workers=1, counts=TINY)
     return folder
 
 
@@ -197,14 +197,14 @@ def test_audioset_labels_are_what_sounds(tmp_path: Path, monkeypatch: pytest.Mon
         return perform_(instrument, *rest)
 
     def note(path: Path, *rest: Any) -> None:
-        heard[path.name] = {plans.AUDIOSET[name][1] for name in performed}
+        heard[path.name] = {plans.CLASSES[name][3] for name in performed}
         performed.clear()
         write_(path, *rest)
 
     monkeypatch.setattr(demo, "perform", listen)
     monkeypatch.setattr(demo, "write_mp4", note)
     counts = demo.Counts(audioset_balanced=18, audioset_unbalanced=1, audioset_eval=1)
-    (root,) = demo.generate(tmp_path, ["audioset"], workers=1, counts=counts)
+    (root,) = demo.ensure(tmp_path, ["audioset"], workers=1, counts=counts)
     found = audioset(root, "balanced")
     assert {Path(clip.path).name: {found.classes[label] for label in clip.labels} for clip in found.clips}.items() <= (
         heard.items()
@@ -222,7 +222,7 @@ def test_the_reader_finds_all_of_audioset_and_verify_finds_nothing_wrong(root: P
     }  # fmt: skip
     for clips in found.values():
         assert (clips.missing, clips.excluded, clips.notes, clips.multi_label) == ([], [], [], True)
-        assert clips.classes == [name for _, name in plans.AUDIOSET.values()]
+        assert clips.classes == [name for *_, name in plans.CLASSES.values()]
     overrides = ["command=verify", "data=audioset", f"data.root={folder}", "splits=[full,eval]", "workers=1"]
     with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         prepare.verify_data(hydra.compose("prepare", overrides=overrides))
@@ -258,7 +258,7 @@ def test_audioset_is_balanced() -> None:
 def test_fewer_clips_of_audioset_are_the_same_ones(root: Path, tmp_path: Path) -> None:
     counts = demo.Counts(audioset_balanced=2, audioset_unbalanced=1, audioset_eval=1)
     for name, seed, workers in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
-        demo.generate(tmp_path / name, ["audioset"], seed, workers, counts)
+        demo.ensure(tmp_path / name, ["audioset"], seed, workers, counts)
     one, two, other = (hashes(tmp_path / name / "audioset") for name in ("one", "two", "other"))
     assert one == two
     clips = {name: value for name, value in one.items() if name.endswith(".mp4")}
@@ -293,7 +293,7 @@ def test_overlapping_masks_are_disjoint() -> None:
 
 def test_files_follow_from_the_seed_and_not_from_the_workers(root: Path, tmp_path: Path) -> None:
     for name, seed, workers in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
-        demo.generate(tmp_path / name, ["vggsound"], seed, workers, ONE_SET)
+        demo.ensure(tmp_path / name, ["vggsound"], seed, workers, ONE_SET)
     one, two, other = (hashes(tmp_path / name / "vggsound") for name in ("one", "two", "other"))
     assert one == two
     assert not set(one.values()) & set(other.values())
@@ -364,7 +364,7 @@ def test_foreign_folders_are_never_touched(tmp_path: Path) -> None:
     (tmp_path / "vggsound").mkdir()
     (tmp_path / "vggsound/mine.mp4").write_bytes(b"precious")
     with pytest.raises(UserError, match=r"no manifest\.json"):
-        demo.generate(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+        demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
     assert (tmp_path / "vggsound/mine.mp4").read_bytes() == b"precious"
 
 

@@ -311,7 +311,7 @@ def test_variables_that_make_a_run_wait(name, value):
 
 def test_data_that_are_there_absent_and_in_another_layout(tmp_path: Path):
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    (root,) = demo.generate(tmp_path, ["vggsound"], workers=1, counts=counts)
+    (root,) = demo.ensure(tmp_path, ["vggsound"], workers=1, counts=counts)
     next((root / "clips").rglob("*.mp4")).unlink()
     config = composed(f"data.root={root}").data
     text = machine.dataset(config, True, 0.0)

@@ -127,7 +127,7 @@ def test_the_middle_window_counts(encoder: DeepAVFusion, videos: Path) -> None:
     (sample,) = dataset[0, 0]
     assert (sample.window_start, sample.frame_time) == (pytest.approx(0.5, abs=0.04), 1.0)
     with RawStore().open(dataset.clips[0]) as clip, torch.no_grad():
-        by_hand = dataset.window(dataset.clips[0], clip, sample.window_start)
+        (by_hand,) = dataset.windows(dataset.clips[0], clip, [sample.window_start])
         output = encoder(Normalise()(by_hand.image[None]), LogMel()(by_hand.waveform[None]))
     found = extract_features(encoder, [videos / "b.mp4"])
     np.testing.assert_allclose(found.fusion, output.fusion.mean(dim=1), atol=1e-5)

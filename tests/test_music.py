@@ -270,7 +270,7 @@ def test_config_names_every_argument(tmp_path: Path) -> None:
 
 
 def test_the_demo_data(tmp_path: Path) -> None:
-    demo.generate(tmp_path, ["music"], workers=1, counts=demo.Counts(solos=2, duets=2))
+    demo.ensure(tmp_path, ["music"], workers=1, counts=demo.Counts(solos=2, duets=2))
     train, test = (music(tmp_path / "music", split, lists=[SOLO, DUET]) for split in ("train", "test"))
     assert train.classes == sorted(plans.CLASSES[name][1] for name in demo.STAGE)
     assert (len(train.clips), len(test.clips)) == (8 - 1 + 2, 1)

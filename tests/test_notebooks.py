@@ -30,7 +30,7 @@ COUNTS = demo.Counts(
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    demo.generate(folder, workers=1, counts=COUNTS)
+    demo.ensure(folder, workers=1, counts=COUNTS)
     return folder
 
 

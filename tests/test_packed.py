@@ -37,7 +37,7 @@ SMALL = PackSettings(clips_per_chunk=5)
 def raw_root(tmp_path_factory):
     """16 train and 8 test clips of the demo, one large and textured clip, one without sound, one listed but absent."""
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    root = demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
+    root = demo.ensure(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
     rng = np.random.default_rng(0)
     base = np.asarray(Image.fromarray(rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)).resize((700, 400)))
     frames = [base[n : n + 360, n : n + 640] for n in range(40)]

@@ -32,7 +32,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight train and eight test clips of the demo, the first test clip cut in half."""
     folder = tmp_path_factory.mktemp("demo")
     counts = demo.Counts(vggsound_train=1, vggsound_test=1)
-    root = demo.generate(folder, ["vggsound"], workers=1, counts=counts)[0]
+    root = demo.ensure(folder, ["vggsound"], workers=1, counts=counts)[0]
     with (root / "annotations/vggsound.csv").open(newline="") as file:
         video, start, label, _ = next(row for row in csv.reader(file) if row[3] == "test")
     name = f"{video}_{int(start):06d}_{int(start) + 10:06d}.mp4"
@@ -130,7 +130,7 @@ def test_the_demo_does_without_the_heavy_libraries() -> None:
 @pytest.mark.parametrize(("config", "status"), [("avsbench_s4", "ok"), ("avsbench_avss", "bad_mask")])
 def test_masks_of_0_and_255_are_fine_where_classes_do_not_matter(tmp_path: Path, config: str, status: str) -> None:
     counts = demo.Counts(s4_train=2, s4_val=1, s4_test=1, ms3_train=0, ms3_val=0, ms3_test=0)
-    (root,) = demo.generate(tmp_path, ["avsbench"], workers=1, counts=counts)
+    (root,) = demo.ensure(tmp_path, ["avsbench"], workers=1, counts=counts)
     for path in root.rglob("labels_semantic/*.png"):
         Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255).save(path)
     prepare.verify_data(compose("command=verify", f"data={config}", f"data.root={root}", "workers=1"))

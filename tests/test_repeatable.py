@@ -34,7 +34,7 @@ RUN = [
 def folder(tmp_path_factory):
     """Demo data."""
     root = tmp_path_factory.mktemp("demo")
-    demo.generate(root, ["vggsound"], workers=1, counts=demo.Counts(vggsound_train=2, vggsound_test=1))
+    demo.ensure(root, ["vggsound"], workers=1, counts=demo.Counts(vggsound_train=2, vggsound_test=1))
     return root
 
 
@@ -92,7 +92,7 @@ def test_separation_evaluated_by_two_processes_gives_the_numbers_of_one(tmp_path
 
     Classification and segmentation: test_classify.py and test_segment.py.
     """
-    demo.generate(tmp_path, ["music"], workers=1, counts=demo.Counts(solos=10, duets=2))
+    demo.ensure(tmp_path, ["music"], workers=1, counts=demo.Counts(solos=10, duets=2))
     train(monkeypatch, *SEPARATE, f"data.root={tmp_path}/music", f"paths.log_dir={tmp_path}", "run.name=run")
     one_mixture = [f"ckpt_path={tmp_path}/separate/runs/run/checkpoints/last.ckpt", "data.batch_size=1"]
     evaluate(monkeypatch, *one_mixture, "run.name=one")

@@ -405,7 +405,7 @@ def demo_root(tmp_path_factory):
         audioset_balanced=8, audioset_unbalanced=4, audioset_eval=2,
     )  # fmt: skip
     root = tmp_path_factory.mktemp("demo")
-    demo.generate(root, workers=1, counts=counts)
+    demo.ensure(root, workers=1, counts=counts)
     return root
 
 

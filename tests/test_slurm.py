@@ -43,7 +43,7 @@ SACCT = "#!/bin/sh\necho 'JobID|State|NodeList'\necho '4216|RUNNING|localhost'\n
 @pytest.mark.full
 def test_a_submitted_run_trains_in_two_processes(tmp_path: Path) -> None:
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    root = demo.generate(tmp_path / "demo", ["vggsound"], workers=1, counts=counts)[0]
+    root = demo.ensure(tmp_path / "demo", ["vggsound"], workers=1, counts=counts)[0]
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL), ("sacct", SACCT)):

@@ -365,7 +365,7 @@ def test_no_data_means_demo_and_says_so(tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
     monkeypatch.setattr(
-        "deepavfusion.runs.build.make_demo_data", lambda root, name: demo.generate(root, [name], 0, 1, counts)
+        "deepavfusion.runs.build.make_demo_data", lambda root, name: demo.ensure(root, [name], 0, 1, counts)
     )
     monkeypatch.setattr("deepavfusion.config.compose.REPOSITORY", tmp_path)
     train(

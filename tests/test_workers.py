@@ -32,7 +32,7 @@ def soon(monkeypatch):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    return demo.generate(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
+    return demo.ensure(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
 
 
 class Treacherous(RawStore):

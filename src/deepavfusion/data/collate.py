@@ -29,15 +29,10 @@ class Collate:
         problems = [item for item in items if isinstance(item, Problem)]
         problems += [problem for sample in samples for problem in sample.problems]
         size = self.image_size
-        image = [sample.image for sample in samples] or [torch.zeros(0, 3, size, size, dtype=torch.uint8)]
-        waveform = [sample.waveform for sample in samples] or [torch.zeros(0, self.num_samples)]
-        mask = None
-        if self.masks:
-            masks = [sample.mask for sample in samples if sample.mask is not None]
-            mask = torch.stack(masks) if masks else torch.zeros(0, size, size, dtype=torch.uint8)
+        masks = [sample.mask for sample in samples if sample.mask is not None]
         return Batch(
-            image=torch.stack(image) if samples else image[0],
-            waveform=torch.stack(waveform) if samples else waveform[0],
+            image=_stacked([sample.image for sample in samples], torch.uint8, 3, size, size),
+            waveform=_stacked([sample.waveform for sample in samples], torch.float32, self.num_samples),
             label=torch.tensor([sample.clip.label for sample in samples], dtype=torch.int64),
             id=[sample.clip.id for sample in samples],
             frame_time=torch.tensor([sample.frame_time for sample in samples]),
@@ -47,7 +42,7 @@ class Collate:
             problems=problems,
             group=self.group,
             labels=self._several(samples),
-            mask=mask,
+            mask=_stacked(masks, torch.uint8, size, size) if self.masks else None,
         )
 
     def _several(self, samples: Sequence[Sample]) -> Tensor | None:
@@ -57,3 +52,7 @@ class Collate:
         for row, sample in zip(labels, samples, strict=True):
             row[list(sample.clip.classes)] = 1
         return labels
+
+
+def _stacked(tensors: Sequence[Tensor], dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.stack([*tensors]) if tensors else torch.zeros(0, *shape, dtype=dtype)

@@ -186,18 +186,7 @@ class ClipDataModule(LightningDataModule):
     # ---- loaders
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = self._dataset("train", train=True)
-        items = len(dataset) * self.repeats
-        blocks, weights = dataset.blocks(), None
-        if blocks is not None:
-            blocks = [[item + n * len(dataset) for item in block] for n in range(self.repeats) for block in blocks]
-        if self.class_balanced:
-            weights = balanced_weights([dataset.clips[dataset.first_clip(n % len(dataset))] for n in range(items)])
-        sampler = ClipSampler(
-            items, True, self.seed, *self._rank_and_world(), even=True, blocks=blocks, weights=weights
-        )
-        # A last, smaller batch would weigh its clips more than the others.
-        loader = self._loader(dataset, sampler, train=True, drop_last=len(sampler) >= self.batch_size)
+        loader = self._loader(self._dataset("train", train=True), train=True)
         loader.load_state_dict({"delivered": self._batches_done})
         self._train_loader, self._batches_done = loader, 0
         return loader
@@ -231,7 +220,7 @@ class ClipDataModule(LightningDataModule):
             every = max(1, -(-len(self.lists["train"]) // self.gallery_clips))
             gallery = replace(self.lists["train"], clips=self.lists["train"].clips[::every])
             datasets.append(self._dataset("train", clips=gallery))
-        return [self._in_order(dataset) for dataset in datasets]
+        return [self._loader(dataset) for dataset in datasets]
 
     def test_dataloader(self) -> list[ResumableLoader]:
         datasets = [self._dataset("test")]
@@ -239,13 +228,11 @@ class ClipDataModule(LightningDataModule):
             datasets.append(self._dataset("test", windows=self.dense_windows))
         if self.wrong_audio and len(wrong := self._dataset("test", wrong_audio=True)):
             datasets.append(wrong)
-        return [self._in_order(dataset) for dataset in datasets]
+        return [self._loader(dataset) for dataset in datasets]
 
     def workers(self, processes: int) -> int:
         """Decoding workers of each training process, with so many processes on this machine."""
-        if self.num_workers is not None:
-            return self.num_workers
-        return decoding_workers(processes)
+        return decoding_workers(processes) if self.num_workers is None else self.num_workers
 
     def _dataset(self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int) -> ClipDataset:
         spec = SampleSpec(self.image_size, self.audio_seconds, train, self.max_gain_db)
@@ -254,25 +241,28 @@ class ClipDataModule(LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _in_order(self, dataset: ClipDataset) -> ResumableLoader:
-        sampler = ClipSampler(len(dataset), False, self.seed, *self._rank_and_world(), blocks=dataset.blocks())
-        return self._loader(dataset, sampler)
-
-    def _loader(
-        self, dataset: ClipDataset, sampler: ClipSampler, train: bool = False, drop_last: bool = False
-    ) -> ResumableLoader:
-        if 0 < len(dataset) < sampler.world_size:
+    def _loader(self, dataset: ClipDataset, train: bool = False) -> ResumableLoader:
+        rank, world_size = self._rank_and_world()
+        if 0 < len(dataset) < world_size:
             raise UserError(
-                f"{len(dataset)} clips for {sampler.world_size} processes: a split under {self.root} needs at least "
+                f"{len(dataset)} clips for {world_size} processes: a split under {self.root} needs at least "
                 f"one each; set trainer.devices={len(dataset)}, or give more clips."
             )
+        blocks, weights, repeats = dataset.blocks(), None, self.repeats if train else 1
+        if blocks is not None:
+            blocks = [[item + n * len(dataset) for item in block] for n in range(repeats) for block in blocks]
+        items = len(dataset) * repeats
+        if train and self.class_balanced:
+            weights = balanced_weights([dataset.clips[dataset.first_clip(n % len(dataset))] for n in range(items)])
+        sampler = ClipSampler(items, train, self.seed, rank, world_size, train, blocks, weights)
         workers = self.workers(self.trainer.num_devices if self.trainer else 1)
         return ResumableLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=Collate(dataset),
-            drop_last=drop_last,
+            # A last, smaller batch would weigh its clips more than the others.
+            drop_last=train and len(sampler) >= self.batch_size,
             num_workers=workers,
             persistent_workers=train and workers > 0,
             pin_memory=torch.cuda.is_available(),

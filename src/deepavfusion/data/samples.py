@@ -6,7 +6,7 @@ Workers decode and crop, nothing else; gain, log-mel and normalisation follow on
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -143,14 +143,22 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
         time = start + self.spec.seconds * self.fraction()
         return on_grid(time, start, min(start + self.spec.seconds, clip.video_end))
 
-    def window(self, clip: Clip, opened: OpenClip, start: float) -> Sample:
-        """The window of audio from `start` on, and one frame inside it."""
-        time = self.frame_time(opened, start)
-        (frame,) = opened.frames([time])
-        image = self.view(frame).of(frame.pixels, self.spec.image_size)
-        gain_db = self.spec.max_gain_db * (2 * self.fraction() - 1)
-        waveform, problems = self.fitted(clip, opened.audio(start, self.spec.seconds), start)
-        return Sample(image, waveform, clip, time, start, gain_db, problems=problems)
+    def windows(self, clip: Clip, opened: OpenClip, starts: Sequence[float]) -> SampleGroup:
+        """The windows of audio from each of some rising starts (s) on, and one frame inside each.
+
+        Frames and audio are read once, and cut into windows; a problem is reported once.
+        """
+        times = [self.frame_time(opened, start) for start in starts]
+        frames = opened.frames(times)
+        whole = opened.audio(starts[0], starts[-1] - starts[0] + self.spec.seconds)
+        samples: SampleGroup = []
+        for start, time, frame in zip(starts, times, frames, strict=True):
+            begin = round((start - starts[0]) * SAMPLE_RATE)
+            waveform, problems = self.fitted(clip, whole[begin : begin + self.spec.num_samples], start)
+            image = self.view(frame).of(frame.pixels, self.spec.image_size)
+            gain_db = self.spec.max_gain_db * (2 * self.fraction() - 1)
+            samples.append(Sample(image, waveform, clip, time, start, gain_db, problems=[] if samples else problems))
+        return samples
 
     def view(self, frame: Frame) -> View:
         """Which part of a frame is shown."""
@@ -168,10 +176,10 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
             return waveform, []
         if len(waveform) == 0:
             raise DecodeError(clip.path, "too_short", f"there is no audio after {start:.2f} s", "audio")
-        found = len(waveform) / SAMPLE_RATE
-        detail = f"{found:.2f} s of audio, the window is {self.spec.seconds:g} s; extended by its mirror image"
-        extended = extend_by_mirror(waveform, self.spec.num_samples)
-        return extended, [Problem(clip.id, clip.path, "too_short", detail, used=True)]
+        found, wanted = len(waveform) / SAMPLE_RATE, self.spec.seconds
+        detail = f"{found:.2f} s of audio, the window is {wanted:g} s; extended by its mirror image"
+        problem = Problem(clip.id, clip.path, "too_short", detail, used=True)
+        return extend_by_mirror(waveform, self.spec.num_samples), [problem]
 
 
 class WindowDataset(ClipDataset):
@@ -188,21 +196,10 @@ class WindowDataset(ClipDataset):
         self.group = windows
 
     def read(self, item: int) -> SampleGroup:
-        clip = self.clips[item]
-        samples: SampleGroup = []
+        clip, several = self.clips[item], self.group > 1
+        fractions = [n / (self.group - 1) for n in range(self.group)] if several else [self.fraction()]
         with self.open(clip) as opened:
-            if self.group == 1:
-                return [self.window(clip, opened, self.window_start(opened, self.fraction()))]
-            # Frames and audio are read once, and cut into windows.
-            starts = [self.window_start(opened, n / (self.group - 1)) for n in range(self.group)]
-            times = [self.frame_time(opened, start) for start in starts]
-            frames = opened.frames(times)
-            whole = opened.audio(0.0, starts[-1] + self.spec.seconds)
-            for start, time, frame in zip(starts, times, frames, strict=True):
-                begin = round(start * SAMPLE_RATE)
-                waveform, problems = self.fitted(clip, whole[begin : begin + self.spec.num_samples], start)
-                image = self.view(frame).of(frame.pixels, self.spec.image_size)
-                samples.append(Sample(image, waveform, clip, time, start, problems=problems if not samples else []))
+            samples = self.windows(clip, opened, [self.window_start(opened, fraction) for fraction in fractions])
         return samples
 
 
@@ -257,7 +254,7 @@ class MixtureDataset(ClipDataset):
         samples: SampleGroup = []
         for clip in (self.clips[member] for member in self.members(item)):
             with self.open(clip) as opened:
-                samples.append(self.window(clip, opened, self.window_start(opened, self.fraction())))
+                samples += self.windows(clip, opened, [self.window_start(opened, self.fraction())])
         return samples
 
 

@@ -16,9 +16,9 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -46,34 +46,35 @@ def ensure(
     sets: Sequence[str] = SETS,
     seed: int = 0,
     workers: int | None = None,
-    force: bool = False,
     counts: Counts = FULL,
+    force: bool = False,
 ) -> list[Path]:
-    """Generate the sets that are missing, incomplete or of another version or seed; returns their folders.
+    """Generate the sets that are missing, incomplete or of another version or seed, or all; returns their folders.
 
     Only one process works at a time; others wait and then find the work done.
 
     Raises:
         UserError: an unknown set, or a folder of that name that this function has not written.
     """
-    console = Console(stderr=True)
-    with _lock(_checked(root, sets)):
+    root = Path(root)
+    for name in sets:
+        if name not in PLANS:
+            raise UserError(f"There is no demo set {name!r}; sets may name {', '.join(PLANS)}.")
+        folder = root / name
+        if folder.exists() and not (folder / "manifest.json").is_file():
+            raise UserError(
+                f"{folder} exists but holds no generated demo data (no manifest.json); nothing was written: "
+                "move it away or choose another root."
+            )
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when this process ends, however it ends
         stale = [name for name in sets if force or not is_complete(root, name, seed, counts)]
         if stale:
-            console.print(f"Generating demo data in {root}: {', '.join(stale)}", soft_wrap=True, highlight=False)
-            _generate(Path(root), stale, seed, workers, counts)
-    return [Path(root) / name for name in sets]
-
-
-def generate(
-    root: str | Path,
-    sets: Sequence[str] = SETS,
-    seed: int = 0,
-    workers: int | None = None,
-    counts: Counts = FULL,
-) -> list[Path]:
-    """Like `ensure`, but writes every set again."""
-    return ensure(root, sets, seed, workers, True, counts)
+            text = f"Generating demo data in {root}: {', '.join(stale)}"
+            Console(stderr=True).print(text, soft_wrap=True, highlight=False)
+            _generate(root, stale, seed, workers or os.cpu_count() or 1, counts)
+    return [root / name for name in sets]
 
 
 def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FULL) -> bool:
@@ -90,19 +91,6 @@ def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FUL
 # ---- how a set is generated
 
 
-def _checked(root: str | Path, sets: Iterable[str]) -> Path:
-    for name in sets:
-        if name not in PLANS:
-            raise UserError(f"There is no demo set {name!r}; sets may name {', '.join(PLANS)}.")
-        folder = Path(root) / name
-        if folder.exists() and not (folder / "manifest.json").is_file():
-            raise UserError(
-                f"{folder} exists but holds no generated demo data (no manifest.json); nothing was written: "
-                "move it away or choose another root."
-            )
-    return Path(root)
-
-
 def _manifest(name: str, seed: int, counts: Counts) -> dict[str, object]:
     return {"version": VERSION, "seed": seed, "counts": {key: getattr(counts, key) for key in COUNTS[name]}}
 
@@ -112,18 +100,11 @@ def _count_files(folder: Path) -> int:
     return sum(not name.startswith("verify") for _, _, names in os.walk(folder) for name in names)
 
 
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Held by one process at a time; the kernel releases it when that process ends, however it ends."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _generate(root: Path, sets: Sequence[str], seed: int, workers: int | None, counts: Counts) -> None:
-    workers = workers or os.cpu_count() or 1
-    with _mapper(workers) as run:
+def _generate(root: Path, sets: Sequence[str], seed: int, workers: int, counts: Counts) -> None:
+    # Spawned processes share nothing with this one, nor its lock.
+    context = multiprocessing.get_context("spawn")
+    alone = nullcontext()  # in this process
+    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) if workers > 1 else alone as pool:
         for name in sets:
             unfinished, old = root / f".{name}.partial", root / f".{name}.old"
             for leftover in (unfinished, old):
@@ -133,7 +114,8 @@ def _generate(root: Path, sets: Sequence[str], seed: int, workers: int | None, c
                 (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
             for file, content in texts.items():
                 (unfinished / file).write_text(content)
-            done = run(jobs, unfinished, seed)
+            write = partial(render, folder=unfinished, seed=seed)
+            done = pool.map(write, jobs, chunksize=4) if pool else map(write, jobs)
             for _ in track(done, description=f"{name:9}", total=len(jobs), console=Console(stderr=True)):
                 pass
             manifest = {**_manifest(name, seed, counts), "files": _count_files(unfinished) + 1}
@@ -142,17 +124,6 @@ def _generate(root: Path, sets: Sequence[str], seed: int, workers: int | None, c
                 os.rename(root / name, old)
             os.rename(unfinished, root / name)
             shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable[[list[Job], Path, int], Iterable[object]]]:
-    """A map over jobs; with several workers in processes that share nothing with this one, nor its lock."""
-    if workers == 1:
-        yield lambda jobs, folder, seed: map(partial(render, folder=folder, seed=seed), jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
-        yield lambda jobs, folder, seed: pool.map(partial(render, folder=folder, seed=seed), jobs, chunksize=4)
 
 
 def render(job: Job, folder: Path, seed: int) -> None:
@@ -165,7 +136,7 @@ def render(job: Job, folder: Path, seed: int) -> None:
     onsets = [[note.start for note in tune] for tune in tunes]
     scene = Scene(rng, [*job.sounding, *job.silent], onsets, job.stage)
     target = folder / job.path
-    if job.kind == "mp4":
+    if not job.masks:
         frames = (scene.frame(n / FPS) for n in range(round(job.seconds * FPS)))
         write_mp4(target, frames, FPS, waveform, SAMPLE_RATE)
         return

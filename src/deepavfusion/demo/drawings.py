@@ -210,8 +210,7 @@ def _accordion(pen: Pen, rng: Generator) -> None:
         fill = pen.second if fold % 2 else pen.ink
         middle = (x0 + x1) / 2
         pen.shape(
-            [(x0, top), (middle, top - 0.05), (x1, top), (x1, bottom), (middle, bottom + 0.05), (x0, bottom)],
-            fill,
+            [(x0, top), (middle, top - 0.05), (x1, top), (x1, bottom), (middle, bottom + 0.05), (x0, bottom)], fill
         )
     pen.box(0.0, 0.1, 0.28, 0.9, pen.body, 0.04)
     pen.box(0.72, 0.1, 1.0, 0.9, pen.body, 0.04)
@@ -225,12 +224,5 @@ def _accordion(pen: Pen, rng: Generator) -> None:
 
 
 DRAWINGS: dict[str, Callable[[Pen, Generator], None]] = {
-    "guitar": _guitar,
-    "violin": _violin,
-    "flute": _flute,
-    "trumpet": _trumpet,
-    "piano": _piano,
-    "drum": _drum,
-    "banjo": _banjo,
-    "accordion": _accordion,
+    draw.__name__[1:]: draw for draw in (_guitar, _violin, _flute, _trumpet, _piano, _drum, _banjo, _accordion)
 }

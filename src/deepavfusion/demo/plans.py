@@ -23,31 +23,19 @@ SOUNDING = (2, 1, 3, 1, 2, 1, 2, 1)  # how many sound together in AudioSet, by t
 SECONDS = {"vggsound": 4.0, "vggsound_music": 3.2, "solo": 3.2, "duet": 6.0, "avsbench": 5.0, "audioset": 4.0}
 ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
-# our name -> VGGSound's label, MUSIC's instrument
+# our name -> VGGSound's label, MUSIC's instrument, AudioSet's mid and display name
 CLASSES = {
-    "accordion": ("playing accordion", "accordion"),
-    "banjo": ("playing banjo", "banjo"),
-    "drum": ("playing drum kit", "drum"),
-    "flute": ("playing flute", "flute"),
-    "guitar": ("playing acoustic guitar", "acoustic_guitar"),
-    "piano": ("playing piano", "piano"),
-    "trumpet": ("playing trumpet", "trumpet"),
-    "violin": ("playing violin, fiddle", "violin"),
+    "accordion": ("playing accordion", "accordion", "/m/0mkg", "Accordion"),
+    "banjo": ("playing banjo", "banjo", "/m/018j2", "Banjo"),
+    "drum": ("playing drum kit", "drum", "/m/02hnl", "Drum kit"),
+    "flute": ("playing flute", "flute", "/m/0l14j_", "Flute"),
+    "guitar": ("playing acoustic guitar", "acoustic_guitar", "/m/042v_gx", "Acoustic guitar"),
+    "piano": ("playing piano", "piano", "/m/05r5c", "Piano"),
+    "trumpet": ("playing trumpet", "trumpet", "/m/07gql", "Trumpet"),
+    "violin": ("playing violin, fiddle", "violin", "/m/07y_7", "Violin, fiddle"),
 }
 NAMES = list(CLASSES)
 STAGE = list(OWN_REGISTER)  # the instruments of all sets but VGGSound and AudioSet
-
-# our name -> AudioSet's mid, display name
-AUDIOSET = {
-    "accordion": ("/m/0mkg", "Accordion"),
-    "banjo": ("/m/018j2", "Banjo"),
-    "drum": ("/m/02hnl", "Drum kit"),
-    "flute": ("/m/0l14j_", "Flute"),
-    "guitar": ("/m/042v_gx", "Acoustic guitar"),
-    "piano": ("/m/05r5c", "Piano"),
-    "trumpet": ("/m/07gql", "Trumpet"),
-    "violin": ("/m/07y_7", "Violin, fiddle"),
-}
 
 
 @dataclass(frozen=True)
@@ -89,16 +77,14 @@ class Job:
     """One clip to render.
 
     Args:
-        kind: "mp4" writes `path`; "avs" writes a folder of five frames, masks and a WAV file.
-        path: relative to the set's folder.
+        path: of the mp4 file, or of AVSBench's folder, relative to the set's folder.
         key: with the seed, decides everything about the clip.
         sounding, silent: names of the instruments.
         seconds: length.
-        masks: how many of the five frames get a mask.
+        masks: 0 makes an mp4 file; otherwise a folder of five frames and a WAV file, with masks of so many frames.
         stage: instruments play in their own register, in their usual colours and before something grey.
     """
 
-    kind: str
     path: str
     key: str
     sounding: tuple[str, ...]
@@ -121,17 +107,7 @@ def rng_of(seed: int, key: str) -> Generator:
 
 def _plan_vggsound(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     """annotations/vggsound.csv; clips/<label>/<id>_<start>_<end>.mp4."""
-    jobs, rows = [], []
-    for split, count in (("train", counts.vggsound_train), ("test", counts.vggsound_test)):
-        for name, (label, _) in CLASSES.items():
-            for n in range(count):
-                key = f"vggsound/{split}/{name}/{n}"
-                rng = rng_of(seed, f"{key}/plan")
-                clip, start = _youtube_id(rng, dash=n % 16 == 0), int(rng.integers(290))
-                folder = label.translate(str.maketrans(" (),", "____"))
-                path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
-                jobs.append(Job("mp4", path, key, (name,), _silent(rng, [name]), SECONDS["vggsound"]))
-                rows.append((clip, start, label, split))
+    jobs, rows = _clips_by_label("vggsound", NAMES, seed, counts)
     return jobs, {"annotations/vggsound.csv": _csv(sorted(rows))}
 
 
@@ -140,30 +116,42 @@ def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
 
     Every test clip is the first of one pair; one pair in eight is of one class.
     """
-    jobs: list[Job] = []
-    train: list[tuple[str, str]] = []
-    test: list[tuple[str, str]] = []
-    for split, count in (("train", counts.vggsound_music_train), ("test", counts.vggsound_music_test)):
-        for name in STAGE:
-            label, _ = CLASSES[name]
-            folder = label.translate(str.maketrans(" (),", "____"))
-            for n in range(count):
-                key = f"vggsound_music/{split}/{name}/{n}"
-                rng = rng_of(seed, f"{key}/plan")
-                clip, start = _youtube_id(rng), int(rng.integers(290))
-                path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
-                jobs.append(Job("mp4", path, key, (name,), (), SECONDS["vggsound_music"], stage=True))
-                names = label.removeprefix("playing ").translate(str.maketrans(" ", "_"))
-                (train if split == "train" else test).append((f"{clip}_{start:06d}", names))
-    lines = [
-        f"{clip},{name.split(',')[0]}\n" for clip, name in sorted(train)
-    ]  # violin, but violin,_fiddle in the pairs
+    jobs, rows = _clips_by_label("vggsound_music", STAGE, seed, counts)
+    train, test = (
+        [
+            (f"{c}_{start:06d}", label.removeprefix("playing ").replace(" ", "_"))
+            for c, start, label, s in rows
+            if s == split
+        ]
+        for split in ("train", "test")
+    )
+    lines = [f"{clip},{name.split(',')[0]}\n" for clip, name in sorted(train)]  # violin, but violin,_fiddle in pairs
     order = rng_of(seed, "vggsound_music/pairs").permutation(len(test))
-    rows = [("source_1", "source_2", "class_1", "class_2", "sep_type")]
+    pairs = [("source_1", "source_2", "class_1", "class_2", "sep_type")]
     for n in order:
         (first, one), (second, two) = test[n], test[(n + (1 if n % 8 == 0 else counts.vggsound_music_test)) % len(test)]
-        rows.append((first, second, one, two, "Hard" if one == two else "Easy"))
-    return jobs, {"annotations/vggmusic_train.txt": "".join(lines), "annotations/vggmusic_eval_ss.csv": _csv(rows)}
+        pairs.append((first, second, one, two, "Hard" if one == two else "Easy"))
+    return jobs, {"annotations/vggmusic_train.txt": "".join(lines), "annotations/vggmusic_eval_ss.csv": _csv(pairs)}
+
+
+def _clips_by_label(
+    dataset: str, names: Sequence[str], seed: int, counts: Counts
+) -> tuple[list[Job], list[tuple[str, int, str, str]]]:
+    """Jobs of the two sets cut from VGGSound, and of each clip id, start, label and split."""
+    jobs, rows = [], []
+    stage = names is STAGE
+    for split in ("train", "test"):
+        for name in names:
+            label = CLASSES[name][0]
+            folder = label.translate(str.maketrans(" (),", "____"))
+            for n in range(getattr(counts, f"{dataset}_{split}")):
+                key = f"{dataset}/{split}/{name}/{n}"
+                rng, clip, start = _origin(seed, key, dash=not stage and n % 16 == 0)
+                path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
+                silent = () if stage else _silent(rng, [name])
+                jobs.append(Job(path, key, (name,), silent, SECONDS[dataset], stage=stage))
+                rows.append((clip, start, label, split))
+    return jobs, rows
 
 
 def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
@@ -173,9 +161,9 @@ def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     duets: dict[str, list[str]] = {}
 
     def add(videos: dict[str, list[str]], names: tuple[str, ...], key: str, seconds: float) -> None:
-        rng = rng_of(seed, f"{key}/plan")
-        clip, folder = _youtube_id(rng), " ".join(CLASSES[name][1] for name in names)
-        jobs.append(Job("mp4", f"clips/{folder}/{clip}.mp4", key, names, (), seconds, stage=True))
+        _, clip, _ = _origin(seed, key)
+        folder = " ".join(CLASSES[name][1] for name in names)
+        jobs.append(Job(f"clips/{folder}/{clip}.mp4", key, names, (), seconds, stage=True))
         videos.setdefault(folder, []).append(clip)
 
     for name in STAGE:
@@ -191,16 +179,11 @@ def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
 def _plan_avsbench(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     """metadata.csv, label2idx.json; <v1s: S4, v1m: MS3>/<uid>/{audio.wav, frames, labels_semantic}."""
     jobs, rows = [], [("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label")]
-    sizes = {
-        "v1s": {"train": counts.s4_train, "val": counts.s4_val, "test": counts.s4_test},
-        "v1m": {"train": counts.ms3_train, "val": counts.ms3_val, "test": counts.ms3_test},
-    }
-    for label, splits in sizes.items():
-        for split, count in splits.items():
-            for n in range(count):
+    for label, subset in (("v1s", "s4"), ("v1m", "ms3")):
+        for split in ("train", "val", "test"):
+            for n in range(getattr(counts, f"{subset}_{split}")):
                 key = f"avsbench/{label}/{split}/{n}"
-                rng = rng_of(seed, f"{key}/plan")
-                video, start = _youtube_id(rng), int(rng.integers(290))
+                rng, video, start = _origin(seed, key)
                 uid = f"{video}_{start * 1000}_{start * 1000 + 5000}"
                 if label == "v1s":
                     sounding: tuple[str, ...] = (STAGE[n % len(STAGE)],)
@@ -210,10 +193,8 @@ def _plan_avsbench(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
                     heard = int(rng.integers(1, 3))
                     sounding, silent = drawn[:heard], drawn[heard:]
                 masks = 1 if (label, split) == ("v1s", "train") else 5
-                path = f"{label}/{uid}"
-                jobs.append(Job("avs", path, key, sounding, silent, SECONDS["avsbench"], masks, stage=True))
-                minute, second = str(start // 60), str(start % 60)
-                rows.append((video, uid, minute, second, "_".join(sounding), split, label))
+                jobs.append(Job(f"{label}/{uid}", key, sounding, silent, SECONDS["avsbench"], masks, stage=True))
+                rows.append((video, uid, str(start // 60), str(start % 60), "_".join(sounding), split, label))
     index = {"background": 0, **{name: n + 1 for n, name in enumerate(STAGE)}}
     return jobs, {"metadata.csv": _csv(rows), "label2idx.json": json.dumps(index, indent=1) + "\n"}
 
@@ -221,35 +202,27 @@ def _plan_avsbench(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
 def _plan_audioset(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     """class_labels_indices.csv, three lists *_segments.csv; clips/<id[:2]>/<id>_<start>_<end>.mp4."""
     jobs: list[Job] = []
-    classes = [f'{n},{mid},"{name}"\n' for n, (mid, name) in enumerate(AUDIOSET.values())]
+    classes = [f'{n},{mid},"{name}"\n' for n, (_, _, mid, name) in enumerate(CLASSES.values())]
     texts = {"annotations/class_labels_indices.csv": "".join(["index,mid,display_name\n", *classes])}
-    sizes = {
-        "balanced_train": counts.audioset_balanced,
-        "unbalanced_train": counts.audioset_unbalanced,
-        "eval": counts.audioset_eval,
-    }
-    for split, count in sizes.items():
+    for split in ("balanced_train", "unbalanced_train", "eval"):
+        count = getattr(counts, f"audioset_{split.removesuffix('_train')}")
         lines, labels = [], []
         for n in range(count):
             key = f"audioset/{split}/{n}"
-            rng = rng_of(seed, f"{key}/plan")
-            video, start = _youtube_id(rng, dash=n % 15 == 0), int(rng.integers(290))
+            rng, video, start = _origin(seed, key, dash=n % 15 == 0)
             sounding = _sounding(seed, split, n)
             silent = _silent(rng, sounding) if len(sounding) < max(SIZE) else ()
             path = f"clips/{video[:2]}/{video}_{start:06d}_{start + 10:06d}.mp4"
-            jobs.append(Job("mp4", path, key, sounding, silent, SECONDS["audioset"]))
-            mids = sorted(AUDIOSET[name][0] for name in sounding)
+            jobs.append(Job(path, key, sounding, silent, SECONDS["audioset"]))
+            mids = sorted(CLASSES[name][2] for name in sounding)
             lines.append(f'{video}, {start:.3f}, {start + 10:.3f}, "{",".join(mids)}"\n')
             labels += mids
-        texts[f"annotations/{split}_segments.csv"] = "".join(
-            [
-                f"# Segments csv of generated clips, seed {seed}\n",
-                f"# num_ytids={count}, num_segs={count}, num_unique_labels={len(set(labels))}, "
-                f"num_positive_labels={len(labels)}\n",
-                "# YTID, start_seconds, end_seconds, positive_labels\n",
-                *sorted(lines),
-            ]
+        head = (
+            f"# Segments csv of generated clips, seed {seed}\n# num_ytids={count}, num_segs={count}, "
+            f"num_unique_labels={len(set(labels))}, num_positive_labels={len(labels)}\n"
+            "# YTID, start_seconds, end_seconds, positive_labels\n"
         )
+        texts[f"annotations/{split}_segments.csv"] = head + "".join(sorted(lines))
     return jobs, texts
 
 
@@ -281,10 +254,11 @@ def _silent(rng: Generator, sounding: Sequence[str]) -> tuple[str, ...]:
     return (str(rng.choice([name for name in NAMES if name not in sounding])),)
 
 
-def _youtube_id(rng: Generator, dash: bool = False) -> str:
-    """Eleven characters; `dash` puts a "-" first, which takes care of naive command lines and parsers."""
-    letters = [ID_LETTERS[n] for n in rng.integers(len(ID_LETTERS), size=11)]
-    return "".join(["-", *letters[1:]] if dash else letters)
+def _origin(seed: int, key: str, dash: bool = False) -> tuple[Generator, str, int]:
+    """A clip's generator, and from it a YouTube id and a start in s; `dash` begins the id with "-", to test parsers."""
+    rng = rng_of(seed, f"{key}/plan")
+    letters = "".join(ID_LETTERS[n] for n in rng.integers(len(ID_LETTERS), size=11))
+    return rng, f"-{letters[1:]}" if dash else letters, int(rng.integers(290))
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:

@@ -41,9 +41,9 @@ class Sprite:
     """One instrument in its place. `x`, `y`: its centre at rest in pixels; `turned`: the image by swing."""
 
     image: Image.Image
-    x: float
-    y: float
     angle: float
+    x: float = 0.0
+    y: float = 0.0
     turned: dict[int, Image.Image] = field(default_factory=dict)
 
     def posed(self, pose: Pose) -> tuple[Image.Image, tuple[int, int]]:
@@ -75,9 +75,8 @@ class Scene:
     def __init__(self, rng: Generator, instruments: list[str], onsets: list[list[float]], stage: bool = False) -> None:
         short = int(rng.choice(SHORT_SIDES))
         long = 2 * round(short * rng.choice(ASPECTS) / 2)
-        self.width: int
-        self.height: int
-        self.width, self.height = (long, short) if rng.random() < 0.8 else (short, long)
+        size: tuple[int, int] = (long, short) if rng.random() < 0.8 else (short, long)
+        self.width, self.height = size
         self.onsets = onsets
         low, high = SIZE[len(instruments)]
         self.sprites = [
@@ -144,17 +143,15 @@ def _sprite(name: str, size: float, angle: float, rng: Generator, usual: float) 
     image = image.resize((width, height), Image.Resampling.LANCZOS)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return Sprite(image, 0.0, 0.0, angle)
+    return Sprite(image, angle)
 
 
 def _place(sprites: list[Sprite], width: int, height: int, rng: Generator) -> None:
     """Random places inside the frame: of 30 tries the first without overlap, else the one with least."""
     best, places = width * height, [(0.0, 0.0)] * len(sprites)
     small = width // 4, height // 4
-    stamps = []  # size, and what it covers at a quarter of the size
-    for sprite in sprites:
-        image = sprite.posed((0, 0))[0]
-        stamps.append((image.size, image.getchannel("A").reduce(4)))
+    images = [sprite.posed((0, 0))[0] for sprite in sprites]
+    stamps = [(image.size, image.getchannel("A").reduce(4)) for image in images]  # and coverage at a quarter of it
     for _ in range(30):
         cover, tried = np.zeros(small[::-1], np.int64), []
         for (w, h), stamp in stamps:
@@ -179,7 +176,9 @@ def _backdrop(rng: Generator, width: int, height: int, value: Range, saturation:
     kind = rng.choice(["noise", "gradient", "stripes", "blobs"])
     turn = rng.uniform(0, 2 * np.pi)
     along = x * np.cos(turn) + y * np.sin(turn)
-    rough = _smooth_noise(rng, width, height, int(rng.integers(4, 24)))
+    cells = int(rng.integers(4, 24))
+    coarse = Image.fromarray((rng.random((cells, cells)) * 255).astype(np.uint8))
+    rough = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / np.float32(255)
     field_: NDArray[np.floating]
     if kind == "noise":
         field_ = rough
@@ -198,8 +197,3 @@ def _backdrop(rng: Generator, width: int, height: int, value: Range, saturation:
     first, second = (np.array(colour(rng, value, saturation), np.float32) for _ in range(2))
     mixed = first + rng.uniform(*TEXTURE) * np.clip(field_, 0, 1)[..., None] * (second - first)
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
-
-
-def _smooth_noise(rng: Generator, width: int, height: int, cells: int) -> NDArray[np.float32]:
-    coarse = Image.fromarray((rng.random((cells, cells)) * 255).astype(np.uint8))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / np.float32(255)

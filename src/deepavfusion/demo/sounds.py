@@ -249,12 +249,5 @@ def _attack(time: Signal, seconds: float) -> Signal:
 
 
 VOICES: dict[str, Callable[[float, float, Generator, NDArray], Signal]] = {
-    "guitar": _guitar,
-    "violin": _violin,
-    "flute": _flute,
-    "trumpet": _trumpet,
-    "piano": _piano,
-    "drum": _drum,
-    "banjo": _banjo,
-    "accordion": _accordion,
+    play.__name__[1:]: play for play in (_guitar, _violin, _flute, _trumpet, _piano, _drum, _banjo, _accordion)
 }

@@ -33,7 +33,7 @@ def smoke_train(repository: Path, time_limit: float) -> str:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="doctor_") as folder:
         counts = demo.Counts(vggsound_train=1, vggsound_test=1)
-        (root,) = demo.generate(Path(folder, "data"), ["vggsound"], workers=1, counts=counts)
+        (root,) = demo.ensure(Path(folder, "data"), ["vggsound"], workers=1, counts=counts)
         command = [sys.executable, str(repository / "src" / "train.py"), *TINY]
         command += [f"data.root={root}", f"paths.log_dir={folder}/logs"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(STARTED)}

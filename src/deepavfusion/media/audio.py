@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepavfusion.media.container import Container, cut_short, damaged
+from deepavfusion.media.container import Container, damaged, nothing_in
 from deepavfusion.utils.errors import DecodeError
 
 PREROLL = 0.25  # s decoded before the window: AAC and Opus need up to 0.1 s after a seek to be right
@@ -23,14 +23,7 @@ MAX_RATE = 768_000  # Hz; a higher rate is a damaged header, and would fill the 
 MAX_BLOCKS = 2_000_000  # decoded for one window: half a day of AAC at 48 kHz
 MAX_OVERLAP = 10.0  # s of audio at times that are already filled; with more, the clock stands still
 MAX_PLANES = 8  # PyAV reads at most so many planes, one per channel
-SAMPLE_TYPES: dict[str, type] = {
-    "u8": np.uint8,
-    "s16": np.int16,
-    "s32": np.int32,
-    "s64": np.int64,
-    "flt": np.float32,
-    "dbl": np.float64,
-}
+SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}  # FFmpeg's -> NumPy's
 
 Piece = tuple[float, NDArray[np.float32]]  # time of the first sample, s, and the samples
 
@@ -68,9 +61,7 @@ def window(container: Container, start: float, seconds: float, sample_rate: int)
             if kept > decoded_to - min(first_needed, pieces[0][0]) + MAX_OVERLAP:
                 raise DecodeError(path, "undecodable", f"the audio timestamps stand still at {time:.2f} s")
     if rate == 0:
-        if cut_short(path):
-            raise DecodeError(path, "truncated", "the file ends before its first audio packet")
-        raise DecodeError(path, "too_short", "the audio stream holds no sample")
+        raise nothing_in(path, "audio")
     if header_end is not None and decoded_to < min(start + seconds, header_end) - ENDS_EARLY:
         detail = f"the audio stops at {decoded_to:.2f} s, the header says {header_end:.2f} s"
         raise DecodeError(path, "truncated", detail)
@@ -113,9 +104,7 @@ def _mono_weights(channels: tuple[str, ...]) -> NDArray[np.float32]:
     where speech and most sources on screen are, under ambience, and add the effects channel, which is
     meant for another kind of loudspeaker. Unknown layouts: the mean.
     """
-    front, centre = dict.fromkeys(("FL", "FR", "FLC", "FRC"), 1.0), {"FC": 2**0.5}
-    silent = dict.fromkeys(("LFE", "LFE2"), 0.0)
-    table = {**front, **centre, **silent}
+    table = {"FL": 1.0, "FR": 1.0, "FLC": 1.0, "FRC": 1.0, "FC": 2**0.5, "LFE": 0.0, "LFE2": 0.0}
     known = "FL" in channels and "FR" in channels
     weights = np.array([table.get(name, 0.5**0.5) if known else 1.0 for name in channels], np.float32)
     return weights / weights.sum()

@@ -146,6 +146,14 @@ def damaged(path: str, detail: str) -> DecodeError:
     return DecodeError(path, "undecodable", detail)
 
 
+def nothing_in(path: str, kind: str) -> DecodeError:
+    """The error for a stream, "video" or "audio", of which nothing was decoded."""
+    unit, packet = ("frame", "frame") if kind == "video" else ("sample", "audio packet")
+    if cut_short(path):
+        return DecodeError(path, "truncated", f"the file ends before its first {packet}")
+    return DecodeError(path, "too_short", f"the {kind} stream holds no {unit}")
+
+
 def clause(error: BaseException, path: str) -> str:
     """An exception's message without the path, on one line."""
     text = getattr(error, "strerror", None) or str(error)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 AAC_FRAME = 1024  # samples in one AAC packet
+KEY_FRAME_INTERVAL = 16  # most frames from one key frame to the next
 VIDEO_TICKS = 90_000  # ticks per second of the video track
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # channels -> FFmpeg's name
 
@@ -28,7 +29,6 @@ def write_mp4(
     waveform: ArrayLike | None = None,
     sample_rate: int = 16_000,
     *,
-    keyframe_interval: int = 16,
     crf: int = 23,
     audio_bit_rate: int = 64_000,
 ) -> None:
@@ -40,7 +40,6 @@ def write_mp4(
         fps: frames per second.
         waveform: [T] or [C, T] with C of `LAYOUTS`, in [−1, 1] (clipped outside); None writes no audio stream.
         sample_rate: of the waveform, Hz; one that AAC supports (8 000 … 96 000).
-        keyframe_interval: most frames from one key frame to the next.
         crf: x264's constant rate factor, 0 (lossless) … 51.
         audio_bit_rate: bits per second.
 
@@ -59,15 +58,11 @@ def write_mp4(
         video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.time_base = video.codec_context.time_base = Fraction(1, VIDEO_TICKS)
-        video.gop_size = keyframe_interval
+        video.gop_size = KEY_FRAME_INTERVAL
         video.thread_count = 1
         # x264's macroblock tree reads memory it has not set, so with it the bytes differ from run to run
-        options = {"crf": str(crf), "preset": "veryfast", "flags": "+bitexact", "x264-params": "mbtree=0"}
-        video.options = options
-        audio = None
-        if waveform is not None:
-            audio = _AudioTrack(container, np.asarray(waveform, np.float32), sample_rate, audio_bit_rate)
-
+        video.options = {"crf": str(crf), "preset": "veryfast", "flags": "+bitexact", "x264-params": "mbtree=0"}
+        audio = None if waveform is None else _AudioTrack(container, waveform, sample_rate, audio_bit_rate)
         durations: dict[int, int] = {}  # pts -> duration, both in ticks; x264 does not pass durations on
 
         def mux_video(frame: av.VideoFrame | None) -> None:
@@ -104,8 +99,8 @@ def write_wav(path: str | Path, waveform: ArrayLike, sample_rate: int) -> None:
 class _AudioTrack:
     """The audio track of a file being written; it is fed step by step, so that audio and video interleave."""
 
-    def __init__(self, container: Any, waveform: NDArray[np.float32], rate: int, bit_rate: int) -> None:
-        self.samples = np.clip(np.atleast_2d(waveform), -1.0, 1.0)
+    def __init__(self, container: Any, waveform: ArrayLike, rate: int, bit_rate: int) -> None:
+        self.samples = np.clip(np.atleast_2d(np.asarray(waveform, np.float32)), -1.0, 1.0)
         assert self.samples.shape[0] in LAYOUTS, f"{' or '.join(map(str, LAYOUTS))} channels, got {self.samples.shape}"
         self.container, self.rate = container, rate
         self.layout = LAYOUTS[self.samples.shape[0]]

@@ -24,7 +24,7 @@ import decord
 import numpy as np
 from numpy.typing import NDArray
 
-from deepavfusion.media.container import MAX_PIXELS, Container, cut_short, damaged
+from deepavfusion.media.container import MAX_PIXELS, Container, cut_short, damaged, nothing_in
 from deepavfusion.utils.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -150,7 +150,7 @@ class _FrameReader:
         if self.ahead is None and cut_short(path):
             raise DecodeError(path, "truncated", "the file ends before the requested frame")
         if frame is None:
-            raise DecodeError(path, "too_short", "the video stream holds no frame")
+            raise nothing_in(path, "video")
         if frame.is_corrupt:
             raise damaged(path, "the frame is damaged")
         # `rotation`: counter-clockwise degrees the frame has to be turned by.

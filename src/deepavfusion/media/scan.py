@@ -19,7 +19,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from deepavfusion.media.audio import ENDS_EARLY, mono
-from deepavfusion.media.container import MAX_PIXELS, Container, clause, cut_short, damaged, failures
+from deepavfusion.media.container import MAX_PIXELS, Container, clause, damaged, failures, nothing_in
 from deepavfusion.media.frames import length_prefix, video_stream
 from deepavfusion.media.media import Media, MediaInfo
 from deepavfusion.utils.errors import DecodeError
@@ -197,9 +197,7 @@ class _Frames(_Stream):
 
     def finish(self) -> None:
         if self.count == 0:
-            if cut_short(self.path):
-                raise DecodeError(self.path, "truncated", "the file ends before its first frame")
-            raise DecodeError(self.path, "too_short", "the video stream holds no frame")
+            raise nothing_in(self.path, self.kind)
         if self.last is not None:
             self.look(self.looked)
         if self.one_to_one and self.count < self.packets:
@@ -237,9 +235,7 @@ class _Samples(_Stream):
     def finish(self) -> None:
         self.check_end()
         if self.count == 0:
-            if cut_short(self.path):
-                raise DecodeError(self.path, "truncated", "the file ends before its first audio packet")
-            raise DecodeError(self.path, "too_short", "the audio stream holds no sample")
+            raise nothing_in(self.path, self.kind)
         if self.one_to_one and self.count > self.packets:
             raise self.bad(f"{self.packets} packets give {self.count} blocks of samples")
         if self.header_end is not None and self.end <= self.header_end + ENDS_EARLY:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader
 
 from deepavfusion.data.loading.sampler import ClipSampler
-from deepavfusion.data.loading.workers import Board, HangWatch, start_worker
+from deepavfusion.data.loading.workers import Board, hang_watch, start_worker
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
@@ -78,7 +78,7 @@ class ResumableLoader(DataLoader[Any]):
         while True:
             self.sampler.items_done = self.batches_done * self.batch_size
             iterator = self._start()
-            with HangWatch(self.board, self.hang_seconds) as watch:
+            with hang_watch(self.board, self.hang_seconds) as hung:
                 while True:
                     try:
                         batch = next(iterator)
@@ -94,18 +94,18 @@ class ResumableLoader(DataLoader[Any]):
                     if self.batches_done == len(self):  # Lightning does not ask for more; this ends the workers
                         next(iterator, None)
                     yield batch
-            blamed = self._clear_away(iterator, watch.ended)
+            blamed = self._clear_away(iterator, hung)
             kills, crashes = kills + (not blamed), crashes + blamed
+            ended = f"times in a row by {self._how_it_ended(iterator)}"
             if kills > KILLS:
                 raise UserError(
-                    f"decoding processes were ended {kills} times in a row by {self._how_it_ended(iterator)}: the "
-                    "machine has too little memory, or shared memory (df -h /dev/shm), for "
-                    f"{self.num_workers} of them; set data.num_workers lower."
+                    f"decoding processes were ended {kills} {ended}: the machine has too little memory, or shared "
+                    f"memory (df -h /dev/shm), for {self.num_workers} of them; set data.num_workers lower."
                 ) from failure
             if crashes > CRASHES:
                 raise UserError(
-                    f"decoding processes were ended {crashes} times in a row by {self._how_it_ended(iterator)}, on "
-                    "clip after clip: make doctor checks whether the decoders work here."
+                    f"decoding processes were ended {crashes} {ended}, on clip after clip: make doctor checks whether "
+                    "the decoders work here."
                 ) from failure
 
     def _start(self) -> Any:
@@ -123,16 +123,13 @@ class ResumableLoader(DataLoader[Any]):
         dead = [number for number, worker in enumerate(iterator._workers) if not worker.is_alive()]
         blamed = False
         for number in dead:
-            item = self.board.item(number)
-            how = self._how_it_ended(iterator, number)
-            if number in hung:
-                reason, what = "hung", f"did not finish within {self.hang_seconds:g} s"
-            else:
-                reason, what = "undecodable", f"was ended by {how}"
-            if item is None or (reason != "hung" and how == "SIGKILL"):
+            item, how = self.board.item(number), self._how_it_ended(iterator, number)
+            if item is None or (number not in hung and how == "SIGKILL"):
                 say(f"a decoding process was ended by {how}; all are restarted", "yellow")
                 continue
             blamed = True
+            what = f"did not finish within {self.hang_seconds:g} s" if number in hung else f"was ended by {how}"
+            reason = "hung" if number in hung else "undecodable"
             self._blame(item, reason, f"the decoding process {what} while reading it")
         for worker in iterator._workers:
             worker.kill()

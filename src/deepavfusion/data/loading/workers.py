@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 
 import torch
 
@@ -18,11 +17,7 @@ LOOK_EVERY = 0.5  # s
 
 
 class Board:
-    """Which item each decoding process is reading, and since when; in memory that all of them share.
-
-    Args:
-        workers: number of processes.
-    """
+    """Which item each of so many decoding processes is reading, and since when; in memory that all of them share."""
 
     def __init__(self, workers: int) -> None:
         # process id · item + 1, or 0 between two · start, ns of the monotonic clock, which is the machine's
@@ -50,37 +45,27 @@ class Board:
         self.rows.zero_()
 
 
-class HangWatch:
-    """Within it, a decoding process that reads an item for too long is ended, from a thread.
+@contextmanager
+def hang_watch(board: Board, seconds: float) -> Iterator[set[int]]:
+    """Within it, a decoding process that reads an item for longer is ended, from a thread; gives those ended so far."""
+    ended: set[int] = set()
+    over = threading.Event()
 
-    Args:
-        board: of the processes.
-        seconds: that an item may take.
-    """
-
-    def __init__(self, board: Board, seconds: float) -> None:
-        self.board, self.seconds = board, seconds
-        self.ended: set[int] = set()  # workers
-        self._over = threading.Event()
-
-    def __enter__(self) -> HangWatch:
-        if len(self.board.rows):
-            threading.Thread(target=self._watch, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-
-    def _watch(self) -> None:
-        while not self._over.wait(LOOK_EVERY):
+    def watch() -> None:
+        while not over.wait(LOOK_EVERY):
             now = time.monotonic_ns()
-            for worker, (pid, item, since) in enumerate(self.board.rows.tolist()):
-                if item and now - since > self.seconds * 1e9 and worker not in self.ended:
-                    self.ended.add(worker)
+            for worker, (pid, item, since) in enumerate(board.rows.tolist()):
+                if item and now - since > seconds * 1e9 and worker not in ended:
+                    ended.add(worker)
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+    if len(board.rows):
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield ended
+    finally:
+        over.set()
 
 
 def start_worker(_: int) -> None:

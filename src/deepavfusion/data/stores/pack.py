@@ -12,7 +12,7 @@ import multiprocessing
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -147,14 +147,11 @@ def _run(parts: Sequence[Part], output: Path, settings: PackSettings, workers: i
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
-        futures: dict[Future[None], Part] = {pool.submit(write_part, part, output, settings): part for part in parts}
-        pending = set(futures)
+        futures = {pool.submit(write_part, part, output, settings): part for part in parts}
         try:
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    yield futures[future]
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
         except BrokenProcessPool:
             raise UserError(
                 f"a worker died while packing into {output} (a clip that crashes the decoder, or too little memory): "

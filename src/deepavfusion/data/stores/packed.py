@@ -44,6 +44,7 @@ CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
 VALUES = re.compile(r"bytes|no_header_numpy:[0-9]+")  # litdata knows others, of which one runs code
 INT16 = 32767  # the sample value of 1.0
 CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
+COLUMNS = ("id", "video", "label", "labels", "frames")  # of a clip, in clips.json
 
 Item = dict[str, Any]
 """What a chunk holds of a clip; `PackedClip` reads it, pack.py writes it.
@@ -65,14 +66,12 @@ class PackedClip:
     def frames(self, times: Sequence[float]) -> list[Frame]:
         height, width = map(int, self.item["shape"])
         nearest = [int(np.abs(self.times - time).argmin()) for time in times]
-        return [Frame(self._decode(n), height, width) for n in nearest]
+        spans, jpegs = self.item["spans"].reshape(-1, 2), self.item["jpegs"]
+        files = (io.BytesIO(jpegs[begin:end]) for begin, end in spans[nearest])
+        return [Frame(read_image(file, self.path), height, width) for file in files]
 
     def frame_times(self) -> list[float]:
         return self.times.tolist()
-
-    def _decode(self, n: int) -> Image.Image:
-        begin, end = self.item["spans"][2 * n : 2 * n + 2]
-        return read_image(io.BytesIO(self.item["jpegs"][begin:end]), self.path)
 
     def audio(self, start: float, seconds: float) -> Tensor:
         waveform = np.frombuffer(self.item["sound"], np.int16)
@@ -269,21 +268,10 @@ def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Cl
     """A list as stored in clips.json: `packed` in the order of the chunks, without the paths of this machine."""
 
     def columns(rows: Sequence[Clip]) -> dict[str, list[Any]]:
-        return {
-            "id": [clip.id for clip in rows],
-            "video": [clip.video for clip in rows],
-            "label": [clip.label for clip in rows],
-            "labels": [clip.labels for clip in rows],
-            "frames": [clip.frames for clip in rows],
-        }
+        return {name: [getattr(clip, name) for clip in rows] for name in COLUMNS}
 
     return {
-        "split": clips.split,
-        "classes": clips.classes,
-        "multi_label": clips.multi_label,
-        "mixtures": clips.mixtures,
-        "lost_frames": clips.lost_frames,
-        "notes": clips.notes,
+        **{key: getattr(clips, key) for key in ("split", "classes", "multi_label", "mixtures", "lost_frames", "notes")},
         "clips": columns(packed),
         "missing": columns(clips.missing),
         "excluded": {**columns([clip for clip, _ in excluded]), "why": [why for _, why in excluded]},
@@ -293,23 +281,23 @@ def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Cl
 def from_json(found: dict[str, Any], files: Sequence[str]) -> ClipList:
     """The list of clips.json; `files` names the chunk of each packed clip."""
 
-    def rows(columns: dict[str, list[Any]], paths: Sequence[str]) -> list[Clip]:
-        fields = (columns[name] for name in ("id", "label", "video", "labels", "frames"))
+    def rows(key: str, paths: Sequence[str] | None = None) -> list[Clip]:
+        fields = [found[key][name] for name in COLUMNS]
         return [
-            Clip(i, path, label, video, tuple(labels), tuple(frames))
-            for path, i, label, video, labels, frames in zip(paths, *fields, strict=True)
+            Clip(identifier, path, label, video, tuple(labels), tuple(frames))
+            for path, identifier, video, label, labels, frames in zip(
+                [""] * len(fields[0]) if paths is None else paths, *fields, strict=True
+            )
         ]
 
-    lost = [""] * len(found["missing"]["id"])
-    excluded = rows(found["excluded"], [""] * len(found["excluded"]["id"]))
     return ClipList(
         split=found["split"],
-        clips=sorted(rows(found["clips"], files), key=lambda clip: clip.id),
+        clips=sorted(rows("clips", files), key=lambda clip: clip.id),
         classes=found["classes"],
-        missing=rows(found["missing"], lost),
+        missing=rows("missing"),
         notes=found["notes"],
         multi_label=found["multi_label"],
         mixtures=[tuple(ids) for ids in found["mixtures"]],
-        excluded=list(zip(excluded, found["excluded"]["why"], strict=True)),
+        excluded=list(zip(rows("excluded"), found["excluded"]["why"], strict=True)),
         lost_frames=found.get("lost_frames", 0),  # packed before they were counted
     )

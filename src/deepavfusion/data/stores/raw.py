@@ -40,14 +40,7 @@ class MediaClip:
     def __init__(self, media: Media) -> None:
         media.require("audio")
         self.media = media
-
-    @property
-    def audio_end(self) -> float:
-        return self.media.info.audio_end
-
-    @property
-    def video_end(self) -> float:
-        return self.media.info.video_end
+        self.audio_end, self.video_end = media.info.audio_end, media.info.video_end
 
     def frames(self, times: Sequence[float]) -> list[Frame]:
         frames = self.media.frames(times)
