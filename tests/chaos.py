@@ -165,6 +165,9 @@ def start_forked(command: list[str], folder: Path) -> int:
             os.dup2(output, stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os.chdir(REPOSITORY)
+        # The threads of OpenMP do not survive a fork, but it believes they do: a run with two would hang, or crash.
+        torch.set_num_threads(1)
+        torch.set_num_threads = lambda _: None
         os.environ.pop("DEEPAVFUSION_RUN_DIR", None)
         sys.argv = command
         from deepavfusion.runs import cli
