@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 AAC_FRAME = 1024  # samples in one AAC packet
-KEY_FRAME_INTERVAL = 16  # most frames from one key frame to the next
 VIDEO_TICKS = 90_000  # ticks per second of the video track
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # channels -> FFmpeg's name
 
@@ -29,6 +28,7 @@ def write_mp4(
     waveform: ArrayLike | None = None,
     sample_rate: int = 16_000,
     *,
+    keyframe_interval: int = 16,
     crf: int = 23,
     audio_bit_rate: int = 64_000,
 ) -> None:
@@ -40,6 +40,7 @@ def write_mp4(
         fps: frames per second.
         waveform: [T] or [C, T] with C of `LAYOUTS`, in [−1, 1] (clipped outside); None writes no audio stream.
         sample_rate: of the waveform, Hz; one that AAC supports (8 000 … 96 000).
+        keyframe_interval: most frames from one key frame to the next.
         crf: x264's constant rate factor, 0 (lossless) … 51.
         audio_bit_rate: bits per second.
 
@@ -58,7 +59,7 @@ def write_mp4(
         video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.time_base = video.codec_context.time_base = Fraction(1, VIDEO_TICKS)
-        video.gop_size = KEY_FRAME_INTERVAL
+        video.gop_size = keyframe_interval
         video.thread_count = 1
         # x264's macroblock tree reads memory it has not set, so with it the bytes differ from run to run
         video.options = {"crf": str(crf), "preset": "veryfast", "flags": "+bitexact", "x264-params": "mbtree=0"}
