@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import gc
-import inspect
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.data.lists.audioset import audioset
 from helpers.errors import refusal
 
@@ -224,12 +221,3 @@ def test_nothing_on_disk_and_bad_patterns(tmp_path: Path) -> None:
     assert "expected the fields id, prefix, start and end" in message(tmp_path, clip_pattern="{folder}/{id}.mp4")
     assert "gives all clips the same path" in message(tmp_path, clip_pattern="{prefix}/{start}.mp4")
     assert "leaves the data folder" in message(tmp_path, clip_pattern="../{id}.mp4")
-
-
-def test_config_names_every_argument(tmp_path: Path) -> None:
-    config = OmegaConf.load(REPOSITORY / "configs/data/audioset.yaml")
-    parameters = inspect.signature(audioset).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    assert {key: value for key, value in config.index.items() if key[0] != "_"} == defaults
-    assert (config.name, config.val_split, config.eval_split) == ("audioset", "holdout", "eval")
-    assert len(instantiate(config.index)(root=make(tmp_path), split=config.train_split)) == 3

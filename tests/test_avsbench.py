@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import inspect
 import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.data.lists.avsbench import avsbench, names_in
-from deepavfusion.demo import demo
 from helpers.errors import refusal
 
 NAMES = {"background": 0, "man": 1, "emergency-car": 2, "steel_guitar": 3, "guitar": 4}
@@ -269,40 +264,3 @@ def test_nothing_on_disk(tmp_path: Path) -> None:
     assert "None of the 2 clips of the train split is on disk" in text
     assert f"expected for example {tmp_path / A}" in text
     assert "holds label2idx.json, metadata.csv, v1m" in text
-
-
-@pytest.mark.parametrize("subset", ["s4", "ms3", "avss"])
-def test_configs_name_every_argument(subset: str, tmp_path: Path) -> None:
-    files = [REPOSITORY / f"configs/data/{name}.yaml" for name in ("_clips", "_avsbench", f"avsbench_{subset}")]
-    config = OmegaConf.merge(*map(OmegaConf.load, files))
-    parameters = inspect.signature(avsbench).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    changed = {"subset": subset, "train_frames": "first" if subset == "s4" else "all"}
-    assert {key: value for key, value in config.index.items() if key[0] != "_"} == defaults | changed
-    assert (config.name, config.train_split, config.val_split, config.eval_split) == (
-        "avsbench",
-        "train",
-        "val",
-        "test",
-    )
-    assert len(instantiate(config.index)(root=make(tmp_path), split="train")) == {"s4": 2, "ms3": 1, "avss": 4}[subset]
-
-
-def test_the_demo_data(tmp_path: Path) -> None:
-    counts = demo.Counts(s4_train=3, s4_val=1, s4_test=0, ms3_train=2, ms3_val=1, ms3_test=1)
-    demo.ensure(tmp_path, ["avsbench"], workers=1, counts=counts)
-    root = tmp_path / "avsbench"
-    expected = {("s4", "train"): 3, ("s4", "val"): 1, ("ms3", "train"): 2, ("ms3", "test"): 1, ("avss", "train"): 5}
-    with (root / "metadata.csv").open(newline="") as file:
-        rows = {row["uid"]: row for row in csv.DictReader(file)}
-    for (subset, split), listed in expected.items():
-        found = avsbench(root, split, subset)
-        assert (len(found.clips), found.missing, found.notes) == (listed, [], [])
-        assert found.classes == ["background", *demo.STAGE]
-        for clip in found.clips:
-            row = rows[Path(clip.path).name]
-            names = [found.classes[label] for label in clip.labels]
-            assert sorted(names) == sorted(row["a_obj"].split("_"))
-            assert found.classes[clip.label] == row["a_obj"].split("_")[0]
-            assert (clip.video, row["split"]) == (row["vid"], split)
-            assert clip.frames == ((0,) if (row["label"], split) == ("v1s", "train") else (0, 1, 2, 3, 4))

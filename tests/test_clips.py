@@ -18,7 +18,6 @@ from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import on_grid
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.types import Clip, Problem
-from deepavfusion.utils.errors import UserError
 
 FPS = 10
 SIZE = 32
@@ -202,9 +201,3 @@ def test_gallery_is_spread_over_the_list(vggsound_root):
     data = ClipDataModule(vggsound, str(vggsound_root), "vggsound", image_size=SIZE, num_workers=0, gallery_clips=2)
     data.setup()
     assert [c.id for c in data.val_dataloader()[1].dataset.clips] == ["clip0_000030", "clip3_000030"]
-
-
-def test_missing_root_is_named(tmp_path):
-    data = ClipDataModule(vggsound, str(tmp_path / "nowhere"), "vggsound", image_size=SIZE)
-    with pytest.raises(UserError, match=r"nowhere.*data\.root"):
-        data.setup()

@@ -18,18 +18,8 @@ from deepavfusion.media import audio as audio_reader
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.utils.errors import DecodeError
-from helpers.media import (
-    CLICKS,
-    FPS,
-    clicks,
-    copy_from,
-    number,
-    numbered,
-    probe,
-    read_audio,
-    read_frames,
-    write_stream,
-)
+from helpers.errors import decode_error
+from helpers.media import CLICKS, FPS, clicks, copy_from, number, numbered, probe, read_audio, read_frames, write_stream
 
 
 @contextmanager
@@ -46,12 +36,6 @@ def time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def reason(function: object, *args: object) -> str:
-    with pytest.raises(DecodeError) as error:
-        function(*args)  # type: ignore[operator]
-    return error.value.reason
 
 
 # ---------------------------------------------------------------- frames
@@ -307,20 +291,19 @@ def test_what_is_not_media(tmp_path: Path) -> None:
     (tmp_path / "noise.mp4").write_bytes(random.Random(0).randbytes(9999))
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://192.0.2.1/a.ts\n#EXT-X-ENDLIST\n")
     (tmp_path / "empty.mp4").touch()
+    reasons = {"gone.mp4": "missing", "text.mp4/a.mp4": "missing", "empty.mp4": "truncated"}
+    reasons |= dict.fromkeys(("text.mp4", "noise.mp4", "list.mp4", "."), "undecodable")
     with time_limit(10):
         for function, args in ((probe, ()), (read_frames, ([0.0],)), (read_audio, (0.0, 1.0))):
-            assert reason(function, tmp_path / "gone.mp4", *args) == "missing"
-            assert reason(function, tmp_path / "text.mp4" / "a.mp4", *args) == "missing"
-            assert reason(function, tmp_path / "empty.mp4", *args) == "truncated"
-            for name in ("text.mp4", "noise.mp4", "list.mp4", "."):
-                assert reason(function, tmp_path / name, *args) == "undecodable"
+            for name, reason in reasons.items():
+                assert decode_error(function, tmp_path / name, *args).reason == reason
 
 
 def test_missing_streams(tmp_path: Path) -> None:
     write_mp4(tmp_path / "silent.mp4", numbered(10), FPS)
     write_stream(tmp_path / "blind.mp4", clicks(16_000))
-    assert reason(read_audio, tmp_path / "silent.mp4", 0.0, 1.0) == "no_audio"
-    assert reason(read_frames, tmp_path / "blind.mp4", [0.0]) == "no_video"
+    assert decode_error(read_audio, tmp_path / "silent.mp4", 0.0, 1.0).reason == "no_audio"
+    assert decode_error(read_frames, tmp_path / "blind.mp4", [0.0]).reason == "no_video"
     assert probe(tmp_path / "silent.mp4").has_audio is False
     assert len(read_audio(tmp_path / "blind.mp4", 0.0, 1.0)) == 16_000
 
@@ -420,7 +403,7 @@ def test_video_with_surround_sound(real_clips: Path) -> None:
 def test_video_without_audio(real_clips: Path) -> None:
     path = real_clips / "bikes.mp4"
     assert not probe(path).has_audio
-    assert reason(read_audio, path, 0.0, 3.0) == "no_audio"
+    assert decode_error(read_audio, path, 0.0, 3.0).reason == "no_audio"
     early, late = read_frames(path, [0.0, 9.9])
     assert np.abs(early.astype(int) - late).mean() > 5
 

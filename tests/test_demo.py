@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import av
-import hydra
 import numpy as np
 import pytest
 from PIL import Image
 
 import prepare
-from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.data.lists.audioset import audioset
+from deepavfusion.data.lists.avsbench import avsbench
+from deepavfusion.data.lists.music import music
 from deepavfusion.data.lists.vggsound_music import vggsound_music
 from deepavfusion.demo import demo, plans
 from deepavfusion.demo.drawings import DRAWINGS
 from deepavfusion.demo.scenes import Scene
 from deepavfusion.demo.sounds import OWN_REGISTER, SAMPLE_RATE, VOICES, melody, mix, perform
 from deepavfusion.utils.errors import UserError
+from helpers.runs import compose
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = demo.Counts(
     vggsound_train=1, vggsound_test=1, vggsound_music_train=1, vggsound_music_test=2, solos=1, duets=1,
     s4_train=3, s4_val=1, s4_test=1, ms3_train=2, ms3_val=1, ms3_test=1,
@@ -124,6 +124,11 @@ def test_music_lists_name_the_clips(root: Path) -> None:
     videos = [*solos.items(), *duets.items()]
     listed = {f"{instrument}/{clip}.mp4" for instrument, clips in videos for clip in clips}
     assert {str(path.relative_to(folder / "clips")) for path in folder.rglob("*.mp4")} == listed
+    lists = ["MUSIC_solo_videos", "MUSIC_duet_videos"]
+    train, test = (music(folder, split, lists=lists) for split in ("train", "test"))
+    assert (len(train), len(test)) == (4 - 1 + 1, 1)
+    assert train.classes == sorted(plans.CLASSES[name][1] for name in demo.STAGE)
+    assert train.missing == test.missing == train.notes == test.notes == []
 
 
 def test_avsbench_layout(root: Path) -> None:
@@ -140,13 +145,18 @@ def test_avsbench_layout(root: Path) -> None:
             assert file.getnframes() / file.getframerate() == 5.0
         assert sorted(path.name for path in (clip / "frames").iterdir()) == [f"{n}.jpg" for n in range(5)]
         masks = sorted((clip / "labels_semantic").iterdir())
-        expected = 1 if (label, split) == ("v1s", "train") else 5
-        assert [path.name for path in masks] == [f"{n}.png" for n in range(expected)]
+        count = 1 if (label, split) == ("v1s", "train") else 5
+        assert [path.name for path in masks] == [f"{n}.png" for n in range(count)]
         sounding = {index[name] for name in a_obj.split("_")}
         for path in masks:
             mask = np.asarray(Image.open(path))
             assert mask.shape == np.asarray(Image.open(clip / f"frames/{path.stem}.jpg")).shape[:2]
             assert set(np.unique(mask)) == {0, *sounding}
+    expected = {("s4", "train"): 3, ("s4", "val"): 1, ("ms3", "train"): 2, ("ms3", "test"): 1, ("avss", "train"): 5}
+    for (subset, split), listed in expected.items():
+        found = avsbench(folder, split, subset)
+        assert (len(found.clips), found.missing, found.notes) == (listed, [], [])
+        assert found.classes == ["background", *demo.STAGE]
 
 
 AUDIOSET_SPLITS = {"balanced": "balanced_train", "unbalanced": "unbalanced_train", "eval": "eval"}  # and their lists
@@ -224,8 +234,7 @@ def test_the_reader_finds_all_of_audioset_and_verify_finds_nothing_wrong(root: P
         assert (clips.missing, clips.excluded, clips.notes, clips.multi_label) == ([], [], [], True)
         assert clips.classes == [name for *_, name in plans.CLASSES.values()]
     overrides = ["command=verify", "data=audioset", f"data.root={folder}", "splits=[full,eval]", "workers=1"]
-    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        prepare.verify_data(hydra.compose("prepare", overrides=overrides))
+    prepare.verify_data(compose(*overrides, config="prepare"))
     header, *lines = rows(folder / "verify.csv")
     assert [line[header.index("status")] for line in lines] == ["ok"] * 28
     for file in folder.glob("verify*"):
@@ -255,18 +264,6 @@ def test_audioset_is_balanced() -> None:
         assert len(dashed) > 4  # the id does not tell the class
 
 
-def test_fewer_clips_of_audioset_are_the_same_ones(root: Path, tmp_path: Path) -> None:
-    counts = demo.Counts(audioset_balanced=2, audioset_unbalanced=1, audioset_eval=1)
-    for name, seed, workers in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
-        demo.ensure(tmp_path / name, ["audioset"], seed, workers, counts)
-    one, two, other = (hashes(tmp_path / name / "audioset") for name in ("one", "two", "other"))
-    assert one == two
-    clips = {name: value for name, value in one.items() if name.endswith(".mp4")}
-    assert len(clips) == 4
-    assert not set(clips.values()) & set(other.values())
-    assert clips.items() <= hashes(root / "audioset").items()
-
-
 def test_masks_cover_the_sounding_instrument_and_no_other() -> None:
     """The sounding one moves, and all that changes in the picture lies in the masks of before and after."""
     for seed in range(8):
@@ -291,14 +288,28 @@ def test_overlapping_masks_are_disjoint() -> None:
         assert not (first & second).any()
 
 
-def test_files_follow_from_the_seed_and_not_from_the_workers(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "counts", "same"),
+    [
+        ("vggsound", ONE_SET, set()),
+        (
+            "audioset",
+            demo.Counts(audioset_balanced=2, audioset_unbalanced=1, audioset_eval=1),
+            {"annotations/class_labels_indices.csv"},
+        ),
+    ],
+)
+def test_files_follow_from_the_seed_and_not_from_the_workers(
+    root: Path, tmp_path: Path, dataset: str, counts: demo.Counts, same: set[str]
+) -> None:
     for name, seed, workers in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
-        demo.ensure(tmp_path / name, ["vggsound"], seed, workers, ONE_SET)
-    one, two, other = (hashes(tmp_path / name / "vggsound") for name in ("one", "two", "other"))
+        demo.ensure(tmp_path / name, [dataset], seed, workers, counts)
+    one, two, other = (hashes(tmp_path / name / dataset) for name in ("one", "two", "other"))
     assert one == two
-    assert not set(one.values()) & set(other.values())
+    assert {name for name, value in one.items() if value in other.values()} == same
     clips = {name: value for name, value in one.items() if name.endswith(".mp4")}
-    assert clips.items() <= hashes(root / "vggsound").items()  # fewer clips: the same ones
+    assert clips
+    assert clips.items() <= hashes(root / dataset).items()  # fewer clips: the same ones
 
 
 def test_no_two_clips_are_the_same(root: Path) -> None:
@@ -400,20 +411,3 @@ def test_overall_spectrum_does_not_tell_the_class() -> None:
     nearest = similarity.argmax(axis=1)
     hits = np.mean([labels[n] == labels[m] for n, m in enumerate(nearest)])
     assert hits < 0.5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([], "no command was given"),
-        (["command=demo", "sets=[vgg]"], "There is no demo set 'vgg'"),
-    ],
-)
-def test_prepare_answers_a_mistake_in_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
-    script = [sys.executable, str(REPOSITORY / "src/prepare.py"), *arguments]
-    run = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert sentence in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
-    assert run.stdout == ""
-    assert not list(tmp_path.iterdir())

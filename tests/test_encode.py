@@ -39,11 +39,6 @@ def read_sound(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(times), np.concatenate(samples, axis=1)
 
 
-def frame_times(path: Path) -> list[float]:
-    with av.open(str(path)) as container:
-        return [frame.time for frame in container.decode(video=0)]
-
-
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_a_click_is_heard_when_it_was_written(tmp_path: Path, rate: int) -> None:
     write_mp4(tmp_path / "a.mp4", rising(30), 10, click(1.0, rate=rate), rate)
@@ -58,9 +53,10 @@ def test_frames_come_back_in_order_and_in_time(tmp_path: Path) -> None:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert float(stream.duration * stream.time_base) == pytest.approx(2.0)
-        levels = [frame.to_ndarray(format="rgb24").mean() for frame in container.decode(video=0)]
+        frames = list(container.decode(video=0))
+    levels = [frame.to_ndarray(format="rgb24").mean() for frame in frames]
     np.testing.assert_allclose(levels, 20 + 8 * np.arange(20), atol=3)
-    np.testing.assert_allclose(frame_times(tmp_path / "a.mp4"), np.arange(20) / 10, atol=1e-4)
+    np.testing.assert_allclose([frame.time for frame in frames], np.arange(20) / 10, atol=1e-4)
 
 
 def test_key_frames_are_no_farther_apart_than_asked(tmp_path: Path) -> None:
@@ -80,18 +76,12 @@ def test_stereo_keeps_its_channels(tmp_path: Path) -> None:
     assert np.abs(samples[1]).max() < 0.02
 
 
-def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in "ab":
-        write_mp4(tmp_path / name, rising(20), 10, click(0.5))
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_bytes_do_not_depend_on_what_was_in_memory(tmp_path: Path) -> None:
+def test_same_input_gives_the_same_bytes_whatever_was_in_memory(tmp_path: Path) -> None:
     """glibc fills what it hands out with another byte in each run; x264's macroblock tree fails this."""
     code = (
         "import sys, numpy as np; from deepavfusion.media.encode import write_mp4;"
         "image = np.random.default_rng(0).integers(0, 255, (208, 208, 3), dtype=np.uint8);"
-        "write_mp4(sys.argv[1], [np.roll(image, 3 * (n // 4), 1) for n in range(20)], 10)"
+        "write_mp4(sys.argv[1], [np.roll(image, 3 * (n // 4), 1) for n in range(20)], 10, np.sin(range(32_000)))"
     )
     for byte in ("0", "1", "85"):
         environment = {**os.environ, "MALLOC_PERTURB_": byte}
@@ -101,11 +91,7 @@ def test_bytes_do_not_depend_on_what_was_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("frames", "message"),
-    [
-        (rising(2, height=47), "even sizes"),
-        ([], "no frames"),
-        ([rising(1)[0], rising(1, width=66)[0]], "frame 1 is"),
-    ],
+    [(rising(2, height=47), "even sizes"), ([], "no frames"), ([rising(1)[0], rising(1, width=66)[0]], "frame 1 is")],
 )
 def test_wrong_input_is_named(tmp_path: Path, frames: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.music import ids_of_test, music
-from deepavfusion.demo import demo, plans
 from helpers.errors import refusal
 
 Videos = dict[str, list[str]]
@@ -70,6 +66,7 @@ def test_duets_are_train_and_have_two_labels(tmp_path: Path) -> None:
     ]
     assert train.clips[3].path == str(tmp_path / "clips/violin acoustic_guitar/eeeeeeeeeee.mp4")
     assert [(clip.id, clip.labels) for clip in test.clips] == [("-aaaaaaaaaa", (1,))]
+    assert ids(music(tmp_path, "duet", lists=[SOLO, DUET])) == ["eeeeeeeeeee", "fffffffffff"]
 
 
 def test_several_clips_of_a_video_and_names_that_run_on(tmp_path: Path) -> None:
@@ -258,27 +255,3 @@ def test_nothing_on_disk(tmp_path: Path) -> None:
     assert "None of the 5 clips of the train split is on disk" in text
     assert f"expected for example {tmp_path / 'clips/violin/bbbbbbbbbb_.mp4'}" in text
     assert "clips/violin/ holds -aaaaaaaaaa.mp4" in text
-
-
-def test_config_names_every_argument(tmp_path: Path) -> None:
-    config = OmegaConf.load(REPOSITORY / "configs/data/music.yaml")
-    parameters = inspect.signature(music).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    assert {key: value for key, value in config.index.items() if key[0] != "_"} == defaults | {"lists": [SOLO]}
-    assert (config.name, config.val_split) == ("music", "holdout")
-    assert ids(instantiate(config.index)(root=make(tmp_path, on_disk=ALL), split="test")) == ["-aaaaaaaaaa"]
-
-
-def test_the_demo_data(tmp_path: Path) -> None:
-    demo.ensure(tmp_path, ["music"], workers=1, counts=demo.Counts(solos=2, duets=2))
-    train, test = (music(tmp_path / "music", split, lists=[SOLO, DUET]) for split in ("train", "test"))
-    assert train.classes == sorted(plans.CLASSES[name][1] for name in demo.STAGE)
-    assert (len(train.clips), len(test.clips)) == (8 - 1 + 2, 1)
-    assert train.missing == test.missing == train.notes == test.notes == []
-    for clip in train.clips + test.clips:
-        names = Path(clip.path).parent.name.split(" ")
-        assert clip.label == train.classes.index(names[0])
-        assert clip.labels == tuple(sorted(train.classes.index(name) for name in names))
-    assert sum(len(clip.labels) == 2 for clip in train.clips) == 2
-    duets = music(tmp_path / "music", "duet", lists=[SOLO, DUET])
-    assert {clip.id for clip in duets.clips} == {clip.id for clip in train.clips if len(clip.labels) == 2}

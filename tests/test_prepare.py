@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
-import os
+import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hydra.utils import get_method
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -42,13 +45,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 compose = partial(compose_config, config="prepare")
-
-
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "120"}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], cwd=cwd, capture_output=True, text=True, env=environment, timeout=120
-    )
 
 
 def test_verify_then_pack(
@@ -90,15 +86,44 @@ def test_verify_then_pack(
         (["command=verify", "data=vggsound", "data.root={raw}", "data.verify_report=null"], r"verify_report is null"),
         (["command=pack", "data=vggsound", "data.root={raw}"], r"no place to write to; .* add output=<folder>"),
         (["command=pack", "data=vggsound", "data.root={raw}", "output={raw}"], r"holds no packed data"),
-        (["command=demo", "root=x", "sets=[vgg]"], r"There is no demo set 'vgg'"),
+        (["command=demo", "root={tmp}/x", "sets=[vgg]"], r"There is no demo set 'vgg'"),
+        ([], r"no command was given"),
     ],
 )
-def test_a_mistake_is_one_sentence(overrides: list[str], sentence: str, raw: Path) -> None:
-    cfg = compose(*(override.format(raw=raw) for override in overrides))
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    overrides: list[str], sentence: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
     files = sorted(raw.rglob("*"))
-    with pytest.raises(UserError, match=sentence):
-        prepare.COMMANDS[cfg.command](cfg)
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, "prepare", *(override.format(raw=raw, tmp=tmp_path) for override in overrides))
+    out, error = capsys.readouterr()
+    assert (end.value.code, len(error.splitlines())) == (2, 1)
+    assert out == "" or "command=pack" in overrides
+    assert re.search(sentence, error)
     assert sorted(raw.rglob("*")) == files
+    assert not list(tmp_path.iterdir())
+
+
+OF_DATASETS = {  # name, splits, and arguments that are not the reader's defaults
+    "vggsound": ("vggsound", "train", "test", "test", {}),
+    "vggsound_music": ("vggsound_music", "train", "holdout", "test", {}),
+    "music": ("music", "train", "holdout", "test", {"lists": ["MUSIC_solo_videos"]}),
+    "audioset": ("audioset", "unbalanced", "holdout", "eval", {}),
+    "avsbench_s4": ("avsbench", "train", "val", "test", {"subset": "s4", "train_frames": "first"}),
+    "avsbench_ms3": ("avsbench", "train", "val", "test", {"subset": "ms3"}),
+    "avsbench_avss": ("avsbench", "train", "val", "test", {"subset": "avss"}),
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_dataset_config_names_every_argument_of_its_reader(name: str) -> None:
+    data = compose(f"data={name}").data
+    *common, changed = OF_DATASETS[name]
+    assert [data[key] for key in ("name", "train_split", "val_split", "eval_split")] == common
+    parameters = inspect.signature(get_method(data.index._target_)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    assert {key: value for key, value in data.index.items() if key[0] != "_"} == defaults | changed
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -114,8 +139,8 @@ def test_every_dataset_composes(name: str, tmp_path: Path) -> None:
 
 
 def test_help_names_every_command_and_dataset() -> None:
-    done = command("--help", cwd=Path("/"))
-    assert done.returncode == 0
+    command = [sys.executable, str(SCRIPT), "--help"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=120)
     for word in (*(f"command={name}" for name in prepare.COMMANDS), *DATASETS, "time_limit: 30", "output: null"):
         assert word in done.stdout
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.data.lists.vggsound_music import instrument, vggsound_music
 from helpers.errors import refusal
 
@@ -102,10 +100,7 @@ def test_one_class_however_it_is_written() -> None:
 
 
 def test_the_published_lists(real_lists: Path) -> None:
-    on_disk = (
-        "playing_harpsichord/--G-wKyj6JQ_000030_000040.mp4",
-        "playing_bass_drum/JIemsK_0lXc_000364_000374.mp4",
-    )
+    on_disk = ("playing_harpsichord/--G-wKyj6JQ_000030_000040.mp4", "playing_bass_drum/JIemsK_0lXc_000364_000374.mp4")
     for name in on_disk:
         (real_lists / "clips" / name).parent.mkdir(parents=True)
         (real_lists / "clips" / name).touch()
@@ -257,12 +252,3 @@ def test_nothing_on_disk(tmp_path: Path) -> None:
     assert "None of the 4 clips of the test split is on disk" in text
     assert f"expected for example {tmp_path / 'clips' / TEST_FILES[0]}" in text
     assert "data.root or data.index.clip_pattern" in text
-
-
-def test_config_names_every_argument(tmp_path: Path) -> None:
-    config = OmegaConf.load(REPOSITORY / "configs/data/vggsound_music.yaml")
-    parameters = inspect.signature(vggsound_music).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    assert {key: value for key, value in config.index.items() if key[0] != "_"} == defaults
-    assert (config.name, config.val_split) == ("vggsound_music", "holdout")
-    assert len(instantiate(config.index)(root=make(tmp_path), split="train")) == 3

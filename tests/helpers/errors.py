@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import DecodeError, UserError
 
 
 def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
@@ -15,3 +15,10 @@ def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     with pytest.raises(UserError) as error:
         function(*args, **kwargs)
     return str(error.value)
+
+
+def decode_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> DecodeError:
+    """The `DecodeError` that a call ends with."""
+    with pytest.raises(DecodeError) as error:
+        function(*args, **kwargs)
+    return error.value

@@ -9,7 +9,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,6 @@ from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.lists.vggsound_music import vggsound_music
 from deepavfusion.utils.errors import UserError
 from helpers.examples import SEEN, examples
-
-COUNTS = [60, pytest.param(1000, marks=pytest.mark.full)]
-
 
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "..", ".", "~", "a/b", "a\\b", "..\\a", "a\0b", "", " ", "\ud800"]
 HOSTILE += ["\u202e", "x" * 300, "x" * 5000, "9" * 5000, "-1", "1e308", "1e309", "nan", "inf", "1_0", "٣", '"', "'"]
@@ -64,24 +62,11 @@ ontology = st.one_of(st.just(b"index,mid,display_name\n0,/m/01,Speech\n1,/m/02,D
 VGG = table("", some(*IDS), some("0", "30", "000007"), some("violin", "a (b)"), some("train", "train", "test"))
 PAIRED = [f"{name}_000030" for name in IDS]
 VGG_TRAIN = table("", some(*PAIRED), some("violin", "piano"))
-PAIRS = table(
-    "source_1,source_2,class_1,class_2,sep_type\n",
-    some(*PAIRED[:2]),
-    some(*PAIRED[2:]),
-    some("violin,_fiddle", "piano"),
-    some("piano"),
-    cells,
-)
-AVS = table(
-    "vid,uid,s_min,s_sec,a_obj,split,label\n",
-    some(*IDS),
-    some(*IDS),
-    small,
-    small,
-    some("man", "man_dog", "dog"),
-    some("train", "val", "test"),
-    some("v1s", "v1m", "v2"),
-)
+PAIRS_HEADER, FIRST_CLASSES = "source_1,source_2,class_1,class_2,sep_type\n", some("violin,_fiddle", "piano")
+PAIRS = table(PAIRS_HEADER, some(*PAIRED[:2]), some(*PAIRED[2:]), FIRST_CLASSES, some("piano"), cells)
+OBJECTS, SPLITS, SUBSETS = some("man", "man_dog", "dog"), some("train", "val", "test"), some("v1s", "v1m", "v2")
+AVS_HEADER = "vid,uid,s_min,s_sec,a_obj,split,label\n"
+AVS = table(AVS_HEADER, some(*IDS), some(*IDS), small, small, OBJECTS, SPLITS, SUBSETS)
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), cells),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(cells, inner, max_size=4)),
@@ -95,19 +80,9 @@ def as_json(strategy: st.SearchStrategy[object]) -> st.SearchStrategy[bytes]:
     return st.one_of(*[strategy.map(lambda value: json.dumps(value).encode())] * 4, st.sampled_from(JSON_NOISE))
 
 
-VIDEOS = as_json(
-    st.one_of(
-        values,
-        st.just({"videos": {"violin": IDS[:2], "piano": IDS[2:]}}),
-        st.fixed_dictionaries(
-            {
-                "videos": st.dictionaries(
-                    some("violin", "piano", "violin piano"), st.lists(some(*IDS), max_size=4), max_size=4
-                )
-            }
-        ),
-    )
-)
+by_label = st.dictionaries(some("violin", "piano", "violin piano"), st.lists(some(*IDS), max_size=4), max_size=4)
+usual = st.just({"videos": {"violin": IDS[:2], "piano": IDS[2:]}})
+VIDEOS = as_json(st.one_of(values, usual, st.fixed_dictionaries({"videos": by_label})))
 NAMED = st.just(b'{"background": 0, "man": 1, "dog": 2}')
 NAMES = st.one_of(NAMED, NAMED, as_json(st.one_of(values, st.dictionaries(cells, st.integers(0, 3), max_size=3))))
 
@@ -168,106 +143,80 @@ def check(read: Callable[[Path], ClipList], files: dict[str, bytes]) -> None:
         assert all(set(mixture) <= known for mixture in found.mixtures)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_vggsound_lists(count: int) -> None:
-    def one(data: bytes, split: str) -> None:
-        check(lambda root: vggsound(root, split), {"annotations/vggsound.csv": data})
-
-    examples(one, count, VGG, st.sampled_from(["train", "test"]))
-
-
-@pytest.mark.parametrize("count", COUNTS)
-def test_audioset_lists(count: int) -> None:
-    def one(data: bytes, other: bytes, labels: bytes, split: str) -> None:
-        files = {"unbalanced_train_segments": data, "balanced_train_segments": other, "eval_segments": other}
-        files["class_labels_indices"] = labels
-        check(
-            lambda root: audioset(root, split), {f"annotations/{name}.csv": content for name, content in files.items()}
-        )
-
-    examples(one, count, SEGMENTS, SEGMENTS, ontology, st.sampled_from(["unbalanced", "balanced", "full", "eval"]))
-
-
-@pytest.mark.parametrize("count", COUNTS)
-def test_music_lists(count: int) -> None:
-    def one(solos: bytes, duets: bytes, split: str) -> None:
-        names = ["MUSIC_solo_videos", "MUSIC_duet_videos"]
-        files = {f"{name}.json": data for name, data in zip(names, (solos, duets), strict=True)}
-        check(lambda root: music(root, split, lists=names), files)
-
-    examples(one, count, VIDEOS, VIDEOS, st.sampled_from(["train", "test", "duet"]))
-
-
-@pytest.mark.parametrize("subset", ["s4", "ms3", "avss"])
-@pytest.mark.parametrize("count", [25, pytest.param(400, marks=pytest.mark.full)])
-def test_avsbench_lists(count: int, subset: str) -> None:
-    def one(data: bytes, names: bytes, split: str, train_frames: str) -> None:
-        files = {"metadata.csv": data, "label2idx.json": names}
-        check(lambda root: avsbench(root, split, subset, train_frames=train_frames), files)
-
-    examples(one, count, AVS, NAMES, st.sampled_from(["train", "val", "test"]), st.sampled_from(["all", "first"]))
+SEGMENT_LISTS = [f"annotations/{name}_segments.csv" for name in ("unbalanced_train", "balanced_train", "eval")]
+ONTOLOGY_LIST, VGG_LIST = "annotations/class_labels_indices.csv", "annotations/vggsound.csv"
+VGG_MUSIC_LISTS = ["annotations/vggmusic_train.txt", "annotations/vggmusic_eval_ss.csv"]
+MUSIC_LISTS = ["MUSIC_solo_videos", "MUSIC_duet_videos"]
+AVS_LISTS = ["metadata.csv", "label2idx.json"]
+READERS: dict[str, tuple[Callable[..., ClipList], dict[str, st.SearchStrategy[bytes]], list[str]]] = {
+    "vggsound": (vggsound, {VGG_LIST: VGG}, ["train", "test"]),
+    "audioset": (
+        audioset,
+        {**dict.fromkeys(SEGMENT_LISTS, SEGMENTS), ONTOLOGY_LIST: ontology},
+        ["unbalanced", "balanced", "full", "eval"],
+    ),
+    "music": (
+        partial(music, lists=MUSIC_LISTS),
+        {f"{name}.json": VIDEOS for name in MUSIC_LISTS},
+        ["train", "test", "duet"],
+    ),
+    "vggsound_music": (
+        vggsound_music,
+        dict(zip(VGG_MUSIC_LISTS, (VGG_TRAIN, PAIRS), strict=True)),
+        ["train", "test"],
+    ),
+}
+for subset, frames in product(("s4", "ms3", "avss"), ("all", "first")):
+    reader = partial(avsbench, subset=subset, train_frames=frames)
+    READERS[f"avsbench {subset} {frames}"] = (
+        reader,
+        dict(zip(AVS_LISTS, (AVS, NAMES), strict=True)),
+        ["train", "val", "test"],
+    )
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_vggsound_music_lists(count: int) -> None:
-    def one(train: bytes, test: bytes, split: str) -> None:
-        files = {"annotations/vggmusic_train.txt": train, "annotations/vggmusic_eval_ss.csv": test}
-        check(lambda root: vggsound_music(root, split), files)
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.full)])
+def test_lists(count: int, name: str) -> None:
+    reader, files, splits = READERS[name]
 
-    examples(one, count, VGG_TRAIN, PAIRS, st.sampled_from(["train", "test"]))
+    def one(data: dict[str, bytes], split: str) -> None:
+        check(lambda root: reader(root, split), data)
+
+    examples(one, count // 3 if "avsbench" in name else count, st.fixed_dictionaries(files), st.sampled_from(splits))
 
 
 @pytest.mark.parametrize("hostile", [text for text in HOSTILE if "/" in text or "\\" in text or text in ("..", "a\0b")])
 def test_no_list_leads_out(hostile: str, tmp_path: Path) -> None:
     """Each field that goes into a path, with what leads out of a folder."""
-    row, avs = quoted(hostile), "vid,uid,s_min,s_sec,a_obj,split,label\n"
-    names = b'{"background": 0, "man": 1}'
-    classes, segments = b"index,mid,display_name\n0,/m/01,a\n", "annotations/balanced_train_segments.csv"
-    csv, pairs = "annotations/vggsound.csv", "source_1,source_2,class_1,class_2,sep_type\n"
-    train = "annotations/vggmusic_train.txt"
-    cases: list[tuple[Callable[[Path], ClipList], dict[str, bytes]]] = [
-        (lambda root: vggsound(root, "train"), {csv: f"{row},0,violin,train\n".encode()}),
-        (lambda root: vggsound(root, "train"), {csv: f"abc,0,{row},train\n".encode()}),
+    row, avs = quoted(hostile), AVS_HEADER
+    names = {"label2idx.json": '{"background": 0, "man": 1}'}
+    classes = {ONTOLOGY_LIST: "index,mid,display_name\n0,/m/01,a\n"}
+    train, pairs = VGG_MUSIC_LISTS[0], {VGG_MUSIC_LISTS[1]: PAIRS_HEADER}
+    solos = "MUSIC_solo_videos.json"
+    s4 = partial(avsbench, subset="s4")
+    cases: list[tuple[Callable[..., ClipList], dict[str, str]]] = [
+        (vggsound, {VGG_LIST: f"{row},0,violin,train\n"}),
+        (vggsound, {VGG_LIST: f"abc,0,{row},train\n"}),
+        (audioset, {SEGMENT_LISTS[0]: f"{row},0,10,/m/01\n", **classes}),
+        (music, {solos: json.dumps({"videos": {hostile: IDS}})}),
+        (music, {solos: json.dumps({"videos": {"a": [hostile]}})}),
+        (s4, {"metadata.csv": f"{avs}a,{row},0,0,man,train,v1s\n", **names}),
         (
-            lambda root: audioset(root, "balanced"),
-            {segments: f"{row},0,10,/m/01\n".encode(), "annotations/class_labels_indices.csv": classes},
+            partial(s4, clip_pattern="{label}/{uid}/{vid}"),
+            {"metadata.csv": f"{avs}{row},a,0,0,man,train,v1s\n", **names},
         ),
-        (
-            lambda root: music(root, "train"),
-            {"MUSIC_solo_videos.json": json.dumps({"videos": {hostile: IDS}}).encode()},
-        ),
-        (
-            lambda root: music(root, "train"),
-            {"MUSIC_solo_videos.json": json.dumps({"videos": {"a": [hostile]}}).encode()},
-        ),
-        (
-            lambda root: avsbench(root, "train", "s4"),
-            {"metadata.csv": f"{avs}a,{row},0,0,man,train,v1s\n".encode(), "label2idx.json": names},
-        ),
-        (
-            lambda root: avsbench(root, "train", "s4", clip_pattern="{label}/{uid}/{vid}"),
-            {"metadata.csv": f"{avs}{row},a,0,0,man,train,v1s\n".encode(), "label2idx.json": names},
-        ),
-        (
-            lambda root: vggsound_music(root, "train"),
-            {
-                train: f"{quoted(hostile + '_000001')},piano\n".encode(),
-                "annotations/vggmusic_eval_ss.csv": pairs.encode(),
-            },
-        ),
-        (
-            lambda root: vggsound_music(root, "train"),
-            {train: f"abc_000001,{row}\n".encode(), "annotations/vggmusic_eval_ss.csv": pairs.encode()},
-        ),
-        (lambda root: vggsound(root, "train", annotations=hostile), {csv: b""}),
-        (lambda root: music(root, "train", lists=[hostile]), {"MUSIC_solo_videos.json": b"{}"}),
+        (vggsound_music, {train: f"{quoted(hostile + '_000001')},piano\n", **pairs}),
+        (vggsound_music, {train: f"abc_000001,{row}\n", **pairs}),
+        (partial(vggsound, annotations=hostile), {VGG_LIST: ""}),
+        (partial(music, lists=[hostile]), {solos: "{}"}),
     ]
     for n, (read, files) in enumerate(cases):
-        for path, data in files.items():
+        for path, text in files.items():
             (tmp_path / str(n) / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / str(n) / path).write_bytes(data)
+            (tmp_path / str(n) / path).write_text(text)
         with pytest.raises(UserError):
-            read(tmp_path / str(n))
+            read(tmp_path / str(n), "unbalanced" if read is audioset else "train")
 
 
 def test_a_long_name_takes_no_time() -> None:
