@@ -9,7 +9,7 @@ from PIL import Image
 
 from deepavfusion.benchmarks.data import PARTS
 from deepavfusion.benchmarks.report import show, write_csv
-from helpers.runs import call
+from helpers.runs import call, sentence
 
 
 def test_reading_raw_and_packed_clips(tmp_path, monkeypatch):
@@ -44,3 +44,28 @@ def test_the_table_names_shared_settings_once(capsys):
     assert "1,234.50" in said
     assert "None" not in said
     assert "peak" not in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "expected"),
+    [
+        ("model", "benchmark.cases.cpu=[{fusion: [sparse]}]", "is 'sparse': choose one of factorized, dense"),
+        ("model", "benchmark.cases.cpu=[{fusion: dense}]", "benchmark.cases.cpu[0].fusion is 'dense', expected a list"),
+        ("model", "benchmark.cases.cpu=[{}, {size: giant}]", "cases.cpu[1].size is 'giant', expected tiny or"),
+        ("model", "benchmark.cases.cpu=[{precision: fp8}]", "cpu[0].precision is 'fp8', expected fp32 or bf16"),
+        ("model", "benchmark.cases.cpu=[{passes: back}]", "cpu[0].passes is 'back', expected encoder_forward or"),
+        ("model", "benchmark.cases.cuda=[{masked: 1}]", "benchmark.cases.cuda[0].masked is 1, expected true or false"),
+        ("model", "benchmark.cases.cpu=[{masked: false}]", "cpu[0].masked is false, but a train_step is always masked"),
+        ("model", "benchmark.cases.cpu=[{batch: 0}]", "benchmark.cases.cpu[0].batch is 0, expected a whole number"),
+        ("model", "benchmark.cases.cpu=[{fusoin: [dense]}]", "unknown key 'fusoin', expected one of fusion, reference"),
+        ("model", "benchmark.cases.cpu=[]", "benchmark.cases.cpu is [], expected a list of cases"),
+        ("model", "benchmark.device=tpu", "benchmark.device is 'tpu', expected auto or cpu or cuda"),
+        ("step", "benchmark.steps=0", "benchmark.steps is 0, expected a whole number from 1"),
+        ("step", "benchmark.experiment=no_such", "Could not find 'experiment/no_such'"),
+        ("step", "benchmark.overrides=['data.root=/no/such/folder']", "data.root=/no/such/folder is not a folder"),
+    ],
+)
+def test_a_wrong_value_gives_one_sentence_and_leaves_no_run(kind, override, expected, tmp_path, monkeypatch, capsys):
+    words = [f"benchmark={kind}", override, f"paths.log_dir={tmp_path}"]
+    assert expected in sentence(monkeypatch, capsys, *words, script="benchmark")
+    assert not list(tmp_path.glob("benchmark/runs/*"))

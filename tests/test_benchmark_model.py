@@ -17,7 +17,7 @@ from deepavfusion.benchmarks.model_report import compare
 from deepavfusion.benchmarks.passes import FUSIONS, IMPLEMENTATIONS, PASSES, Case, Pass, Recipe
 from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.errors import UserError
-from helpers.runs import call, sentence
+from helpers.runs import call
 from helpers.runs import compose as compose_config
 
 CPU = torch.device("cpu")
@@ -97,28 +97,6 @@ def test_the_default_cases_on_a_gpu_cover_each_setting():
     assert values["passes"] == set(PASSES)
     assert values["precision"] == {"fp32", "bf16"}
     assert values["masked"] == values["compiled"] == {True, False}
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("benchmark.cases.cpu=[{fusion: [sparse]}]", "is 'sparse': choose one of factorized, dense"),
-        ("benchmark.cases.cpu=[{fusion: dense}]", "benchmark.cases.cpu[0].fusion is 'dense', expected a list"),
-        ("benchmark.cases.cpu=[{}, {size: giant}]", "benchmark.cases.cpu[1].size is 'giant', expected tiny or"),
-        ("benchmark.cases.cpu=[{precision: fp8}]", "cpu[0].precision is 'fp8', expected fp32 or bf16"),
-        ("benchmark.cases.cpu=[{passes: backward}]", "cpu[0].passes is 'backward', expected encoder_forward or"),
-        ("benchmark.cases.cuda=[{masked: 1}]", "benchmark.cases.cuda[0].masked is 1, expected true or false"),
-        ("benchmark.cases.cpu=[{masked: false}]", "cpu[0].masked is false, but a train_step is always masked"),
-        ("benchmark.cases.cpu=[{batch: 0}]", "benchmark.cases.cpu[0].batch is 0, expected a whole number"),
-        ("benchmark.cases.cpu=[{fusoin: [dense]}]", "unknown key 'fusoin', expected one of fusion, reference"),
-        ("benchmark.cases.cpu=[]", "benchmark.cases.cpu is [], expected a list of cases"),
-        ("benchmark.device=tpu", "benchmark.device is 'tpu', expected auto or cpu or cuda"),
-    ],
-)
-def test_a_wrong_value_gives_one_sentence_and_leaves_no_run(override, expected, tmp_path, monkeypatch, capsys):
-    words = ["benchmark=model", *SMALL, override, f"paths.log_dir={tmp_path}"]
-    assert expected in sentence(monkeypatch, capsys, *words, script="benchmark")
-    assert not list(tmp_path.glob("benchmark/runs/*"))
 
 
 # ---- passes

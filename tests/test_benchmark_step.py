@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from deepavfusion.benchmarks.step import PARTS, StepTimer
-from helpers.runs import PRETRAIN, call, sentence
+from helpers.runs import PRETRAIN, call
 
 TINY = [override for override in PRETRAIN if override.startswith(("trainer=", "model.net", "model.decoder", "data."))]
 
@@ -68,17 +68,3 @@ def test_a_run_over_several_epochs(data_root, tmp_path, monkeypatch):
     # whole batches only, so that parts and clips/s cover the same time; time counted twice would exceed it
     assert sum(parts) == pytest.approx(6e3 / float(row["clips_per_second"]), rel=1e-3)
     assert Image.open(latest / "results.png").width > 300
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("benchmark.steps=0", "benchmark.steps is 0, expected a whole number from 1"),
-        ("benchmark.experiment=no_such", "Could not find 'experiment/no_such'"),
-        ("benchmark.overrides=['data.root=/no/such/folder']", "data.root=/no/such/folder is not a folder"),
-    ],
-)
-def test_a_mistake_gives_one_sentence_and_leaves_no_run(override, expected, tmp_path, monkeypatch, capsys):
-    words = ["benchmark=step", override, f"paths.log_dir={tmp_path}"]
-    assert expected in sentence(monkeypatch, capsys, *words, script="benchmark")
-    assert not list(tmp_path.glob("benchmark/runs/*"))

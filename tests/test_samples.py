@@ -361,23 +361,21 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(folder, workers):
 
 
 def test_an_epoch_may_pass_over_the_clips_several_times(folder):
-    def index(root, split):
-        return clip_list(folder, *TONES)
-
-    data = ClipDataModule(index, str(folder), "x", batch_size=4, image_size=SIZE, num_workers=0, repeats=3)
+    tones = clip_list(folder, *TONES)
+    data = ClipDataModule(
+        lambda root, split: tones, str(folder), "x", batch_size=4, image_size=SIZE, num_workers=0, repeats=3
+    )
     data.setup()
     ids = [i for batch in data.train_dataloader() for i in batch.id]
     assert Counter(ids) == {name: 3 for name, _, _ in TONES}
 
 
 def test_too_little_coverage_is_an_error_before_anything_runs(folder):
-    def index(root, split):
-        return clip_list(folder, *TONES, missing=[Clip(f"m{n}", "") for n in range(3)])
-
-    data = ClipDataModule(index, str(folder), "x", image_size=SIZE, min_coverage=0.9)
+    tones = clip_list(folder, *TONES, missing=[Clip(f"m{n}", "") for n in range(3)])
+    data = ClipDataModule(lambda root, split: tones, str(folder), "x", image_size=SIZE, min_coverage=0.9)
     with pytest.raises(UserError, match=r"only 4 of 7 clips of the test split.*57\.1%.*data\.min_coverage=0\.57"):
         data.setup()
-    ClipDataModule(index, str(folder), "x", image_size=SIZE, min_coverage=0.57).setup()
+    ClipDataModule(lambda root, split: tones, str(folder), "x", image_size=SIZE, min_coverage=0.57).setup()
 
 
 # ---------------------------------------------------------------- every dataset config
