@@ -344,7 +344,7 @@ for name in ('metrics.json', 'config.yaml', 'overrides.yaml', 'checkpoints/last.
 def test_a_training_that_fails(script, words, tmp_path: Path, monkeypatch):
     (tmp_path / "src").mkdir()
     (tmp_path / "src/train.py").write_text(script)
-    monkeypatch.setattr(demo, "generate", lambda root, *_, **__: [root])
+    monkeypatch.setattr(demo, "ensure", lambda root, *_, **__: [root])
     text = refusal(smoke.smoke_train, tmp_path, 2 if "sleep" in script else 60)
     assert all(word in text for word in [*words, "python src/train.py"])
 
