@@ -9,10 +9,8 @@ from pathlib import Path
 # so have the processes it starts. Before torch counts them.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
-    number, count = (
-        int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")),
-        int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
-    )
+    number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, cores[number::count] or cores)
 
 import pytest

@@ -17,19 +17,13 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import psutil
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 EVERY = 10.0  # s
 GROWTH = 0.05
 FILES = 10  # validation and checkpoints open some for a while; what leaks once an epoch is hundreds in two hours
 COLUMNS = ("seconds", "role", "pid", "megabytes", "files")
-
-
-def children(pid: int) -> list[int]:
-    """Processes that a process started."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def megabytes(pid: int) -> float:
@@ -56,7 +50,7 @@ def open_files(pid: int) -> int:
 def sample(trainer: int, seconds: float) -> list[tuple[float, str, int, float, int]]:
     """A row for the trainer and for each worker."""
     rows = []
-    for role, pid in [("trainer", trainer), *(("worker", child) for child in children(trainer))]:
+    for role, pid in [("trainer", trainer), *(("worker", child.pid) for child in psutil.Process(trainer).children())]:
         try:
             rows.append((round(seconds, 1), role, pid, megabytes(pid), open_files(pid)))
         except (OSError, KeyError):  # it has just ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from deepavfusion.metrics.classification import ClassificationMetrics
 from deepavfusion.types import ALL, STREAMS
-from helpers.distributed import in_two_processes, in_two_threads
+from helpers.distributed import assert_two_give_the_same_as_one
 
 CLASSES = 8
 SUFFIXES = {ALL: "", **{stream: f"_{stream}" for stream in STREAMS}}
@@ -354,44 +355,9 @@ def test_shapes_that_do_not_fit_are_refused(multi_label):
             ClassificationMetrics(CLASSES, multi_label).update(*wrong)
 
 
-SHARES = {"both": [[2, 0], [3, 1, 2]], "an empty one": [[1, 0, 2], []], "nothing": [[], []]}
-
-
-def _accumulate(rank: int, **kwargs) -> dict[str, tuple]:
-    """What a process finds in each of SHARES, and after it went on with its own clips."""
-    results = {}
-    for multi_label in (False, True):
-        for name, shares in SHARES.items():
-            metric = ClassificationMetrics(CLASSES, multi_label)
-            for key, value in kwargs.items():
-                setattr(metric, key, value)
-            for suffix, items in (("", shares[rank]), (", more", [5 + rank])):
-                for item in items:
-                    metric.update(*batch([item], multi_label))
-                if suffix:
-                    own = sorted({*shares[rank], 5 + rank})
-                    assert metric.predictions()["item"].tolist() == own
-                results[f"{name}{suffix}, {multi_label}"] = found(metric)
-    return results
-
-
-def _expected() -> dict[str, tuple]:
-    return {
-        f"{name}{suffix}, {multi_label}": found(evaluate(multi_label, sorted({*shares[0], *shares[1]}) + more))
-        for multi_label in (False, True)
-        for name, shares in SHARES.items()
-        for suffix, more in (("", []), (", more", [5, 6]))
-    }
-
-
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_two_processes_give_the_same_as_one():
-    expected = _expected()
-    assert in_two_threads(_accumulate) == {0: expected, 1: expected}
-
-
-@pytest.mark.full  # starting two processes takes as long as all other tests
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_two_real_processes_give_the_same_as_one(tmp_path):
-    expected = _expected()
-    assert in_two_processes(_accumulate, tmp_path) == {0: expected, 1: expected}
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.full)])  # starting processes takes long
+@KINDS
+def test_two_processes_give_the_same_as_one(multi_label, real, tmp_path):
+    new, of_kind = partial(ClassificationMetrics, CLASSES, multi_label), partial(batch, multi_label=multi_label)
+    assert_two_give_the_same_as_one(new, of_kind, found, tmp_path if real else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from itertools import pairwise
@@ -26,6 +25,7 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import ClipDataset, Unreadable
 from deepavfusion.metrics.classification import ClassificationMetrics
 from deepavfusion.types import ALL, HEADS, STREAMS, Clip, Problem, Sample
+from helpers.runs import read_table
 
 NAMES = ["accordion", "banjo, old", "drum", "flüte", "guitar $5", "piano $6", "trumpet", "violin"]
 
@@ -125,8 +125,7 @@ def tags(folder: Path) -> dict[str, list[str]]:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "classification_test.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_table(folder / "classification_test.csv")
 
 
 def single(folder: Path, broken: int = 0, dense: int = 0, clips: int = 40, classes: int = 8, **more):
@@ -193,13 +192,6 @@ def test_the_table_tells_what_each_stream_said(tmp_path):
             assert float(row[f"probability_of_truth{suffix}"]) == pytest.approx(chance[target].item(), rel=1e-4)
     assert all(row["predicted_dense"] == row["predicted"] for row in rows)
     assert all(float(row["probability_dense"]) < float(row["probability"]) for row in rows)
-
-
-def test_without_dense_windows_there_are_no_columns_for_them(tmp_path):
-    single(tmp_path, tensorboard=False)
-    assert not any("dense" in column for column in table(tmp_path)[0])
-    with np.load(tmp_path / "predictions_test.npz") as found:
-        assert not any("dense" in name for name in found)
 
 
 def test_with_several_classes_all_likely_ones_are_named(tmp_path):
@@ -272,16 +264,20 @@ def test_every_validation_is_drawn(tmp_path):
     assert not (tmp_path / "classification_test.csv").exists()
 
 
-def test_without_tensorboard_there_are_still_the_files(tmp_path):
+def test_without_tensorboard_and_dense_windows_there_are_still_the_files(tmp_path):
     single(tmp_path, tensorboard=False)
     assert {p.name for p in tmp_path.iterdir()} == {"classification_test.csv", "predictions_test.npz"}
     assert len(table(tmp_path)) == 40
+    assert not any("dense" in column for column in table(tmp_path)[0])
+    with np.load(tmp_path / "predictions_test.npz") as found:
+        assert not any("dense" in name for name in found)
 
 
 def test_a_clip_that_is_gone_at_the_end_is_not_shown(tmp_path):
     module = single(tmp_path, clips=6, classes=2, loses={"clip_00", "clip_01"})
-    sounds = tags(tmp_path)["audio"]
-    assert {tag[-7:] for tag in sounds} == {f"clip_{n:02d}" for n in range(2, 6)}
+    found = tags(tmp_path)
+    assert "confusion/test" in found["images"]
+    assert {tag[-7:] for tag in found["audio"]} == {f"clip_{n:02d}" for n in range(2, 6)}
     assert module.found["test"]["clips"] == len(table(tmp_path)) == 6
 
 
@@ -296,12 +292,6 @@ def test_a_test_without_clips_leaves_nothing(tmp_path, clips):
     trainer_of(tmp_path).test(module, data, verbose=False)
     trainer_of(tmp_path).validate(module, data, verbose=False)
     assert [p.name for p in tmp_path.iterdir() if "events" not in p.name and p.name != "hparams.yaml"] == []
-
-
-def test_two_classes(tmp_path):
-    single(tmp_path, clips=3, classes=2)
-    assert "confusion/test" in tags(tmp_path)["images"]
-    assert len(table(tmp_path)) == 3
 
 
 # ---- best and worst
@@ -325,7 +315,7 @@ def test_the_best_are_of_several_classes():
 
 
 def test_several_classes_are_right_by_the_margin_between_true_and_false():
-    logits = torch.tensor([[4.0, 1.0, -2.0], [4.0, 1.0, -2.0], [4.0, 1.0, -2.0], [4.0, 1.0, -2.0], [4.0, 1.0, -2.0]])
+    logits = torch.tensor([[4.0, 1.0, -2.0]] * 5)
     target = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1], [0, 0, 0], [1, 1, 1]])
     assert scores(logits, target, True).tolist() == [3, 3, -3, -4, -2]
     assert choose({ALL: logits, "target": target}, True, 2, best=False) == [3, 2]
@@ -367,11 +357,8 @@ def test_a_small_confusion_matrix_has_names_shares_and_counts():
     axis, colours = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", r"b \$1\$", "c"]
     assert axis.get_ylabel() == "truth"
-    assert {(t.get_position(), t.get_text()) for t in axis.texts} == {
-        ((0, 0), "75\n(3)"),
-        ((1, 0), "25\n(1)"),
-        ((1, 1), "100\n(10)"),
-    }
+    shares = {t.get_position(): t.get_text() for t in axis.texts}
+    assert shares == {(0, 0): "75\n(3)", (1, 0): "25\n(1)", (1, 1): "100\n(10)"}
     shown = axis.images[0].get_array()
     assert shown[0].tolist() == [0.75, 0.25, 0]
     assert np.ma.getmaskarray(np.ma.masked_invalid(shown))[2].all()  # no clip of that class
@@ -380,26 +367,30 @@ def test_a_small_confusion_matrix_has_names_shares_and_counts():
     assert "share" in colours.get_ylabel()
 
 
-@pytest.mark.parametrize("classes", [31, 309, 527])
-def test_a_large_confusion_matrix_lists_the_confused_pairs(classes):
+@pytest.mark.parametrize("classes", [31, 40, 41, 309, 527])
+def test_of_many_classes_the_confused_pairs_and_both_ends_are_drawn(classes):
+    names = [f"opening or closing the windows of car number {n}" for n in range(classes)]
     counts = np.diag(np.full(classes, 40))
     counts[0, 0] = 0  # does not occur
     counts[3, 30], counts[30, 3], counts[7, 8] = 9, 20, 9
     counts[7, 7] = 1
-    names = [f"opening or closing the windows of car number {n}" for n in range(classes)]
-    figure = draw_confusion(counts, names, "test")
-    matrix, pairs, _ = figure.axes
+    confusion = draw_confusion(counts, names, "test")
+    matrix, pairs, _ = confusion.axes
     assert not matrix.texts
     assert len(matrix.get_yticklabels()) < 15
     assert [text.get_text().strip() for text in pairs.texts] == ["20 of 60", "9 of 10", "9 of 49"]  # then by share
-    labels = [label.get_text() for label in pairs.get_yticklabels()]
-    assert [label.count(" → ") for label in labels] == [1, 1, 1]
-    assert [(label.split(" → ")[0][-4:], label[-4:]) for label in labels] == [("(30)", " (3)"), (" (7)", " (8)"),
-                                                                              (" (3)", "(30)")]  # fmt: skip
-    assert fits(figure)
-    assert overlapping(pairs.get_yticklabels(), figure) == []
-    pixels = matrix.get_window_extent().width
-    assert pixels / classes > 1.5  # every cell is seen
+    labels = [label.get_text().split(" → ") for label in pairs.get_yticklabels()]
+    assert [(truth[-4:], said_to_be[-4:]) for truth, said_to_be in labels] == [
+        ("(30)", " (3)"), (" (7)", " (8)"), (" (3)", "(30)")
+    ]  # fmt: skip
+    bars = draw_classes({s: [n / classes for n in range(classes)] for s in HEADS}, [5] * classes, names, "precision")
+    assert [len(axis.patches) for axis in bars.axes] == ([classes] if classes <= 40 else [20, 20])
+    assert bars.axes[0].patches[0].get_width() == (classes - 1) / classes
+    assert bars.axes[-1].patches[-1].get_width() == 0
+    for figure, axes in ((confusion, [pairs]), (bars, bars.axes)):
+        assert fits(figure)
+        assert all(overlapping(axis.get_yticklabels(), figure) == [] for axis in axes)
+    assert matrix.get_window_extent().width / classes > 1.5  # every cell is seen
 
 
 def test_pairs_end_with_the_twentieth():
@@ -423,18 +414,6 @@ def test_bars_are_sorted_and_marked_by_stream():
     assert legend == ["mean of the heads, 0.750", "image, 0.150", "audio, 0.350", "fusion, 0.750"]
     assert axis.get_xlabel() == "accuracy, test"
     assert fits(figure)
-
-
-@pytest.mark.parametrize(("classes", "panels"), [(40, [40]), (41, [20, 20]), (527, [20, 20])])
-def test_of_many_classes_both_ends_are_drawn(classes, panels):
-    values = {stream: [n / classes for n in range(classes)] for stream in HEADS}
-    names = [f"opening or closing the windows of car number {n}" for n in range(classes)]
-    figure = draw_classes(values, [5] * classes, names, "average precision, val")
-    assert [len(axis.patches) for axis in figure.axes] == panels
-    assert figure.axes[0].patches[0].get_width() == (classes - 1) / classes
-    assert figure.axes[-1].patches[-1].get_width() == 0
-    assert fits(figure)
-    assert all(overlapping(axis.get_yticklabels(), figure) == [] for axis in figure.axes)
 
 
 def test_examples_show_frame_spectrogram_and_words():

@@ -10,8 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from deepavfusion.models.classifier import Classifier, classification_loss, mean_of_heads
-from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.models.vit import ViT
 from deepavfusion.optim.lars import LARS
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.types import STREAMS
@@ -94,15 +92,7 @@ def test_layers_of_a_classifier_decay_as_those_of_a_separator():
 
 def small_classifier(frozen: bool = False, drop_path: float = 0.0) -> Classifier:
     torch.manual_seed(0)
-    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "drop_path": drop_path}
-    encoder = DeepAVFusion(
-        image=ViT((32, 32), **sizes),
-        audio=ViT((32, 48), in_chans=1, **sizes),
-        num_fusion_tokens=(4, 2, 2),
-        fusion_num_heads=2,
-        drop_path=drop_path,
-    )
-    return Classifier(encoder, 5, frozen)
+    return Classifier(cases.tiny_encoder(drop_path=drop_path), 5, frozen)
 
 
 def test_a_frozen_encoder_stays_in_evaluation_and_as_it_is():
@@ -110,7 +100,7 @@ def test_a_frozen_encoder_stays_in_evaluation_and_as_it_is():
     before = deepcopy(model.encoder.state_dict())
     assert not any(module.training for module in model.encoder.modules())
     assert all(norm.training for norm in model.norms.values())
-    image, audio = torch.randn(4, 3, 32, 32), torch.randn(4, 1, 32, 48)
+    image, audio = torch.randn(4, 3, 64, 64), torch.randn(4, 1, 32, 48)
     first = model(image, audio)
     assert all(torch.equal(first[stream], x) for stream, x in model(image, audio).items())  # no branch is dropped
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -120,12 +110,12 @@ def test_a_frozen_encoder_stays_in_evaluation_and_as_it_is():
     assert all(head.weight.grad is not None for head in model.heads.values())
     for name, value in model.encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert not torch.equal(model.norms["image"].running_mean, torch.zeros(32))
+    assert not torch.equal(model.norms["image"].running_mean, torch.zeros(48))
 
 
 def test_one_clip_alone_is_normalised_by_the_running_statistics():
     model = small_classifier(frozen=True).train()
-    image, audio = torch.randn(4, 3, 32, 32), torch.randn(4, 1, 32, 48)
+    image, audio = torch.randn(4, 3, 64, 64), torch.randn(4, 1, 32, 48)
     model(image, audio)
     before = deepcopy(model.state_dict())
     alone = model(image[:1], audio[:1])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from deepavfusion.config.compose import instantiate
@@ -18,7 +18,7 @@ from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS
-from helpers.runs import CLASSIFY, compose, numbers, sentence
+from helpers.runs import CLASSIFY, assert_learns, compose, events, numbers, sentence
 
 
 def saved(run_dir: Path) -> dict[str, np.ndarray]:
@@ -83,8 +83,7 @@ def test_the_probe_is_compared_with_one_on_an_untrained_encoder(probed):
 
 
 def test_tensorboard_has_the_confusion_and_examples_with_sound(finetuned):
-    events = EventAccumulator(str(finetuned / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
-    tags = events.Tags()
+    tags = events(finetuned).Tags()
     pictures = {"confusion/val", "confusion/test", "accuracy_by_class/test", "examples/worst", "examples/best"}
     assert pictures <= set(tags["images"])
     assert sum(tag.startswith("examples/worst") for tag in tags["audio"]) == 8
@@ -119,17 +118,15 @@ def test_fine_tuning_trains_everything(finetuned, pretrained):
     before, after = torch.load(pretrained, weights_only=True)["state_dict"], state_of(finetuned)
     same = [name for name in before if name in after and torch.equal(before[name], after[name])]
     # Fixed by design; a key's bias shifts all scores of a query alike and has no gradient.
-    assert {name.split(".")[-1] if "pos_embed" in name else name.split("attn.")[-1] for name in same} <= {
-        "pos_embed",
-        "k.bias",
-    }
+    kinds = {name.split(".")[-1] if "pos_embed" in name else name.split("attn.")[-1] for name in same}
+    assert kinds <= {"pos_embed", "k.bias"}
 
 
 # ---- start weights
 
 
-def overrides(data: Path, experiment: str = "vggsound_finetune") -> list[str]:
-    return [f"experiment={experiment}", *CLASSIFY, f"data.root={data}/vggsound", f"paths.log_dir={data}/logs"]
+def overrides(data: Path) -> list[str]:
+    return ["experiment=vggsound_finetune", *CLASSIFY, f"data.root={data}/vggsound", f"paths.log_dir={data}/logs"]
 
 
 def test_a_checkpoint_of_another_architecture_names_keys_and_values(classify_data, pretrained, monkeypatch, capsys):
@@ -139,15 +136,22 @@ def test_a_checkpoint_of_another_architecture_names_keys_and_values(classify_dat
     assert "model.net.image.depth=2" in told
 
 
-def test_what_was_loaded_is_said_in_one_line(classify_data, pretrained, capsys):
-    nowhere = classify_data / "nowhere.ckpt"
-    load_start_weights(classify(compose_task("vggsound_finetune", f"model.pretrained={pretrained}")), nowhere)
-    (line,) = capsys.readouterr().out.strip().splitlines()
+def test_what_was_loaded_is_said_in_one_line(pretrained, tmp_path, capsys):
+    def said(latest: Path, given: object, *more: str) -> str:
+        task = classify(compose_task("vggsound_finetune", f"model.pretrained={given}", *more))
+        load_start_weights(task, latest)
+        (line,) = capsys.readouterr().out.strip().splitlines()
+        return line
+
+    nowhere = tmp_path / "nowhere.ckpt"
+    line = said(nowhere, pretrained)
     assert line.startswith(f"encoder from {pretrained}: ")
     assert "tensors loaded" in line
     assert "in the file unused (audio_decoder" in line
-    load_start_weights(classify(compose_task("vggsound_linear_probe", "model.pretrained=null")), nowhere)
-    assert capsys.readouterr().out.strip() == "encoder from scratch"
+    assert said(pretrained, "auto") == line
+    assert said(pretrained, "auto", "model.net.image.embed_dim=48").startswith("encoder from scratch: checkpoint")
+    assert said(nowhere, "auto").startswith("encoder from scratch: nothing was pre-trained")
+    assert said(pretrained, "null") == "encoder from scratch"
 
 
 def test_classes_of_other_data_are_an_error(classify_data, monkeypatch, capsys):
@@ -160,21 +164,16 @@ def test_classes_of_other_data_are_an_error(classify_data, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("experiment", "override", "words"),
+    ("override", "words"),
     [
-        ("vggsound_finetune", "+model.compare_untrained=true", "model.frozen=true"),
-        ("vggsound_finetune", "model.optimizer=sgd", "expected adamw or lars"),
-        ("vggsound_finetune", "model.mixup=-1", "model.mixup is -1, expected a number of at least 0"),
-        (
-            "vggsound_finetune",
-            "model.label_smoothing=1",
-            "model.label_smoothing is 1, expected a number of at least 0 and below 1",
-        ),
+        ("+model.compare_untrained=true", "model.frozen=true"),
+        ("model.optimizer=sgd", "expected adamw or lars"),
+        ("model.mixup=-1", "model.mixup is -1, expected a number of at least 0"),
+        ("model.label_smoothing=1", "model.label_smoothing is 1, expected a number of at least 0 and below 1"),
     ],
 )
-def test_settings_that_cannot_be(classify_data, monkeypatch, capsys, experiment, override, words):
-    given = overrides(classify_data, experiment)
-    assert words in sentence(monkeypatch, capsys, *given, override, "model.pretrained=null")
+def test_settings_that_cannot_be(classify_data, monkeypatch, capsys, override, words):
+    assert words in sentence(monkeypatch, capsys, *overrides(classify_data), override, "model.pretrained=null")
 
 
 # ---- the task itself
@@ -251,11 +250,7 @@ def test_heads_start_from_the_classes_and_rare_ones_weigh_more(classify_data):
     cfg.data.root = str(classify_data / "audioset")
     data = instantiate(cfg.data)
     data.setup()
-
-    class Trainer:
-        datamodule = data
-
-    task._trainer = Trainer()  # type: ignore[assignment]
+    task._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
     task.setup("test")
     assert not task.net.image_head.bias.any()
     task.setup("fit")
@@ -274,17 +269,7 @@ def test_heads_start_from_the_classes_and_rare_ones_weigh_more(classify_data):
 def test_training_lowers_the_loss_of_a_batch(classify_data, experiment):
     cfg = compose_task(experiment, "+model.mixup=0" if "probe" in experiment else "model.mixup=0")
     task, batch = classify(cfg), batch_of(classify_data, cfg)
-    optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=3e-3)
-    losses = []
-    for _ in range(12):
-        loss = task.training_step(batch, 0)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.8 * losses[0]
-    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
-    assert [name for name, p in trained.items() if p.grad is None] == []  # processes would wait for it
+    assert_learns(task, batch, lr=3e-3)
 
 
 @pytest.mark.parametrize(
@@ -299,12 +284,8 @@ def test_every_trained_parameter_has_one_learning_rate(experiment, optimizer, lr
     task = classify(
         compose_task(experiment, f"model.optimizer={optimizer}", "model.blr=0.256", "model.warmup_epochs=0")
     )
-
-    class Trainer:
-        world_size = accumulate_grad_batches = 1
-        max_epochs, estimated_stepping_batches = 2, 10
-
-    task._trainer = Trainer()  # type: ignore[assignment]
+    of_trainer = {"world_size": 1, "accumulate_grad_batches": 1, "max_epochs": 2, "estimated_stepping_batches": 10}
+    task._trainer = SimpleNamespace(**of_trainer)  # type: ignore[assignment]
     made = task.configure_optimizers()["optimizer"]
     assert type(made).__name__.lower() == optimizer
     listed = [id(p) for group in made.param_groups for p in group["params"]]

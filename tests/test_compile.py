@@ -75,9 +75,8 @@ def test_every_head_is_one_graph_with_the_same_outputs_and_gradients(head, fresh
 
 
 def test_an_unknown_backend_is_named(data_root, tmp_path, monkeypatch, capsys):
-    message = sentence(
-        monkeypatch, capsys, *PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "compile=fast"
-    )
+    where = [f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
+    message = sentence(monkeypatch, capsys, *PRETRAIN, *where, "compile=fast")
     assert "compile=fast is not a backend of torch.compile: expected true, or " in message
     assert "inductor" in message
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import resource
@@ -21,7 +20,7 @@ from deepavfusion.runs import signals
 from deepavfusion.runs.signals import STOPPED
 from deepavfusion.types import Problem
 from deepavfusion.utils.errors import UserError
-from helpers.runs import PRETRAIN, sentence, train
+from helpers.runs import PRETRAIN, read_table, recorder, sentence, train
 
 QUICK = [
     *(override for override in PRETRAIN if "max_epochs" not in override),
@@ -66,7 +65,6 @@ def spoiler(steps: list[int], **more: object) -> list[str]:
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_clips(command, tmp_path, monkeypatch, capsys):
     order = tmp_path / "order.jsonl"
-    recorder = ["+callbacks.recorder._target_=helpers.runs.Recorder", f"+callbacks.recorder.path={order}"]
     text = sentence(monkeypatch, capsys, *command, *spoiler([1]), "callbacks.checkpoints.every_n_train_steps=1")
     run_dir = tmp_path / "pretrain/runs/x"
     (path,) = (run_dir / "nonfinite").iterdir()
@@ -79,7 +77,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_clips(command
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 1
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
-    train(monkeypatch, *command, *recorder)  # mended, the same command goes on
+    train(monkeypatch, *command, *recorder(order))  # mended, the same command goes on
     steps = [json.loads(line) for line in order.read_text().splitlines()]
     assert [clip["id"] for clip in found["clips"]] == steps[0][2]
     assert [row[:2] for row in steps] == [[0, 1], [1, 0], [1, 1]]
@@ -100,9 +98,8 @@ def test_so_many_steps_that_are_not_finite_are_left_out_and_counted(command, tmp
     assert "skipped, 2 of 2" in out
     state = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 4
-    assert {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()} == {
-        2
-    }  # moments know only the taken
+    moments = state["optimizer_states"][0]["state"].values()
+    assert {int(moment["step"]) for moment in moments} == {2}  # they know only the steps taken
 
 
 def test_one_step_more_than_may_be_left_out_stops_the_run(command, monkeypatch, capsys):
@@ -289,8 +286,5 @@ def test_a_report_that_was_cut_while_it_was_written_loses_nothing(tmp_path, cut)
     again.setup(Trainer(logger=False, accelerator="cpu"), LightningModule(), "fit")
     assert all(problem in problems for problem in again.seen.values())
     again._write(problems)
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["id"], row["used"], row["detail"]) for row in rows] == [
-        (problem.id, str(problem.used), problem.detail) for problem in problems
-    ]
+    found = [(row["id"], row["used"], row["detail"]) for row in read_table(path)]
+    assert found == [(problem.id, str(problem.used), problem.detail) for problem in problems]

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
-from deepavfusion.types import PatchMask
 from deepavfusion.weights.weights import original_name
 from helpers import golden as cases
 
@@ -16,15 +15,6 @@ def tiny_mae(fusion: str = "factorized", fusion_layers: str | list[int] = "all")
     return MaskedAutoencoder(encoder, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4)
 
 
-def the_rest(keep: torch.Tensor, n: int) -> PatchMask:
-    masked = [[i for i in range(n) if i not in row] for row in keep.tolist()]
-    return PatchMask(keep, torch.tensor(masked))
-
-
-def golden_masks() -> dict[str, PatchMask]:
-    return {"image_mask": the_rest(cases.IMAGE_KEEP, 16), "audio_mask": the_rest(cases.AUDIO_KEEP, 6)}
-
-
 def test_mae_matches_golden_in_float64():
     golden = cases.load("mae_plain.npz")
     with cases.float64():
@@ -32,7 +22,7 @@ def test_mae_matches_golden_in_float64():
         names = {name: original_name(name) for name, _ in model.named_parameters()}
         assert {names[n]: list(p.shape) for n, p in model.named_parameters()} == cases.load_json("mae_tiny_names.json")
         cases.fill_parameters(model, names)
-        masks = golden_masks()
+        masks = cases.golden_masks()
         out = model(*cases.clip_inputs(), **masks)
         out.loss.backward()
         with torch.no_grad():
@@ -57,7 +47,7 @@ def test_mae_matches_golden_in_float32():
     golden = cases.load("mae_plain.npz")
     model = tiny_mae()
     cases.fill_parameters(model, {name: original_name(name) for name, _ in model.named_parameters()})
-    out = model(*cases.clip_inputs(), **golden_masks())
+    out = model(*cases.clip_inputs(), **cases.golden_masks())
     assert abs(out.image_loss.item() - golden["loss_image"]) <= 1e-4 * golden["loss_image"]
     assert abs(out.audio_loss.item() - golden["loss_audio"]) <= 1e-4 * golden["loss_audio"]
 
@@ -86,7 +76,7 @@ def test_audio_reaches_the_image_through_fusion_only(layers, reaches):
     model = tiny_mae(fusion_layers=layers)
     image, audio = cases.clip_inputs()
     audio.requires_grad_()
-    model(image, audio, **golden_masks()).image_loss.backward()
+    model(image, audio, **cases.golden_masks()).image_loss.backward()
     assert (audio.grad is not None and audio.grad.abs().sum().item() > 0) == reaches
 
 

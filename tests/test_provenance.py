@@ -86,16 +86,14 @@ def test_what_goes_on_with_other_code_or_data_says_so_and_keeps_the_former_start
     assert [start["data"]["dataset_hash"][0] for start in found] == ["a", "a", "a", "b"]
 
 
-def test_new_files_count_as_changes(repository: Path) -> None:
-    (repository / "more.py").touch()
-    assert code_state(repository)["dirty"] is True
-
-
-def test_a_hook_of_another_repository_does_not_name_its_commit(
+def test_new_files_count_as_changes_and_a_hook_of_another_repository_does_not(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (repository / "more.py").touch()
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
-    assert len(str(code_state(repository)["commit"])) == 40
+    state = code_state(repository)
+    assert len(str(state["commit"])) == 40
+    assert state["dirty"] is True
 
 
 def test_without_git_or_repository_the_commit_is_unknown_and_nothing_is_compared(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deepavfusion.callbacks.show.segmentation import Shown, draw, iou_by_class
 from deepavfusion.config.compose import instantiate
@@ -21,7 +19,7 @@ from deepavfusion.demo import demo
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.types import Clip
 from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, errors, highlight, palette
-from helpers.runs import SEGMENT, compose, evaluate, numbers, sentence, train
+from helpers.runs import SEGMENT, assert_learns, compose, evaluate, events, numbers, read_table, sentence, train
 
 
 def test_a_run_ends_with_the_numbers_of_the_test_split(segmented):
@@ -38,17 +36,16 @@ def test_a_run_ends_with_the_numbers_of_the_test_split(segmented):
 def test_tested_are_the_weights_that_validation_judged_best(segmented):
     best = torch.load(segmented / "checkpoints" / "best.ckpt", weights_only=True)
     (state,) = (s for name, s in best["callbacks"].items() if "val/miou_fg" in name)
-    values = EventAccumulator(str(segmented / "tensorboard")).Reload().Scalars("val/miou_fg")
+    values = events(segmented).Scalars("val/miou_fg")
     assert len(values) == 2
     assert state["best_model_score"].item() == pytest.approx(max(v.value for v in values), abs=1e-6)
 
 
 def test_the_table_has_every_frame_with_its_iou(segmented, avsbench_root):
-    with (segmented / "segmentation_test.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(segmented / "segmentation_test.csv")
     assert [int(row["item"]) for row in rows] == list(range(20))
-    with (avsbench_root / "metadata.csv").open() as file:
-        listed = {f"v1s_{row['uid']}": row["a_obj"] for row in csv.DictReader(file) if row["label"] == "v1s"}
+    metadata = read_table(avsbench_root / "metadata.csv")
+    listed = {f"v1s_{row['uid']}": row["a_obj"] for row in metadata if row["label"] == "v1s"}
     assert all(listed[row["id"]] == row["classes"] for row in rows)
     assert [int(row["second"]) for row in rows] == [0, 1, 2, 3, 4] * 4
     for column, name in (("iou", "test/miou_fg"), ("iou_wrong_audio", "test/miou_fg_wrong_audio")):
@@ -57,10 +54,10 @@ def test_the_table_has_every_frame_with_its_iou(segmented, avsbench_root):
 
 
 def test_tensorboard_has_overlays_sounds_classes_and_failures(segmented):
-    events = EventAccumulator(str(segmented / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
-    tags = events.Tags()
+    shown = events(segmented)
+    tags = shown.Tags()
     assert {"segmentation/frames", "iou_by_class/val", "iou_by_class/test", "failures/frames"} <= set(tags["images"])
-    assert len(events.Images("segmentation/frames")) == 2
+    assert len(shown.Images("segmentation/frames")) == 2
     sounds = [tag for tag in tags["audio"] if tag.startswith("audio/")]
     assert len(sounds) == len({tag.split("_v1s_")[1] for tag in sounds}) == 8
     failures = [tag for tag in tags["audio"] if tag.startswith("failures/")]
@@ -93,8 +90,8 @@ def test_classes_of_the_data_become_those_of_the_network(avsbench_root, tmp_path
 
 def test_bad_frames_and_masks_are_named_with_file_and_value(avsbench_root, tmp_path, monkeypatch, capsys):
     root = shutil.copytree(avsbench_root, tmp_path / "data")
-    with (root / "metadata.csv").open() as file:
-        uids = [row["uid"] for row in csv.DictReader(file) if (row["label"], row["split"]) == ("v1s", "test")]
+    metadata = read_table(root / "metadata.csv")
+    uids = [row["uid"] for row in metadata if (row["label"], row["split"]) == ("v1s", "test")]
     no_mask, strange, other_size, no_masks = (root / "v1s" / uid for uid in uids)
     (no_mask / "labels_semantic" / "3.png").unlink()
     for n in (1, 4):
@@ -186,18 +183,8 @@ def test_a_class_alone_has_no_wrong_sound(avsbench_root):
 def test_training_lowers_the_loss_of_a_batch(avsbench_root, precision):
     task, data = task_and_data(avsbench_root)
     batch = first_batch(data, data.test_dataloader()[0])
-    optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=2e-3)
-    losses = []
-    for _ in range(12):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss = task.training_step(batch, 0)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.8 * losses[0]
-    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
-    assert [name for name, p in trained.items() if p.grad is None] == []  # processes would wait for it
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        assert_learns(task, batch, lr=2e-3)
 
 
 def test_a_batch_without_frames_is_no_step(avsbench_root):

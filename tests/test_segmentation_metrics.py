@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,13 +12,11 @@ import torch
 from torch import Tensor
 
 from deepavfusion.metrics.segmentation import AVSBENCH, CUTS, PUBLISHED, SegmentationMetrics
-from helpers.distributed import in_two_processes, in_two_threads
+from helpers.distributed import assert_two_give_the_same_as_one
 from helpers.golden import float64, load_json, wave
 
 SIZE = (12, 10)
-CLASSES = (1, 5)
-
-
+KINDS = pytest.mark.parametrize("num_classes", [1, 5])
 FSCORES = ("fscore", "fscore_fg", "fscore_fg_frames")
 
 
@@ -229,18 +228,14 @@ def test_a_probability_on_the_threshold_counts(count, places, name):
         assert numbers(torch.where(mask > 0, below, cut).unsqueeze(1), mask)[name] < 1
 
 
-def test_one_half_is_not_marked():
+def test_one_half_is_not_marked_and_of_equal_logits_the_first_class_counts():
     mask = torch.ones(1, 2, 2, dtype=torch.long)
     assert numbers(torch.zeros(1, 1, 2, 2), mask)["miou_fg"] == 0
     assert numbers(torch.full((1, 1, 2, 2), 1e-30), mask)["miou_fg"] == 1
+    assert numbers(torch.zeros(1, 3, 1, 2), torch.tensor([[[0, 1]]]))["recall"] == 0.5
 
 
-def test_of_equal_logits_the_first_class_counts():
-    mask = torch.tensor([[[0, 1]]])
-    assert numbers(torch.zeros(1, 3, 1, 2), mask)["recall"] == 0.5
-
-
-@pytest.mark.parametrize("num_classes", CLASSES)
+@KINDS
 def test_batches_order_and_repetitions_do_not_matter(num_classes):
     whole = found(evaluate(num_classes, list(range(9))))
     assert found(evaluate(num_classes, [4], [8, 2, 0], [7, 3, 6, 1, 5])) == whole
@@ -279,7 +274,7 @@ def test_rows_of_classes():
     assert [row["marked"] for row in rows] == pytest.approx((logits.argmax(1) > 0).double().mean(dim=(1, 2)).tolist())
 
 
-@pytest.mark.parametrize("num_classes", CLASSES)
+@KINDS
 def test_half_precision_counts_the_same_as_its_values_in_full(num_classes):
     logits, mask, _ = batch(list(range(6)), num_classes)
     for dtype in (torch.bfloat16, torch.float16):
@@ -288,7 +283,7 @@ def test_half_precision_counts_the_same_as_its_values_in_full(num_classes):
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-@pytest.mark.parametrize("num_classes", CLASSES)
+@KINDS
 def test_nothing_evaluated_gives_counts_only(num_classes):
     for metric in (SegmentationMetrics(num_classes), evaluate(num_classes, [])):
         assert found(metric)[0] == {"frames": 0, "empty_frames": 0}
@@ -329,41 +324,9 @@ def test_what_is_wrong_is_named():
             SegmentationMetrics(5).update(*wrong)
 
 
-SHARES = {"both": [[2, 0], [3, 1, 2]], "an empty one": [[1, 0, 2], []], "nothing": [[], []]}
-
-
-def _accumulate(rank: int, **kwargs) -> dict[str, tuple]:
-    """What a process finds in each of SHARES, and after it went on with its own frames."""
-    results = {}
-    for num_classes in CLASSES:
-        for name, shares in SHARES.items():
-            metric = SegmentationMetrics(num_classes)
-            for key, value in kwargs.items():
-                setattr(metric, key, value)
-            for suffix, items in (("", shares[rank]), (", more", [5 + rank])):
-                for item in items:
-                    metric.update(*batch([item], num_classes))
-                results[f"{name}{suffix}, {num_classes}"] = found(metric)
-    return results
-
-
-def _expected() -> dict[str, tuple]:
-    return {
-        f"{name}{suffix}, {num_classes}": found(evaluate(num_classes, sorted({*shares[0], *shares[1]}) + more))
-        for num_classes in CLASSES
-        for name, shares in SHARES.items()
-        for suffix, more in (("", []), (", more", [5, 6]))
-    }
-
-
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_two_processes_give_the_same_as_one():
-    expected = _expected()
-    assert in_two_threads(_accumulate) == {0: expected, 1: expected}
-
-
-@pytest.mark.full  # starting two processes takes as long as all other tests
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_two_real_processes_give_the_same_as_one(tmp_path):
-    expected = _expected()
-    assert in_two_processes(_accumulate, tmp_path) == {0: expected, 1: expected}
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.full)])  # starting processes takes long
+@KINDS
+def test_two_processes_give_the_same_as_one(num_classes, real, tmp_path):
+    new, of_kind = partial(SegmentationMetrics, num_classes), partial(batch, num_classes=num_classes)
+    assert_two_give_the_same_as_one(new, of_kind, found, tmp_path if real else None)

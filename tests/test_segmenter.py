@@ -30,16 +30,7 @@ def original_name(name: str) -> str:
 
 
 def golden_segmenter(num_classes: int) -> tuple[Segmenter, dict[str, str]]:
-    sizes = {"patch_size": 16, "embed_dim": 128, "depth": 4, "num_heads": 4, "mlp_ratio": 1.0}
-    encoder = DeepAVFusion(
-        image=ViT(input_size=(64, 64), in_chans=3, **sizes),
-        audio=ViT(input_size=(32, 48), in_chans=1, **sizes),
-        num_fusion_tokens=(4, 2, 3),
-        fusion_num_heads=4,
-        fusion_attn_ratio=0.5,
-        fusion_mlp_ratio=1.0,
-    )
-    model = Segmenter(encoder, num_classes)
+    model = Segmenter(cases.tiny_encoder(embed_dim=128, mlp_ratio=1.0), num_classes)
     names = {name: original_name(name) for name, _ in model.named_parameters()}
     cases.fill_parameters(model, names)
     return model, names
@@ -83,16 +74,6 @@ def test_segmenter_matches_golden_in_float32():
     torch.testing.assert_close(logits, torch.from_numpy(golden).float(), atol=1e-4 * np.abs(golden).max(), rtol=0)
 
 
-def small_encoder(**image: object) -> DeepAVFusion:
-    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2}
-    return DeepAVFusion(
-        image=ViT(**{"input_size": (64, 64), **sizes, **image}),
-        audio=ViT((32, 48), in_chans=1, **sizes),
-        num_fusion_tokens=(4, 2, 2),
-        fusion_num_heads=2,
-    )
-
-
 def test_a_wide_encoder_narrows_to_128_channels():
     """The published size: 768, 384, 192 and 128 channels from the bottom up."""
     with torch.device("meta"):
@@ -108,7 +89,7 @@ def test_a_wide_encoder_narrows_to_128_channels():
 
 def test_the_head_uses_the_audio():
     torch.manual_seed(0)
-    model = Segmenter(small_encoder(), head_dim=16, min_head_dim=8).eval()
+    model = Segmenter(cases.tiny_encoder(), head_dim=16, min_head_dim=8).eval()
     image, one, other = torch.randn(2, 3, 64, 64), torch.randn(2, 1, 32, 48), torch.randn(2, 1, 32, 48)
     with torch.no_grad():
         assert not torch.allclose(model(image, one), model(image, other), atol=1e-4)
@@ -120,7 +101,7 @@ def test_the_head_uses_the_audio():
 
 def test_every_parameter_of_the_head_learns():
     torch.manual_seed(0)
-    model = Segmenter(small_encoder(), 5, head_dim=16, min_head_dim=8)
+    model = Segmenter(cases.tiny_encoder(), 5, head_dim=16, min_head_dim=8)
     mask = torch.randint(5, (2, 64, 64), dtype=torch.uint8)
     pixel_loss(model(torch.randn(2, 3, 64, 64), torch.randn(2, 1, 32, 48)), mask).backward()
     assert all(p.grad is not None and p.grad.any() for p in model.head.parameters())
@@ -146,6 +127,6 @@ def test_loss_and_decisions_of_hand_made_logits():
 
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(UserError, match=r"model\.net\.image\.patch_size=16, not 8"):
-        Segmenter(small_encoder(patch_size=8))
+        Segmenter(cases.tiny_encoder(patch_size=8))
     with pytest.raises(UserError, match=r"starts with 20: set model\.head_dim"):
-        Segmenter(small_encoder(), head_dim=20)
+        Segmenter(cases.tiny_encoder(), head_dim=20)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deepavfusion.callbacks.show.separation import class_table
 from deepavfusion.config.compose import instantiate
 from deepavfusion.models.separator import target_mask
 from deepavfusion.tasks.separate import Separate
-from helpers.runs import SEPARATE, compose, evaluate, numbers, sentence, train
+from helpers.runs import SEPARATE, assert_learns, compose, events, numbers, read_table, sentence, train
 
 
 def test_a_run_ends_with_the_numbers_of_the_test_split(separated):
@@ -34,10 +32,7 @@ def test_a_run_ends_with_the_numbers_of_the_test_split(separated):
 
 
 def test_the_mixtures_and_what_came_of_them_are_in_the_run_directory(separated):
-    with (separated / "mixtures_test.csv").open() as file:
-        mixtures = list(csv.DictReader(file))
-    with (separated / "separation_test.csv").open() as file:
-        results = list(csv.DictReader(file))
+    mixtures, results = (read_table(separated / f"{name}_test.csv") for name in ("mixtures", "separation"))
     keys = ("mixture", "source", "id", "class")
     assert [[row[k] for k in keys] for row in mixtures] == [[row[k] for k in keys] for row in results]
     assert len(mixtures) == 8
@@ -49,8 +44,7 @@ def test_the_mixtures_and_what_came_of_them_are_in_the_run_directory(separated):
 
 
 def test_tensorboard_has_sounds_pictures_and_histograms(separated):
-    events = EventAccumulator(str(separated / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
-    tags = events.Tags()
+    tags = events(separated).Tags()
     assert {"separation/mixture_0", "test_sources/sdr_by_class"} <= set(tags["images"])
     kinds = {tag.split("/")[1].split("_")[0] for tag in tags["audio"] if tag.startswith("mixture_0/")}
     assert kinds == {"mixture", "estimate", "truth"}
@@ -65,8 +59,7 @@ def test_duets_are_separated_after_the_test(separated, music_root):
     expected = {f"{folder.name}_source{n}.{kind}" for n in (1, 2) for kind in ("wav", "mp4")}
     expected |= {f"{folder.name}_separation.png", f"{folder.name}_sources.json"}
     assert {file.name for file in folder.iterdir()} == expected
-    tags = EventAccumulator(str(separated / "tensorboard"), size_guidance={"audio": 0}).Reload().Tags()["audio"]
-    assert {f"duet_{folder.name}/source1", f"duet_{folder.name}/source2"} <= set(tags)
+    assert {f"duet_{folder.name}/source1", f"duet_{folder.name}/source2"} <= set(events(separated).Tags()["audio"])
 
 
 def test_a_checkpoint_knows_its_model_and_its_run(separated):
@@ -77,39 +70,27 @@ def test_a_checkpoint_knows_its_model_and_its_run(separated):
     assert "experiment=music_duet_separation" in record["overrides"]
 
 
-def test_a_pretrained_encoder_is_taken_if_there_is_one_that_fits(separated, music_root, monkeypatch, capsys):
-    logs = separated.parents[2]
-    small = ["debug=fast", "trainer.limit_train_batches=1", "data.min_coverage=0", "test=false"]
-    run = [*SEPARATE, f"data.root={music_root}", f"paths.log_dir={logs}", *small]
-    latest = logs / "pretrain" / "latest"
-    (latest / "checkpoints").mkdir(parents=True)
-    train(monkeypatch, *run)
-    assert "encoder from scratch: nothing was pre-trained" in capsys.readouterr().out
+def test_the_newest_pretrained_encoder_is_taken(separated, music_root, tmp_path, monkeypatch, capsys):
+    """What else it may say: test_classify."""
     state = torch.load(separated / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     encoder = {name: value for name, value in state.items() if name.startswith("net.encoder.")}
-    torch.save({"state_dict": encoder}, latest / "checkpoints" / "last.ckpt")
-    train(monkeypatch, *run)
-    assert f"encoder from {latest}/checkpoints/last.ckpt: {len(encoder) - 2} tensors loaded" in capsys.readouterr().out
-    train(monkeypatch, *run, "model.net.image.embed_dim=48")
-    assert "encoder from scratch: checkpoint" in capsys.readouterr().out
-    train(monkeypatch, *run, "model.pretrained=null")
-    assert "encoder from scratch\n" in capsys.readouterr().out
+    newest = tmp_path / "pretrain" / "latest" / "checkpoints" / "last.ckpt"
+    newest.parent.mkdir(parents=True)
+    torch.save({"state_dict": encoder}, newest)
+    small = ["debug=fast", "trainer.limit_train_batches=1", "data.min_coverage=0", "test=false"]
+    train(monkeypatch, *SEPARATE, f"data.root={music_root}", f"paths.log_dir={tmp_path}", *small)
+    assert f"encoder from {newest}: {len(encoder) - 2} tensors loaded" in capsys.readouterr().out
 
 
 def test_what_eval_says_when_it_cannot(separated, monkeypatch, capsys, tmp_path):
-    with pytest.raises(SystemExit):
-        evaluate(monkeypatch, "experiment=music_separation")
-    assert "ckpt_path is missing" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        evaluate(monkeypatch, f"ckpt_path={tmp_path}/none.ckpt")
-    assert "does not exist" in capsys.readouterr().err
     torch.save({"state_dict": {"net.encoder.fusion_tokens": torch.zeros(1, 4, 8)}}, tmp_path / "old.ckpt")
-    with pytest.raises(SystemExit):
-        evaluate(monkeypatch, f"ckpt_path={tmp_path}/old.ckpt")
-    assert "add experiment=<name>" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        evaluate(monkeypatch, f"ckpt_path={separated}/checkpoints/last.ckpt", "model.net.image.embed_dim=48")
-    assert "is of another network" in capsys.readouterr().err
+    for words, *given in (
+        ("ckpt_path is missing", "experiment=music_separation"),
+        ("does not exist", f"ckpt_path={tmp_path}/none.ckpt"),
+        ("add experiment=<name>", f"ckpt_path={tmp_path}/old.ckpt"),
+        ("is of another network", f"ckpt_path={separated}/checkpoints/last.ckpt", "model.net.image.embed_dim=48"),
+    ):
+        assert words in sentence(monkeypatch, capsys, *given, script="eval")
 
 
 # ---- the task itself
@@ -125,6 +106,7 @@ def task_and_batch(music_root: Path, sources: int = 2, **model: object):
     )
     torch.manual_seed(0)
     task: Separate = instantiate(cfg.model)
+    task.log = lambda *args, **kwargs: None
     data = instantiate(cfg.data)
     data.setup()
     return task, data.on_after_batch_transfer(next(iter(data.test_dataloader()[0])), 0)
@@ -147,7 +129,6 @@ def test_a_wrong_frame_is_that_of_another_source(music_root, sources):
     """The numbers under wrong_frame are those of the model shown the next source's frame."""
     task, batch = task_and_batch(music_root, sources)
     task.eval()
-    task.log = lambda *args, **kwargs: None
     task.test_step(batch, 0)
     task.test_metrics.compute()
     swapped = replace(batch, image=batch.image.unflatten(0, (-1, sources)).roll(1, dims=1).flatten(0, 1))
@@ -163,21 +144,11 @@ def test_a_wrong_frame_is_that_of_another_source(music_root, sources):
 @pytest.mark.parametrize("weighted", [True, False])
 def test_training_lowers_the_loss_of_a_batch(music_root, mask, weighted):
     task, batch = task_and_batch(music_root, mask=mask, weighted_loss=weighted)
-    optimizer = torch.optim.AdamW(task.parameters(), lr=2e-3)
-    task.log = lambda *args, **kwargs: None
-    losses = []
-    for _ in range(12):
-        loss = task.training_step(batch, 0)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.8 * losses[0]
+    assert_learns(task, batch, lr=2e-3)
 
 
 def test_training_and_evaluation_run_in_mixed_precision(music_root):
     task, batch = task_and_batch(music_root)
-    task.log = lambda *args, **kwargs: None
     with torch.autocast("cpu", torch.bfloat16):
         loss = task.training_step(batch, 0)
         output = task.eval().test_step(batch, 0)
@@ -196,7 +167,6 @@ def test_the_target_is_made_of_the_sources_power(music_root):
 
 def test_a_batch_without_clips_is_no_step(music_root):
     task, batch = task_and_batch(music_root)
-    task.log = lambda *args, **kwargs: None
     loss = task.training_step(batch.first(0), 0)
     loss.backward()
     assert loss.item() == 0
@@ -205,14 +175,8 @@ def test_a_batch_without_clips_is_no_step(music_root):
 
 
 def test_sizes_of_data_and_model_that_differ_are_named(music_root, monkeypatch, capsys, tmp_path):
-    told = sentence(
-        monkeypatch,
-        capsys,
-        *SEPARATE,
-        f"data.root={music_root}",
-        f"paths.log_dir={tmp_path}",
-        "model.net.image.input_size=[96,96]",
-    )
+    where = [f"data.root={music_root}", f"paths.log_dir={tmp_path}"]
+    told = sentence(monkeypatch, capsys, *SEPARATE, *where, "model.net.image.input_size=[96,96]")
     assert "data.image_size" in told
 
 

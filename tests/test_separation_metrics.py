@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 
 from deepavfusion.metrics import separation
 from deepavfusion.metrics.separation import SeparationMetrics, bss_eval
-from helpers.distributed import in_two_processes, in_two_threads
+from helpers.distributed import assert_two_give_the_same_as_one
 from helpers.golden import float64, load_json, wave
 
 SAMPLES = 4000
@@ -56,6 +57,10 @@ def evaluate(*batches: dict, workers: int = 1) -> SeparationMetrics:
 
 def numbers(metric: SeparationMetrics) -> dict[str, float]:
     return {name: value.item() for name, value in metric.compute().items()}
+
+
+def found(metric: SeparationMetrics) -> tuple[dict, list[dict]]:
+    return metric.compute(), metric.rows()
 
 
 def test_golden():
@@ -159,17 +164,13 @@ def test_si_sdr_is_torchmetrics():
     assert [row["si_sdr"] for row in metric.rows()] == pytest.approx(expected.flatten().tolist(), abs=1e-9)
 
 
-def test_batches_order_and_workers_do_not_matter():
+def test_batches_order_repetitions_and_workers_do_not_matter():
     whole = evaluate(batch([0, 1, 2, 3, 4]))
-    parts = evaluate(batch([4]), batch([2, 0]), batch([3, 1]), workers=3)
+    parts = evaluate(batch([4]), batch([2, 0]), batch([3, 1, 4]), workers=3)
     assert whole.compute() == parts.compute()
     assert whole.rows() == parts.rows()
     assert [row["item"] for row in parts.rows()] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert [row["label"] for row in parts.rows()] == [0, 1, 10, 11, 20, 21, 30, 31, 40, 41]
-
-
-def test_an_item_counts_once():
-    assert evaluate(batch([0, 1]), batch([1])).compute() == evaluate(batch([0, 1])).compute()
 
 
 def test_workers_use_a_core_each_and_leave_our_number_of_threads(monkeypatch):
@@ -255,19 +256,14 @@ def test_an_error_of_a_thread_names_the_mixture_and_adds_nothing():
     assert metric.compute() == evaluate(batch([0])).compute()
 
 
-def test_copies_carry_the_results():
-    metric = evaluate(batch([0, 1]))
-    copies = [copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))]
-    for other in copies:
-        other.update(**batch([2]))
-    metric.update(**batch([2]))
-    assert all(other.compute() == metric.compute() for other in copies)
-
-
-def test_forward_keeps_what_went_before():
+def test_copies_and_forward_keep_what_went_before():
     metric = evaluate(batch([0]))
     assert metric(**batch([1])) == evaluate(batch([1])).compute()
-    assert metric.compute() == evaluate(batch([0, 1])).compute()
+    whole = evaluate(batch([0, 1, 2])).compute()
+    for one in (copy.deepcopy(metric), pickle.loads(pickle.dumps(metric)), metric):
+        assert one.compute() == evaluate(batch([0, 1])).compute()
+        one.update(**batch([2]))
+        assert one.compute() == whole
 
 
 def test_names_are_checked():
@@ -277,40 +273,8 @@ def test_names_are_checked():
         SeparationMetrics(workers=1).update(**batch([0]))
 
 
-SHARES = {"both": [[2, 0], [1, 2]], "an empty one": [[1, 0, 2], []], "nothing": [[], []]}
-
-
-def _accumulate(rank: int, **kwargs) -> dict[str, tuple]:
-    """What a process finds in each of SHARES, and after it went on with its own results."""
-    found = {}
-    for name, shares in SHARES.items():
-        metric = SeparationMetrics(("model", "ideal"), workers=1)
-        for key, value in kwargs.items():
-            setattr(metric, key, value)
-        for suffix, items in (("", shares[rank]), (", more", [5 + rank])):
-            for item in items:
-                metric.update(**batch([item]))
-            found[name + suffix] = (metric.compute(), metric.rows())
-    return found
-
-
-def _expected() -> dict[str, tuple]:
-    expected = {}
-    for name, shares in SHARES.items():
-        for suffix, more in (("", []), (", more", [5, 6])):
-            metric = evaluate(*(batch([item]) for item in sorted({*shares[0], *shares[1]}) + more))
-            expected[name + suffix] = (metric.compute(), metric.rows())
-    return expected
-
-
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_two_processes_give_the_same_as_one():
-    expected = _expected()
-    assert in_two_threads(_accumulate) == {0: expected, 1: expected}
-
-
-@pytest.mark.full  # starting two processes takes as long as all other tests
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_two_real_processes_give_the_same_as_one(tmp_path):
-    expected = _expected()
-    assert in_two_processes(_accumulate, tmp_path) == {0: expected, 1: expected}
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.full)])  # starting processes takes long
+def test_two_processes_give_the_same_as_one(real, tmp_path):
+    new = partial(SeparationMetrics, ("model", "ideal"), workers=1)
+    assert_two_give_the_same_as_one(new, batch, found, tmp_path if real else None)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from deepavfusion.demo import demo
 from helpers.runs import PRETRAIN
 
 REPOSITORY = Path(__file__).parents[1]
@@ -41,9 +40,7 @@ SACCT = "#!/bin/sh\necho 'JobID|State|NodeList'\necho '4216|RUNNING|localhost'\n
 
 
 @pytest.mark.full
-def test_a_submitted_run_trains_in_two_processes(tmp_path: Path) -> None:
-    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    root = demo.ensure(tmp_path / "demo", ["vggsound"], workers=1, counts=counts)[0]
+def test_a_submitted_run_trains_in_two_processes(data_root: Path, tmp_path: Path) -> None:
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL), ("sacct", SACCT)):
@@ -55,16 +52,11 @@ def test_a_submitted_run_trains_in_two_processes(tmp_path: Path) -> None:
         [
             *(PYTHON, "src/train.py", "-m", "hydra/launcher=slurm", "trainer=slurm", "run.name=x", *PRETRAIN[2:]),
             *("scale=demo", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"),
-            *("trainer.sync_batchnorm=false", f"data.root={root}", f"paths.log_dir={logs}"),
+            *("trainer.sync_batchnorm=false", f"data.root={data_root}", f"paths.log_dir={logs}"),
             *("hydra.launcher.tasks_per_node=2", "hydra.launcher.partition=gpu"),
         ],
         cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "PATH": path,
-            "SLURM_PLAY": str(tmp_path),
-            "PYTHONPATH": "src",
-        },
+        env={**os.environ, "PATH": path, "SLURM_PLAY": str(tmp_path), "PYTHONPATH": "src"},
         capture_output=True,
         text=True,
         timeout=150,

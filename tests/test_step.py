@@ -57,17 +57,9 @@ class Step(Pretrain):
 def fit(folder: Path, steps: int, *callbacks: Callback, log_every: int = 50) -> None:
     torch.manual_seed(0)
     task = Step(cases.tiny_encoder(), 32, 2, 4, batch_size=CLIPS, warmup_epochs=0)
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=1,
-        logger=TensorBoardLogger(folder),
-        log_every_n_steps=log_every,
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    shown = {"logger": TensorBoardLogger(folder), "log_every_n_steps": log_every}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=list(callbacks), **shown, **quiet)
     trainer.fit(task, DataLoader(Clips(steps), batch_size=None))
 
 

@@ -19,7 +19,6 @@ from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawStore
-from deepavfusion.demo import demo
 from deepavfusion.utils.errors import UserError
 
 
@@ -27,12 +26,6 @@ from deepavfusion.utils.errors import UserError
 def soon(monkeypatch):
     """Torch looks every five seconds whether its workers are alive, which is too seldom for a test."""
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    return demo.ensure(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
 
 
 class Treacherous(RawStore):
@@ -87,10 +80,10 @@ def signal_of(number: int):
     return lambda: os.kill(os.getpid(), number)
 
 
-def test_the_death_of_a_worker_changes_no_sample(root, capsys):
-    _, undisturbed = loader(root)
+def test_the_death_of_a_worker_changes_no_sample(data_root, capsys):
+    _, undisturbed = loader(data_root)
     expected = epoch(undisturbed)
-    _, killed = loader(root)
+    _, killed = loader(data_root)
     killed.sampler.set_epoch(0)
     found = []
     for batch in killed:
@@ -103,19 +96,19 @@ def test_the_death_of_a_worker_changes_no_sample(root, capsys):
     assert same(epoch(killed), expected)  # and the next epoch, too
 
 
-def test_a_clip_that_crashes_the_decoder_once_is_read_again(root, tmp_path, capsys):
-    module, undisturbed = loader(root)
+def test_a_clip_that_crashes_the_decoder_once_is_read_again(data_root, tmp_path, capsys):
+    module, undisturbed = loader(data_root)
     expected, victim = epoch(undisturbed), module.lists["train"].clips[5].id
-    _, crashing = loader(root, Treacherous(victim, signal_of(signal.SIGSEGV), tmp_path / "once"))
+    _, crashing = loader(data_root, Treacherous(victim, signal_of(signal.SIGSEGV), tmp_path / "once"))
     assert same(epoch(crashing), expected)
     assert f"clip {victim}" in (out := capsys.readouterr().out)
     assert "SIGSEGV while reading it; it will be tried again" in out
 
 
-def test_a_clip_that_always_crashes_the_decoder_is_left_out_by_name(root):
-    module, undisturbed = loader(root)
+def test_a_clip_that_always_crashes_the_decoder_is_left_out_by_name(data_root):
+    module, undisturbed = loader(data_root)
     expected, clip = epoch(undisturbed), module.lists["train"].clips[5]
-    _, crashing = loader(root, Treacherous(clip.id, signal_of(signal.SIGABRT)))
+    _, crashing = loader(data_root, Treacherous(clip.id, signal_of(signal.SIGABRT)))
     found = epoch(crashing)
     assert [[i for i in batch.id if i != clip.id] for batch in expected] == [batch.id for batch in found]
     (problem,) = [problem for batch in found for problem in batch.problems]
@@ -123,10 +116,10 @@ def test_a_clip_that_always_crashes_the_decoder_is_left_out_by_name(root):
     assert problem.detail == "the decoding process was ended by SIGABRT while reading it, 2 times"
 
 
-def test_a_clip_on_which_the_decoder_hangs_is_left_out_by_name(root):
-    module, _ = loader(root)
+def test_a_clip_on_which_the_decoder_hangs_is_left_out_by_name(data_root):
+    module, _ = loader(data_root)
     victim = module.lists["train"].clips[2].id
-    _, hanging = loader(root, Treacherous(victim, lambda: time.sleep(3600)), hang_seconds=2.0)
+    _, hanging = loader(data_root, Treacherous(victim, lambda: time.sleep(3600)), hang_seconds=2.0)
     begin = time.monotonic()
     (problem,) = [problem for batch in epoch(hanging) for problem in batch.problems]
     assert (problem.id, problem.reason) == (victim, "hung")
@@ -134,16 +127,16 @@ def test_a_clip_on_which_the_decoder_hangs_is_left_out_by_name(root):
     assert time.monotonic() - begin < 60
 
 
-def test_workers_that_are_killed_again_and_again_end_in_a_sentence(root, capsys):
-    module, _ = loader(root)
-    _, starved = loader(root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGKILL)))
+def test_workers_that_are_killed_again_and_again_end_in_a_sentence(data_root, capsys):
+    module, _ = loader(data_root)
+    _, starved = loader(data_root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGKILL)))
     with pytest.raises(UserError, match=r"4 times in a row by SIGKILL.*data.num_workers"):
         epoch(starved)
 
 
-def test_a_folder_that_vanishes_is_named_before_the_step(root, tmp_path):
+def test_a_folder_that_vanishes_is_named_before_the_step(data_root, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(root, copy)
+    shutil.copytree(data_root, copy)
     module, here = loader(copy)
     shutil.rmtree(copy / "clips")
     batch = next(iter(here))
@@ -151,8 +144,8 @@ def test_a_folder_that_vanishes_is_named_before_the_step(root, tmp_path):
         module.on_before_batch_transfer(batch, 0)
 
 
-def test_signals_that_stop_a_run_do_not_reach_its_workers(root):
-    _, here = loader(root)
+def test_signals_that_stop_a_run_do_not_reach_its_workers(data_root):
+    _, here = loader(data_root)
     expected = epoch(here)
     here.sampler.set_epoch(0)
     batches = iter(here)
@@ -165,24 +158,24 @@ def test_signals_that_stop_a_run_do_not_reach_its_workers(root):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_random_in_a_clip_depends_on_neither_workers_nor_the_process(root, workers):
-    _, here = loader(root, samples=Drawing, num_workers=0)
+def test_what_is_random_in_a_clip_depends_on_neither_workers_nor_the_process(data_root, workers):
+    _, here = loader(data_root, samples=Drawing, num_workers=0)
     random.seed(5)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     expected = epoch(here)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     assert states[:2] == after[:2]
     random.seed(6)
-    _, there = loader(root, samples=Drawing, num_workers=workers)
+    _, there = loader(data_root, samples=Drawing, num_workers=workers)
     assert same(epoch(there), expected)
     draws = torch.cat([batch.waveform[:, :3] for batch in expected])
     assert len(draws.unique()) == draws.numel() == 48
 
 
-def test_a_decoder_that_crashes_on_every_clip_ends_in_a_sentence(root, monkeypatch):
+def test_a_decoder_that_crashes_on_every_clip_ends_in_a_sentence(data_root, monkeypatch):
     monkeypatch.setattr("deepavfusion.data.loading.loader.CRASHES", 3)
     source = Treacherous("", signal_of(signal.SIGABRT))
     source.victim = type("Any", (), {"__eq__": lambda *_: True})()
-    _, broken = loader(root, source)
+    _, broken = loader(data_root, source)
     with pytest.raises(UserError, match=r"4 times in a row by SIGABRT, on clip after clip: make doctor"):
         epoch(broken)

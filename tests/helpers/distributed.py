@@ -4,14 +4,64 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deepavfusion.metrics.by_item import ItemMetric
+
 Accumulate = Callable[..., Any]
 """Called with the rank and, in threads, with what takes the place of torch.distributed in a `Metric`."""
+
+
+SHARES = {"both": [[2, 0], [3, 1, 2]], "an empty one": [[1, 0, 2], []], "nothing": [[], []]}  # items of each process
+
+
+def assert_two_give_the_same_as_one(
+    new: Callable[[], ItemMetric],
+    batch: Callable[[list[int]], tuple | dict],
+    found: Callable[[ItemMetric], Any],
+    folder: Path | None = None,
+) -> None:
+    """Two processes find in their shares, and after each went on with an item of its own, what one finds in all.
+
+    Args:
+        batch: arguments of `update` for some items.
+        found: all that a metric gives, to compare.
+        folder: for two real processes, which need functions at the top of their module; without it, threads.
+    """
+    expected = {}
+    for name, (first, second) in SHARES.items():
+        for suffix, more in (("", []), (", more", [5, 6])):
+            expected[name + suffix] = found(_updated(new(), batch, sorted({*first, *second}) + more))
+    accumulate = partial(_accumulate, new, batch, found)
+    both = in_two_processes(accumulate, folder) if folder else in_two_threads(accumulate)
+    assert both == {0: expected, 1: expected}
+
+
+def _accumulate(new: Callable, batch: Callable, found: Callable, rank: int, **distributed: Any) -> dict[str, Any]:
+    results = {}
+    for name, shares in SHARES.items():
+        metric = new()
+        for key, value in distributed.items():
+            setattr(metric, key, value)
+        results[name] = found(_updated(metric, batch, shares[rank]))
+        _updated(metric, batch, [5 + rank])
+        table = metric.table()  # our own, until `compute`
+        items = table.get("mixture", table["item"])
+        assert items.unique().tolist() == sorted({*shares[rank], 5 + rank})
+        results[f"{name}, more"] = found(metric)
+    return results
+
+
+def _updated(metric: ItemMetric, batch: Callable, items: list[int]) -> ItemMetric:
+    for item in items:
+        inputs = batch([item])
+        metric.update(**inputs) if isinstance(inputs, dict) else metric.update(*inputs)
+    return metric
 
 
 def in_two_threads(accumulate: Accumulate) -> dict[int, Any]:

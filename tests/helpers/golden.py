@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.vit import ViT
+from deepavfusion.types import STREAMS, EncoderOutput, PatchMask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGE_KEEP = torch.tensor([[3, 0, 9, 14], [7, 12, 1, 5]])
@@ -63,8 +64,9 @@ def tiny_encoder(
     num_fusion_tokens: tuple[int, int, int] = (4, 2, 3),
     attn_ratio: float = 0.5,
     kind: type[DeepAVFusion] = DeepAVFusion,
+    **more: object,
 ) -> DeepAVFusion:
-    sizes = {"patch_size": 16, "embed_dim": 48, "depth": 4, "num_heads": 4}
+    sizes = {"patch_size": 16, "embed_dim": 48, "depth": 4, "num_heads": 4, **more}
     return kind(
         image=ViT(input_size=(64, 64), in_chans=3, **sizes),
         audio=ViT(input_size=(32, 48), in_chans=1, **sizes),
@@ -74,6 +76,7 @@ def tiny_encoder(
         fusion_num_heads=4,
         fusion_attn_ratio=attn_ratio,
         fusion_mlp_ratio=1.0,
+        drop_path=more.get("drop_path", 0.0),
     )
 
 
@@ -93,6 +96,35 @@ def fill_parameters(model: nn.Module, original_name: dict[str, str] | None = Non
             value = value + 1
         with torch.no_grad():
             parameter.copy_(value.reshape(parameter.shape))
+
+
+def weigh(out: EncoderOutput) -> Tensor:
+    """A scalar in which every output counts differently."""
+    waves = (("image", 0.31, 0.01), ("audio", 0.23, 0.02), ("fusion", 0.19, 0.03))
+    return sum((getattr(out, s) * wave(getattr(out, s).shape, a, b)).sum() for s, a, b in waves)
+
+
+def assert_encoder_matches(case: str, model: DeepAVFusion) -> None:
+    """Outputs, loss and gradients of one of ENCODERS, in float64; fills the parameters."""
+    golden = load(f"encoder_{case}.npz")
+    fill_parameters(model)
+    keep = {"image_keep": IMAGE_KEEP, "audio_keep": AUDIO_KEEP} if ENCODERS[case][2] else {}
+    out = model(*clip_inputs(), **keep)
+    loss = weigh(out)
+    loss.backward()
+    for stream in STREAMS:
+        torch.testing.assert_close(getattr(out, stream).detach(), torch.from_numpy(golden[stream]), atol=1e-10, rtol=0)
+    assert abs(loss.item() - golden["loss"]) <= 1e-10 * max(1, abs(golden["loss"]))
+    assert_gradients_match(model, golden)
+
+
+def golden_masks() -> dict[str, PatchMask]:
+    """IMAGE_KEEP and AUDIO_KEEP with the patches that they do not keep."""
+
+    def mask(keep: Tensor, n: int) -> PatchMask:
+        return PatchMask(keep, torch.tensor([[i for i in range(n) if i not in row] for row in keep.tolist()]))
+
+    return {"image_mask": mask(IMAGE_KEEP, 16), "audio_mask": mask(AUDIO_KEEP, 6)}
 
 
 def assert_gradients_match(

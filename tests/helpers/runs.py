@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import sys
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, LightningModule
 from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.config.compose import compose as compose_config
 from deepavfusion.runs import cli
+from deepavfusion.types import Batch
 
 CONFIGS = REPOSITORY / "configs"
 NETWORK = ["model.net.image.embed_dim=32", "model.net.image.depth=2", "model.net.image.num_heads=2"]
@@ -125,6 +128,31 @@ def sentence(
         call(monkeypatch, script, *overrides)
     assert end.value.code == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def assert_learns(task: LightningModule, batch: Batch, lr: float) -> None:
+    """Twelve steps lower the loss of a batch, and every trained parameter has a gradient: processes would wait."""
+    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=lr)
+    losses = []
+    for _ in range(12):
+        loss = task.training_step(batch, 0)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    assert [name for name, p in trained.items() if p.grad is None] == []
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def events(run_dir: Path) -> EventAccumulator:
+    """What TensorBoard shows of a run."""
+    return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
 
 
 def numbers(path: Path, prefix: str = "test/") -> dict[str, float]:
