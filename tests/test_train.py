@@ -315,14 +315,8 @@ def test_two_processes_share_the_work_and_one_directory(data_root, real_clips, t
 
     found, seen = {}, {}
     for devices in (1, 2):
-        command = [
-            sys.executable,
-            "src/train.py",
-            # the bar takes part in what is exchanged
-            *(override for override in PRETRAIN if "progress" not in override),
-            f"data.root={root}",
-            f"paths.log_dir={tmp_path / str(devices)}",
-        ]
+        given = [override for override in PRETRAIN if "progress" not in override]  # the bar exchanges something, too
+        command = [sys.executable, "src/train.py", *given, f"data.root={root}", f"paths.log_dir={tmp_path}/{devices}"]
         command += ["trainer=ddp_sim"] if devices > 1 else []
         done = subprocess.run(
             [*command, "model.blr=0", "run.latest=false", "data.batch_size=4", *recorder(tmp_path / f"{devices}.txt")],

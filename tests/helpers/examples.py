@@ -13,11 +13,7 @@ SEEN: Counter[str] = Counter()  # what the readers did, for each test anew
 def examples(test: Callable[..., None], count: int, *strategies: object) -> None:
     """Call `test` with many values drawn from the strategies, the same ones every time."""
     quiet = settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
+        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     SEEN.clear()
     quiet(given(*strategies)(test))()  # type: ignore[arg-type]
