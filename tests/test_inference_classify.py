@@ -52,7 +52,7 @@ def by_hand(task: Classify, path: Path, start: float) -> Tensor:
     """Probabilities [4, C] of the window from `start` on, by the data path of evaluation and the network's forward."""
     dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawStore(), SampleSpec(SIZE, SECONDS))
     with RawStore().open(dataset.clips[0]) as clip:
-        sample = dataset.window(dataset.clips[0], clip, start)
+        (sample,) = dataset.windows(dataset.clips[0], clip, [start])
     with torch.no_grad():
         logits = task.net(Normalise()(sample.image[None]), LogMel()(sample.waveform[None]))
     rows = torch.cat([*(logits[stream] for stream in STREAMS), sum(logits[stream] for stream in STREAMS) / 3])
