@@ -1,1 +1,1 @@
-"""DeepAVFusion: a transformer that fuses sound and picture from its first layer (Mo & Morgado, CVPR 2024)."""
+"""DeepAVFusion: a transformer that fuses audio and video from its first layer (Mo & Morgado, CVPR 2024)."""
