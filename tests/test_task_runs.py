@@ -66,7 +66,8 @@ def test_two_processes_learn_and_give_the_numbers_of_one(kind, request, tmp_path
     items = {"test/clips", "test/frames"} & set(expected)
     assert items
     assert all(metrics[name] == expected[name] for name in items)
-    assert metrics["train/loss_last"] < metrics["train/loss_first"]
+    if kind == "segmented":  # two epochs of mixup, and of a probe, show no trend
+        assert metrics["train/loss_last"] < metrics["train/loss_first"]
     command = [REPOSITORY / "src/eval.py", f"ckpt_path={run_dir}/checkpoints/{checkpoint}.ckpt", *both]
     subprocess.run([sys.executable, *command], check=True, timeout=600)
     found = numbers(next(tmp_path.glob("*/evals/two")) / "metrics.json")
