@@ -111,7 +111,9 @@ def run(main: Callable[[], Any]) -> None:
 def one_sentence(error: Exception) -> str:
     """Hydra's message without the search path, on one line."""
     text = str(error).split("Config search path")[0].replace("\n\nAvailable options", "; available options")
-    return " ".join(text.split())
+    message, options, names = text.partition("; available options")
+    shown = (name for name in names.split() if not name.startswith("_"))  # the others are bases, not to be chosen
+    return " ".join(f"{message}{options} {' '.join(shown)}".split())
 
 
 def _fail(sentence: str) -> NoReturn:
