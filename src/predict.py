@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -139,14 +140,11 @@ def progress(*names: str) -> Iterator[list[Callable[[int, int], None]]]:
 
     with Progress(console=get_console(), transient=True) as bars:
 
-        def reporter(bar: TaskID) -> Callable[[int, int], None]:
-            def report(done: int, total: int) -> None:
-                bars.start_task(bar)
-                bars.update(bar, completed=done, total=total)
+        def report(bar: TaskID, done: int, total: int) -> None:
+            bars.start_task(bar)
+            bars.update(bar, completed=done, total=total)
 
-            return report
-
-        yield [reporter(bars.add_task(name, start=n == 0)) for n, name in enumerate(names)]
+        yield [partial(report, bars.add_task(name, start=n == 0)) for n, name in enumerate(names)]
 
 
 def output_of(cfg: DictConfig) -> Path:

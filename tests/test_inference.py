@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepavfusion.inference import sliding
-from deepavfusion.inference.boxes import Box, alone, read_boxes, split_frame, views_of
+from deepavfusion.inference.boxes import Box, alone, read_boxes, split_frame, view_of
 from deepavfusion.inference.separate import Separation, separate_video, source_mask
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.inference.tasks import load_task
@@ -218,11 +218,7 @@ def test_the_ratio_is_undone() -> None:
     ratio = torch.linspace(0.001, 0.999, 500)
     learned = (ratio / (1 + ratio)).logit()
     torch.testing.assert_close(source_mask(learned, "ratio"), ratio)
-    assert source_mask(torch.tensor([0.0, 3.0, 90.0]), "ratio").tolist() == [
-        1,
-        1,
-        1,
-    ]  # more than the mixture: all of it
+    assert (source_mask(torch.tensor([0.0, 3.0, 90.0]), "ratio") == 1).all()  # more than the mixture: all of it
     torch.testing.assert_close(source_mask(learned, "dominant"), learned.sigmoid())
 
 
@@ -421,7 +417,7 @@ def test_number_of_sources_and_boxes(task: Separate, tmp_path: Path) -> None:
 
 def seen(*boxes: tuple[float, ...]) -> list[tuple[float, ...]]:
     """Edges of what the model sees of boxes in a picture of 400 × 300 pixels."""
-    views = views_of([Box(*box) for box in boxes], 400, 300)
+    views = [view_of(Box(*box), 400, 300) for box in boxes]
     edges = [(400 * view.left, 300 * view.top, 400 * view.right, 300 * view.bottom) for view in views]
     return [tuple(round(edge, 6) for edge in box) for box in edges]
 

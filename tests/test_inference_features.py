@@ -156,14 +156,8 @@ def test_batches_and_workers_change_nothing(
 ) -> None:
     calls: list[tuple[int, int]] = []
     reference = extract_features(encoder, videos, windows=windows)
-    found = extract_features(
-        encoder,
-        videos,
-        windows=windows,
-        batch_size=batch_size,
-        num_workers=workers,
-        on_progress=lambda *n: calls.append(n),
-    )
+    given: dict[str, Any] = {"windows": windows, "batch_size": batch_size, "num_workers": workers}
+    found = extract_features(encoder, videos, **given, on_progress=lambda *n: calls.append(n))
     same(found, reference)
     assert found.failed == reference.failed
     together = max(1, batch_size // windows)
@@ -363,11 +357,8 @@ def test_any_checkpoint_of_ours(tmp_path: Path, videos: Path) -> None:
         assert torch.equal(encoder.fusion_tokens, saved["net.encoder.fusion_tokens"])
         assert extract_features(encoder, [videos / "a.mp4"]).fusion.shape == (1, dim)
     task = inference.load_task(tmp_path / "segment.ckpt")
-    same(
-        extract_features(task, [videos / "a.mp4"]),
-        extract_features(open_encoder(tmp_path / "segment.ckpt")[0], [videos / "a.mp4"]),
-        0,
-    )
+    encoder, _ = open_encoder(tmp_path / "segment.ckpt")
+    same(extract_features(task, [videos / "a.mp4"]), extract_features(encoder, [videos / "a.mp4"]), 0)
 
 
 KINDS: list[dict[str, Any]] = [

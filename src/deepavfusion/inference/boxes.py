@@ -56,15 +56,11 @@ def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
     return found
 
 
-def views_of(boxes: Sequence[Box], width: int, height: int) -> list[View]:
-    """The part of the frame in which the model looks for each box: a square as wide as the frame's shorter side.
+def view_of(box: Box, width: int, height: int) -> View:
+    """The part of the frame in which the model looks for a box: a square as wide as the frame's shorter side.
 
     So the sources have the size that they have in training, which shows whole frames; see `alone`, too.
     """
-    return [_around(box, width, height) for box in boxes]
-
-
-def _around(box: Box, width: int, height: int) -> View:
     side = max(min(width, height), box.right - box.left, box.bottom - box.top)
     across, down = min(side, width), min(side, height)
     left = min(max((box.left + box.right - across) / 2, 0), width - across)

@@ -13,7 +13,7 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.vit import ViT
 from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MELS
 from deepavfusion.utils.errors import UserError
-from deepavfusion.weights.weights import Weights, describe, load_encoder, read_record, read_weights
+from deepavfusion.weights.weights import Weights, describe, load_encoder, read_weights
 
 HEAD_DIM = 64  # channels per attention head in every ViT of the paper, base and large
 IMAGE_SIZE = 224  # pixels, the paper's
@@ -31,18 +31,17 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     Raises:
         UserError: see `load_task` and `weights.weights.read_weights`; or the file holds no complete encoder.
     """
-    record = {} if Path(path).suffix == ".safetensors" else read_record(path)
-    if record.get("model"):
-        task = load_task(path, device=device)
-        return task.net.encoder, f"encoder of {path}, a checkpoint of {record.get('task')}"
     weights = read_weights(path)
+    if weights.record.get("model"):
+        task = load_task(path, device=device)
+        return task.net.encoder, f"encoder of {path}, a checkpoint of {task.record.get('task')}"
     if weights.kind == "vit":
         raise UserError(
             f"checkpoint {path} is an MAE or AudioMAE ViT, of image or audio alone: expected a checkpoint of "
             f"DeepAVFusion."
         )
     encoder, summary = _build(weights)
-    report = load_encoder(encoder, path)
+    report = load_encoder(encoder, weights)
     if report.new:
         raise UserError(f"checkpoint {path} lacks {', '.join(report.new[:3])} of an encoder: fetch or copy it again.")
     return encoder.eval().to(device), f"encoder of {path}, weights without a record: {summary}"
@@ -70,28 +69,20 @@ def _build(weights: Weights) -> tuple[DeepAVFusion, str]:
             f"{HEAD_DIM}: use the .ckpt that train.py wrote."
         )
     size, seconds, known = _input_sizes(weights, found)
-    vits = {}
-    for stream, channels, input_size in (
-        ("image", 3, (size, size)),
-        ("audio", 1, (N_MELS, round(seconds * FRAMES_PER_SECOND))),
-    ):
+
+    def vit(stream: str, channels: int, input_size: tuple[int, int]) -> ViT:
         sizes: Any = {key: found[f"net.{stream}.{key}"] for key in ("embed_dim", "patch_size", "depth")}
         hidden = len(tensors.get(f"encoder.{stream}.blocks.0.mlp.fc1.weight", []))
-        vits[stream] = ViT(
-            input_size, in_chans=channels, num_heads=heads, mlp_ratio=hidden / sizes["embed_dim"], **sizes
-        )
+        return ViT(input_size, in_chans=channels, num_heads=heads, mlp_ratio=hidden / sizes["embed_dim"], **sizes)
+
+    image, audio = vit("image", 3, (size, size)), vit("audio", 1, (N_MELS, round(seconds * FRAMES_PER_SECOND)))
     tokens = tensors["encoder.fusion_tokens"].shape[1]
     groups = (tokens - 2 * (tokens // 4), tokens // 4, tokens // 4)
-    fusion: Any = {
-        key: found[f"net.{key}"]
-        for key in ("fusion", "fusion_layers", "fusion_attn_ratio", "fusion_mlp_ratio")
-        if f"net.{key}" in found
-    }
-    encoder = DeepAVFusion(vits["image"], vits["audio"], num_fusion_tokens=groups, **fusion)
-    shown = [
-        f"embed_dim {dim}, depth {encoder.depth}, {fusion.get('fusion', 'no')} fusion in "
-        f"{len(encoder.fusion_blocks)} layers"
-    ]
+    keys = ("fusion", "fusion_layers", "fusion_attn_ratio", "fusion_mlp_ratio")
+    fusion: Any = {key: found[f"net.{key}"] for key in keys if f"net.{key}" in found}
+    encoder = DeepAVFusion(image, audio, num_fusion_tokens=groups, **fusion)
+    kind, layers = fusion.get("fusion", "no"), len(encoder.fusion_blocks)
+    shown = [f"embed_dim {dim}, depth {encoder.depth}, {kind} fusion in {layers} layers"]
     assumed = [f"{heads} heads, fusion tokens in groups of {groups[0]}, {groups[1]} and {groups[2]}"]
     (shown if known else assumed).append(f"images of {size} pixels, {seconds:g} s of audio")
     return encoder, f"{', '.join(shown)} by its tensors; assumed as in the paper: {', '.join(assumed)}"

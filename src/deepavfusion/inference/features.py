@@ -105,11 +105,10 @@ def extract_features(
     if device is not None:
         model.to(device)
     arrays = {stream: GrowingArray(shape, scratch) for stream, shape in _shapes(model, level).items()}
-    used: list[str] = []
-    problems: list[Problem] = []
-    done = 0
+    used, problems, done = list[str](), list[Problem](), 0
+    image_size, audio_seconds = sizes_of(model)
     transform = DeviceTransform().to(model.fusion_tokens.device)
-    for batch, files in _batches(inputs, *sizes_of(model), windows, batch_size, num_workers):
+    for batch, files in _batches(inputs, image_size, audio_seconds, windows, batch_size, num_workers):
         problems += batch.problems
         if len(batch):
             for stream, values in _encode(model, transform, batch, level, batch_size).items():
@@ -119,18 +118,9 @@ def extract_features(
         if on_progress:
             on_progress(done, len(inputs.files))
     failed, remarks = ([_remark(p) for p in problems if p.used is used_] for used_ in (False, True))
-    embeddings = {stream: array.array() for stream, array in arrays.items()}
-    return Features(
-        used,
-        **embeddings,
-        failed=failed,
-        remarks=remarks,
-        level=level,
-        windows=windows,
-        image_size=sizes_of(model)[0],
-        audio_seconds=sizes_of(model)[1],
-        notes=inputs.notes,
-    )
+    image, audio, fusion = (arrays[stream].array() for stream in STREAMS)
+    settings = (level, windows, image_size, audio_seconds)
+    return Features(used, image, audio, fusion, failed, remarks, *settings, inputs.notes)
 
 
 def _shapes(encoder: DeepAVFusion, level: Level) -> dict[str, tuple[int, ...]]:
@@ -168,14 +158,8 @@ def _encode(
     parts: dict[str, list[Tensor]] = {stream: [] for stream in STREAMS}
     for begin in range(0, len(batch), batch_size):  # one clip may have more windows than fit
         rows = slice(begin, begin + batch_size)
-        part = replace(
-            batch,
-            id=batch.id[rows],
-            image=batch.image[rows],
-            waveform=batch.waveform[rows],
-            gain_db=batch.gain_db[rows],
-        )
-        part = transform(part.to(weights.device))
+        inputs = {name: getattr(batch, name)[rows] for name in ("id", "image", "waveform", "gain_db")}
+        part = transform(replace(batch, **inputs).to(weights.device))
         assert part.spectrogram is not None
         output = encoder(part.image.to(weights.dtype), part.spectrogram.to(weights.dtype))
         found = output.pooled() if level == "pooled" else {stream: getattr(output, stream) for stream in STREAMS}

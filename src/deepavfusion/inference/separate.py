@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
-from deepavfusion.inference.boxes import Box, alone, read_boxes, split_frame, views_of
+from deepavfusion.inference.boxes import Box, alone, read_boxes, split_frame, view_of
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.inference.video import BLOCK, VideoReader, open_video, whole_waveform
 from deepavfusion.media import Media
@@ -81,7 +81,42 @@ def separate_video(
         UserError: the video has no frames or no audio, is silent, or does not decode; or the boxes are wrong.
     """
     with open_video(video, "separated") as media:
-        return _Separator(task, media).run(boxes, sources, batch_size, on_progress)
+        separator = _Separator(task, media)
+        starts, mixture = separator.starts, separator.mixture
+        frame = separator.reader.frames([starts[len(starts) // 2]])[0]
+        height, width = frame.shape[:2]
+        if boxes is None:
+            found = separator.choose_boxes(2 if sources is None else sources, width, height)
+        else:
+            found = read_boxes(boxes, width, height)
+        if sources not in (None, len(found)):
+            raise UserError(f"boxes holds {len(found)} boxes, sources is {sources}: give one box for each source.")
+        overview = Overview(math.ceil(len(mixture) / HOP_LENGTH))
+
+        def pieces() -> Iterator[tuple[int, Tensor]]:
+            for first in range(0, len(starts), batch_size):
+                batch = starts[first : first + batch_size]
+                for start, estimate, maps in zip(batch, *separator.batch(batch, found), strict=True):
+                    overview.add(start / HOP_LENGTH, maps)
+                    yield start, estimate
+                if on_progress:
+                    on_progress(first + len(batch), len(starts))
+
+        estimates = overlap_add(pieces(), len(mixture))
+        mixture_mel, source_mel, mask = overview.maps.split([1, len(found), len(found)])
+        return Separation(
+            video=media.path,
+            boxes=found,
+            chosen_by="model" if boxes is None else "user",
+            waveforms=at_rate(estimates, media.info.sample_rate, own_length(media, mixture)),
+            sample_rate=media.info.sample_rate,
+            seconds=len(mixture) / SAMPLE_RATE,
+            mixture_level=level(mixture),
+            frame=frame,
+            mixture_mel=mixture_mel[0],
+            source_mel=source_mel,
+            mask=mask,
+        )
 
 
 def source_mask(logits: Tensor, kind: str) -> Tensor:
@@ -108,50 +143,6 @@ class _Separator:
         self.mel_mask = MelMask().to(task.device)
         self.starts = window_starts(len(self.mixture), self.reader.window)
 
-    def run(
-        self,
-        boxes: Sequence[Sequence[float]] | None,
-        sources: int | None,
-        batch_size: int,
-        on_progress: Callable[[int, int], Any] | None,
-    ) -> Separation:
-        frame = self.reader.frames([self.starts[len(self.starts) // 2]])[0]
-        height, width = frame.shape[:2]
-        if boxes is None:
-            found = self.choose_boxes(2 if sources is None else sources, width, height)
-        else:
-            found = read_boxes(boxes, width, height)
-        if sources not in (None, len(found)):
-            raise UserError(f"boxes holds {len(found)} boxes, sources is {sources}: give one box for each source.")
-        overview = Overview(math.ceil(len(self.mixture) / HOP_LENGTH))
-
-        def pieces() -> Iterator[tuple[int, Tensor]]:
-            for first in range(0, len(self.starts), batch_size):
-                starts = self.starts[first : first + batch_size]
-                estimates, maps = self.batch(starts, found)
-                for start, estimate, window_maps in zip(starts, estimates, maps, strict=True):
-                    overview.add(start / HOP_LENGTH, window_maps)
-                    yield start, estimate
-                if on_progress:
-                    on_progress(first + len(starts), len(self.starts))
-
-        estimates = overlap_add(pieces(), len(self.mixture))
-        mixture_mel, source_mel, mask = overview.maps.split([1, len(found), len(found)])
-        media = self.reader.media
-        return Separation(
-            video=media.path,
-            boxes=found,
-            chosen_by="model" if boxes is None else "user",
-            waveforms=at_rate(estimates, media.info.sample_rate, own_length(media, self.mixture)),
-            sample_rate=media.info.sample_rate,
-            seconds=len(self.mixture) / SAMPLE_RATE,
-            mixture_level=level(self.mixture),
-            frame=frame,
-            mixture_mel=mixture_mel[0],
-            source_mel=source_mel,
-            mask=mask,
-        )
-
     def batch(self, starts: Sequence[int], boxes: Sequence[Box]) -> tuple[Tensor, Tensor]:
         """Windows to estimates [B, sources, T] and maps [B, 1 + 2 · sources, M, F]: mixture, sources, masks."""
 
@@ -161,9 +152,9 @@ class _Separator:
         mixture = self.reader.windows(starts)
         log_mel = self.reader.log_mel(mixture)
         crops = [
-            (alone(frame, box, boxes), view)
+            (alone(frame, box, boxes), view_of(box, frame.shape[1], frame.shape[0]))
             for frame in self.reader.frames(starts)
-            for box, view in zip(boxes, views_of(boxes, frame.shape[1], frame.shape[0]), strict=True)
+            for box in boxes
         ]
         mask = source_mask(self.task.net(self.reader.images(crops), log_mel), self.task.hparams["mask"])
         estimate = self.mel_mask(mask, mixture.repeat_interleave(len(boxes), dim=0))

@@ -60,11 +60,15 @@ def our_name(name: str) -> str:
 
 @dataclass
 class Weights:
-    """The tensors of a file, under our names, and its kind: "ours", "original" or "vit"."""
+    """The tensors of a file, under our names, its kind: "ours", "original" or "vit", and the record of our .ckpt files.
+
+    The record is that of the run, see `tasks.base.Task.record`; empty for any other file.
+    """
 
     path: str
     kind: str
     tensors: dict[str, Tensor]
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -73,12 +77,11 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, contains code, or holds something else.
     """
-    path = Path(path)
-    tensors = _tensors(read_file(path), path)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    content = read_file(Path(path))
+    tensors = {name.removeprefix("module."): tensor for name, tensor in _tensors(content, path).items()}
     if any(name.startswith("net.") for name in tensors):
         inside = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-        return Weights(str(path), "ours", inside)
+        return Weights(str(path), "ours", inside, _record(content))
     if any(name.startswith(("image_decoder_", "audio_decoder_")) for name in tensors):
         return Weights(str(path), "original", {our_name(name): t for name, t in tensors.items()})
     if "encoder.fusion_tokens" in tensors:
@@ -92,13 +95,16 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The record of the run in one of our .ckpt files (see `tasks.base.Task.record`); empty for any other file.
+    """The record alone, see `Weights`, even of a file that `read_weights` does not recognise.
 
     Raises:
-        UserError: see `read_weights`.
+        UserError: the file cannot be read, see `read_weights`.
     """
-    content = read_file(Path(path))
-    record = content.get("record", {}) if isinstance(content, dict) else {}
+    return _record(read_file(Path(path)))
+
+
+def _record(content: object) -> dict[str, Any]:
+    record = content.get("record") if isinstance(content, dict) else None
     return record if isinstance(record, dict) else {}
 
 
@@ -122,14 +128,10 @@ def write_weights(weights: Weights, path: Path) -> Path:
     return path
 
 
-def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+def _tensors(content: object, path: str | Path) -> dict[str, Tensor]:
     if isinstance(content, dict):
-        for key in ("state_dict", "model"):
-            if isinstance(content.get(key), dict):
-                content = content[key]
-                break
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}  # type: ignore
-        if tensors:
+        inside = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+        if tensors := {str(name): value for name, value in inside.items() if isinstance(value, Tensor)}:
             return tensors
     raise UserError(f"{path} holds no tensors under state_dict or model: expected {EXPECTED}.")
 
@@ -146,22 +148,22 @@ def load_mae(model: MaskedAutoencoder, path: str | Path) -> LoadReport:
             f"{path} is an MAE or AudioMAE checkpoint, a single ViT: give it as model.image_weights or "
             f"model.audio_weights."
         )
-    return _load(model, weights, describe(weights.tensors))
+    return _load(model, weights)
 
 
-def load_encoder(encoder: DeepAVFusion, path: str | Path) -> LoadReport:
+def load_encoder(encoder: DeepAVFusion, weights: Weights | str | Path) -> LoadReport:
     """Load image, audio and fusion streams from one of our checkpoints or a published one; heads are ignored.
 
     Raises:
         UserError: see `load_mae`.
     """
-    weights = read_weights(path)
+    if not isinstance(weights, Weights):
+        weights = read_weights(weights)
     if weights.kind == "vit":
-        raise UserError(f"{path} is an MAE or AudioMAE checkpoint, a single ViT: a DeepAVFusion encoder was expected.")
-    inside = {n.removeprefix("encoder."): t for n, t in weights.tensors.items() if n.startswith("encoder.")}
-    report = _load(encoder, Weights(weights.path, weights.kind, inside), describe(weights.tensors))
-    report.unused += [name for name in weights.tensors if not name.startswith("encoder.")]
-    return report
+        raise UserError(
+            f"{weights.path} is an MAE or AudioMAE checkpoint, a single ViT: a DeepAVFusion encoder was expected."
+        )
+    return _load(encoder, weights, "encoder.")
 
 
 def load_vit(vit: ViT, path: str | Path) -> LoadReport:
@@ -176,15 +178,11 @@ def load_vit(vit: ViT, path: str | Path) -> LoadReport:
             f"{path} is a DeepAVFusion checkpoint: give it as model.pretrained; an MAE or AudioMAE ViT checkpoint was "
             f"expected here."
         )
-    return _load(vit, weights, describe(weights.tensors))
+    return _load(vit, weights)
 
 
 def check_resumable(net: nn.Module, path: str | Path) -> None:
-    """Check that a run can resume from a checkpoint, before Lightning tries.
-
-    Args:
-        net: the network of the run, `net.` in the checkpoint.
-        path: a .ckpt file.
+    """Check that a run with the network `net` can resume from a .ckpt file, before Lightning tries.
 
     Raises:
         UserError: see `read_weights`; or the file holds weights without a run, or of another network.
@@ -196,42 +194,42 @@ def check_resumable(net: nn.Module, path: str | Path) -> None:
     found = {name: tensor.shape for name, tensor in weights.tensors.items()}
     if own != found:
         name = next(iter(sorted(set(own.items()) ^ set(found.items()))))[0]
-        values = ", ".join(f"model.{key}={value}" for key, value in describe(weights.tensors).items())
         raise UserError(
             f"checkpoint {path} is of another network: {name} is {list(found.get(name, []))} in the file and "
-            f"{list(own.get(name, []))} in the model; the file fits {values}."
+            f"{list(own.get(name, []))} in the model; the file fits {_config_values(weights)}."
         )
 
 
-def _load(module: nn.Module, weights: Weights, fitting: dict[str, object]) -> LoadReport:
+def _config_values(weights: Weights) -> str:
+    return ", ".join(f"model.{key}={value}" for key, value in describe(weights.tensors).items())
+
+
+def _load(module: nn.Module, weights: Weights, prefix: str = "") -> LoadReport:
+    """Fill a module with the tensors whose names begin with `prefix`."""
     own = module.state_dict()
+    tensors = {n.removeprefix(prefix): t for n, t in weights.tensors.items() if n.startswith(prefix)}
     # The encoders' position embedding is fixed and follows from the input size, which may differ from the file's.
     fixed = {name for name in own if name.endswith(("image.pos_embed", "audio.pos_embed")) or name == "pos_embed"}
     wrong = [
         f"{name} is {list(tensor.shape)} in the file and {list(own[name].shape)} in the model"
-        for name, tensor in weights.tensors.items()
+        for name, tensor in tensors.items()
         if name in own and name not in fixed and tensor.shape != own[name].shape
     ]
-    missing_blocks = [name for name in own if name not in weights.tensors and "blocks." in name]
-    surplus_blocks = [name for name in weights.tensors if name not in own and "blocks." in name]
-    if wrong or missing_blocks or surplus_blocks:
-        first = (
-            wrong
-            or [f"{name} is in the model and not in the file" for name in missing_blocks]
-            or [f"{name} is in the file and not in the model" for name in surplus_blocks]
-        )
-        values = ", ".join(f"model.{name}={value}" for name, value in fitting.items())
+    for here, there, names in (("model", "file", own.keys() - tensors), ("file", "model", tensors.keys() - own)):
+        wrong += [f"{name} is in the {here} and not in the {there}" for name in sorted(names) if "blocks." in name]
+    if wrong:
         raise UserError(
-            f"checkpoint {weights.path} does not fit the model: {first[0]} "
-            f"({len(wrong) + len(missing_blocks) + len(surplus_blocks)} differences); the file fits {values}."
+            f"checkpoint {weights.path} does not fit the model: {wrong[0]} ({len(wrong)} differences); the file fits "
+            f"{_config_values(weights)}."
         )
-    usable = {name: t for name, t in weights.tensors.items() if name in own and name not in fixed}
+    usable = {name: t for name, t in tensors.items() if name in own and name not in fixed}
     module.load_state_dict(usable, strict=False)
     return LoadReport(
         weights.path,
         loaded=list(usable),
         new=[name for name in own if name not in usable and name not in fixed],
-        unused=[name for name in weights.tensors if name not in own],
+        unused=[name for name in tensors if name not in own]
+        + [name for name in weights.tensors if not name.startswith(prefix)],
     )
 
 

@@ -23,10 +23,9 @@ from deepavfusion.utils.files import write_csv
 
 COLUMNS = ("start", "end", "stream", "rank", "class", "probability")
 TITLES = {"image": "image tokens", "audio": "audio tokens", "fusion": "fusion tokens", "all": "all three"}
-# Of the figure, inches; the scores are drawn between LEFT and LEFT + WIDTH, the legends right of them.
-LEFT, WIDTH, LEGENDS = 0.75, 11.0, 3.25
-TOP, STRIP, PANEL, GAP, BOTTOM = 0.5, 1.05, 1.35, 0.3, 0.55
-MAX_FRAMES = 16
+SIZE, HEIGHTS = (15.0, 8.7), (1.05, 1.35, 1.35, 1.35, 1.35)  # of the figure, inches; of its parts
+EDGES = {"left": 0.05, "right": 0.783, "top": 0.943, "bottom": 0.063}  # shares of it; right of them the legends
+MAX_FRAMES, FRAME_ROWS = 16, 120
 HUES, DARKER = 7, (0.85, 0.5, 0.3)  # so many colours by hue, then the same ones darker
 MAX_POINTS = 400  # of a line; with more windows, neighbours are averaged
 MAX_MARKED = 40  # windows up to which each is marked by a dot
@@ -107,36 +106,29 @@ def _rows(found: Classification, top_k: int) -> Iterator[tuple[object, ...]]:
 
 def draw(found: Classification, top_k: int = 5) -> Figure:
     """Frames of the video above, and the scores of each stream's top classes below, on one time axis."""
-    width, height = LEFT + WIDTH + LEGENDS, TOP + STRIP + len(HEADS) * (PANEL + GAP) + BOTTOM
-    figure = Figure(figsize=(width, height), dpi=100)
+    figure = Figure(SIZE, dpi=100)
+    axes = figure.subplots(1 + len(HEADS), height_ratios=HEIGHTS, gridspec_kw={**EDGES, "hspace": 0.23})
     count = len(found.starts)
     windows = f"{count} windows of {found.window:g} s" if count > 1 else "one window"
     if count > MAX_POINTS:
         windows += f", drawn as means over {math.ceil(count / MAX_POINTS)}"
-    figure.text(LEFT / width, 1 - 0.28 / height, f"{Path(found.video).name} · {found.seconds:.1f} s · {windows}")
-
-    def axis(top: float, inches: float) -> Any:
-        return figure.add_axes((LEFT / width, 1 - (top + inches) / height, WIDTH / width, inches / height))
-
-    _draw_frames(axis(TOP, STRIP), found)
+    figure.text(EDGES["left"], 0.968, f"{Path(found.video).name} · {found.seconds:.1f} s · {windows}")
+    _draw_frames(axes[0], found)
     top = [best(mean, top_k) for mean in found.mean]
     order = list(dict.fromkeys(n for classes in (top[-1], *top) for n in classes))
     colours = {n: DARKER[place // HUES % len(DARKER)] * colour_of(place) for place, n in enumerate(order)}
     drawn = np.unique(order)
     shown, times = _thinned(found, drawn)
     highest = min(1.0, 1.12 * max(float(shown.max()), 1e-3))
-    for number, head in enumerate(HEADS):
-        panel = axis(TOP + STRIP + GAP + number * (PANEL + GAP), PANEL)
+    for number, (head, panel) in enumerate(zip(HEADS, axes[1:], strict=True)):
         for n in top[number]:
-            scores = shown[:, number, np.searchsorted(drawn, n)]
-            name = found.classes[n]
+            scores, name = shown[:, number, np.searchsorted(drawn, n)], found.classes[n]
             name = name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…"
             label = f"{name}  {found.mean[number, n]:.2f}"
             panel.plot(times, scores, color=colours[n], linewidth=1.6, label=label, clip_on=False)
             if count <= MAX_MARKED:  # all but the two ends, which are no windows
                 panel.plot(times[1:-1], scores[1:-1], ".", color=colours[n], markersize=6, clip_on=False)
-        panel.set_xlim(0, found.seconds)
-        panel.set_ylim(0, highest if highest < 0.6 else 1.0)
+        panel.set(xlim=(0, found.seconds), ylim=(0, highest if highest < 0.6 else 1.0))
         panel.set_title(TITLES[head], fontsize=10, loc="left", pad=3)
         panel.grid(alpha=0.3)
         panel.tick_params(labelsize=8, labelbottom=number == len(HEADS) - 1)
@@ -166,22 +158,19 @@ def _thinned(found: Classification, classes: NDArray[np.integer]) -> tuple[NDArr
 
 def _draw_frames(axis: Any, found: Classification) -> None:
     """Frames side by side, each of the time in its middle; they are cropped a little to fit."""
+    strip = axis.get_window_extent()
     with Media(found.video) as media:
         height, width = media.frames([0.0]).shape[1:3]
-        count = min(MAX_FRAMES, max(1, round(WIDTH / (STRIP * width / height))))
+        count = min(MAX_FRAMES, max(1, round(strip.width / strip.height * height / width)))
         part = found.seconds / count
-        rows = 120
-        columns = max(1, round(rows * width / height))
         times = [(n + 0.5) * part for n in range(count)]
-        for n, frame in enumerate(film_frames(media, times, rows, columns)):
+        for n, frame in enumerate(film_frames(media, times, FRAME_ROWS, max(1, round(FRAME_ROWS * width / height)))):
             extent = (n * part, (n + 1) * part, 0, 1)
-            axis.imshow(_crop(frame, WIDTH / count / STRIP), extent=extent, aspect="auto")
-    axis.set_xlim(0, found.seconds)
-    axis.set_ylim(0, 1)
+            axis.imshow(_crop(frame, strip.width / count / strip.height), extent=extent, aspect="auto")
+    axis.set(xlim=(0, found.seconds), ylim=(0, 1), yticks=[])
     axis.set_xticks([n * part for n in range(1, count)], [])
     axis.tick_params(length=0)
     axis.grid(axis="x", color="white", linewidth=1.5)
-    axis.set_yticks([])
 
 
 def _crop(frame: NDArray[np.uint8], ratio: float) -> NDArray[np.uint8]:

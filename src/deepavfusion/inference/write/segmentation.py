@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 def _write_overlay_film(
     folder: Path, segmentation: Segmentation, listed: dict[str, Any], on_progress: Callable[[int, int], Any] | None
 ) -> None:
-    """The video with the nearest mask over each frame, a legend below, and its audio, mono."""
+    """The video with the nearest mask over each frame, a legend below, and its audio, mono; one mask is held."""
     rows, columns = film_size(segmentation.height, segmentation.width)
     classes = segmentation.classes or []
     colours = palette(len(classes or [0, 1]))
@@ -128,33 +128,22 @@ def _write_overlay_film(
     with Media(segmentation.video) as media:
         rate = film_rate(media.info.sample_rate)
         times, fps = film_times(media.info, segmentation.seconds, segmentation.masks_per_second)
-        masks = _nearest(folder, segmentation, listed, times)
 
         def frames() -> Iterator[Pixels]:
-            for n, (frame, mask) in enumerate(zip(film_frames(media, times, rows, columns), masks, strict=True), 1):
-                yield np.concatenate([highlight(frame, _enlarged(mask, rows, columns), colours), strip])
+            shown = -1
+            for n, frame in enumerate(film_frames(media, times, rows, columns)):
+                nearest = min(round(times[n] * segmentation.masks_per_second), len(segmentation.times) - 1)
+                if nearest != shown:
+                    shown, mask = nearest, _mask(folder / listed["moments"][nearest]["file"], rows, columns)
+                yield np.concatenate([highlight(frame, mask, colours), strip])
                 if on_progress:
-                    on_progress(n, len(times))
+                    on_progress(n + 1, len(times))
 
         write_film(folder / listed["film"], frames(), fps, torch.cat(list(audio_blocks(media, rate))), rate)
 
 
-def _nearest(
-    folder: Path, segmentation: Segmentation, listed: dict[str, Any], times: Iterable[float]
-) -> Iterator[NDArray[np.uint8]]:
-    """The mask nearest to each of the rising times; one is held."""
-    shown, last = -1, len(segmentation.times) - 1
-    for time in times:
-        nearest = min(round(time * segmentation.masks_per_second), last)
-        if nearest != shown:
-            shown, mask = nearest, read_mask(folder / listed["moments"][nearest]["file"])
-        yield mask
-
-
-def _enlarged(mask: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
-    if mask.shape == (rows, columns):
-        return mask
-    return np.asarray(Image.fromarray(mask).resize((columns, rows), Image.Resampling.NEAREST))
+def _mask(path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(read_mask(path)).resize((columns, rows), Image.Resampling.NEAREST))
 
 
 def legend(names: dict[str, Any], width: int, height: int) -> Pixels:
@@ -182,7 +171,7 @@ def legend(names: dict[str, Any], width: int, height: int) -> Pixels:
     pen = ImageDraw.Draw(strip)
     for n, (name, colour) in enumerate(cells):
         x, middle = n % columns * cell + gap, n // columns * line + line // 2
-        rgb = None if colour is None else tuple(int(value) for value in colour)
+        rgb = None if colour is None else tuple(map(int, colour))
         if rgb:
             pen.rectangle([x, middle - size // 2, x + size - 1, middle - size // 2 + size - 1], fill=rgb)
         pen.text((x + size + gap, middle), name, fill=rgb or "white", font=font, anchor="lm")
@@ -201,23 +190,18 @@ def draw(segmentation: Segmentation, folder: Path, listed: dict[str, Any]) -> Fi
     with Media(segmentation.video) as media:
         frames = list(film_frames(media, [segmentation.times[n] for n in chosen], rows, columns))
     colours, found = palette(len(segmentation.classes or [0, 1])), shares(listed)
-    across = 15 / FIGURE_TIMES
-    down = across * rows / columns
-    lines = math.ceil(len(found) / LEGEND_COLUMNS)
-    size = (max(across * shown, 5.0), 2 * down + 1.0 + 0.25 * lines)
+    across, lines = 15 / FIGURE_TIMES, math.ceil(len(found) / LEGEND_COLUMNS)
+    size = (max(across * shown, 5.0), 2 * across * rows / columns + 1.0 + 0.25 * lines)
     figure = Figure(figsize=size, layout="constrained", dpi=100)
-    axes = figure.subplots(2, shown, squeeze=False)
+    axes = figure.subplots(2, shown, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     per_second = f"{segmentation.masks_per_second:g} masks per second"
     figure.suptitle(f"{Path(segmentation.video).name} · {segmentation.seconds:.1f} s · {per_second}")
     for (above, below), frame, n in zip(axes.T, frames, chosen, strict=True):
         entry = listed["moments"][n]
         above.imshow(frame)
-        below.imshow(highlight(frame, _enlarged(read_mask(folder / entry["file"]), rows, columns), colours))
+        below.imshow(highlight(frame, _mask(folder / entry["file"], rows, columns), colours))
         above.set_title(f"{entry['time']:.1f} s", fontsize=10)
         below.set_xlabel(f"{100 * entry['share']:.0f} % marked", fontsize=9)
-        for axis in (above, below):
-            axis.set_xticks([])
-            axis.set_yticks([])
     axes[0, 0].set_ylabel("frame", fontsize=9)
     axes[1, 0].set_ylabel("sounding pixels", fontsize=9)
     if segmentation.classes and found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
-from deepavfusion.inference.boxes import Box
 from deepavfusion.inference.separate import Separation, separate_video
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
 from deepavfusion.inference.write.saving import saving, write_figure, write_json
@@ -85,24 +83,20 @@ def _write_source_film(path: Path, separation: Separation, source: int) -> None:
         waveform = resample(waveform, separation.sample_rate, rate)
     with Media(separation.video) as media:
         times, fps = film_times(media.info, separation.seconds)
-        rows, columns = film_size(*separation.frame.shape[:2])
-        frames = _outlined(film_frames(media, times, rows, columns), separation, source)
-        write_film(path, frames, fps, waveform, rate)
-
-
-def _outlined(frames: Iterable[NDArray[np.uint8]], separation: Separation, source: int) -> Iterator[NDArray[np.uint8]]:
-    height, width = separation.frame.shape[:2]
-    box, colour = separation.boxes[source], (255 * colour_of(source)).astype(np.uint8)
-    for frame in frames:
-        rows, columns = frame.shape[:2]
-        x, y = columns / width, rows / height
+        height, width = separation.frame.shape[:2]
+        rows, columns = film_size(height, width)
+        x, y, line = columns / width, rows / height, max(2, min(rows, columns) // 120)
+        box, colour = separation.boxes[source], (255 * colour_of(source)).astype(np.uint8)
         left, top, right, bottom = round(box.left * x), round(box.top * y), round(box.right * x), round(box.bottom * y)
-        line = max(2, min(rows, columns) // 120)
         inside = (slice(top + line, max(bottom - line, 0)), slice(left + line, max(right - line, 0)))
-        outlined: NDArray[np.uint8] = frame // 3
-        outlined[top:bottom, left:right] = colour
-        outlined[inside] = frame[inside]
-        yield outlined
+
+        def outlined(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            shown: NDArray[np.uint8] = frame // 3
+            shown[top:bottom, left:right] = colour
+            shown[inside] = frame[inside]
+            return shown
+
+        write_film(path, map(outlined, film_frames(media, times, rows, columns)), fps, waveform, rate)
 
 
 # ---------------------------------------------------------------- figure
@@ -117,15 +111,16 @@ def draw(separation: Separation) -> Figure:
     figure.suptitle(f"{Path(separation.video).name} · {seconds:.1f} s · {by}")
     mels = [separation.mixture_mel, *separation.source_mel]
     loudest = float(_decibels(mels[0]).max())
-    names = ["mixture", *(f"source {n}" for n in range(1, sources + 1))]
     for row, level in enumerate([separation.mixture_level, *separation.levels]):
         still, spectrogram, mask = axes[row]
         still.imshow(separation.frame)
         still.set_axis_off()
         shown = f"{level:.0f} dB".replace("-", "−") if math.isfinite(level) else "silent"
-        still.set_title(f"{names[row]}, {shown}", fontsize=10, loc="left")
+        still.set_title(f"{f'source {row}' if row else 'mixture'}, {shown}", fontsize=10, loc="left")
         for source in range(sources) if row == 0 else [row - 1]:
-            _outline(still, separation.boxes[source], source)
+            left, top, right, bottom = separation.boxes[source]
+            edge: Any = {"fill": False, "linewidth": 3, "color": colour_of(source), "clip_on": False}
+            still.add_patch(Rectangle((left, top), right - left, bottom - top, **edge))
         decibels = _show(spectrogram, _decibels(mels[row]) - loudest, seconds, "magma", -RANGE, 0)
         if row:
             share = _show(mask, separation.mask[row - 1], seconds, "viridis", 0, 1)
@@ -145,13 +140,6 @@ def draw(separation: Separation) -> Figure:
 
 def _decibels(power: Tensor) -> Tensor:
     return 10 * (power + LOG_OFFSET).log10()
-
-
-def _outline(axis: Any, box: Box, source: int) -> None:
-    width, height = box.right - box.left, box.bottom - box.top
-    axis.add_patch(
-        Rectangle((box.left, box.top), width, height, fill=False, linewidth=3, color=colour_of(source), clip_on=False)
-    )
 
 
 def _show(axis: Any, values: Tensor, seconds: float, colours: str, low: float, high: float) -> Any:
@@ -180,11 +168,8 @@ def _draw_levels(axis: Any, separation: Separation) -> None:
 
 def _band(kilohertz: float) -> float:
     """The position of a frequency among the mel bands (HTK's formula); band n is drawn from n to n + 1."""
-
-    def mel(hertz: float) -> float:
-        return math.log10(1 + hertz / 700)
-
-    return min((N_MELS + 1) * mel(1000 * kilohertz) / mel(SAMPLE_RATE / 2) - 0.5, N_MELS)
+    share = math.log10(1 + 1000 * kilohertz / 700) / math.log10(1 + SAMPLE_RATE / 2 / 700)
+    return min((N_MELS + 1) * share - 0.5, N_MELS)
 
 
 def separate_to_folder(task: Separate, video: str | Path, folder: Path) -> tuple[Tensor, int]:
