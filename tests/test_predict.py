@@ -20,12 +20,22 @@ def predict(monkeypatch: pytest.MonkeyPatch, *overrides: object) -> None:
     call(monkeypatch, "predict", *overrides)
 
 
+def checkpoints_of(logs: Path, task: str) -> Path:
+    """The new folder of checkpoints of a task's newest run."""
+    (folder := logs / task / "latest" / "checkpoints").mkdir(parents=True)
+    return folder
+
+
+def only_run(logs: Path) -> Path:
+    (run_dir,) = (logs / "predict" / "runs").iterdir()
+    assert (logs / "predict" / "latest").resolve() == run_dir.resolve()
+    return run_dir
+
+
 @pytest.fixture
 def logs(tmp_path: Path) -> Path:
     """A folder of logs with a separator in it, and a video beside it."""
-    checkpoints = tmp_path / "logs" / "separate" / "latest" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    write_separator(checkpoints / "last.ckpt")
+    write_separator(checkpoints_of(tmp_path / "logs", "separate") / "last.ckpt")
     write_video(tmp_path / "clip.mp4", noise(4.0), frames=8)
     return tmp_path / "logs"
 
@@ -35,8 +45,7 @@ def test_separate_with_the_newest_checkpoint(
 ) -> None:
     video = logs.parent / "clip.mp4"
     predict(monkeypatch, "task=separate", f"video={video}", f"paths.log_dir={logs}", "device=cpu")
-    (run_dir,) = (logs / "predict" / "runs").iterdir()
-    assert (logs / "predict" / "latest").resolve() == run_dir.resolve()
+    run_dir = only_run(logs)
     expected = {f"clip_source{n}.{kind}" for n in (1, 2) for kind in ("wav", "mp4")}
     assert {path.name for path in run_dir.iterdir()} == expected | {"clip_separation.png", "clip_sources.json"}
     listed = json.loads((run_dir / "clip_sources.json").read_text())
@@ -65,12 +74,10 @@ def test_segment_with_the_best_checkpoint_or_the_last(
     logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video, given = logs.parent / "clip.mp4", [f"paths.log_dir={logs}", "device=cpu", "masks_per_second=2"]
-    checkpoints = logs / "segment" / "latest" / "checkpoints"
-    checkpoints.mkdir(parents=True)
+    checkpoints = checkpoints_of(logs, "segment")
     write_segmenter(checkpoints / "last.ckpt", 1)
     predict(monkeypatch, "task=segment", f"video={video}", *given)
-    (run_dir,) = (logs / "predict" / "runs").iterdir()
-    assert (logs / "predict" / "latest").resolve() == run_dir.resolve()
+    run_dir = only_run(logs)
     files = {f"clip_segmentation.{kind}" for kind in ("mp4", "png", "json")}
     assert {path.name for path in run_dir.iterdir()} == files | {"clip_masks"}
     assert len(list((run_dir / "clip_masks").iterdir())) == 8
@@ -97,13 +104,11 @@ def test_segment_with_the_best_checkpoint_or_the_last(
 def test_classify_with_the_newest_checkpoint(
     logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video, checkpoints = logs.parent / "clip.mp4", logs / "classify" / "latest" / "checkpoints"
-    checkpoints.mkdir(parents=True)
+    video, checkpoints = logs.parent / "clip.mp4", checkpoints_of(logs, "classify")
     write_classifier(checkpoints / "last.ckpt")
     given = [f"video={video}", f"paths.log_dir={logs}", "device=cpu"]
     predict(monkeypatch, "task=classify", *given)
-    (run_dir,) = (logs / "predict" / "runs").iterdir()
-    assert (logs / "predict" / "latest").resolve() == run_dir.resolve()
+    run_dir = only_run(logs)
     files = {"clip_classes.csv", "clip_classes.json", "clip_timeline.png"}
     assert {path.name for path in run_dir.iterdir()} == files
     listed = json.loads((run_dir / "clip_classes.json").read_text())
@@ -125,16 +130,14 @@ def test_classify_with_the_newest_checkpoint(
 
 
 def test_features_of_a_folder(logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, checkpoints = logs.parent / "videos", logs / "pretrain" / "latest" / "checkpoints"
-    checkpoints.mkdir(parents=True)
+    folder, checkpoints = logs.parent / "videos", checkpoints_of(logs, "pretrain")
     folder.mkdir()
     write_separator(checkpoints / "last.ckpt")
     shutil.copy(logs.parent / "clip.mp4", folder / "b.mp4")
     (folder / "a.mp4").write_text("a film?")
     given = [f"input={folder}", f"paths.log_dir={logs}", "device=cpu", "num_workers=0"]
     predict(monkeypatch, "task=features", *given)
-    (run_dir,) = (logs / "predict" / "runs").iterdir()
-    assert (logs / "predict" / "latest").resolve() == run_dir.resolve()
+    run_dir = only_run(logs)
     assert {path.name for path in run_dir.iterdir()} == {"features.npz", "features_failed.txt"}
     with np.load(run_dir / "features.npz", allow_pickle=False) as file:
         pooled = dict(file)

@@ -68,6 +68,7 @@ class Span(NamedTuple):
     score: float
 
 
+@torch.inference_mode()
 def classify_video(
     task: Classify,
     video: str | Path,
@@ -94,7 +95,32 @@ def classify_video(
         raise UserError(f"hop_seconds is {hop_seconds!r}, expected seconds, at least {MIN_HOP}, e.g. 1.")
     classes = recorded_classes(task)
     with open_video(video, "classified") as media:
-        return _VideoClassifier(task, VideoReader(task, media), classes, hop_seconds).run(batch_size, on_progress)
+        classifier = _VideoClassifier(task, VideoReader(task, media), hop_seconds)
+        scores = GrowingArray((len(HEADS), len(classes)))
+        total = torch.zeros(scores.shape, dtype=torch.float64)
+        starts: list[int] = []
+        windows = classifier.windows()
+        while batch := list(islice(windows, batch_size)):
+            found = classifier.scores([start for start, _ in batch], torch.stack([waveform for _, waveform in batch]))
+            scores.add(found)
+            total += found.double().sum(dim=0)
+            starts += [start for start, _ in batch]
+            if on_progress:
+                on_progress(len(starts), max(classifier.expected, len(starts)))
+        if on_progress:
+            on_progress(len(starts), len(starts))
+        return Classification(
+            video=media.path,
+            classes=classes,
+            multi_label=classifier.multi_label,
+            seconds=classifier.end / SAMPLE_RATE,
+            window=classifier.seconds,
+            hop_seconds=hop_seconds,
+            starts=[start / SAMPLE_RATE for start in starts],
+            scores=scores.array(),
+            mean=(total / len(starts)).numpy(),
+            notes=classifier.notes(),
+        )
 
 
 def spans(found: Classification) -> list[Span]:
@@ -124,39 +150,11 @@ def _runs(values: Sequence[int]) -> list[tuple[int, int]]:
 class _VideoClassifier:
     """One video and one model."""
 
-    def __init__(self, task: Classify, reader: VideoReader, classes: list[str], hop_seconds: float) -> None:
-        self.task, self.reader, self.classes, self.hop_seconds = task, reader, classes, hop_seconds
+    def __init__(self, task: Classify, reader: VideoReader, hop_seconds: float) -> None:
+        self.task, self.reader, self.hop_seconds = task, reader, hop_seconds
         self.multi_label = bool(task.hparams["multi_label"])
         self.seconds = reader.window / SAMPLE_RATE
         self.end, self.peak = 0, 0.0  # of the audio read so far: samples; loudest sample
-
-    @torch.inference_mode()
-    def run(self, batch_size: int, on_progress: Callable[[int, int], Any] | None) -> Classification:
-        scores = GrowingArray((len(HEADS), len(self.classes)))
-        total = torch.zeros(scores.shape, dtype=torch.float64)
-        starts: list[int] = []
-        windows = self.windows()
-        while batch := list(islice(windows, batch_size)):
-            found = self.scores([start for start, _ in batch], torch.stack([waveform for _, waveform in batch]))
-            scores.add(found)
-            total += found.double().sum(dim=0)
-            starts += [start for start, _ in batch]
-            if on_progress:
-                on_progress(len(starts), max(self.expected, len(starts)))
-        if on_progress:
-            on_progress(len(starts), len(starts))
-        return Classification(
-            video=self.reader.media.path,
-            classes=self.classes,
-            multi_label=self.multi_label,
-            seconds=self.end / SAMPLE_RATE,
-            window=self.seconds,
-            hop_seconds=self.hop_seconds,
-            starts=[start / SAMPLE_RATE for start in starts],
-            scores=scores.array(),
-            mean=(total / len(starts)).numpy(),
-            notes=self.notes(),
-        )
 
     @property
     def expected(self) -> int:

@@ -215,8 +215,9 @@ def _load(module: nn.Module, weights: Weights, prefix: str = "") -> LoadReport:
         for name, tensor in tensors.items()
         if name in own and name not in fixed and tensor.shape != own[name].shape
     ]
-    for here, there, names in (("model", "file", own.keys() - tensors), ("file", "model", tensors.keys() - own)):
-        wrong += [f"{name} is in the {here} and not in the {there}" for name in sorted(names) if "blocks." in name]
+    missing, surplus = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
+    wrong += [f"{name} is in the model and not in the file" for name in missing if "blocks." in name]
+    wrong += [f"{name} is in the file and not in the model" for name in surplus if "blocks." in name]
     if wrong:
         raise UserError(
             f"checkpoint {weights.path} does not fit the model: {wrong[0]} ({len(wrong)} differences); the file fits "
@@ -228,8 +229,7 @@ def _load(module: nn.Module, weights: Weights, prefix: str = "") -> LoadReport:
         weights.path,
         loaded=list(usable),
         new=[name for name in own if name not in usable and name not in fixed],
-        unused=[name for name in tensors if name not in own]
-        + [name for name in weights.tensors if not name.startswith(prefix)],
+        unused=surplus + [name for name in weights.tensors if not name.startswith(prefix)],
     )
 
 

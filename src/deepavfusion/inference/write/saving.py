@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deepavfusion.utils.errors import DecodeError, UserError
@@ -29,7 +28,7 @@ def saving(output: Path) -> Iterator[None]:
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG."""
     with whole(path) as partial:
-        FigureCanvasAgg(figure).print_png(partial)
+        figure.savefig(partial, format="png")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
