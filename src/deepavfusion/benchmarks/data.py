@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,12 +67,9 @@ def measure(
             rows = _in_turn(readers, rounds)
     finally:
         torch.set_num_threads(threads)
-    return BenchmarkReport(rows, "Reading clips, one process", lambda path: _draw(rows, path))
-
-
-def _draw(rows: list[Row], path: Path) -> None:
     names = [f"{row['source']}, mel {row['mel']}: {row['clips_per_second']:.0f} clips/s" for row in rows]
-    stacked_bars(rows, names, [f"{part}_ms" for part in PARTS], "milliseconds a clip", path)
+    draw = partial(stacked_bars, rows, names, [f"{part}_ms" for part in PARTS], "milliseconds a clip")
+    return BenchmarkReport(rows, "Reading clips, one process", draw)
 
 
 def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[Row]:

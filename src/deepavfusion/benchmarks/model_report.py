@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deepavfusion.benchmarks.report import Row, plt
+from matplotlib.figure import Figure
+
+from deepavfusion.benchmarks.report import Row
 
 SETTING = ("masked", "batch", "precision", "compiled", "size", "pass")
 CASE = ("implementation", "fusion", *SETTING)
@@ -54,8 +56,8 @@ def draw(rows: list[Row], path: Path) -> None:
             if row[quantity]:
                 panels.setdefault((quantity, *(row[name] for name in SETTING)), []).append(row)
     counts = [len(shown) for shown in panels.values()] or [1]
-    size = (8, 0.25 * sum(counts) + 0.7 * len(counts))
-    figure, grid = plt.subplots(len(counts), figsize=size, height_ratios=counts, squeeze=False, layout="constrained")
+    figure = Figure(figsize=(8, 0.25 * sum(counts) + 0.7 * len(counts)), layout="constrained")
+    grid = figure.subplots(len(counts), height_ratios=counts, squeeze=False)
     for ((quantity, *_), shown), axes in zip(panels.items(), grid.flat, strict=False):
         name, unit, factor = UNITS[quantity]
         labels = [f"{row['implementation']} {row['fusion']}" for row in shown]
@@ -68,4 +70,3 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
 from rich import get_console
 from rich.table import Table
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 from deepavfusion.runs.provenance import code_state, cpu_name
+from deepavfusion.utils import files
 from deepavfusion.utils.processes import cores
 
 Row = dict[str, Any]
@@ -54,10 +51,8 @@ def environment(repository: Path) -> Row:
 
 def write_csv(rows: list[Row], path: Path) -> None:
     """One line a row; the columns are those of the first."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    lines = ([f"{value:.6g}" if isinstance(value, float) else value for value in row.values()] for row in rows)
+    files.write_csv(path, [list(rows[0]), *lines])
 
 
 def show(rows: list[Row], title: str) -> None:
@@ -88,9 +83,10 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:,}" if type(value) is int else str(value).replace("_", " ")
 
 
-def stacked_bars(rows: list[Row], names: list[str], parts: list[str], unit: str, path: Path) -> None:
+def stacked_bars(rows: list[Row], names: list[str], parts: Sequence[str], unit: str, path: Path) -> None:
     """One bar a row, stacked from its parts."""
-    figure, axes = plt.subplots(figsize=(7, 0.6 * len(rows) + 1.4), layout="constrained")
+    figure = Figure(figsize=(7, 0.6 * len(rows) + 1.4), layout="constrained")
+    axes = figure.subplots()
     left = [0.0] * len(rows)
     for part in parts:
         widths = [row[part] for row in rows]
@@ -100,4 +96,3 @@ def stacked_bars(rows: list[Row], names: list[str], parts: list[str], unit: str,
     axes.set_xlabel(unit)
     axes.legend(ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

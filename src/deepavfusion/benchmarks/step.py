@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from lightning.pytorch.profilers import Profiler
 from omegaconf import open_dict
 
 from deepavfusion.benchmarks import memory
-from deepavfusion.benchmarks.report import BenchmarkReport, Row, stacked_bars
+from deepavfusion.benchmarks.report import BenchmarkReport, stacked_bars
 from deepavfusion.config.compose import compose
 from deepavfusion.config.overrides import value_of
 from deepavfusion.config.ranges import check_ranges
@@ -28,11 +28,7 @@ PARTS = ("data_wait_ms", "device_ms", "other_ms")
 
 
 def measure(
-    experiment: str,
-    scale: str = "auto",
-    overrides: Sequence[str] = (),
-    steps: int = 60,
-    warmup: int = 10,
+    experiment: str, scale: str = "auto", overrides: Sequence[str] = (), steps: int = 60, warmup: int = 10
 ) -> BenchmarkReport:
     """Train as `src/train.py` does, with its data, workers, model and optimizer, for a number of steps.
 
@@ -89,12 +85,9 @@ def measure(
         "steps": steps,
     }
     rows = [settings | timer.means(trainer.world_size) | {"memory_growth_bytes": timer.growth}]
-    return BenchmarkReport(rows, "Steps of the real training loop", lambda path: _draw(rows, path))
-
-
-def _draw(rows: list[Row], path: Path) -> None:
     names = [f"{row['experiment']},\n{row['scale']}: {row['clips_per_second']:.0f} clips/s" for row in rows]
-    stacked_bars(rows, names, list(PARTS), "milliseconds a step", path)
+    draw = partial(stacked_bars, rows, names, PARTS, "milliseconds a step")
+    return BenchmarkReport(rows, "Steps of the real training loop", draw)
 
 
 class StepTimer(Callback):

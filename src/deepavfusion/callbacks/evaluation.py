@@ -18,31 +18,23 @@ class EvaluationCallback(Callback):
         """After each batch: `outputs` is what the step returned, `loader` the number of the data loader."""
         raise NotImplementedError
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.on_batch(trainer, pl_module, outputs, batch, dataloader_idx)
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
+        outputs, batch, _, loader = step if len(step) == 4 else (*step, 0)  # Lightning leaves out an only loader
+        self.on_batch(trainer, pl_module, outputs, batch, loader)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
         if self.tests:
-            self.on_batch(trainer, pl_module, outputs, batch, dataloader_idx)
+            self.on_validation_batch_end(trainer, pl_module, *step)
 
 
 def first_loader(trainer: Trainer) -> Any:
     """The first loader of the test or validation under way; its dataset is a `ClipDataset`."""
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     return loaders[0] if isinstance(loaders, list) else loaders
+
+
+def read_again(trainer: Trainer, pl_module: LightningModule, loader: Any, item: int) -> Batch:
+    """An item of a loader's dataset as a batch on the device; empty if its files are gone by now."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    batch = loader.collate_fn([loader.dataset[item, 0]])
+    return datamodule.on_after_batch_transfer(batch.to(pl_module.device), 0)

@@ -17,8 +17,6 @@ from deepavfusion.config.rules import Rule, is_text, list_of, number, one_of, wh
 from deepavfusion.utils.errors import UserError
 
 ABSENT = object()
-
-
 NULL, FLAG = one_of(None), one_of(True, False)
 TEXT = Rule("text (in quotes, where it looks like something else)", is_text)
 PATH = Rule("a path", lambda v: is_text(v) and v != "")
@@ -40,7 +38,7 @@ STRATEGY = Rule(
     lambda v: isinstance(v, str) and bool(re.fullmatch(r"auto|(ddp|fsdp|deepspeed)(_\w+)?", v)),
 )
 PRECISION = one_of(
-    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "16", "bf16", "32", "64", 16, 32, 64),
+    *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "16", "bf16", "32", "64", 16, 32, 64)
 )
 SEED = whole(0, 2**32 - 1)  # as much as NumPy takes
 PIXELS, SECONDS, RATIO = whole(1, 4096), number(0, 600, "(]"), number(0, 64, "(]")
@@ -55,6 +53,12 @@ VIT = {
     "num_heads": whole(1, 1024),
     "mlp_ratio": RATIO,
     "drop_path": number(0, 1, "[)"),
+}
+RECIPE = {  # of a pre-training, and of the benchmark that measures it
+    **{f"decoder_{key}": VIT[key] for key in ("embed_dim", "depth", "num_heads")},
+    **dict.fromkeys(("image_mask_ratio", "audio_mask_ratio"), number(0, 1, "()")),
+    "weight_decay": FACTOR,
+    "betas": list_of(number(0, 1, "[)"), 2),
 }
 SECTIONS = (
     *("data", "data.index", "data.samples", "model", "model.net", "model.net.image", "model.net.audio"),
@@ -108,9 +112,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "data.min_coverage": SHARE,
     "data.seed": SEED,
     "data.samples.sources": whole(2, 64),
-    "data.samples.different_class": FLAG,
+    **dict.fromkeys(("data.samples.different_class", "data.samples.semantic"), FLAG),
     "data.samples.seed": SEED,
-    "data.samples.semantic": FLAG,
     "data.samples.label_offset": whole(-255, 255),
     "data.samples.jitter": number(0, 600),
     "data.samples.zoom": number(1, 100) | NULL,
@@ -124,14 +127,10 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "model.net.fusion_layers": one_of("all", "none") | list_of(whole(0, 1000)),
     "model.net.num_fusion_tokens": list_of(MANY, 3),
     "model.net.fusion_num_heads": VIT["num_heads"] | NULL,
-    "model.net.fusion_attn_ratio": RATIO,
-    "model.net.fusion_mlp_ratio": RATIO,
+    **dict.fromkeys(("model.net.fusion_attn_ratio", "model.net.fusion_mlp_ratio"), RATIO),
     "model.net.drop_path": VIT["drop_path"],
     "model.net.checkpoint_layers": FLAG,
-    "model.decoder_embed_dim": VIT["embed_dim"],
-    "model.decoder_depth": VIT["depth"],
-    "model.decoder_num_heads": VIT["num_heads"],
-    **dict.fromkeys(("model.image_mask_ratio", "model.audio_mask_ratio"), number(0, 1, "()")),
+    **{f"model.{key}": rule for key, rule in RECIPE.items()},
     "model.num_classes": whole(1, 10**6) | NULL,
     **dict.fromkeys(("model.frozen", "model.per_head", "model.compare_untrained", "model.class_weighted"), FLAG),
     **dict.fromkeys(("model.log_odds_bias", "model.weighted_loss"), FLAG),
@@ -142,8 +141,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "model.spread": one_of("transposed", "normalised"),
     "model.batch_size": MANY,
     "model.optimizer": one_of("adamw", "lars"),
-    **dict.fromkeys(("model.blr", "model.weight_decay", "model.warmup_epochs", "model.mixup"), FACTOR),
-    "model.betas": list_of(number(0, 1, "[)"), 2),
+    **dict.fromkeys(("model.blr", "model.warmup_epochs", "model.mixup"), FACTOR),
     "model.momentum": number(0, 1, "[)"),
     "model.trust_coefficient": POSITIVE,
     "model.layer_decay": number(0, 1, "(]"),
@@ -163,9 +161,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "trainer.max_steps": whole(-1, 10**12),
     "trainer.accumulate_grad_batches": MANY,
     "trainer.gradient_clip_val": FACTOR | NULL,
-    "trainer.limit_train_batches": PART,
-    "trainer.limit_val_batches": PART,
-    "trainer.limit_test_batches": PART,
+    **{f"trainer.limit_{split}_batches": PART for split in ("train", "val", "test")},
     "trainer.check_val_every_n_epoch": whole(1, 10**9),
     "trainer.log_every_n_steps": MILLIONS,
     "trainer.num_sanity_val_steps": whole(-1, 10**9),
@@ -179,13 +175,11 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "callbacks.step_guard.skip_spikes": FLAG,
     **{f"callbacks.{key}": MILLIONS for key in CALLBACK_COUNTS},
     # ---- predict.py
-    "batch_size": MANY,
+    **dict.fromkeys(("batch_size", "top_k", "windows"), MANY),
     "num_workers": whole(0, 1024) | NULL,
     "sources": whole(1, 64) | NULL,
     "masks_per_second": number(0, 1000, "(]"),
     "hop_seconds": POSITIVE,
-    "top_k": MANY,
-    "windows": MANY,
     **dict.fromkeys(("device", "benchmark.device"), one_of("auto", "cpu", "cuda")),
     "level": one_of("pooled", "tokens"),
     # ---- prepare.py
@@ -212,12 +206,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "benchmark.scale": one_of("auto", "paper", "demo"),
     **{f"benchmark.cases.{device}": CASES for device in ("cpu", "cuda")},
     "benchmark.overrides": TEXTS,
-    "benchmark.recipe.decoder_embed_dim": VIT["embed_dim"],
-    "benchmark.recipe.decoder_depth": VIT["depth"],
-    "benchmark.recipe.decoder_num_heads": VIT["num_heads"],
-    **{f"benchmark.recipe.{stream}_mask_ratio": number(0, 1, "()") for stream in ("image", "audio")},
-    **{f"benchmark.recipe.{key}": FACTOR for key in ("lr", "weight_decay")},
-    "benchmark.recipe.betas": list_of(number(0, 1, "[)"), 2),
+    **{f"benchmark.recipe.{key}": rule for key, rule in RECIPE.items()},
+    "benchmark.recipe.lr": FACTOR,
 }
 MULTIPLES: list[tuple[str, str | int]] = [  # of the first, of the second
     *((f"model.net.{stream}.input_size", f"model.net.{stream}.patch_size") for stream in ("image", "audio")),
@@ -274,7 +264,7 @@ def _misfits(cfg: DictConfig) -> Iterator[str]:
             continue
         for size in value if isinstance(value, list) else [value]:
             if size < of or size % of:
-                name = of if isinstance(other, int) else f"{other}={of}"
+                name = other if of == other else f"{other}={of}"
                 yield f"{key} is {value}, expected a multiple of {name}: change {SET_BY.get(key, key)}."
     if _value(cfg, "model.compare_untrained") is True and _value(cfg, "model.frozen") is not True:
         yield "model.compare_untrained is true, expected model.frozen=true with it: only probes are compared so."

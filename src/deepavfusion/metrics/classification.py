@@ -9,11 +9,7 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    multiclass_confusion_matrix,
-)
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision, multiclass_confusion_matrix
 
 from deepavfusion.metrics.by_item import ItemMetric, mean
 from deepavfusion.types import ALL, STREAMS

@@ -105,21 +105,19 @@ class SegmentationMetrics(ItemMetric):
         hit, marked, true = self._areas(counts)
         sounding = true[:, 1:].sum(dim=1) > 0
         occurs = marked + true > 0
-        measures = {name: measure(hit, marked, true) for name, measure in MEASURES.items()}
-
+        measures = _measures(hit, marked, true)
         means = {}
         for name, values in measures.items():
             per_class = _mean_over_frames(values[sounding], occurs[sounding])
             means[name], means[f"{name}_nobg"] = mean(per_class), mean(per_class[1:])
         if self.binary:  # F not at 0.5, but at the best threshold
             means["miou_fg"] = mean(self._iou_fg(counts).tolist())
-            best = _fscore(*self._at_thresholds(counts[sounding], PUBLISHED)).amax(dim=1).tolist()
+            best = _measures(*self._at_thresholds(counts[sounding], PUBLISHED))["fscore"].amax(dim=1).tolist()
             means["fscore"] = means["fscore_nobg"] = mean(best)
-            areas = self._at_thresholds(counts[sounding], AVSBENCH)  # of [F, K]
-            every = torch.ones_like(areas[0], dtype=torch.bool)
-            precision, recall, own = (_mean_over_frames(f(*areas), every) for f in (_precision, _recall, _fscore))
-            means["fscore_fg"] = max(map(_fscore_of, precision, recall))
-            means["fscore_fg_frames"] = max(own)
+            areas = _measures(*self._at_thresholds(counts[sounding], AVSBENCH)).items()  # each [F, K]
+            at = {name: [mean(v.tolist()) for v in values.T] for name, values in areas}
+            means["fscore_fg"] = max(map(_fscore_of, at["precision"], at["recall"]))
+            means["fscore_fg_frames"] = max(at["fscore"])
         else:
             for name in ("miou", "fscore"):
                 per_class = _mean_over_frames(measures[name], occurs)
@@ -133,7 +131,7 @@ class SegmentationMetrics(ItemMetric):
         """
         assert not self.binary, "sounding or not: no classes"
         hit, marked, true = self._areas(self.table()["counts"])
-        means = _mean_over_frames(_iou(hit, marked, true), marked + true > 0)
+        means = _mean_over_frames(_measures(hit, marked, true)["miou"], marked + true > 0)
         return torch.tensor(means, dtype=torch.float64, device=self.device)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -148,12 +146,12 @@ class SegmentationMetrics(ItemMetric):
         hit, marked, true = self._areas(counts)
         pixels = true.sum(dim=1)
         occurs = marked + true > 0
-        mious = _mean_over_classes(_iou(hit, marked, true), occurs)
+        # Transposed: means over the classes of each frame.
+        means = {name: _mean_over_frames(v.T, occurs.T) for name, v in _measures(hit, marked, true).items()}
+        mious, fscores, ious = means["miou"], means["fscore"], means["miou"]
         if self.binary:
             ious = self._iou_fg(counts).tolist()
-            fscores = _fscore(*self._at_thresholds(counts, PUBLISHED)).amax(dim=1).tolist()
-        else:
-            ious, fscores = mious, _mean_over_classes(_fscore(hit, marked, true), occurs)
+            fscores = _measures(*self._at_thresholds(counts, PUBLISHED))["fscore"].amax(dim=1).tolist()
         shares = [(areas[:, 1:].sum(dim=1) / pixels).tolist() for areas in (true, marked)]
         rows = []
         for item, iou, miou, fscore, *share in zip(items, ious, mious, fscores, *shares, strict=True):
@@ -175,7 +173,7 @@ class SegmentationMetrics(ItemMetric):
     def _iou_fg(self, counts: Tensor) -> Tensor:
         """AVSBench's of each frame, float64 [F]."""
         hit, marked, true = self._areas(counts)
-        return torch.where(true[:, 1] > 0, _iou(hit, marked, true)[:, 1], hit[:, 0] / true.sum(dim=1))
+        return torch.where(true[:, 1] > 0, _measures(hit, marked, true)["miou"][:, 1], hit[:, 0] / true.sum(dim=1))
 
 
 @cache
@@ -189,37 +187,21 @@ def _histogram(values: Tensor, bins: int) -> Tensor:
     return torch.bincount((values + offset).flatten(), minlength=bins * len(values)).view(-1, bins)
 
 
-# Of pixel counts, float64; 0/0, which the bound of 1 makes 0/1, is 0.
-
-
-def _iou(hit: Tensor, marked: Tensor, true: Tensor) -> Tensor:
-    return hit / (marked + true - hit).clamp(min=1)
-
-
-def _precision(hit: Tensor, marked: Tensor, true: Tensor) -> Tensor:
-    return hit / marked.clamp(min=1)
-
-
-def _recall(hit: Tensor, marked: Tensor, true: Tensor) -> Tensor:
-    return hit / true.clamp(min=1)
-
-
-def _fscore(hit: Tensor, marked: Tensor, true: Tensor) -> Tensor:
-    """(1 + β²)·P·R / (β²·P + R) = (1 + β²)·hit / (marked + β²·true), β² = 3/10, in whole numbers: rounded once"""
-    return 13 * hit / (10 * marked + 3 * true).clamp(min=1)
+def _measures(hit: Tensor, marked: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Of pixel counts, float64; 0/0, which the bound of 1 makes 0/1, is 0."""
+    return {
+        "miou": hit / (marked + true - hit).clamp(min=1),
+        "precision": hit / marked.clamp(min=1),
+        "recall": hit / true.clamp(min=1),
+        # (1 + β²)·P·R / (β²·P + R) = (1 + β²)·hit / (marked + β²·true), β² = 3/10, in whole numbers: rounded once
+        "fscore": 13 * hit / (10 * marked + 3 * true).clamp(min=1),
+    }
 
 
 def _fscore_of(precision: float, recall: float) -> float:
     return 1.3 * precision * recall / (0.3 * precision + recall) if precision and recall else 0.0
 
 
-MEASURES = {"miou": _iou, "precision": _precision, "recall": _recall, "fscore": _fscore}
-
-
 def _mean_over_frames(values: Tensor, defined: Tensor) -> list[float]:
     """values [F, C], bool defined [F, C] -> means [C], nan where nothing is defined"""
     return [mean(v[d].tolist()) for v, d in zip(values.T, defined.T, strict=True)]
-
-
-def _mean_over_classes(values: Tensor, defined: Tensor) -> list[float]:
-    return _mean_over_frames(values.T, defined.T)

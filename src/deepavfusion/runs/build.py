@@ -46,7 +46,14 @@ def build(
     from_data = {key: getattr(datamodule, key) for key in missing}
     task: Task = instantiate(cfg.model, **from_data)
     task.check_data(datamodule)
-    task.record = _record(cfg, from_data, datamodule, overrides)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    task.record = {  # in a checkpoint, so that it can be evaluated and used without its run directory
+        "task": cfg.task,
+        "model": plain["model"] | from_data,
+        "data": {key: plain["data"][key] for key in ("name", "image_size", "audio_seconds")},
+        "classes": list(datamodule.classes),
+        "overrides": overrides,
+    }
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     if not training:
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
@@ -74,21 +81,6 @@ def make_demo_data(root: Path, name: str) -> None:
         command = [sys.executable, script, "command=demo", f"root={quoted(str(root))}", f"sets=[{name}]"]
         if subprocess.run(command).returncode:
             raise UserError(f"the demo data under {root} could not be made, for the reason above; then run again.")
-
-
-def _record(
-    cfg: DictConfig, from_data: dict[str, Any], datamodule: ClipDataModule, overrides: list[str]
-) -> dict[str, Any]:
-    """What a checkpoint says about itself, so that it can be evaluated and used without its run directory."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {
-        "task": cfg.task,
-        "model": plain["model"] | from_data,
-        "data": {key: plain["data"][key] for key in ("name", "image_size", "audio_seconds")},
-        "classes": list(datamodule.classes),
-        "overrides": overrides,
-    }
 
 
 def write_start(

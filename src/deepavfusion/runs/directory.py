@@ -86,11 +86,8 @@ def checkpoints_of(run_dir: Path) -> list[Path]:
         return [*([last] if last.is_file() else []), *steps]
     target = folder / os.readlink(last)
     # A newer one was written, but perhaps not everything that belongs to it.
-    return [
-        path
-        for path in (target, *(s for s in steps if s < target), *(s for s in steps if s > target))
-        if path.is_file()
-    ]
+    order = [target, *(step for step in steps if step < target), *(step for step in steps if step > target)]
+    return [path for path in order if path.is_file()]
 
 
 def remove_if_empty(run_dir: Path) -> None:

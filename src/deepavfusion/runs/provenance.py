@@ -136,9 +136,7 @@ def machine() -> dict[str, Any]:
     """CPU, cores this process may use, GPUs and operating system; no host name."""
     import torch
 
-    gpus = (
-        [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     return {"cpu": cpu_name(), "cores": cores(), "gpus": gpus, "system": system}
 

@@ -50,8 +50,6 @@ class Checkpoints(Checkpoint):
         keep: int = 2,
     ) -> None:
         super().__init__()
-        assert every_n_epochs >= 1, every_n_epochs
-        assert keep >= 1, keep
         self.folder = Path(dirpath)
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self.every_n_minutes, self.keep = every_n_minutes, keep
@@ -159,14 +157,11 @@ class Checkpoints(Checkpoint):
     # ---- stopping
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._stop_evaluation(trainer)
-
-    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._stop_evaluation(trainer)
-
-    def _stop_evaluation(self, trainer: Trainer) -> None:
         self.stopping = int(self.signals.received or 0)
         self._stop_if_asked(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.on_validation_batch_end(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if not self.stopping:

@@ -11,25 +11,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from deepavfusion.callbacks.evaluation import first_loader
+from deepavfusion.callbacks.evaluation import first_loader, read_again
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
-from deepavfusion.callbacks.show.predictions import (
-    Said,
-    choose,
-    names,
-    rows,
-    said,
-    truth_of,
-    write_logits,
-)
-from deepavfusion.callbacks.show.tensorboard import (
-    playable,
-    spectrogram_image,
-    step_of,
-    writer_of,
-)
+from deepavfusion.callbacks.show.predictions import Said, choose, names, rows, said, truth_of, write_logits
+from deepavfusion.callbacks.show.tensorboard import playable, spectrogram_image, step_of, unnormalised, writer_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
-from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import HEADS
 from deepavfusion.utils.files import write_csv
 
@@ -112,15 +98,14 @@ class ClassificationReport(Callback):
         chosen: Sequence[int],
     ) -> list[Example]:
         """Read clips again, to draw them; skips those that are gone by now."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         classes = loader.dataset.list.classes
         truth = truth_of(found["target"][chosen], len(classes))
         examples = []
         for n, true in zip(chosen, truth, strict=True):
-            batch = loader.collate_fn([loader.dataset[int(found["item"][n]), 0]])
-            batch = datamodule.on_after_batch_transfer(batch.to(pl_module.device), 0)
+            batch = read_again(trainer, pl_module, loader, int(found["item"][n]))
             if not len(batch):
                 continue
+            assert batch.spectrogram is not None
             words = {}
             for stream, verdict in verdicts.items():
                 likely = verdict.predicted[n][0]
@@ -130,7 +115,7 @@ class ClassificationReport(Callback):
                     name=batch.id[0],
                     truth=names(true.nonzero().flatten().tolist(), classes),
                     said=words,
-                    frame=Normalise().to(batch.image.device).reverse(batch.image[:1])[0].cpu(),
+                    frame=unnormalised(batch.image[:1])[0],
                     spectrogram=spectrogram_image(batch.spectrogram[:1])[0],
                     waveform=playable(batch.waveform[0]),
                 )

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback
-from deepavfusion.callbacks.show.tensorboard import classes_of, spectrogram_image, step_of, writer_of
+from deepavfusion.callbacks.show.tensorboard import classes_of, spectrogram_image, step_of, unnormalised, writer_of
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
 from deepavfusion.transforms.audio import SAMPLE_RATE
-from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.console import say_once
 
@@ -31,7 +30,6 @@ class ReconstructionImages(EvaluationCallback):
     def __init__(self, num_clips: int = 6) -> None:
         self.num_clips = num_clips
         self.clips: Batch | None = None
-        self.normalise = Normalise()
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
         writer = writer_of(trainer)
@@ -48,13 +46,12 @@ class ReconstructionImages(EvaluationCallback):
             return
         drawn = cast(Any, pl_module).draw(self.clips)
         assert self.clips.spectrogram is not None
-        unnormalise = self.normalise.to(self.clips.image.device).reverse
         columns = {
-            "image": [unnormalise(x) for x in (self.clips.image, *drawn["image"].values())],
+            "image": [unnormalised(x) for x in (self.clips.image, *drawn["image"].values())],
             "audio": [spectrogram_image(x) for x in (self.clips.spectrogram, *drawn["audio"].values())],
         }
         for stream, images in columns.items():
-            rows = torch.stack(images, dim=1).flatten(0, 1).cpu()  # original, masked, reconstructed of clip 0, 1, …
+            rows = torch.stack(images, dim=1).flatten(0, 1)  # original, masked, reconstructed of clip 0, 1, …
             writer.add_image(f"reconstruction/{stream}", make_grid(rows, nrow=3), step_of(trainer))
 
 
@@ -69,24 +66,18 @@ class EmbeddingProjector(EvaluationCallback):
 
     def __init__(self, max_clips: int = 1000) -> None:
         self.max_clips = max_clips
-        self.normalise = Normalise()
-        self.clear()
 
-    def clear(self) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.embeddings: list[Tensor] = []
         self.labels: list[int] = []
         self.thumbnails: list[Tensor] = []
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clear()
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
         if not trainer.is_global_zero or loader or len(self.labels) >= self.max_clips:
             return
         self.embeddings.append(outputs["embeddings"]["fusion"].float().cpu())
         self.labels += batch.label.tolist()
-        images = self.normalise.to(batch.image.device).reverse(batch.image)
-        self.thumbnails.append(F.interpolate(images, size=32, mode="area").cpu())
+        self.thumbnails.append(F.interpolate(unnormalised(batch.image), size=32, mode="area"))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)

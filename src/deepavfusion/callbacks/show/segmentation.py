@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
-from deepavfusion.callbacks.show.tensorboard import playable, step_of, writer_of
+from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader, read_again
+from deepavfusion.callbacks.show.tensorboard import playable, step_of, unnormalised, writer_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
-from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch
 from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, Pixels, errors, highlight, palette
 from deepavfusion.utils.files import write_csv
@@ -50,13 +49,11 @@ class SegmentationImages(EvaluationCallback):
     tests = False
 
     def __init__(self, num_frames: int = 8) -> None:
-        self.num_frames = num_frames
-        self.shown: list[Shown] = []
-        self.seen = 0  # frames in this validation
-        self.audio_written = False
+        self.num_frames, self.audio_written = num_frames, False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.shown, self.seen = [], 0
+        self.shown: list[Shown] = []
+        self.seen = 0  # frames in this validation
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
         if writer_of(trainer) is None or outputs is None:
@@ -97,21 +94,20 @@ class SegmentationReport(Callback):
         """By now the metrics have gathered the frames of all processes."""
         writer = writer_of(trainer)
         if writer is not None:
-            dataset = first_loader(trainer).dataset
-            means = iou_by_class(_metrics(pl_module, "val"), dataset)
+            module: Any = pl_module
+            means = iou_by_class(module.val_metrics, first_loader(trainer).dataset)
             writer.add_figure("iou_by_class/val", draw_classes(means, "val"), step_of(trainer))
 
     @torch.no_grad()
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        loader = first_loader(trainer)
-        dataset = loader.dataset
-        metrics = _metrics(pl_module, "test")
+        loader, module = first_loader(trainer), cast(Any, pl_module)
+        dataset, metrics = loader.dataset, module.test_metrics
         rows = metrics.rows()
         if not rows:
             return
-        self._write(rows, _metrics(pl_module, "wrong_audio").rows(), dataset)
+        self._write(rows, module.wrong_audio_metrics.rows(), dataset)
         writer = writer_of(trainer)
         if writer is None:
             return
@@ -120,7 +116,11 @@ class SegmentationReport(Callback):
         worst: dict[int, int] = {}  # clip -> its worst frame
         for row in sorted(rows, key=lambda row: row["iou"]):
             worst.setdefault(dataset.first_clip(row["item"]), row["item"])
-        frames = self._read(trainer, pl_module, loader, list(worst.values())[: self.num_failures])
+        frames: list[Shown] = []
+        for item in list(worst.values())[: self.num_failures]:
+            batch = read_again(trainer, pl_module, loader, item)
+            if len(batch):
+                frames += shown(batch, module.mark(batch), [0], dataset)
         if frames:
             writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer)), step)
         for place, frame in enumerate(frames, 1):
@@ -136,18 +136,6 @@ class SegmentationReport(Callback):
             lines.append([*known, *(row[name] for name in values), with_wrong_audio.get(row["item"], "")])
         write_csv(self.run_dir / "segmentation_test.csv", lines)
 
-    @staticmethod
-    def _read(trainer: Trainer, pl_module: Any, loader: Any, items: list[int]) -> list[Shown]:
-        """Read frames again and segment them."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        out: list[Shown] = []
-        for item in items:
-            batch = loader.collate_fn([loader.dataset[item, 0]])
-            batch = datamodule.on_after_batch_transfer(batch.to(pl_module.device), 0)
-            if len(batch):
-                out += shown(batch, pl_module.mark(batch), [0], loader.dataset)
-        return out
-
 
 def class_names(dataset: Any, item: int) -> list[str]:
     """Names of the classes that the clip of a frame is annotated with."""
@@ -161,8 +149,7 @@ def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> li
         return []
     assert batch.mask is not None
     index = torch.tensor(rows, device=batch.image.device)
-    images = Normalise().to(batch.image.device).reverse(batch.image[index]) * 255
-    pixels = images.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (unnormalised(batch.image[index]) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     predicted, truth = marked[index].cpu().numpy(), batch.mask[index].cpu().numpy()
     out = []
     for n, row in enumerate(rows):
@@ -180,7 +167,7 @@ def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
         classes: names of the masks' values, the background first.
     """
     figure = Figure(figsize=(2.3 * len(TITLES), 2.3 * len(frames) + 0.8), layout="constrained")
-    axes = figure.subplots(len(frames), len(TITLES), squeeze=False)
+    axes = figure.subplots(len(frames), len(TITLES), squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     colours = palette(len(classes))
     for line, frame in zip(axes, frames, strict=True):
         images = (
@@ -191,30 +178,19 @@ def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
         )
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image)
-            axis.set_xticks([])
-            axis.set_yticks([])
         either = int(((frame.predicted > 0) | (frame.truth > 0)).sum())
         both = int(((frame.predicted == frame.truth) & (frame.truth > 0)).sum())
         line[0].set_ylabel("\n".join(frame.name.split("_", 1)), fontsize=7)
         line[-1].set_xlabel(f"IoU {both / either:.2f}" if either else "nothing sounds", fontsize=7)
     for axis, title in zip(axes[0], TITLES, strict=True):
         axis.set_title(title)
-    handles = [
-        Patch(color=_rgb(colour), label=label)
-        for colour, label in ((RIGHT, "right"), (TOO_MUCH, "too much"), (TOO_LITTLE, "missed"))
-    ]
+    legend = [(RIGHT, "right"), (TOO_MUCH, "too much"), (TOO_LITTLE, "missed")]
     if len(classes) > 2:
-        present = sorted(
-            {int(n) for frame in frames for part in (frame.truth, frame.predicted) for n in np.unique(part)}
-        )
-        handles += [Patch(color=_rgb(colours[n]), label=classes[n]) for n in present if n]
+        present = np.unique([part for frame in frames for part in (frame.truth, frame.predicted)])
+        legend += [(colours[n], classes[n]) for n in present if n]
+    handles = [Patch(color=np.divide(colour, 255), label=label) for colour, label in legend]  # type: ignore[arg-type]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)
     return figure
-
-
-def _rgb(colour: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) / 255 for value in colour)
-    return red, green, blue
 
 
 def iou_by_class(metrics: Any, dataset: Any) -> dict[str, float]:
@@ -234,9 +210,8 @@ def draw_classes(means: dict[str, float], split: str) -> Figure:
     best = sorted(means.items(), key=lambda pair: -pair[1])
     figure = Figure(figsize=(6, 0.22 * len(best) + 1), layout="constrained")
     axis = figure.subplots()
-    axis.barh([name for name, _ in best], [value for _, value in best], color="0.5")
-    for place, (_, value) in enumerate(best):
-        axis.text(value, place, f" {value:.2f}", va="center", fontsize=8)
+    bars = axis.barh([name for name, _ in best], [value for _, value in best], color="0.5")
+    axis.bar_label(bars, fmt=" %.2f", fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.08)  # room for the number
     axis.set_xlabel(f"IoU, {split}")
@@ -246,7 +221,3 @@ def draw_classes(means: dict[str, float], split: str) -> Figure:
 def _mask_classes(trainer: Trainer) -> list[str]:
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     return datamodule.classes if datamodule.num_classes > 1 else ["silent", "sounding"]
-
-
-def _metrics(pl_module: Any, name: str) -> Any:
-    return getattr(pl_module, f"{name}_metrics")

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
-from deepavfusion.callbacks.show.tensorboard import LOUD, QUIET, classes_of, playable, step_of, writer_of
+from deepavfusion.callbacks.show.tensorboard import LOUD, QUIET, classes_of, playable, step_of, unnormalised, writer_of
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, LOG_OFFSET, SAMPLE_RATE
-from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Batch, SeparationOutput
 from deepavfusion.utils.files import write_csv
 
@@ -32,9 +31,7 @@ class SeparationImages(EvaluationCallback):
     tests = False
 
     def __init__(self, num_mixtures: int = 4) -> None:
-        self.num_mixtures = num_mixtures
-        self.normalise = Normalise()
-        self.drawn = self.truths_written = False
+        self.num_mixtures, self.truths_written = num_mixtures, False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.drawn = False
@@ -44,7 +41,7 @@ class SeparationImages(EvaluationCallback):
         if writer is None or outputs is None or self.drawn:
             return
         step, classes = step_of(trainer), classes_of(trainer)
-        frames = self.normalise.to(batch.image.device).reverse(batch.image).float().cpu()
+        frames = unnormalised(batch.image)
         for mixture in range(min(self.num_mixtures, batch.items)):
             rows = range(mixture * batch.group, (mixture + 1) * batch.group)
             names = [classes[int(batch.label[row])] if classes else batch.id[row] for row in rows]
@@ -65,19 +62,15 @@ def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: in
     axes = figure.subplots(batch.group, len(TITLES), squeeze=False)
     mixed = outputs.mixture_mel[mixture, 0].float().cpu()
     seconds = mixed.shape[-1] / FRAMES_PER_SECOND
-    for line, (row, name) in enumerate(
-        zip(range(mixture * batch.group, (mixture + 1) * batch.group), names, strict=True)
-    ):
+    for line, name in enumerate(names):
+        row = mixture * batch.group + line
         mask, target = outputs.mask[row, 0].float().cpu(), outputs.target_mask[row, 0].float().cpu()
         truth = batch.spectrogram[row, 0].float().cpu()
         powers = [(mixed + LOG_OFFSET).log10(), truth, (mixed * mask + LOG_OFFSET).log10()]
-        axes[line, 0].imshow(frames[row].permute(1, 2, 0).clamp(0, 1))
-        for axis, power in zip(axes[line, 1:4], powers, strict=True):
-            axis.imshow(
-                power, origin="lower", aspect="auto", cmap="magma", vmin=QUIET, vmax=LOUD, extent=(0, seconds, 0, 1)
-            )
-        for axis, values in zip(axes[line, 4:], (target, mask), strict=True):
-            axis.imshow(values, origin="lower", aspect="auto", cmap="gray", vmin=0, vmax=1, extent=(0, seconds, 0, 1))
+        axes[line, 0].imshow(frames[row].permute(1, 2, 0))
+        shades = 3 * [("magma", QUIET, LOUD)] + 2 * [("gray", 0.0, 1.0)]
+        for axis, values, (cmap, low, high) in zip(axes[line, 1:], (*powers, target, mask), shades, strict=True):
+            axis.imshow(values, cmap, aspect="auto", vmin=low, vmax=high, origin="lower", extent=(0, seconds, 0, 1))
         axes[line, 0].set_ylabel(name)
         for axis, title in zip(axes[line], TITLES, strict=True):
             axis.set_yticks([])

@@ -65,18 +65,14 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.interrupted:
-            self.final |= self.latest
-            self._add(trainer, self.kept)
+            self.final |= self.latest | _values(trainer) | self.kept
             if not self.test_follows:
                 self._finish(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.interrupted:
-            self._add(trainer, {})
+            self.final |= _values(trainer)
             self._finish(trainer)
-
-    def _add(self, trainer: Trainer, kept: dict[str, float]) -> None:
-        self.final |= _values(trainer) | kept
 
     def _finish(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
@@ -88,10 +84,9 @@ class RunSummary(Callback):
         self.finished = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.finished:  # not before the progress bar is closed
-            self._show(self.final)
-
-    def _show(self, metrics: dict[str, float]) -> None:
+        if not self.finished:
+            return
+        metrics = self.final  # shown now that the progress bar is closed
         table = Table(title="Final metrics", show_header=False, title_justify="left")
         first = [name for name in self.headline if name in metrics]
         for name in first:

@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from deepavfusion.transforms.image import Normalise
+
 QUIET, LOUD = -6.0, 2.0  # log10 power of the darkest and the brightest colour
 
 
@@ -37,6 +39,11 @@ def playable(waveform: Tensor) -> Tensor:
     """[T] -> [1, T] on the CPU, no louder than full scale"""
     waveform = waveform.detach().float().cpu()
     return (waveform / waveform.abs().max().clamp(min=1.0)).unsqueeze(0)
+
+
+def unnormalised(image: Tensor) -> Tensor:
+    """Input of a network [B, 3, H, W] -> RGB [B, 3, H, W] in 0…1 on the CPU."""
+    return Normalise().to(image.device).reverse(image).float().cpu()
 
 
 def spectrogram_image(spectrogram: Tensor) -> Tensor:
