@@ -14,9 +14,7 @@ try:
     from rich import get_console
     from rich.live import Live
 except ImportError as error:
-    sys.exit(
-        f"{sys.executable} cannot import {error.name} ({error}): type make doctor; if you did, rm -rf .venv first."
-    )
+    sys.exit(f"{sys.executable} cannot import {error.name} ({error}): run make doctor; if you did, delete .venv first.")
 
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, choices, compose
 from deepavfusion.doctor import machine, software

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def make_demo(cfg: DictConfig) -> None:
-    """Generate the demo datasets that are missing; with `force=true` all those in `sets`."""
+    """Generate the demo datasets that are missing; with `force=true` all of them."""
     from deepavfusion.demo import demo
 
     root = REPOSITORY / cfg.root  # an absolute root stays as it is
-    sets = [cfg.sets] if isinstance(cfg.sets, str) else list(cfg.sets)
-    demo.ensure(root, sets, seed=cfg.seed, workers=workers(cfg), force=cfg.force)
+    sets = [cfg.sets] if isinstance(cfg.sets, str) else cfg.sets
+    demo.ensure(root, demo.SETS if sets is None else list(sets), seed=cfg.seed, workers=workers(cfg), force=cfg.force)
 
 
 def verify_data(cfg: DictConfig) -> None:

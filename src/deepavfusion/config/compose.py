@@ -6,6 +6,7 @@ import os
 import re
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ TRACEBACK = "DEEPAVFUSION_TRACEBACK"  # environment variable, for debugging
 
 
 def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config `configs/<name>.yaml` with overrides; those of Hydra itself do not matter here."""
+    """The config `configs/<name>.yaml` with overrides; those of Hydra itself are ignored."""
     mine = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
-    if GlobalHydra.instance().is_initialized():  # within `hydra.main`
-        return hydra.compose(name, overrides=mine)
-    with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+    within_main = GlobalHydra.instance().is_initialized()
+    with nullcontext() if within_main else hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         return hydra.compose(name, overrides=mine)
 
 
@@ -57,17 +57,15 @@ def instantiate(config: Any, **kwargs: Any) -> Any:
     try:
         return hydra.utils.instantiate(config, _convert_="all", **kwargs)
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
+        causes: list[BaseException] = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
             if isinstance(cause, UserError):
                 raise cause from None
             if type(cause).__name__ == "MisconfigurationException":  # Lightning's, not imported for its weight
                 fix = " Set another trainer: trainer=auto uses whatever there is." if ".Trainer'" in str(error) else ""
                 raise UserError(f"{_key(error)}: {cause}{fix}") from error
-            cause = cause.__cause__ or cause.__context__
-        refusal: BaseException = error
-        while isinstance(refusal, InstantiationException) and refusal.__cause__:
-            refusal = refusal.__cause__
+        refusal = next((cause for cause in causes if not isinstance(cause, InstantiationException)), error)
         if not isinstance(refusal, REFUSALS) or TRACEBACK in os.environ:
             raise
         words = textwrap.shorten(str(refusal), 200, placeholder=" …") or "an assertion failed"
@@ -85,7 +83,7 @@ def _key(error: InstantiationException) -> str:
 
 
 def choices(group: str) -> list[str]:
-    """The names of a config group, such as the datasets; `_` begins those that only others build on."""
+    """The names in a config group, such as the datasets; not the bases, whose names begin with `_`."""
     return sorted(path.stem for path in Path(CONFIG_DIR, group).glob("[!_]*.yaml"))
 
 

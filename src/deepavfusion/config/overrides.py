@@ -21,7 +21,7 @@ RENAMED = {  # keys in records of earlier commits -> today's; None: no longer us
     "callbacks.pictures": "callbacks.images",
 }
 OF_ONE_RUN = ("resume=", "run.", "ckpt_path=", "compile=")  # overrides that do not affect an evaluation
-DECIDING = ("experiment", "data", "paths", "scale")  # keys, or what they begin with, that decide about the scale
+DECIDING = ("experiment", "data", "paths", "scale")  # keys that begin so decide the scale
 
 
 def quoted(text: str) -> str:
@@ -38,14 +38,14 @@ def value_of(overrides: list[str], key: str) -> Any:
 
 
 def key_of(override: str) -> str:
-    """What stands before `=`, with `+` and `~`."""
+    """The part before `=`, with `+` and `~`."""
     return override.partition("=")[0]
 
 
 def merged(*parts: list[str]) -> list[str]:
     """One list of overrides, in which the last one of each key stays.
 
-    Hydra accepts some repetitions (`a=1 a=2`) and refuses others (`~a ~a`, `+a=1 +a=2`).
+    Hydra accepts some repetitions (`a=1 a=2`), but not others (`~a ~a`, `+a=1 +a=2`).
     """
     last: dict[str, str] = {}
     for override in itertools.chain(*parts):
@@ -88,7 +88,7 @@ def recorded_overrides(record: dict[str, Any], given: list[str], path: str) -> l
         path: of the checkpoint.
 
     Raises:
-        UserError: they are not overrides; or one that is not among `given` chooses what is called or read as a config.
+        UserError: they are not overrides, or one chooses what is called or read as a config and is not among `given`.
     """
     found = record.get("overrides", [])
     if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
@@ -102,8 +102,8 @@ def recorded_overrides(record: dict[str, Any], given: list[str], path: str) -> l
         elsewhere = "." not in key and (".." in choice or choice.startswith("/"))  # a file outside of configs/
         if (calls or elsewhere) and value not in given:
             raise UserError(
-                f"checkpoint {path} records the override {value!r}, which chooses what is called; nothing was: if you "
-                f"trust it, give the same override with the command."
+                f"checkpoint {path} records the override {value!r}, which chooses what code runs; nothing was run: "
+                f"if you trust it, give the same override with the command."
             )
     return found
 
@@ -114,7 +114,7 @@ def check_choices(overrides: list[str]) -> None:
         key, _, value = override.partition("=")
         if "." in key and Path(CONFIG_DIR, *key.split("."), f"{value}.yaml").is_file():
             group = key.replace(".", "/")
-            raise UserError(f"{override} would replace a config by a word: to choose {value}, write {group}={value}.")
+            raise UserError(f"{override} would replace a config with a word: to choose {value}, write {group}={value}.")
 
 
 def with_scale(name: str, overrides: list[str]) -> tuple[list[str], str | None]:
@@ -158,6 +158,6 @@ def _demo_reason(name: str, overrides: list[str]) -> str | None:
     if "data.root" in keys:
         raise UserError(
             f"data.root={data.root} is not a folder: expected a dataset in the {data.name} layout; give its folder, or "
-            f"leave data.root out to use generated demo data."
+            f"omit data.root to use generated demo data."
         )
     return f"no data.root was given and {data.root} does not exist"

@@ -1,7 +1,7 @@
-"""Which values the keys of a config may have: one table for all entry points, and what has to divide what.
+"""The values that config keys may have, alone and in combination: one table for all entry points.
 
-`check_ranges` takes a composed config, before anything is made or built. A key that the config lacks is skipped; null,
-auto and the like are allowed where the config files use them. Upper ends only keep out what no machine can do.
+`check_ranges` takes a composed config, before anything is built. Keys that a config lacks are skipped; null, auto and
+the like are allowed where the config files use them. Upper limits only exclude what no machine can do.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ CASE: dict[str, Rule] = {  # keys of a case of the model benchmark
     "passes": one_of("encoder_forward", "encoder_forward_backward", "train_step"),
     "measure": one_of("time", "memory"),
 }
-RULES: dict[str, Rule] = {  # in the order of checking: what others refer to comes first
+RULES: dict[str, Rule] = {  # in the order of checking: keys that others are interpolated from come first
     "seed": SEED,
     "task": NAME | NULL,
     "run.name": NAME | NULL,
@@ -184,8 +184,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     "level": one_of("pooled", "tokens"),
     # ---- prepare.py
     "command": TEXT | NULL,
-    "sets": TEXTS | TEXT,
-    "splits": TEXTS | TEXT | NULL,
+    **dict.fromkeys(("sets", "splits"), TEXTS | TEXT | NULL),
     "time_limit": POSITIVE,
     "workers": whole(1, 1024) | one_of("auto"),
     "force": FLAG,
@@ -209,7 +208,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: what others refer to com
     **{f"benchmark.recipe.{key}": rule for key, rule in RECIPE.items()},
     "benchmark.recipe.lr": FACTOR,
 }
-MULTIPLES: list[tuple[str, str | int]] = [  # of the first, of the second
+MULTIPLES: list[tuple[str, str | int]] = [  # the first is a multiple of the second
     *((f"model.net.{stream}.input_size", f"model.net.{stream}.patch_size") for stream in ("image", "audio")),
     *((f"model.net.{stream}.embed_dim", f"model.net.{stream}.num_heads") for stream in ("image", "audio")),
     *((f"model.net.{stream}.embed_dim", 4) for stream in ("image", "audio")),  # sine and cosine of row and column
@@ -217,22 +216,22 @@ MULTIPLES: list[tuple[str, str | int]] = [  # of the first, of the second
     ("model.decoder_embed_dim", "model.decoder_num_heads"),
     ("model.decoder_embed_dim", 4),
 ]
-SET_BY = {  # what follows from other keys
+SET_BY = {  # keys that are computed from others
     "model.net.image.input_size": "data.image_size",
     "model.net.audio.input_size": "data.audio_seconds (64 columns a second)",
 }
 
 
 def check_ranges(cfg: DictConfig) -> None:
-    """See that the values of a config make sense, each by itself and those that depend on each other.
+    """Check the values of a config, each by itself and those that depend on each other.
 
     Raises:
-        UserError: the first that does not, with its key, what was expected and what to do.
+        UserError: names the first invalid value, its key, what was expected and how to fix it.
     """
     for key in SECTIONS:
         node = OmegaConf.select(cfg, key, default=ABSENT)
         if node is not ABSENT and not OmegaConf.is_dict(node):
-            raise UserError(f"{key} is {_shown(node)}, expected keys below it: set those, or leave {key} out.")
+            raise UserError(f"{key} is {_shown(node)}, expected keys below it: set those, or omit {key}.")
     for group in ("callbacks", "logger"):
         for name, node in OmegaConf.select(cfg, group, default={}).items():
             if not OmegaConf.is_dict(node) or "_target_" not in node:
@@ -241,7 +240,7 @@ def check_ranges(cfg: DictConfig) -> None:
     for key, rule in RULES.items():
         value = _value(cfg, key)
         if value is not ABSENT and not rule.holds(value):
-            raise UserError(f"{key} is {_shown(value)}, expected {rule.expected}: give such a value, or leave it out.")
+            raise UserError(f"{key} is {_shown(value)}, expected {rule.expected}: give such a value, or omit the key.")
     for problem in _misfits(cfg):
         raise UserError(problem)
 
@@ -251,13 +250,13 @@ def _shown(value: Any) -> str:
 
 
 def _value(cfg: DictConfig, key: str) -> Any:
-    """Of a key, with plain containers; `ABSENT` where there is none."""
+    """The value of a key, in plain containers; `ABSENT` if the config lacks it."""
     value = OmegaConf.select(cfg, key, default=ABSENT)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _misfits(cfg: DictConfig) -> Iterator[str]:
-    """What is wrong between values that are right by themselves."""
+    """Values that are valid alone, but not together."""
     for key, other in MULTIPLES:
         value, of = _value(cfg, key), other if isinstance(other, int) else _value(cfg, other)
         if ABSENT in (value, of) or of is None:
@@ -267,7 +266,7 @@ def _misfits(cfg: DictConfig) -> Iterator[str]:
                 name = other if of == other else f"{other}={of}"
                 yield f"{key} is {value}, expected a multiple of {name}: change {SET_BY.get(key, key)}."
     if _value(cfg, "model.compare_untrained") is True and _value(cfg, "model.frozen") is not True:
-        yield "model.compare_untrained is true, expected model.frozen=true with it: only probes are compared so."
+        yield "model.compare_untrained is true, expected model.frozen=true with it: only probes have this comparison."
     for device in ("cpu", "cuda"):
         cases = _value(cfg, f"benchmark.cases.{device}")
         for n, case in enumerate([] if cases is ABSENT else cases):
@@ -298,6 +297,6 @@ def _misfits(cfg: DictConfig) -> Iterator[str]:
             patches = (size[0] // patch) * (size[1] // patch)
             if not 0 < int(patches * (1 - ratio)) < patches:
                 yield (
-                    f"model.{stream}_mask_ratio is {ratio:g} of {patches} patches, expected some of them to be hidden "
-                    f"and some to be left: change model.{stream}_mask_ratio."
+                    f"model.{stream}_mask_ratio is {ratio:g} of {patches} patches, expected some of them hidden and "
+                    f"some visible: change model.{stream}_mask_ratio."
                 )

@@ -1,4 +1,4 @@
-"""Rules for config values: what is allowed, and how to say it."""
+"""Rules for config values: what is allowed, as a test and in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be, in words that follow "expected" and as a question; `a | b` allows both."""
+    """What a value has to be, in words that follow "expected" and as a test; `a | b` allows either."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -23,7 +23,7 @@ def whole(least: int, most: int) -> Rule:
 
 
 def number(least: float, most: float, ends: str = "[]") -> Rule:
-    """Between two ends, which belong to the range where `ends` has a square bracket."""
+    """A range that includes its limits where `ends` has square brackets, e.g. "(]"."""
 
     def holds(v: Any) -> bool:
         inside = type(v) in (int, float) and least <= v <= most  # never so for nan
@@ -39,8 +39,8 @@ def one_of(*choices: Any) -> Rule:
 
 
 def list_of(rule: Rule, count: int | None = None) -> Rule:
-    """`count` of them; without it as many as there are, also none."""
-    words = f"a list, each of it {rule.expected}" if count is None else f"a list of {count}, each {rule.expected}"
+    """A list of `count` values; None: of any length, also empty."""
+    words = f"a list, each item {rule.expected}" if count is None else f"a list of {count}, each item {rule.expected}"
     return Rule(words, lambda v: isinstance(v, list) and count in (None, len(v)) and all(map(rule.holds, v)))
 
 

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run, and the record that a run begins with."""
+"""Build the objects of a run from its config, and write the record it starts with."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build(
         cfg: composed from configs/train.yaml or eval.yaml; it is not changed.
         overrides: it was composed with, for the record in checkpoints.
         training: False leaves out the callbacks that write checkpoints, and compilation.
-        resume_step: curves after it are drawn again; None: there are none.
+        resume_step: the logged curves after this step are replaced; None: there are none.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     if Path(cfg.data.root).parent == Path(cfg.paths.data_dir) / "demo":

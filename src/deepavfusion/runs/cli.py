@@ -1,4 +1,4 @@
-"""What the entry points share: one sentence and exit status 2 for a user's mistake, 75 for a stopped run."""
+"""Error handling of the entry points: one sentence and exit status 2 for a user's mistake, 75 for a stopped run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-HELP = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc"}  # these compose no run
-PRINTS = {"--cfg", "-c", "--info", "-i"}  # what these print is to be read by programs, too
+HELP = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc"}  # without a run
+PRINTS = {"--cfg", "-c", "--info", "-i"}  # their output may be read by programs
 
 
 def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,12 +62,12 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
 def resolves(
     resolve: Callable[[list[str]], tuple[list[str], str | None]],
 ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Decorate a `@hydra.main` function: its command line is completed before Hydra composes the config.
+    """Decorate a `@hydra.main` function: its overrides are completed before Hydra composes the config.
 
-    So the config that Hydra prints, hands to `main` and gives to the processes it launches is the one that runs.
+    The config that Hydra prints, passes to `main` and to the jobs it launches is therefore the one that runs.
 
     Args:
-        resolve: overrides of the command -> all of them, and why the demo was chosen, if it was.
+        resolve: overrides of the command -> all overrides, and why the demo was chosen, if it was.
     """
 
     def decorate(main: Callable[[], Any]) -> Callable[[], Any]:
@@ -91,12 +91,12 @@ def resolves(
 
 
 def overrides_of_run() -> list[str]:
-    """Of the command, as `resolves` completed it; without `resume`, which is no part of what runs."""
+    """The overrides as `resolves` completed them, without `resume`, which does not affect what runs."""
     return [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Call a `@hydra.main` function; an unknown experiment, key or value is also reported in one sentence."""
+    """Call a `@hydra.main` function; Hydra's own errors, such as an unknown key, are reported in one sentence too."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise exceptions instead of printing them
     try:
         main()
@@ -112,7 +112,7 @@ def one_sentence(error: Exception) -> str:
     """Hydra's message without the search path, on one line."""
     text = str(error).split("Config search path")[0].replace("\n\nAvailable options", "; available options")
     message, options, names = text.partition("; available options")
-    shown = (name for name in names.split() if not name.startswith("_"))  # the others are bases, not to be chosen
+    shown = (name for name in names.split() if not name.startswith("_"))  # others are bases of configs
     return " ".join(f"{message}{options} {' '.join(shown)}".split())
 
 

@@ -1,4 +1,4 @@
-"""The overrides of a command, complete before Hydra composes: what `--cfg job` prints is what runs."""
+"""Complete the overrides of a command before Hydra composes, so that `--cfg job` prints what runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def training_overrides(given: list[str]) -> tuple[list[str], str | None]:
     """Those of src/train.py: with `resume`, on top of the overrides of the unfinished run.
 
     Returns:
-        All overrides, and why the demo was chosen, if it was. Applied to its own result it changes nothing: the
-        processes of a distributed run do that.
+        All overrides, and why the demo was chosen, if it was. Applied to its own result, as the processes of a
+        distributed run do, it changes nothing.
     """
     check_choices(given)
     resume = value_of(given, "resume")

@@ -11,9 +11,9 @@ import yaml
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
 
-RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # passes it on to the other processes of this machine
+RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # environment variable: tells the other processes on this machine
 CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"  # links to the newest complete one of the following
+LAST = "last.ckpt"  # links to the newest complete checkpoint of a step
 STEPS = "step_{:08d}.ckpt"
 STEPS_PATTERN = "step_*.ckpt"
 BEST = "best.ckpt"  # best weights by validation, for tasks that keep them
@@ -50,7 +50,7 @@ def choose_run_dir(
         processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
         if processes > 1 and name is None:
             raise UserError(
-                f"{processes} processes were started from outside and need one directory: add run.name=<name>."
+                f"{processes} processes were started by a launcher and need one common directory: add run.name=<name>."
             )
         run_dir = _named(Path(log_dir) / task / kind, name)
     if (run_dir / METRICS).exists():
@@ -91,7 +91,7 @@ def checkpoints_of(run_dir: Path) -> list[Path]:
 
 
 def remove_if_empty(run_dir: Path) -> None:
-    """Leave nothing behind of a run that never started."""
+    """Remove the directory of a run that never started."""
     if run_dir.is_dir() and not any(run_dir.iterdir()):
         run_dir.rmdir()
 

@@ -1,4 +1,4 @@
-"""A hash and counts of what a run reads, which change whenever a list, a label or a file does."""
+"""A hash and counts of the data of a run, which change whenever a list, a label or a file does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepavfusion.data.lists.verified import signature
 from deepavfusion.types import Clip
 from deepavfusion.utils.addresses import is_remote
 
-THREADS = 16  # that query file sizes: network disks answer slowly
+THREADS = 16  # for file sizes: network disks answer slowly
 
 Place = tuple[str, tuple[int, ...]]  # path and annotated seconds, which determine the files of a clip
 
@@ -66,7 +66,7 @@ def _sizes(clips: Iterable[Clip]) -> dict[Place, str | None]:
     def ask(some: list[Place]) -> list[tuple[str, str] | None]:
         return [signature(*place) for place in some]
 
-    parts = [places[n::THREADS] for n in range(THREADS)]  # a future for each of two million places would be slow
+    parts = [places[n::THREADS] for n in range(THREADS)]  # one future per place would be slow for two million
     with ThreadPoolExecutor(THREADS) as pool:
         answers = list(pool.map(ask, parts))
     return {

@@ -1,4 +1,4 @@
-"""Where a number comes from: code, versions, command and machine, recorded in the run directory."""
+"""Where results come from: code, versions, command and machine, recorded in the run directory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GIT_SECONDS = 10
 def record_provenance(
     run_dir: Path, seed: int | None, data: Mapping[str, Any], repository: Path = REPOSITORY
 ) -> list[str]:
-    """Add this start of a run to its `provenance.json`; call it once per start, on the first process.
+    """Add an entry for this start of a run to its `provenance.json`; to be called once, on the first process.
 
     Args:
         run_dir: of the run; entries of earlier starts are kept.

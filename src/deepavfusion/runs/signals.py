@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: remembered, and acted upon when the state is consistent."""
+"""Signals that ask a run to stop: noted at once, acted upon when the state is consistent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATIENCE = 25.0  # s from the signal to exiting unconditionally: schedulers kill
 
 
 class StopRequested(Exception):
-    """The run was asked to stop; it has saved a checkpoint to resume from, if there was anything to save."""
+    """The run was asked to stop; it has saved a checkpoint if there was anything to save."""
 
 
 class StopSignals:

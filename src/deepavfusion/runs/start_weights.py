@@ -1,4 +1,4 @@
-"""The weights that a new run starts from, as the hyperparameters of its task name them."""
+"""Load the weights that a new run starts from, which the hyperparameters of its task name."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Which data roots are addresses rather than folders."""
+"""Addresses in object storage, in place of local folders."""
 
 from __future__ import annotations
 
 import os
 
-REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")  # what litdata reads from; the last for trying it
+REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")  # that litdata can read; `local:` is for trials
 
 
 def is_remote(root: str | os.PathLike[str]) -> bool:
-    """Whether a data root is an address, whose content is fetched into a cache."""
+    """Whether a data root is an address, from which data is downloaded into a cache."""
     return str(root).startswith(REMOTE)

@@ -1,4 +1,4 @@
-"""What torch.compile needs of a machine."""
+"""What torch.compile needs on a machine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from deepavfusion.utils.errors import UserError
 
 
 def check_compiler(without: str) -> None:
-    """Raise a `UserError` if torch.compile's own backend, inductor, finds no C++ compiler; `without`: the override that
-    turns compiling off."""
+    """Raise a `UserError` if inductor finds no C++ compiler; `without`: the override that switches compilation off."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # here: takes seconds to import
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -15,6 +14,6 @@ def check_compiler(without: str) -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         raise UserError(
-            "torch.compile finds no C++ compiler here: install one (on Debian and Ubuntu: apt install g++), or go on "
-            f"without it: {without}."
+            "torch.compile finds no C++ compiler here: install one (on Debian and Ubuntu: apt install g++), or "
+            f"switch compilation off: {without}."
         ) from None

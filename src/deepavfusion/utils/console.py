@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: lines, and one look for every progress bar."""
+"""Output to the terminal: lines of text, and one style for all progress bars."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.text import Text
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print a line as it is; long ones are not broken, brackets are no markup."""
+    """Print a line as it is: not wrapped, and without markup."""
     get_console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def say_once(text: str, style: str | None = None) -> None:
-    """The same, on the first process only."""
+    """Print a line on the first process only."""
     if rank_zero():
         say(text, style)
 
@@ -34,6 +34,6 @@ class _Rate(ProgressColumn):
 
 
 def progress_bar() -> Progress:
-    """A bar with count, rate and time left, on stderr."""
+    """A bar with count, rate and remaining time, on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), speed_estimate_period=60)

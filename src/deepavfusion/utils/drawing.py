@@ -1,4 +1,4 @@
-"""Colours, and masks on frames: the same in TensorBoard and in predicted videos."""
+"""Colours and masks drawn on images, alike in TensorBoard and in predicted videos."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
-# Shares of 256: whole numbers are several times faster than fractions.
-DIMMED = 115  # of the light of unmarked pixels that stays
-COLOURED = 141  # of the colour in marked pixels
+# Of 256, as integer arithmetic is several times faster than floating point.
+DIMMED = 115  # brightness of unmarked pixels
+COLOURED = 141  # opacity of the colour of marked pixels
 RIGHT, TOO_MUCH, TOO_LITTLE = (40, 200, 90), (235, 60, 50), (60, 120, 255)  # RGB, in `errors`
 
 
 def colour_of(number: int) -> NDArray[np.float64]:
-    """RGB in 0…1, another for each number, neighbours far apart."""
+    """RGB in 0…1; consecutive numbers have clearly different hues."""
     return hsv_to_rgb(((0.48 + 0.618 * number) % 1, 0.75, 1.0))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 class UserError(Exception):
     """One sentence: what is wrong, where, what was expected, and the command or key that fixes it.
 
-    The entry points print it and exit with status 2. It takes one string, to survive pickling in a DataLoader worker.
+    The entry points print it and exit with status 2. One string, so that it can be pickled in a DataLoader worker.
     """
 
     def __init__(self, message: str) -> None:
@@ -14,13 +14,13 @@ class UserError(Exception):
 
 
 class DecodeError(Exception):
-    """A clip that cannot give what was asked of it; datasets count and report these, they do not stop a run.
+    """A clip that cannot be used; datasets count and report these, and the run continues.
 
     Args:
         path: the media file.
-        reason: one of `DecodeError.REASONS`, the word that reports and tables use.
-        detail: one clause for a person to read.
-        stream: "video" or "audio" where the failure lies in one of them, else None.
+        reason: one of `DecodeError.REASONS`, as used in reports and tables.
+        detail: one clause of explanation.
+        stream: "video" or "audio" if only that one is affected, else None.
     """
 
     REASONS = ("missing", "no_video", "no_audio", "too_short", "truncated", "undecodable", "bad_mask")

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete, or it is not there."""
+"""Atomic writes: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; it replaces `path` when the block ends, and is removed if it fails.
+    """Yield a path beside `path` to write to; it replaces `path` when the block ends, and is removed if it fails.
 
     Args:
-        path: the file; a process killed meanwhile leaves it as it was.
-        durable: sync to the disk, so that the same holds for a machine that loses power.
+        path: the file; it is unchanged if the process is killed meanwhile.
+        durable: sync to the disk, so that this also holds when the machine loses power.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:

@@ -1,4 +1,4 @@
-"""How many processes the machine has room for, and workers that end with their parent."""
+"""Numbers of worker processes, and workers that end with their parent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 
-MAX_WORKERS = 16  # that decode for one process
+MAX_WORKERS = 16  # decoding for one training process
 
 
 def cores() -> int:
@@ -15,7 +15,7 @@ def cores() -> int:
 
 
 def decoding_workers(processes: int = 1) -> int:
-    """Decoding workers for each of so many training processes on this machine."""
+    """Decoding workers for each of the training processes on this machine."""
     return max(1, min(cores() // processes, MAX_WORKERS))
 
 
