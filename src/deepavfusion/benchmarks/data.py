@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import packed_list
 from deepavfusion.data.stores.raw import RawStore
-from deepavfusion.data.stores.store import Frame, OpenClip, Store
+from deepavfusion.data.stores.store import Store
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.transforms.audio import LogMel
 from deepavfusion.types import Clip
@@ -33,18 +34,8 @@ from deepavfusion.types import Clip
 PARTS = ("read", "picture", "sound", "crop", "mel")  # opening a file or fetching an item; decoding; the rest; log-mel
 
 
-def measure(
-    clips: int,
-    seconds: float,
-    height: int,
-    width: int,
-    fps: float,
-    sample_rate: int,
-    image_size: int,
-    rounds: int,
-    seed: int,
-) -> BenchmarkReport:
-    """Make clips, pack them, and read random training windows of both, in turn.
+def measure(clips: int, image_size: int, rounds: int, seed: int, **film: Any) -> BenchmarkReport:
+    """Make clips (`film`: see `write_clip`), pack them, and read random training windows of both, in turn.
 
     Returns:
         One row for each store (raw, packed) and place of the log-mel (cpu; device skips it): `source`, `mel`,
@@ -58,7 +49,7 @@ def measure(
             made = []
             for n in track(range(clips), description="writing clips"):
                 path = Path(folder) / f"clip{n:03d}.mp4"
-                write_clip(path, seconds, height, width, fps, sample_rate, seed + n)
+                write_clip(path, seed=seed + n, **film)
                 made.append(Clip(path.stem, str(path), 0))
             raw = ClipList("train", made, ["clip"])
             pack({"train": raw}, Path(folder) / "packed", "benchmark", PackSettings(), workers=1)
@@ -74,55 +65,40 @@ def measure(
 
 def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[Row]:
     """One warm-up round, then the variants alternate, so that a drift of the machine's speed affects all alike."""
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    parts: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    found: dict[tuple[str, str], list[dict[str, float]]] = {(n, mel): [] for n in readers for mel in ("cpu", "device")}
     for number in track(range(rounds + 1), description="reading clips"):
-        for name, reader in readers.items():
-            for mel in ("cpu", "device"):
-                total, spent = reader.round(number, mel == "cpu")
-                if number:
-                    times[name, mel].append(total)
-                    parts[name, mel].append(spent)
-    return [
-        {
-            "source": name,
-            "mel": mel,
-            "clips_per_second": len(readers[name].dataset) / median(times[name, mel]),
-            **{f"{part}_ms": 1e3 * median(spent[part] for spent in parts[name, mel]) for part in PARTS},
-        }
-        for name, mel in times
-    ]
+        for (name, mel), spent in found.items():
+            spent.append(readers[name].round(number, mel == "cpu"))
+    rows = []
+    for (name, mel), spent in found.items():
+        seconds = {part: median(of_round[part] for of_round in spent[1:]) for part in ("clip", *PARTS)}
+        milliseconds = {f"{part}_ms": 1e3 * seconds[part] for part in PARTS}
+        rows.append({"source": name, "mel": mel, "clips_per_second": 1 / seconds["clip"], **milliseconds})
+    return rows
 
 
 class _Reader:
     """The real dataset over a store that measures its own time."""
 
     def __init__(self, clips: ClipList, store: Store, image_size: int) -> None:
-        self.timed = _TimedStore(store)
-        self.dataset = WindowDataset(clips, self.timed, SampleSpec(image_size, train=True))
+        self.store, self.blocks = store, store.blocks
+        self.dataset = WindowDataset(clips, self, SampleSpec(image_size, train=True))
         self.collate, self.log_mel = Collate(self.dataset), LogMel()
 
-    def round(self, number: int, mel: bool) -> tuple[float, dict[str, float]]:
-        """Every clip once: seconds altogether, and mean seconds a clip of each part."""
-        spent = self.timed.spent = defaultdict(float)
+    def round(self, number: int, mel: bool) -> dict[str, float]:
+        """Every clip once: mean seconds of a clip, and of each part of it."""
+        self.spent: dict[str, float] = defaultdict(float)
         begin = time.perf_counter()
         for item in range(len(self.dataset)):
             batch = self.collate([self.dataset[item, number * 1000 + item]])
             assert len(batch) == 1, batch.problems
             if mel:
-                with self.timed.part("mel"):
+                with self.part("mel"):
                     self.log_mel(batch.waveform)
         total = time.perf_counter() - begin
-        spent["crop"] = total - sum(spent.values())
-        return total, {part: spent[part] / len(self.dataset) for part in PARTS}
-
-
-class _TimedStore:
-    """A store that adds up the seconds spent in it."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.spent: dict[str, float] = defaultdict(float)
+        self.spent["crop"] = total - sum(self.spent.values())
+        self.spent["clip"] = total
+        return {part: self.spent[part] / len(self.dataset) for part in ("clip", *PARTS)}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -131,36 +107,15 @@ class _TimedStore:
         self.spent[name] += time.perf_counter() - begin
 
     @contextmanager
-    def open(self, clip: Clip) -> Iterator[OpenClip]:
-        begin = time.perf_counter()
-        with self.store.open(clip) as opened:
-            ends = opened.audio_end, opened.video_end  # read from the header when first asked for
-            self.spent["read"] += time.perf_counter() - begin
-            yield _TimedClip(opened, *ends, self.part)
-            begin = time.perf_counter()
-        self.spent["read"] += time.perf_counter() - begin
-
-    def blocks(self, clips: Sequence[Clip]) -> list[list[int]] | None:
-        return self.store.blocks(clips)
-
-
-class _TimedClip:
-    def __init__(self, clip: OpenClip, audio_end: float, video_end: float, part: Callable[[str], Any]) -> None:
-        self.clip, self.audio_end, self.video_end, self.part = clip, audio_end, video_end, part
-
-    def frames(self, times: Sequence[float]) -> list[Frame]:
-        with self.part("picture"):
-            return self.clip.frames(times)
-
-    def audio(self, start: float, seconds: float) -> torch.Tensor:
-        with self.part("sound"):
-            return self.clip.audio(start, seconds)
-
-    def frame_times(self) -> list[float]:
-        return self.clip.frame_times()
-
-    def mask(self, second: int) -> Image.Image:
-        return self.clip.mask(second)
+    def open(self, clip: Clip) -> Iterator[Any]:
+        """What the dataset uses of an `OpenClip`, timed."""
+        with ExitStack() as stack:
+            with self.part("read"):
+                opened = stack.enter_context(self.store.open(clip))
+            frames, audio = self.part("picture")(opened.frames), self.part("sound")(opened.audio)
+            yield SimpleNamespace(frames=frames, audio=audio, audio_end=opened.audio_end, video_end=opened.video_end)
+            with self.part("read"):
+                stack.close()
 
 
 def write_clip(path: Path, seconds: float, height: int, width: int, fps: float, sample_rate: int, seed: int) -> None:

@@ -12,7 +12,7 @@ from deepavfusion.types import Batch
 class EvaluationCallback(Callback):
     """Maps Lightning's hooks for a validation batch and for a test batch, of seven parameters each, to `on_batch`."""
 
-    tests = True  # whether `on_batch` is called in tests, too
+    tests = False  # whether `on_batch` is called in tests, too
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
         """After each batch: `outputs` is what the step returned, `loader` the number of the data loader."""

@@ -23,6 +23,8 @@ class Coverage(EvaluationCallback):
         min_coverage: 0…1.
     """
 
+    tests = True
+
     def __init__(self, min_coverage: float = 0.0) -> None:
         self.min_coverage = min_coverage
         self.used = 0

@@ -33,6 +33,8 @@ class DataReport(EvaluationCallback):
         path: CSV file (id, reason, used, detail, path); processes other than the first add their rank to its name.
     """
 
+    tests = True
+
     def __init__(self, path: str) -> None:
         self.base, self.path = Path(path), Path(path)
         self.seen: dict[tuple[str, str], Problem] = {}  # clip and file

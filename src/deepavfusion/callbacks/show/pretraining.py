@@ -25,8 +25,6 @@ class ReconstructionImages(EvaluationCallback):
         num_clips: shown, from the first validation batch.
     """
 
-    tests = False
-
     def __init__(self, num_clips: int = 6) -> None:
         self.num_clips = num_clips
         self.clips: Batch | None = None
@@ -61,8 +59,6 @@ class EmbeddingProjector(EvaluationCallback):
     Args:
         max_clips: the first clips of loader 0, at most so many.
     """
-
-    tests = False
 
     def __init__(self, max_clips: int = 1000) -> None:
         self.max_clips = max_clips
@@ -104,8 +100,6 @@ class KNNProbe(EvaluationCallback):
     Args:
         k: neighbours that vote in `knn_train`.
     """
-
-    tests = False
 
     def __init__(self, k: int = 5) -> None:
         self.metrics = {

@@ -46,8 +46,6 @@ class SegmentationImages(EvaluationCallback):
         num_frames: shown, evenly spread over the split.
     """
 
-    tests = False
-
     def __init__(self, num_frames: int = 8) -> None:
         self.num_frames, self.audio_written = num_frames, False
 

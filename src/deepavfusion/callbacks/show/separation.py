@@ -28,8 +28,6 @@ class SeparationImages(EvaluationCallback):
         num_mixtures: shown, from the first validation batch.
     """
 
-    tests = False
-
     def __init__(self, num_mixtures: int = 4) -> None:
         self.num_mixtures, self.truths_written = num_mixtures, False
 
