@@ -213,8 +213,8 @@ def test_dense_windows_that_could_not_be_read_leave_cells_empty():
     logits = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
     found = {"item": torch.tensor([0, 1]), "target": torch.tensor([0, 1]), **dict.fromkeys(HEADS, logits)}
     dense = {name: values[1:] for name, values in found.items()}
-    verdicts = {stream: said(logits, found["target"], False) for stream in HEADS}
-    header, first, second = rows(found, verdicts, dense, False, dataset)
+    verdicts = {stream: said(logits, found["target"]) for stream in HEADS}
+    header, first, second = rows(found, verdicts, dense, dataset)
     assert header[-3:] == ["predicted_dense", "probability_dense", "probability_of_truth_dense"]
     assert first[-3:] == ["", "", ""]
     assert second[-3] == "accordion"
@@ -242,7 +242,7 @@ def test_tensorboard_has_confusions_classes_and_examples_with_sounds(tmp_path):
     module = single(tmp_path, num_examples=3)
     found = tags(tmp_path)
     assert set(found["images"]) == {"confusion/test", "accuracy_by_class/test", "examples/worst", "examples/best"}
-    order = choose(module.test_metrics.predictions(), False, 3, best=False)
+    order = choose(module.test_metrics.predictions(), 3, best=False)
     expected = [f"examples/worst_{place}_clip_{row:02d}" for place, row in enumerate(order, 1)]
     assert sorted(tag for tag in found["audio"] if "worst" in tag) == expected
     assert len([tag for tag in found["audio"] if "best" in tag]) == 3
@@ -300,30 +300,30 @@ def test_a_test_without_clips_leaves_nothing(tmp_path, clips):
 def test_examples_are_in_the_order_of_the_probability_of_the_truth():
     logits = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 9.0], [0.0, 1.0], [50.0, 0.0], [60.0, 0.0]])
     found = {ALL: logits, "target": torch.tensor([0, 0, 0, 1, 0, 1])}
-    assert choose(found, False, 3, best=False) == [5, 2, 0]
-    assert scores(logits, found["target"], False).exp()[0].item() == 0.5
-    assert choose(found, False, 6, best=True) == [4, 1, 3, 0, 2, 5]  # all of them, however alike
+    assert choose(found, 3, best=False) == [5, 2, 0]
+    assert scores(logits, found["target"]).exp()[0].item() == 0.5
+    assert choose(found, 6, best=True) == [4, 1, 3, 0, 2, 5]  # all of them, however alike
 
 
 def test_the_best_are_of_several_classes():
     target = torch.tensor([0] * 10 + [1] * 3 + [2])
     logits = F.one_hot(target, 3) * torch.arange(14, 0, -1).float().unsqueeze(1)  # class 0 is known best
     found = {ALL: logits, "target": target}
-    assert choose(found, False, 5, best=True) == [0, 1, 10, 11, 13]
-    assert choose(found, False, 7, best=True) == [0, 1, 2, 3, 10, 11, 13]
-    assert choose(found, False, 50, best=True) == list(range(14))
+    assert choose(found, 5, best=True) == [0, 1, 10, 11, 13]
+    assert choose(found, 7, best=True) == [0, 1, 2, 3, 10, 11, 13]
+    assert choose(found, 50, best=True) == list(range(14))
 
 
 def test_several_classes_are_right_by_the_margin_between_true_and_false():
     logits = torch.tensor([[4.0, 1.0, -2.0]] * 5)
     target = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1], [0, 0, 0], [1, 1, 1]])
-    assert scores(logits, target, True).tolist() == [3, 3, -3, -4, -2]
-    assert choose({ALL: logits, "target": target}, True, 2, best=False) == [3, 2]
-    words = said(logits, target, True)
-    assert words.predicted == [[0, 1]] * 5
-    assert math.isnan(words.of_truth[3])
-    assert words.of_truth[4] == pytest.approx(1 / (1 + math.exp(2)))
-    assert said(logits - 5, target, True).predicted == [[0]] * 5  # none is likelier than not
+    assert scores(logits, target).tolist() == [3, 3, -3, -4, -2]
+    assert choose({ALL: logits, "target": target}, 2, best=False) == [3, 2]
+    words = said(logits, target)
+    assert [word.predicted for word in words] == [[0, 1]] * 5
+    assert math.isnan(words[3].of_truth)
+    assert words[4].of_truth == pytest.approx(1 / (1 + math.exp(2)))
+    assert [word.predicted for word in said(logits - 5, target)] == [[0]] * 5  # none is likelier than not
 
 
 # ---- figures

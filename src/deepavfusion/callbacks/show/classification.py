@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -13,10 +12,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from deepavfusion.callbacks.evaluation import first_loader, read_again
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
-from deepavfusion.callbacks.show.predictions import Said, choose, names, rows, said, truth_of, write_logits
+from deepavfusion.callbacks.show.predictions import Verdict, choose, names, rows, said, truth_of, write_logits
 from deepavfusion.callbacks.show.tensorboard import playable, spectrogram_image, step_of, unnormalised, writer_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
-from deepavfusion.types import HEADS
+from deepavfusion.types import HEADS, Batch
 from deepavfusion.utils.files import write_csv
 
 
@@ -50,24 +49,27 @@ class ClassificationReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        loader = first_loader(trainer)
-        module: Any = pl_module
-        metrics, multi_label = module.test_metrics, module.test_metrics.multi_label
+        loader, module = first_loader(trainer), cast(Any, pl_module)
+        dataset, metrics = loader.dataset, module.test_metrics
         found, dense = metrics.predictions(), module.dense_metrics.predictions()
         if not len(found["item"]):
             return
-        verdicts = {stream: said(found[stream], found["target"], multi_label) for stream in HEADS}
-        lines = rows(found, verdicts, dense, multi_label, loader.dataset)
-        write_csv(self.run_dir / "classification_test.csv", lines)
-        write_logits(self.run_dir / "predictions_test.npz", found, dense, loader.dataset)
+        verdicts = {stream: said(found[stream], found["target"]) for stream in HEADS}
+        write_csv(self.run_dir / "classification_test.csv", rows(found, verdicts, dense, dataset))
+        write_logits(self.run_dir / "predictions_test.npz", found, dense, dataset)
         writer = writer_of(trainer)
         if writer is None:
             return
-        step = step_of(trainer)
-        self._draw(writer, metrics, loader.dataset.list.classes, "test", step)
+        step, classes = step_of(trainer), dataset.list.classes
+        self._draw(writer, metrics, classes, "test", step)
+        truth = truth_of(found["target"], len(classes))
         for kind in ("worst", "best"):
-            chosen = choose(found, multi_label, self.num_examples, best=kind == "best")
-            examples = self._read(trainer, module, loader, found, verdicts, chosen)
+            examples = []
+            for n in choose(found, self.num_examples, best=kind == "best"):
+                batch = read_again(trainer, module, loader, int(found["item"][n]))
+                if len(batch):
+                    verdict_of = {stream: verdicts[stream][n] for stream in HEADS}
+                    examples.append(_example(batch, truth[n], verdict_of, classes))
             if examples:
                 writer.add_figure(f"examples/{kind}", draw_examples(examples), step)
             for place, example in enumerate(examples, 1):
@@ -88,36 +90,17 @@ class ClassificationReport(Callback):
             figure = draw_classes(by_class, clips, classes, f"{measure}, {split}")
             writer.add_figure(f"{measure.replace(' ', '_')}_by_class/{split}", figure, step)
 
-    @staticmethod
-    def _read(
-        trainer: Trainer,
-        pl_module: LightningModule,
-        loader: Any,
-        found: dict[str, Tensor],
-        verdicts: dict[str, Said],
-        chosen: Sequence[int],
-    ) -> list[Example]:
-        """Read clips again, to draw them; skips those that are gone by now."""
-        classes = loader.dataset.list.classes
-        truth = truth_of(found["target"][chosen], len(classes))
-        examples = []
-        for n, true in zip(chosen, truth, strict=True):
-            batch = read_again(trainer, pl_module, loader, int(found["item"][n]))
-            if not len(batch):
-                continue
-            assert batch.spectrogram is not None
-            words = {}
-            for stream, verdict in verdicts.items():
-                likely = verdict.predicted[n][0]
-                words[stream] = (classes[likely], verdict.probability[n], verdict.of_truth[n], bool(true[likely]))
-            examples.append(
-                Example(
-                    name=batch.id[0],
-                    truth=names(true.nonzero().flatten().tolist(), classes),
-                    said=words,
-                    frame=unnormalised(batch.image[:1])[0],
-                    spectrogram=spectrogram_image(batch.spectrogram[:1])[0],
-                    waveform=playable(batch.waveform[0]),
-                )
-            )
-        return examples
+
+def _example(batch: Batch, truth: Tensor, verdicts: dict[str, Verdict], classes: list[str]) -> Example:
+    assert batch.spectrogram is not None
+    return Example(
+        name=batch.id[0],
+        truth=names(truth.nonzero().flatten().tolist(), classes),
+        said={
+            stream: (classes[v.predicted[0]], v.probability, v.of_truth, bool(truth[v.predicted[0]]))
+            for stream, v in verdicts.items()
+        },
+        frame=unnormalised(batch.image[:1])[0],
+        spectrogram=spectrogram_image(batch.spectrogram[:1])[0],
+        waveform=playable(batch.waveform[0]),
+    )
