@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from deepavfusion.metrics.by_item import ItemMetric
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.optim.schedules import warmup_cosine
@@ -23,6 +24,7 @@ from deepavfusion.utils.compiler import check_compiler
 from deepavfusion.utils.errors import UserError
 
 ParamGroup = dict[str, Any]
+COUNTS = ("clips", "frames", "empty_frames")  # of metrics: equal for all loaders of a test
 
 
 class Task(LightningModule):
@@ -135,8 +137,7 @@ class Task(LightningModule):
         if self._compiled_rows is not None:
             torch.compiler.set_stance("force_eager")
 
-    def on_test_start(self) -> None:
-        self.on_validation_start()
+    on_test_start = on_validation_start
 
     def on_fit_end(self) -> None:
         if self._compiled_rows is not None:
@@ -146,21 +147,18 @@ class Task(LightningModule):
         self, groups: list[ParamGroup], extra: Callable[[ParamGroup, float, int], float] | None = None
     ) -> OptimizerLRSchedulerConfig:
         """`scheduled` AdamW; on GPUs the fused one, a single kernel for all parameters."""
-        betas, fused = tuple(self.hparams["betas"]), self.device.type == "cuda"
-        return self.scheduled(lambda lr: torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused), extra)
+        lr, betas = learning_rate(self.hparams, self.trainer)[0], tuple(self.hparams["betas"])
+        return self.scheduled(torch.optim.AdamW(groups, lr, betas, fused=self.device.type == "cuda"), extra)
 
     def scheduled(
-        self,
-        optimizer_of: Callable[[float], Optimizer],
-        extra: Callable[[ParamGroup, float, int], float] | None = None,
+        self, optimizer: Optimizer, extra: Callable[[ParamGroup, float, int], float] | None = None
     ) -> OptimizerLRSchedulerConfig:
         """Linear warm-up to the learning rate of the run, then a cosine to 0; both per step.
 
         Args:
-            optimizer_of: makes the optimizer for a learning rate; `lr_scale` of a group multiplies its rate.
+            optimizer: with the learning rate of the run; `lr_scale` of a group multiplies it.
             extra: a further factor, given group, epoch (with fraction) and number of epochs.
         """
-        optimizer = optimizer_of(learning_rate(self.hparams, self.trainer)[0])
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise UserError(f"trainer.max_epochs is {epochs}: the learning-rate schedule needs the number of epochs.")
@@ -196,15 +194,66 @@ class Task(LightningModule):
 
 
 class FineTune(Task):
-    """A task that starts from a pre-trained encoder.
+    """A task that starts from a pre-trained encoder and has a metric for each data loader.
+
+    It logs `val/…` by `val_metrics`, `test/…` by `test_metrics`, and `test/…_<name>` by the metrics in `more_metrics`.
 
     Args:
         layer_decay: factor of the learning rate from layer to layer, from the head down.
         recipe: see `Task`.
     """
 
+    second_test = ""  # what a second test loader evaluates, by `<second_test>_metrics`
+
     def __init__(self, layer_decay: float = 0.75, **recipe: Any) -> None:
         super().__init__(**recipe)
+
+    def evaluate(self, batch: Batch, part: str, metrics: Any) -> Any:
+        """Update the metrics with a batch that is not empty; Lightning passes the return value on to the callbacks.
+
+        Args:
+            batch: of the validation's or the test's loader.
+            part: "val", "test" or `second_test`.
+            metrics: `<part>_metrics`.
+        """
+        raise NotImplementedError
+
+    def _evaluate(self, batch: Batch, part: str) -> Any:
+        if not len(batch):
+            return None
+        self.check_shapes(batch)
+        return self.evaluate(batch, part, getattr(self, f"{part}_metrics"))
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return self._evaluate(batch, self.second_test if dataloader_idx else "test")
+
+    def on_validation_epoch_start(self) -> None:
+        for metrics in self.children():
+            if isinstance(metrics, ItemMetric):
+                metrics.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def results(self, metrics: Any) -> dict[str, Tensor]:
+        """What is logged of a metric, by name, over all items at once: independent of batches and processes."""
+        return metrics.compute()
+
+    def more_metrics(self) -> dict[str, Any]:
+        """Further metrics of a test, by name."""
+        loaders, name = self.trainer.test_dataloaders, self.second_test
+        return {name: getattr(self, f"{name}_metrics")} if isinstance(loaders, list) and len(loaders) > 1 else {}
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.results(self.val_metrics).items()})
+
+    def on_test_epoch_end(self) -> None:
+        found = {f"test/{name}": value for name, value in self.results(self.test_metrics).items()}
+        for suffix, metrics in self.more_metrics().items():
+            found |= {f"test/{n}_{suffix}": value for n, value in metrics.compute().items() if n not in COUNTS}
+        self.log_dict(found)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         weight_decay, layer_decay = self.hparams["weight_decay"], self.hparams["layer_decay"]

@@ -16,12 +16,10 @@ from deepavfusion.models.classifier import Classifier, classification_loss
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.optim.lars import LARS
 from deepavfusion.optim.param_groups import param_groups
-from deepavfusion.tasks.base import FineTune
+from deepavfusion.tasks.base import FineTune, learning_rate
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.errors import UserError
-
-DENSE = 1  # index of the test loader with several windows per clip
 
 
 class Classify(FineTune):
@@ -49,6 +47,7 @@ class Classify(FineTune):
     """
 
     class_weight: Tensor | None
+    second_test = "dense"  # of several windows per clip
 
     def __init__(
         self,
@@ -115,7 +114,8 @@ class Classify(FineTune):
         if self.hparams["optimizer"] == "adamw":
             return self.adamw(groups)
         momentum, trust = self.hparams["momentum"], self.hparams["trust_coefficient"]
-        return self.scheduled(lambda lr: LARS(groups, lr, momentum=momentum, trust_coefficient=trust))
+        lr = learning_rate(self.hparams, self.trainer)[0]
+        return self.scheduled(LARS(groups, lr, momentum=momentum, trust_coefficient=trust))
 
     def shares(self, label: Tensor) -> Tensor:
         """The share of each class, float32 [B, C], from one class per clip [B] or from zeros and ones [B, C]."""
@@ -142,50 +142,22 @@ class Classify(FineTune):
         self.log_train({"train/loss": losses[0]}, batch.items)
         return torch.stack(losses).sum()
 
-    def _evaluate(self, net: Classifier, batch: Batch, metrics: ClassificationMetrics) -> None:
+    def evaluate(self, batch: Batch, part: str, metrics: ClassificationMetrics) -> None:
         """Update metrics with the mean logits over the windows of each clip."""
-        if not len(batch):
-            return
-        self.check_shapes(batch)
-        logits = net(batch.image, batch.spectrogram)
-        means = {stream: x.unflatten(0, (-1, batch.group)).mean(dim=1) for stream, x in logits.items()}
-        metrics.update(means, self.label(batch)[:: batch.group], batch.item[:: batch.group])
+        evaluated = [(self.net, metrics)]
+        if part == "test" and self.untrained is not None:
+            evaluated.append((self.untrained, self.untrained_metrics))
+        for net, its_metrics in evaluated:
+            logits = net(batch.image, batch.spectrogram)
+            means = {stream: x.unflatten(0, (-1, batch.group)).mean(dim=1) for stream, x in logits.items()}
+            its_metrics.update(means, self.label(batch)[:: batch.group], batch.item[:: batch.group])
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(self.net, batch, self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if dataloader_idx == DENSE:
-            return self._evaluate(self.net, batch, self.dense_metrics)
-        self._evaluate(self.net, batch, self.test_metrics)
-        if self.untrained is not None:
-            self._evaluate(self.untrained, batch, self.untrained_metrics)
-
-    def _found(self, metrics: ClassificationMetrics) -> dict[str, Tensor]:
-        """The metrics and the loss, over all clips at once: independent of batches and processes."""
+    def results(self, metrics: ClassificationMetrics) -> dict[str, Tensor]:
+        """The metrics and the loss."""
         found, table = metrics.compute(), metrics.table()
         if len(table["item"]):
             found["loss"] = self.loss({stream: table[stream] for stream in STREAMS}, self.shares(table["target"]))
         return found
 
-    def on_validation_epoch_start(self) -> None:
-        self.val_metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        for metrics in (self.test_metrics, self.dense_metrics, self.untrained_metrics):
-            metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self._found(self.val_metrics).items()})
-
-    def on_test_epoch_end(self) -> None:
-        found = {f"test/{name}": value for name, value in self._found(self.test_metrics).items()}
-        loaders, more = self.trainer.test_dataloaders, {}
-        if isinstance(loaders, list) and len(loaders) > DENSE:
-            more["dense"] = self.dense_metrics
-        if self.untrained is not None:
-            more["untrained"] = self.untrained_metrics
-        for suffix, metrics in more.items():
-            values = metrics.compute()
-            found |= {f"test/{name}_{suffix}": value for name, value in values.items() if name != "clips"}
-        self.log_dict(found)
+    def more_metrics(self) -> dict[str, Any]:
+        return super().more_metrics() | ({} if self.untrained is None else {"untrained": self.untrained_metrics})

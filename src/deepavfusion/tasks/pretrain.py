@@ -60,8 +60,7 @@ class Pretrain(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self(batch)
-        losses = {"loss": out.loss, "loss_image": out.image_loss, "loss_audio": out.audio_loss}
-        self.log_train({f"train/{name}": value for name, value in losses.items()}, len(batch))
+        self.log_train(_losses("train", out), len(batch))
         return out.loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -69,18 +68,11 @@ class Pretrain(Task):
         if dataloader_idx == 0:
             generator = torch.Generator(device=batch.image.device).manual_seed(batch_idx)
             out = self(batch, generator)
-            losses = {"loss": out.loss, "loss_image": out.image_loss, "loss_audio": out.audio_loss}
-            self.log_dict(
-                {f"val/{name}": value for name, value in losses.items()},
-                batch_size=len(batch),
-                add_dataloader_idx=False,
-                sync_dist=True,
-            )
-        encoded = self.net.encoder(batch.image, batch.spectrogram)
-        return {"embeddings": encoded.pooled()}
+            self.log_dict(_losses("val", out), batch_size=len(batch), add_dataloader_idx=False, sync_dist=True)
+        return {"embeddings": self.net.encoder(batch.image, batch.spectrogram).pooled()}
 
     def draw(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """Images of the reconstruction, with the same masks each time; see `MaskedAutoencoder.draw`."""
+        """Images of the reconstruction, with the same masks each time; see `MaskedAutoencoder.reconstruct`."""
         assert batch.spectrogram is not None
         generator = torch.Generator(device=batch.image.device).manual_seed(0)
         return self.net.reconstruct(self(batch, generator), batch.image, batch.spectrogram)
@@ -94,3 +86,7 @@ class Pretrain(Task):
             return half_cosine_rise(epoch, self.hparams["branch_rise"] * epochs) if rises else 1.0
 
         return self.adamw(param_groups(self.net, self.hparams["weight_decay"], branches), rise)
+
+
+def _losses(stage: str, out: MAEOutput) -> dict[str, Tensor]:
+    return {f"{stage}/loss": out.loss, f"{stage}/loss_image": out.image_loss, f"{stage}/loss_audio": out.audio_loss}

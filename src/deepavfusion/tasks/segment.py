@@ -13,9 +13,6 @@ from deepavfusion.tasks.base import FineTune, freeze_unread
 from deepavfusion.types import Batch
 from deepavfusion.utils.errors import UserError
 
-COUNTS = ("frames", "empty_frames")
-WRONG_AUDIO = 1  # index of the test loader that pairs frames with the audio of a clip of another class
-
 
 class Segment(FineTune):
     """Mark the sounding pixels of a frame, or their classes (Mo & Morgado, section 4.4; AVSBench).
@@ -30,6 +27,8 @@ class Segment(FineTune):
         min_head_dim: minimum number of channels at any of its levels.
         recipe: see `FineTune`.
     """
+
+    second_test = "wrong_audio"  # of a clip of another class
 
     def __init__(
         self,
@@ -68,41 +67,12 @@ class Segment(FineTune):
         """The class of each pixel, or whether it sounds: uint8 [B, H, W]"""
         return decide(self.net(batch.image, batch.spectrogram))
 
-    def _evaluate(self, batch: Batch, loss_name: str | None, metrics: SegmentationMetrics) -> Tensor | None:
-        """Update the metrics; return what `mark` does, which Lightning passes on to the callbacks."""
-        if not len(batch):
-            return None
-        self.check_shapes(batch)
+    def evaluate(self, batch: Batch, part: str, metrics: SegmentationMetrics) -> Tensor:
+        """Update the metrics; return what `mark` does."""
         assert batch.mask is not None
         logits = self.net(batch.image, batch.spectrogram)
-        if loss_name:
+        if part != self.second_test:
             loss = pixel_loss(logits, batch.mask)
-            self.log(loss_name, loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
+            self.log(f"{part}/loss", loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
         metrics.update(logits, batch.mask, batch.item)
         return decide(logits)
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        return self._evaluate(batch, "val/loss", self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
-        if dataloader_idx == WRONG_AUDIO:
-            return self._evaluate(batch, None, self.wrong_audio_metrics)
-        return self._evaluate(batch, "test/loss", self.test_metrics)
-
-    def on_validation_epoch_start(self) -> None:
-        self.val_metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        self.test_metrics.reset()
-        self.wrong_audio_metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute().items()})
-
-    def on_test_epoch_end(self) -> None:
-        found = {f"test/{name}": value for name, value in self.test_metrics.compute().items()}
-        loaders = self.trainer.test_dataloaders
-        if isinstance(loaders, list) and len(loaders) > WRONG_AUDIO:
-            wrong = self.wrong_audio_metrics.compute()
-            found |= {f"test/{name}_wrong_audio": value for name, value in wrong.items() if name not in COUNTS}
-        self.log_dict(found)

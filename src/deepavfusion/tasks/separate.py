@@ -77,15 +77,12 @@ class Separate(FineTune):
         weight = mixture_mel.repeat_interleave(batch.group, dim=0) if self.hparams["weighted_loss"] else None
         return mask_loss(logits, target, weight), target
 
-    def _evaluate(self, batch: Batch, stage: str, metrics: SeparationMetrics) -> SeparationOutput | None:
-        if not len(batch):
-            return None
-        self.check_shapes(batch)
+    def evaluate(self, batch: Batch, part: str, metrics: SeparationMetrics) -> SeparationOutput:
         mixture, log_mel = self.mix(batch)
         mixture_mel, every_mixture = _power(log_mel), mixture.repeat_interleave(batch.group, dim=0)
         logits = self.net(batch.image, log_mel)
         loss, target = self._loss(batch, logits, mixture_mel)
-        self.log(f"{stage}/loss", loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
+        self.log(f"{part}/loss", loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
 
         def by_mixture(rows: Tensor) -> Tensor:
             return rows.unflatten(0, (-1, batch.group))
@@ -95,7 +92,7 @@ class Separate(FineTune):
 
         estimate = estimated(logits.sigmoid())
         estimates = {"model": by_mixture(estimate)}
-        if stage == "test":
+        if part == "test":
             # With the frame of another source, the model's estimate is the one it makes for that source.
             estimates["wrong_frame"] = estimates["model"].roll(1, dims=1)
             estimates |= {name: by_mixture(estimated(mask)) for name, mask in self._ideal_masks(batch).items()}
@@ -109,31 +106,6 @@ class Separate(FineTune):
         sources = _power(batch.spectrogram)
         together = sources.unflatten(0, (-1, batch.group)).sum(dim=1).repeat_interleave(batch.group, dim=0)
         return {"ideal": sources / together, "ideal_binary": target_mask(sources, together, "dominant")}
-
-    def validation_step(  # type: ignore[override]  # Lightning passes any output on to the callbacks
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> SeparationOutput | None:
-        return self._evaluate(batch, "val", self.val_metrics)
-
-    def test_step(  # type: ignore[override]  # Lightning passes any output on to the callbacks
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> SeparationOutput | None:
-        return self._evaluate(batch, "test", self.test_metrics)
-
-    def on_validation_epoch_start(self) -> None:
-        self.val_metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        self.test_metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val", self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_metrics("test", self.test_metrics)
-
-    def _log_metrics(self, stage: str, metrics: SeparationMetrics) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.compute().items()})
 
 
 def _power(log_mel: Tensor) -> Tensor:
