@@ -68,10 +68,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scan_tells_what_is_in_a_file(whole: Path) -> None:
     found = scan(whole)
-    assert (found.frames, found.video_end, found.audio_end) == (40, 4.0, 4.0)
+    assert (found.frames, found.audio_end) == (40, 4.0)
     assert found.peak == pytest.approx(0.3, abs=0.02)
     assert found.movement > 10
-    assert (found.info.frames, found.info.sample_rate) == (40, 16_000)
 
 
 def healthy(name: str, path: Path) -> None:

@@ -24,8 +24,8 @@ from PIL import Image
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import PackedClip, _checked, packed_list
+from deepavfusion.media import Media, container
 from deepavfusion.media import audio as audio_reader
-from deepavfusion.media import container
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.media.stills import read_image, read_mask, read_size
@@ -260,7 +260,7 @@ def test_an_absurd_sample_rate_is_refused(tmp_path: Path, rate: int) -> None:
 
 def test_sound_whose_clock_stands_still_does_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stream(tmp_path / "a.mkv", clicks(16_000, seconds=30.0))
-    with container.Container(tmp_path / "a.mkv") as media:
+    with Media(tmp_path / "a.mkv") as media:
         monkeypatch.setattr(audio_reader, "_from", lambda *_: ((0.0, frame) for frame in media.av.decode(audio=0)))
         assert "stand still" in undecodable(read_audio, tmp_path / "a.mkv", 0.0, 1.0)
 

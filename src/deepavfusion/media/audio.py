@@ -112,37 +112,36 @@ def _mono_weights(channels: tuple[str, ...]) -> NDArray[np.float32]:
 
 def _from(container: Container, stream: Any, needed: float) -> Iterator[tuple[float, Any]]:
     """Decoded audio frames with their times, from before `needed` (s) to the end."""
-    tick = float(stream.time_base)
     first = stream.start_time or 0
-    target = floor((needed - PREROLL + container.origin) / tick)
+    target = floor((needed - PREROLL + container.origin) / float(stream.time_base))
     for position in (target, first):
-        if position > first:
-            container.seek(stream, position)
-        else:
-            container.rewind(stream)
-        late = False
+        container.seek(stream, position)
         clock: float | None = None
-        for packet in container.av.demux(stream):
-            if packet.is_corrupt:
-                raise damaged(container.path, "an audio packet is incomplete")
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError:
-                if packet.pts is not None and packet.pts * tick - container.origin < needed - MARGIN:
-                    continue  # a decoder that starts in mid-stream may fail on packets before the window
-                raise
-            for frame in frames:
-                time = clock if frame.pts is None else frame.pts * tick - container.origin
-                time = needed if time is None else time
-                if clock is None and position > first and time > needed:
-                    late = True  # the seek landed after the start of the window: read again from the beginning
-                    break
-                clock = time + frame.samples / frame.sample_rate
-                yield time, frame
-            if late:
-                break
-        if not late:
+        for pts_time, frame in _decoded(container, stream, needed):
+            time = clock if pts_time is None else pts_time
+            time = needed if time is None else time
+            if clock is None and position > first and time > needed:
+                break  # the seek landed after the start of the window: read again from the beginning
+            clock = time + frame.samples / frame.sample_rate
+            yield time, frame
+        else:
             return
+
+
+def _decoded(container: Container, stream: Any, needed: float) -> Iterator[tuple[float | None, Any]]:
+    """Frames from where the file is read on, with the times of their timestamps."""
+    tick = float(stream.time_base)
+    for packet in container.av.demux(stream):
+        if packet.is_corrupt:
+            raise damaged(container.path, "an audio packet is incomplete")
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if packet.pts is not None and packet.pts * tick - container.origin < needed - MARGIN:
+                continue  # a decoder that starts in mid-stream may fail on packets before the window
+            raise
+        for frame in frames:
+            yield None if frame.pts is None else frame.pts * tick - container.origin, frame
 
 
 def _on_both_grids(start: float, source_rate: int, rate: int) -> float:

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 
@@ -28,20 +28,11 @@ FORMATS = (
 METADATA: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 
-Opened = TypeVar("Opened", bound="Container")
-
-
 class Container:
-    """An open media file, read with PyAV.
+    """An open media file, read with PyAV: what `Media` builds on.
 
     Second 0 of its clock is where the file starts to play: the earliest timestamp of any stream, or timestamp 0 when
     that is later (timestamps below 0 are encoder priming or trimmed frames).
-
-    Args:
-        path: the file.
-
-    Raises:
-        DecodeError: missing, truncated, undecodable.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -53,12 +44,6 @@ class Container:
             self.av: Any = av.open(f"file:{self.path}", options=options, **METADATA)
         self.origin = max(0, self.av.start_time or 0) / av.time_base
         self.fresh = True  # nothing has been read yet, so there is nothing to rewind
-
-    def __enter__(self: Opened) -> Opened:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.av.close()
 
     def stream(self, kind: str) -> Any | None:
         """The first video or audio stream that is not cover art; None without one."""
@@ -79,31 +64,30 @@ class Container:
             raise DecodeError(self.path, f"no_{kind}", f"the file has no {kind} stream", kind)
         return stream
 
-    def read_only(self, stream: Any) -> None:
-        """Skip the packets of the other streams, and decode in this thread: loading is parallel across workers."""
+    def read_only(self, *streams: Any) -> None:
+        """Skip the packets of other streams, and decode in this thread: loading is parallel across workers."""
         for other in self.av.streams:
-            other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
-        if not stream.codec_context.is_open:
-            stream.codec_context.thread_count = 1
-            if stream.type == "video":  # frames may be larger than the header says
-                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            other.discard = av.stream.Discard.all
+        for stream in streams:
+            stream.discard = av.stream.Discard.default
+            codec = stream.codec_context
+            if not codec.is_open:
+                codec.thread_count = 1
+                if stream.type == "video":  # frames may be larger than the header says
+                    codec.options = {**codec.options, "max_pixels": str(MAX_PIXELS)}
 
     def seek(self, stream: Any, target: int) -> None:
-        """To the key frame before `target` (ticks), or to the very start if that is where the stream starts."""
-        self.fresh = False
+        """To the key frame before `target` (ticks), or to the very start if nothing of the stream lies before it."""
         first, second = stream.start_time or 0, ceil(1 / stream.time_base)
+        fresh, self.fresh = self.fresh, False
+        if fresh and target <= first:
+            return
         try:
             # In MPEG-TS a seek to the first timestamp finds the second key frame.
             self.av.seek(target if target > first else first - second, stream=stream, backward=True)
         except av.error.FFmpegError:
             # Nothing lies before it: then forward, from where the encoder's priming must be, to the first packet.
             self.av.seek(first - second, stream=stream, backward=False)
-
-    def rewind(self, stream: Any) -> None:
-        """To the start of the stream, if anything has been read."""
-        if not self.fresh:
-            self.seek(stream, stream.start_time or 0)
-        self.fresh = False
 
     def span(self, stream: Any) -> tuple[float, float]:
         """Start on the file's clock and length of a stream by its header, s; length 0 if unknown."""

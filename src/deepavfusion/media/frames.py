@@ -80,7 +80,7 @@ def _countable_pts(container: Container, stream: Any) -> list[int]:
     prefix = length_prefix(stream.codec_context)
     if not {"mp4", "matroska"} & set(container.av.format.name.split(",")) or not prefix:
         return []
-    container.rewind(stream)
+    container.seek(stream, stream.start_time or 0)
     pts: list[int] = []
     key = None
     for packet in container.av.demux(stream):
@@ -88,7 +88,7 @@ def _countable_pts(container: Container, stream: Any) -> list[int]:
             continue
         if packet.pts is None or packet.is_discard or packet.is_corrupt or len(pts) == stream.frames:
             return []
-        if changes_format(bytes(packet), prefix, stream.codec_context.name):
+        if any(_sets_format(unit, stream.codec_context.name) for unit in units(bytes(packet), prefix)):
             return []
         key = packet.pts if packet.is_keyframe else key
         if key is None or packet.pts < key:
@@ -107,15 +107,18 @@ def length_prefix(codec: Any) -> int:
     return 0
 
 
-def changes_format(packet: bytes, prefix: int, codec: str) -> bool:
-    """Whether an H.264 or HEVC packet holds a sequence parameter set, which gives the frame size."""
+def units(packet: bytes, prefix: int) -> Iterator[bytes]:
+    """The units of an H.264 or HEVC packet, without the `prefix` bytes of length in front of each."""
     begin = 0
     while begin + prefix < len(packet):
-        first = packet[begin + prefix]
-        if (first & 31 == 7) if codec == "h264" else (first >> 1 & 63 == 33):
-            return True
-        begin += prefix + int.from_bytes(packet[begin : begin + prefix], "big")
-    return False
+        end = begin + prefix + int.from_bytes(packet[begin : begin + prefix], "big")
+        yield packet[begin + prefix : end]
+        begin = end
+
+
+def _sets_format(unit: bytes, codec: str) -> bool:
+    """Whether a unit is a sequence parameter set, which gives the frame size."""
+    return bool(unit) and ((unit[0] & 31 == 7) if codec == "h264" else (unit[0] >> 1 & 63 == 33))
 
 
 def decord_frames(path: str, wanted: list[int], count: int) -> NDArray[np.uint8] | None:

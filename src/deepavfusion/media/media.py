@@ -60,6 +60,12 @@ class Media(Container):
         DecodeError: missing, truncated, undecodable.
     """
 
+    def __enter__(self) -> Media:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.av.close()
+
     @cached_property
     def info(self) -> MediaInfo:
         """What the header says."""

@@ -10,6 +10,7 @@ or loudness: mp4 has no checksums.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,9 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from deepavfusion.media.audio import ENDS_EARLY, mono
-from deepavfusion.media.container import MAX_PIXELS, Container, clause, damaged, failures, nothing_in
-from deepavfusion.media.frames import length_prefix, video_stream
-from deepavfusion.media.media import Media, MediaInfo
+from deepavfusion.media.container import Container, clause, damaged, failures, nothing_in
+from deepavfusion.media.frames import length_prefix, units, video_stream
+from deepavfusion.media.media import Media
 from deepavfusion.utils.errors import DecodeError
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
@@ -29,27 +30,18 @@ LOOK_EVERY = 0.25  # s between the frames in which movement is measured
 SIDE = 32  # of their grey versions, px
 BACKWARDS = 0.25  # s; smaller steps back come from joined files, and do not change the frames that training takes
 LOUDEST = 100.0  # times full scale; more comes from damaged audio only
+# H.264 (7.4.1) and HEVC (7.4.2) rule these bytes out inside a unit; zeros at a unit's end are padding.
+FORBIDDEN = re.compile(b"\0\0[\0-\2]")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scan:
-    """What a whole file contains; times are seconds on its clock, 0 for a stream that was not decoded.
+    """What a whole file contains; zeros for a stream that was not decoded."""
 
-    Args:
-        info: what the header says.
-        frames: how many were decoded.
-        video_end: where the last one leaves the screen.
-        audio_end: where the audio ends, by the rules of `Media.audio`.
-        peak: largest absolute value of the mono mix; 1 is full scale.
-        movement: largest change of a pixel since the first frame, 0…255, in grey versions of 32 × 32 pixels.
-    """
-
-    info: MediaInfo
-    frames: int
-    video_end: float
-    audio_end: float
-    peak: float
-    movement: float
+    frames: int = 0  # decoded
+    audio_end: float = 0.0  # s on the file's clock, by the rules of `Media.audio`
+    peak: float = 0.0  # largest absolute value of the mono mix; 1 is full scale
+    movement: float = 0.0  # largest change of a pixel since the first frame, 0…255, in grey versions of 32 × 32 pixels
 
 
 def scan(path: str | os.PathLike[str], video: bool = True, audio: bool = True) -> Scan:
@@ -64,42 +56,32 @@ def scan(path: str | os.PathLike[str], video: bool = True, audio: bool = True) -
             undecodable; in a file with several faults, the first one in this order or in the file.
     """
     with Media(path) as media, failures(media.path):
-        frames = _Frames(media, video_stream(media)) if video else None
-        samples = _Samples(media, media.require("audio")) if audio else None
-        checks = {check.stream.index: check for check in (frames, samples) if check}
-        info = media.info
-        for stream in media.av.streams:
-            stream.discard = av.stream.Discard.default if stream.index in checks else av.stream.Discard.all
-        for packet in media.av.demux([check.stream for check in checks.values()]):
+        found = Scan()
+        kinds = [kind for kind, wanted in ((_Frames, video), (_Samples, audio)) if wanted]
+        checks = {check.stream.index: check for check in (kind(media, found) for kind in kinds)}
+        streams = [check.stream for check in checks.values()]
+        media.read_only(*streams)
+        for packet in media.av.demux(streams):
             check = checks[packet.stream.index]
             with failures(media.path, check.kind):
                 check.take(packet)
         for check in checks.values():
             with failures(media.path, check.kind):
                 check.finish()
-        return Scan(
-            info,
-            frames=frames.count if frames else 0,
-            video_end=frames.end if frames else 0.0,
-            audio_end=samples.end if samples else 0.0,
-            peak=samples.peak if samples else 0.0,
-            movement=frames.movement if frames else 0.0,
-        )
+        return found
 
 
 class _Stream:
     """What video and audio share: strict decoding, and counts of packets and of frames."""
 
-    kind = ""  # "video" or "audio"
-
-    def __init__(self, container: Container, stream: Any) -> None:
-        self.container, self.path, self.stream = container, container.path, stream
+    def __init__(self, container: Container, stream: Any, found: Scan) -> None:
+        self.container, self.path, self.stream, self.found = container, container.path, stream, found
+        self.kind: str = stream.type  # "video" or "audio"
         self.tick = float(stream.time_base)
         self.one_to_one = "mp4" in container.av.format.name.split(",")  # a packet gives exactly one frame
         self.packets, self.count, self.end = 0, 0, 0.0
         start, length = container.span(stream)
         self.header_end = start + length if length > 0 else None
-        stream.codec_context.thread_count = 1
         stream.codec_context.options = STRICT
 
     def bad(self, detail: str) -> DecodeError:
@@ -132,30 +114,25 @@ class _Stream:
 class _Frames(_Stream):
     """Every frame of a file."""
 
-    kind = "video"
-
-    def __init__(self, container: Container, stream: Any) -> None:
-        super().__init__(container, stream)
-        stream.codec_context.options = {**STRICT, "max_pixels": str(MAX_PIXELS)}
-        self.prefix = length_prefix(stream.codec_context)
+    def __init__(self, container: Container, found: Scan) -> None:
+        super().__init__(container, video_stream(container), found)
+        self.prefix = length_prefix(self.stream.codec_context)
         self.first_key: int | None = None  # its pts
         self.last_pts: int | None = None
         self.reformatter = VideoReformatter()
         self.first: NDArray[np.int16] | None = None
         self.last: Any = None  # the newest frame, while movement has not looked at it
         self.looked = 0.0
-        self.movement = 0.0
 
     def take(self, packet: Any) -> None:
         if packet.size and packet.is_keyframe and self.first_key is None:
             self.first_key = packet.pts
         # Cuts by stream copy begin with frames that refer to what was cut away; they are not shown, and may be broken.
-        leading = packet.is_discard or (packet.size and self.leads(packet.pts))
+        leading = packet.size and (self.leads(packet.pts) or packet.is_discard)
         if packet.size:
-            if packet.pts is None:
-                raise DecodeError(self.path, "undecodable", "the frames have no timestamps")
             self.packets += not leading
-            if self.prefix and not leading and _holds_forbidden_bytes(bytes(packet), self.prefix):
+            checked = bytes(packet) if self.prefix and not leading else b""
+            if any(FORBIDDEN.search(unit.rstrip(b"\0")) for unit in units(checked, self.prefix)):
                 raise self.bad(f"impossible bytes at {self.seconds(packet.pts):.2f} s")
             if not packet.is_discard:
                 self.end = max(self.end, self.seconds(packet.pts + (packet.duration or 0)))
@@ -170,21 +147,20 @@ class _Frames(_Stream):
 
     def leads(self, pts: int | None) -> bool:
         """Whether a frame comes before the first that can be decoded on its own."""
-        return self.first_key is None or (pts is not None and pts < self.first_key)
+        if pts is None:
+            raise DecodeError(self.path, "undecodable", "the frames have no timestamps")
+        return self.first_key is None or pts < self.first_key
 
     def see(self, frame: Any) -> None:
-        if frame.pts is None:
-            raise DecodeError(self.path, "undecodable", "the frames have no timestamps")
         if self.leads(frame.pts):
             return
-        if frame.is_corrupt:
-            raise self.bad(f"the frame at {self.seconds(frame.pts):.2f} s is damaged")
-        if self.last_pts is not None and (self.last_pts - frame.pts) * self.tick > BACKWARDS:
-            raise self.bad(f"timestamps run backwards at {self.seconds(frame.pts):.2f} s")
-        self.last_pts = frame.pts
-        self.count += 1
         time = self.seconds(frame.pts)
-        self.last = frame
+        if frame.is_corrupt:
+            raise self.bad(f"the frame at {time:.2f} s is damaged")
+        if self.last_pts is not None and (self.last_pts - frame.pts) * self.tick > BACKWARDS:
+            raise self.bad(f"timestamps run backwards at {time:.2f} s")
+        self.last_pts, self.last = frame.pts, frame
+        self.count += 1
         if self.first is None or time >= self.looked + LOOK_EVERY:
             self.look(time)
 
@@ -192,7 +168,7 @@ class _Frames(_Stream):
         """Compare the newest frame with the first."""
         grey = self.reformatter.reformat(self.last, SIDE, SIDE, "gray").to_ndarray().astype(np.int16)
         self.first = grey if self.first is None else self.first
-        self.movement = max(self.movement, float(np.abs(grey - self.first).max()))
+        self.found.movement = max(self.found.movement, float(np.abs(grey - self.first).max()))
         self.looked, self.last = time, None
 
     def finish(self) -> None:
@@ -203,18 +179,16 @@ class _Frames(_Stream):
         if self.one_to_one and self.count < self.packets:
             raise self.bad(f"{self.count} of {self.packets} frames decode")
         self.check_end()
+        self.found.frames = self.count
 
 
 class _Samples(_Stream):
     """Every audio sample of a file."""
 
-    kind = "audio"
-
-    def __init__(self, container: Container, stream: Any) -> None:
-        super().__init__(container, stream)
+    def __init__(self, container: Container, found: Scan) -> None:
+        super().__init__(container, container.require("audio"), found)
         self.rate = 0
         self.last_time = float("-inf")
-        self.peak = 0.0
 
     def take(self, packet: Any) -> None:
         self.packets += packet.size > 0
@@ -230,7 +204,7 @@ class _Samples(_Stream):
             peak = float(np.abs(mono(frame)).max(initial=0.0))
             if not peak < LOUDEST:  # NaN, too
                 raise self.bad(f"impossible samples at {time:.2f} s")
-            self.peak = max(self.peak, peak)
+            self.found.peak = max(self.found.peak, peak)
 
     def finish(self) -> None:
         self.check_end()
@@ -238,21 +212,6 @@ class _Samples(_Stream):
             raise nothing_in(self.path, self.kind)
         if self.one_to_one and self.count > self.packets:
             raise self.bad(f"{self.packets} packets give {self.count} blocks of samples")
+        self.found.audio_end = self.end
         if self.header_end is not None and self.end <= self.header_end + ENDS_EARLY:
-            self.end = min(self.end, self.header_end)  # the last AAC packet is padded
-
-
-def _holds_forbidden_bytes(packet: bytes, prefix: int) -> bool:
-    """Whether a unit of an H.264 or HEVC packet holds 00 00 00, 00 00 01 or 00 00 02, which both standards rule out
-    (H.264 7.4.1, HEVC 7.4.2); zeros at a unit's end are padding."""
-    begin = 0
-    while begin + prefix <= len(packet):
-        end = begin + prefix + int.from_bytes(packet[begin : begin + prefix], "big")
-        unit = packet[begin + prefix : end].rstrip(b"\0")
-        at = unit.find(b"\0\0")
-        while at >= 0:
-            if unit[at + 2] < 3:
-                return True
-            at = unit.find(b"\0\0", at + 1)
-        begin = end
-    return False
+            self.found.audio_end = min(self.end, self.header_end)  # the last AAC packet is padded
