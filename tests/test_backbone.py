@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.fusion import FUSION_ATTENTION
 from deepavfusion.models.layers import patchify, sincos_pos_embed, unpatchify
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
@@ -66,7 +67,7 @@ def test_kept_patches_keep_their_order_and_do_not_see_the_rest():
     torch.testing.assert_close(flipped.fusion, plain.fusion, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["factorized", "dense", "token"])
+@pytest.mark.parametrize("kind", FUSION_ATTENTION)
 def test_every_parameter_gets_a_gradient_and_removed_patches_get_exactly_zero(kind):
     model = cases.tiny_encoder(kind)
     image, audio = (x.requires_grad_() for x in cases.clip_inputs())

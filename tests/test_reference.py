@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.fusion import FUSION_ATTENTION
 from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
 from deepavfusion.models.reference import (
     ReferenceDeepAVFusion,
@@ -24,7 +25,7 @@ from deepavfusion.types import STREAMS, PatchMask
 from deepavfusion.weights.weights import original_name
 from helpers import golden as cases
 
-KINDS = ("factorized", "dense", "token")
+KINDS = tuple(FUSION_ATTENTION)
 # What a comparison changes of the small model: fusion_layers, groups of fusion tokens, attn_ratio, clips
 VARIANTS = {
     "published": ("all", (4, 2, 3), 0.5, 2),

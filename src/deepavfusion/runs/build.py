@@ -76,6 +76,11 @@ def build(
 
 def make_demo_data(root: Path, name: str) -> None:
     """Generate a demo dataset that is missing, in a process of its own so that its workers do without torch."""
+    if name not in demo.SETS:
+        raise UserError(
+            f"there is no generated demo of data.name={name}, only of {', '.join(demo.SETS)}: "
+            "give data.root=<folder>, where the dataset is."
+        )
     if not demo.is_complete(root, name):
         script = str(REPOSITORY / "src" / "prepare.py")
         command = [sys.executable, script, "command=demo", f"root={quoted(str(root))}", f"sets=[{name}]"]
