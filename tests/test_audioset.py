@@ -106,7 +106,7 @@ def test_missing_clips_and_strangers(tmp_path: Path) -> None:
     assert found.notes == ["2 clips on disk are not in the lists of AudioSet."]
     assert audioset(tmp_path, "eval").notes == []  # the short splits do not look
     (tmp_path / "annotations/eval_segments.csv").unlink()
-    assert audioset(tmp_path, "unbalanced").notes == []  # what is not listed cannot be told
+    assert audioset(tmp_path, "unbalanced").notes == []  # what is not listed is unknown
 
 
 def test_repeated_lines_and_lists_at_odds(tmp_path: Path) -> None:

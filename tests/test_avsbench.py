@@ -1,4 +1,4 @@
-"""The AVSBench reader: subsets, annotated pictures, joined names, and what it tells a person."""
+"""The AVSBench reader: subsets, annotated frames, joined names, and its messages."""
 
 from __future__ import annotations
 

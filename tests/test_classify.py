@@ -84,8 +84,8 @@ def test_the_probe_is_compared_with_one_on_an_untrained_encoder(probed):
 
 def test_tensorboard_has_the_confusion_and_examples_with_sound(finetuned):
     tags = events(finetuned).Tags()
-    pictures = {"confusion/val", "confusion/test", "accuracy_by_class/test", "examples/worst", "examples/best"}
-    assert pictures <= set(tags["images"])
+    images = {"confusion/val", "confusion/test", "accuracy_by_class/test", "examples/worst", "examples/best"}
+    assert images <= set(tags["images"])
     assert sum(tag.startswith("examples/worst") for tag in tags["audio"]) == 8
     rates = [tag for tag in tags["scalars"] if tag.startswith("lr/")]
     assert len(rates) == 8  # four layers, with and without decay
@@ -131,9 +131,9 @@ def overrides(data: Path) -> list[str]:
 
 def test_a_checkpoint_of_another_architecture_names_keys_and_values(classify_data, pretrained, monkeypatch, capsys):
     given = overrides(classify_data)
-    told = sentence(monkeypatch, capsys, *given, f"model.pretrained={pretrained}", "model.net.image.depth=3")
-    assert "does not fit the model: image.blocks.2." in told
-    assert "model.net.image.depth=2" in told
+    message = sentence(monkeypatch, capsys, *given, f"model.pretrained={pretrained}", "model.net.image.depth=3")
+    assert "does not fit the model: image.blocks.2." in message
+    assert "model.net.image.depth=2" in message
 
 
 def test_what_was_loaded_is_said_in_one_line(pretrained, tmp_path, capsys):
@@ -156,10 +156,10 @@ def test_what_was_loaded_is_said_in_one_line(pretrained, tmp_path, capsys):
 
 def test_classes_of_other_data_are_an_error(classify_data, monkeypatch, capsys):
     given = overrides(classify_data)
-    told = sentence(monkeypatch, capsys, *given, "model.num_classes=9", "model.pretrained=null", "run.name=never")
-    assert "vggsound has 8 classes, one a clip, the network 9 classes" in told
-    told = sentence(monkeypatch, capsys, *given, "model.net=small", "run.name=never")
-    assert told.strip().endswith("to choose small, write model/net=small.")
+    message = sentence(monkeypatch, capsys, *given, "model.num_classes=9", "model.pretrained=null", "run.name=never")
+    assert "vggsound has 8 classes, one a clip, the network 9 classes" in message
+    message = sentence(monkeypatch, capsys, *given, "model.net=small", "run.name=never")
+    assert message.strip().endswith("to choose small, write model/net=small.")
     assert not (classify_data / "logs" / "classify" / "runs" / "never").exists()
 
 

@@ -28,7 +28,7 @@ def level_of(second: float) -> int:
 
 
 def write_clip(path, seconds: float = 6.0, sound_seconds: float | None = None, sound: bool = True) -> None:
-    """The picture's grey level rises by 30 every second; a 1 kHz tone from second 3 on."""
+    """The frames' grey level rises by 30 every second; a 1 kHz tone from second 3 on."""
     frames = np.stack([np.full((48, 64, 3), level_of(i / FPS), np.uint8) for i in range(int(seconds * FPS))])
     time = np.arange(int((sound_seconds or seconds) * 16000)) / 16000
     tone = (0.5 * np.sin(2 * np.pi * 1000 * time) * (time >= 3)).astype(np.float32)

@@ -265,7 +265,7 @@ def test_audioset_is_balanced() -> None:
 
 
 def test_masks_cover_the_sounding_instrument_and_no_other() -> None:
-    """The sounding one moves, and all that changes in the picture lies in the masks of before and after."""
+    """The sounding one moves, and all that changes in the frame lies in the masks of before and after."""
     for seed in range(8):
         scene = Scene(np.random.default_rng(seed), ["piano", "drum"], [[1.0]])
         before, after = scene.frame(0.9).astype(int), scene.frame(1.0).astype(int)
@@ -315,7 +315,7 @@ def test_files_follow_from_the_seed_and_not_from_the_workers(
 def test_no_two_clips_are_the_same(root: Path) -> None:
     clips = [value for name, value in hashes(root).items() if name.endswith((".mp4", ".wav", ".jpg"))]
     same = len(clips) - len(set(clips))
-    assert same <= 5 * 9 / 4  # pictures of one AVSBench clip may agree when nothing moves; sounds and clips never
+    assert same <= 5 * 9 / 4  # frames of an AVSBench clip may be equal; waveforms and clips never are
     sounds = [value for name, value in hashes(root).items() if name.endswith((".mp4", ".wav"))]
     assert len(sounds) == len(set(sounds)) == 16 + 12 + 5 + 9 + 28
 

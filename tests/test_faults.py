@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains: caused, and the run stops with a sentence or goes on."""
+"""Faults during training, each caused here: the run stops with a message, or continues."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_clips(command
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 1
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
-    train(monkeypatch, *command, *recorder(order))  # mended, the same command goes on
+    train(monkeypatch, *command, *recorder(order))  # once fixed, the same command resumes
     steps = [json.loads(line) for line in order.read_text().splitlines()]
     assert [clip["id"] for clip in found["clips"]] == steps[0][2]
     assert [row[:2] for row in steps] == [[0, 1], [1, 0], [1, 1]]
@@ -228,7 +228,7 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step(command, tmp_path, mon
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "4216")
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")  # Lightning leaves such jobs' processes alone
-    monkeypatch.setattr(signals, "PATIENCE", 3600.0)  # this process goes on
+    monkeypatch.setattr(signals, "PATIENCE", 3600.0)  # this process continues
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         with pytest.raises(SystemExit) as end:

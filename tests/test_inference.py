@@ -416,14 +416,14 @@ def test_number_of_sources_and_boxes(task: Separate, tmp_path: Path) -> None:
 
 
 def seen(*boxes: tuple[float, ...]) -> list[tuple[float, ...]]:
-    """Edges of what the model sees of boxes in a picture of 400 × 300 pixels."""
+    """Edges of what the model sees of boxes in an image of 400 × 300 pixels."""
     views = [view_of(Box(*box), 400, 300) for box in boxes]
     edges = [(400 * view.left, 300 * view.top, 400 * view.right, 300 * view.bottom) for view in views]
     return [tuple(round(edge, 6) for edge in box) for box in edges]
 
 
 def test_a_box_is_seen_with_the_square_around_it() -> None:
-    assert seen((100, 100, 140, 200)) == [(0, 0, 300, 300)]  # as large as in training, inside the picture
+    assert seen((100, 100, 140, 200)) == [(0, 0, 300, 300)]  # as large as in training, inside the image
     assert seen((200, 100, 240, 200)) == [(70, 0, 370, 300)]
     assert seen((0, 0, 100, 300), (300, 0, 400, 300)) == [(0, 0, 300, 300), (100, 0, 400, 300)]
     assert seen((0, 100, 400, 200)) == [(0, 0, 400, 300)]
@@ -481,7 +481,7 @@ def test_the_model_chooses_the_boxes_by_its_condition(
 
 @pytest.fixture(scope="module")
 def written(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Separation, Path, dict[str, Any]]:
-    """A separation of 44.1 kHz sound longer than its 25 pictures a second, written down."""
+    """A separation with 44.1 kHz audio longer than its video of 25 frames per second, written."""
     folder = tmp_path_factory.mktemp("written")
     frames = np.full((75, 101, 202, 3), 200, np.uint8)[:, :100]
     write_mp4(folder / "duet.mp4", frames, 25, noise(3.4, 44_100, 2) * np.hanning(149_940).astype(np.float32), 44_100)
@@ -516,10 +516,10 @@ def test_videos_show_the_box_and_play_the_source(written: tuple[Separation, Path
         points = [first[50, 60], first[50, 150]]
         assert points[source].mean() > 190
         assert points[1 - source].mean() < 80
-        assert np.abs(first - last).max() < 40  # the last picture stays while there is sound
+        assert np.abs(first - last).max() < 40  # the last frame stays while there is audio
     with Media(folder / names[0]) as media:
         edge = media.frames([0.0])[0, 50, 20:23].astype(int).mean(axis=0)
-    assert edge.max() - edge.min() > 60  # a colour, where the picture is grey
+    assert edge.max() - edge.min() > 60  # a colour, where the frame is grey
 
 
 def test_large_and_fast_video_becomes_smaller_and_slower(task: Separate, tmp_path: Path) -> None:
@@ -532,7 +532,7 @@ def test_large_and_fast_video_becomes_smaller_and_slower(task: Separate, tmp_pat
         assert (media.info.frames, media.info.fps) == (15, 30)
         assert (media.info.height, media.info.width) == (720, 866)
         red = media.frames([n / 30 for n in range(15)])[:, 360, 400, 0].astype(int)
-    assert np.abs(red - 16 * np.arange(15)).max() < 12  # every second picture
+    assert np.abs(red - 16 * np.arange(15)).max() < 12  # every second frame
 
 
 def test_list_and_figure(written: tuple[Separation, Path, dict[str, Any]]) -> None:
@@ -542,9 +542,9 @@ def test_list_and_figure(written: tuple[Separation, Path, dict[str, Any]]) -> No
     assert [source["box"] for source in listed["sources"]] == [[20, 10, 100, 90], [101, 0, 202, 100]]
     assert listed == {key: value for key, value in written_list.items() if key != "list"}
     assert listed["sources"][0]["level_db"] == pytest.approx(found.levels[0], abs=0.05)
-    picture = np.asarray(Image.open(folder / "duet_separation.png").convert("RGB"))
-    assert picture.shape[1] == 1500
-    assert picture.std() > 30
+    image = np.asarray(Image.open(folder / "duet_separation.png").convert("RGB"))
+    assert image.shape[1] == 1500
+    assert image.std() > 30
     texts = [axis.get_title(loc="left") for axis in draw(found).axes]
     assert [text.split(",")[0] for text in texts[::3]][:3] == ["mixture", "source 1", "source 2"]
 

@@ -42,8 +42,8 @@ def task(tmp_path: Path) -> Classify:
     return load_task(write_classifier(tmp_path / "a.ckpt"))
 
 
-def film(path: Path, seconds: float, fps: float = 4, picture: float | None = None, sound: float = 1.0) -> Path:
-    frames = coloured_noise(round((picture or seconds) * fps), 96, 128)
+def film(path: Path, seconds: float, fps: float = 4, video: float | None = None, sound: float = 1.0) -> Path:
+    frames = coloured_noise(round((video or seconds) * fps), 96, 128)
     write_mp4(path, frames, fps, sound * noise(seconds), SAMPLE_RATE, audio_bit_rate=128_000)
     return path
 
@@ -117,7 +117,7 @@ def test_a_short_video_is_extended_by_its_mirror_image(task: Classify, tmp_path:
 
 
 def test_a_long_video_is_never_held(task: Classify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute: no read is longer than a window or a batch of pictures, and the scores lie on disk."""
+    """A minute: no read is longer than a window or a batch of frames, and the scores lie on disk."""
     video = film(tmp_path / "a.mp4", 60.0, fps=1)
     read, frames, audio = [], Media.frames, Media.audio
 
@@ -142,7 +142,7 @@ def test_a_long_video_is_never_held(task: Classify, tmp_path: Path, monkeypatch:
 def test_what_is_worth_a_note(task: Classify, tmp_path: Path) -> None:
     silent = classify_video(task, film(tmp_path / "silent.mp4", 3.0, sound=0.0))
     assert silent.notes == ["the audio is silent: only the scores of the image tokens mean anything"]
-    (note,) = classify_video(task, film(tmp_path / "late.mp4", 2.5, picture=9.0)).notes
+    (note,) = classify_video(task, film(tmp_path / "late.mp4", 2.5, video=9.0)).notes
     assert note.startswith("the audio ends at 2.")
     assert "the video at 9.0 s" in note
 
@@ -248,9 +248,9 @@ def test_files(task: Classify, tmp_path: Path) -> None:
 def test_figure(task: Classify, tmp_path: Path) -> None:
     found = classify_video(task, film(tmp_path / "clip.mp4", 5.5))
     figure = draw(found, top_k=2)
-    pictures, *panels = figure.axes
-    assert len(pictures.images) == 8  # 11 × 1.05 inches of 4:3
-    assert pictures.get_xlim() == (0, found.seconds)
+    images, *panels = figure.axes
+    assert len(images.images) == 8  # 11 × 1.05 inches of 4:3
+    assert images.get_xlim() == (0, found.seconds)
     colours: dict[str, Any] = {}
     for number, panel in enumerate(panels):
         assert panel.get_xlim() == (0, found.seconds)
@@ -288,9 +288,9 @@ def test_a_long_figure_draws_means(tmp_path: Path) -> None:
 def test_a_figure_of_any_length(kind: Callable[[Path], Path], task: Classify, tmp_path: Path) -> None:
     found = classify_video(task, kind(tmp_path / "clip.mp4"))
     listed = write_classification(found, tmp_path)
-    picture = np.asarray(Image.open(tmp_path / listed["picture"]).convert("RGB"))
-    assert picture.shape[1] == 1500
-    assert picture.std() > 30
+    image = np.asarray(Image.open(tmp_path / listed["picture"]).convert("RGB"))
+    assert image.shape[1] == 1500
+    assert image.std() > 30
     assert len(listed["whole"]["all"]) == len(SPOKEN)  # fewer classes than were asked for
 
 

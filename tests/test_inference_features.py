@@ -122,7 +122,7 @@ def test_features_are_those_of_evaluation(windows: int, encoder: DeepAVFusion, v
 
 
 def test_the_middle_window_counts(encoder: DeepAVFusion, videos: Path) -> None:
-    """Of b.mp4, 2 s: from 0.5 s to 1.5 s, with the picture at 1 s."""
+    """Of b.mp4, 2 s: from 0.5 s to 1.5 s, with the frame at 1 s."""
     dataset = WindowDataset(ClipList("", [Clip("", str(videos / "b.mp4"))], []), RawStore(), SampleSpec(64, 1.0))
     (sample,) = dataset[0, 0]
     assert (sample.window_start, sample.frame_time) == (pytest.approx(0.5, abs=0.04), 1.0)

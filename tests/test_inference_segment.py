@@ -33,7 +33,7 @@ from helpers.errors import refusal
 from helpers.media import coloured_noise, noise, read_audio, read_frames, snr, write_unusable, write_video
 
 WINDOW = SAMPLE_RATE
-WIDE = (64, 128)  # height and width of a picture that three squares cover
+WIDE = (64, 128)  # height and width of an image that three squares cover
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def every_mask(*args: Any, **kwargs: Any) -> list[np.ndarray]:
 
 
 def by_hand(task: Segment, path: Path, moment: float, begin: float) -> Tensor:
-    """The network's logits for a picture of its own size and the window from `begin` on, s."""
-    picture = torch.from_numpy(read_frames(path, [moment])).permute(0, 3, 1, 2)
+    """The network's logits for an image of its own size and the window from `begin` on, s."""
+    image = torch.from_numpy(read_frames(path, [moment])).permute(0, 3, 1, 2)
     sound = extend_by_mirror(read_audio(path, begin, WINDOW / SAMPLE_RATE), WINDOW)
     with torch.no_grad():
-        return task.net(Normalise()(picture), LogMel()(sound[None]))
+        return task.net(Normalise()(image), LogMel()(sound[None]))
 
 
 @pytest.mark.parametrize("num_classes", [1, 5])
@@ -194,12 +194,12 @@ def test_merged_squares_give_the_whole_back() -> None:
 def test_each_square_sees_its_part_and_marks_it(
     tall: bool, tasks: dict[int, Segment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Red, green and blue, a third of the picture each; the network marks what is green."""
+    """Red, green and blue, a third of the image each; the network marks what is green."""
     height, width = (256, 96) if tall else (96, 256)
-    picture = np.zeros((4, 96, 256, 3), np.uint8)
-    for n, part in enumerate(np.array_split(picture, 3, axis=2)):
+    image = np.zeros((4, 96, 256, 3), np.uint8)
+    for n, part in enumerate(np.array_split(image, 3, axis=2)):
         part[..., n] = 200
-    write_mp4(tmp_path / "a.mp4", picture.swapaxes(1, 2) if tall else picture, 4, noise(1.0), crf=1)
+    write_mp4(tmp_path / "a.mp4", image.swapaxes(1, 2) if tall else image, 4, noise(1.0), crf=1)
     seen = []
 
     def forward(image: Tensor, audio: Tensor) -> Tensor:
@@ -331,16 +331,16 @@ def test_mask_files(written: tuple[int, Path, Segmentation, np.ndarray, dict[str
     there = {path.name for path in (folder / "clip_masks").iterdir()}
     assert there == {*names, "notes.png", "12.png"}  # that of another moment is gone
     for name, mask in zip(names, masks, strict=True):
-        with Image.open(folder / "clip_masks" / name) as picture:
-            values = np.asarray(picture)
-            assert picture.size == (WIDE[1], WIDE[0])
+        with Image.open(folder / "clip_masks" / name) as image:
+            values = np.asarray(image)
+            assert image.size == (WIDE[1], WIDE[0])
             if num_classes == 1:
-                assert picture.mode == "L"
+                assert image.mode == "L"
                 assert (values == 255 * mask).all()
             else:
-                assert picture.mode == "P"
+                assert image.mode == "P"
                 assert (values == mask).all()
-                assert picture.getpalette()[: 3 * num_classes] == palette(num_classes).ravel().tolist()
+                assert image.getpalette()[: 3 * num_classes] == palette(num_classes).ravel().tolist()
         assert (read_mask(folder / "clip_masks" / name) == mask).all()
 
 
@@ -382,14 +382,14 @@ def test_the_film_shows_the_masks_and_plays_the_sound(
     assert len(sound) == pytest.approx(len(original), abs=1024)
     length = min(len(sound), len(original))
     assert snr(sound[:length], original[:length]) > 10
-    pictures = read_frames(folder / "clip.mp4", [0.0, 0.4, 0.5, 2.3]).astype(int)
+    images = read_frames(folder / "clip.mp4", [0.0, 0.4, 0.5, 2.3]).astype(int)
     colours = palette(num_classes).astype(int)
-    for frame, picture, nearest in zip(frames, pictures, (0, 2, 2, 11), strict=True):
+    for frame, image, nearest in zip(frames, images, (0, 2, 2, 11), strict=True):
         mask = masks[nearest]
-        shown = np.where(mask[..., None] > 0, 0.45 * picture + 0.55 * colours[mask], 0.45 * picture)
+        shown = np.where(mask[..., None] > 0, 0.45 * image + 0.55 * colours[mask], 0.45 * image)
         error = np.abs(frame[: WIDE[0]] - shown).mean()
         assert error < 30  # colours are stored at half the resolution
-        assert error < 0.5 * np.abs(frame[: WIDE[0]] - 0.45 * picture).mean()
+        assert error < 0.5 * np.abs(frame[: WIDE[0]] - 0.45 * image).mean()
         if num_classes > 1:
             assert np.abs(frame[WIDE[0] :] - strip).mean() < 15
 
@@ -419,9 +419,9 @@ def test_the_film_shows_the_nearest_mask(
 
 def test_figure(written: tuple[int, Path, Segmentation, np.ndarray, dict[str, Any]]) -> None:
     num_classes, folder, segmentation, masks, listed = written
-    picture = np.asarray(Image.open(folder / "clip_segmentation.png").convert("RGB"))
-    assert picture.shape[1] == 1500
-    assert picture.std() > 30
+    image = np.asarray(Image.open(folder / "clip_segmentation.png").convert("RGB"))
+    assert image.shape[1] == 1500
+    assert image.std() > 30
     figure = draw(segmentation, folder, listed)
     above, below = figure.axes[:6], figure.axes[6:]
     assert [axis.get_title() for axis in above] == ["0.2 s", "0.6 s", "1.0 s", "1.4 s", "1.8 s", "2.2 s"]
@@ -451,8 +451,8 @@ def test_the_film_is_small_enough_and_no_slower_than_the_masks(
     with Media(tmp_path / listed["film"]) as media:
         assert (media.info.height, media.info.width) == (720, 866)
         assert (media.info.frames, media.info.fps) == (6, 6)
-    with Image.open(tmp_path / listed["moments"][4]["file"]) as picture:
-        assert picture.size == (1202, 1000)
+    with Image.open(tmp_path / listed["moments"][4]["file"]) as image:
+        assert image.size == (1202, 1000)
     assert calls == [(n, 6) for n in range(1, 7)]
 
 
@@ -498,7 +498,7 @@ def test_legend() -> None:
             assert (strip == colour).all(axis=2).sum() >= 144  # a square of 12 × 12 pixels, and letters
     assert (wide[:, 600:] == LEGEND_GROUND).all()
     assert (legend({"dog": colours[1]}, 640, 360) != legend({"cat": colours[1]}, 640, 360)).any()
-    assert legend(names, 1280, 720).shape == (36, 1280, 3)  # larger letters in a larger picture
+    assert legend(names, 1280, 720).shape == (36, 1280, 3)  # larger letters in a larger image
     many = palette(71)
     few = legend({f"class {n}": many[n] for n in range(1, 71)}, 640, 360)
     assert len(few) <= 120

@@ -222,9 +222,9 @@ def test_byte_order_mark(tmp_path: Path) -> None:
 )
 def test_bad_list_is_named(tmp_path: Path, text: str, sentence: str) -> None:
     (make(tmp_path) / f"{SOLO}.json").write_text(text, encoding="latin-1")
-    told = message(tmp_path)
-    assert str(tmp_path / f"{SOLO}.json") in told
-    assert sentence in told
+    text = message(tmp_path)
+    assert str(tmp_path / f"{SOLO}.json") in text
+    assert sentence in text
 
 
 def test_a_duet_of_unknown_instruments(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.demo import demo
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-LEAST = {"01_data.ipynb": (9, 12)}  # pictures and sounds that a notebook shows, with two examples a section
+LEAST = {"01_data.ipynb": (9, 12)}  # images and audio players that a notebook shows, with two examples a section
 COUNTS = demo.Counts(
     vggsound_train=1, vggsound_test=1, vggsound_music_train=1, vggsound_music_test=1, solos=8, duets=1,
     s4_train=1, s4_val=1, s4_test=1, ms3_train=1, ms3_val=1, ms3_test=2,
@@ -81,12 +81,12 @@ def test_it_runs(path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert "Traceback" not in html
     assert not list((tmp_path / "elsewhere").iterdir())
 
-    pictures = [Image.open(io.BytesIO(base64.b64decode(p))) for p in re.findall(r'image/png;base64,([^"]+)"', html)]
+    images = [Image.open(io.BytesIO(base64.b64decode(p))) for p in re.findall(r'image/png;base64,([^"]+)"', html)]
     sounds = [base64.b64decode(sound) for sound in re.findall(r'audio/wav;base64,([^"]+)"', html)]
-    least_pictures, least_sounds = LEAST[path.name]
-    assert len(pictures) >= least_pictures
+    least_images, least_sounds = LEAST[path.name]
+    assert len(images) >= least_images
     assert len(sounds) >= least_sounds
-    assert all(np.asarray(picture.convert("L")).std() > 10 for picture in pictures)
+    assert all(np.asarray(image.convert("L")).std() > 10 for image in images)
     for sound in sounds:
         with wave.open(io.BytesIO(sound)) as file:
             assert (file.getframerate(), file.getnframes()) == (16_000, 48_000)

@@ -1,7 +1,7 @@
 """The same command gives the same numbers: in another process, and evaluated by two.
 
 That an evaluation in the process of the run repeats its numbers is in test_classify.py, test_separate.py and
-test_segment.py; that a run which was killed goes on as if it had not been in test_train.py.
+test_segment.py; that a run that was killed resumes as if it had not been in test_train.py.
 """
 
 from __future__ import annotations

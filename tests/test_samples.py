@@ -159,7 +159,7 @@ def test_a_list_without_partners_is_an_error(folder, label):
 
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory):
-    """Five seconds; picture n is red to the left of column 20 + 4 n, and so is its mask, with value 3."""
+    """Five seconds; frame n is red to the left of column 20 + 4 n, and so is its mask, with value 3."""
     root = tmp_path_factory.mktemp("avs") / "clip"
     (root / "frames").mkdir(parents=True)
     (root / "labels_semantic").mkdir()
@@ -167,12 +167,12 @@ def annotated(tmp_path_factory):
     write_wav(root / "audio.wav", 0.1 * (1 + time.astype(int)) * np.sin(2 * np.pi * 500 * time), 16_000)
     for n in range(5):
         edge = 20 + 4 * n
-        picture = np.zeros((48, 64, 3), np.uint8)
-        picture[:, :edge, 0] = 255
+        image = np.zeros((48, 64, 3), np.uint8)
+        image[:, :edge, 0] = 255
         mask = np.zeros((48, 64), np.uint8)
         mask[:, :edge] = 3
         mask[:10, 60:] = 5
-        Image.fromarray(picture).save(root / "frames" / f"{n}.jpg", quality=95)
+        Image.fromarray(image).save(root / "frames" / f"{n}.jpg", quality=95)
         Image.fromarray(mask).save(root / "labels_semantic" / f"{n}.png")
     return root
 
@@ -238,7 +238,7 @@ def test_bad_masks_are_named_with_file_and_value(annotated, tmp_path):
     shutil.copytree(annotated, tmp_path / "c")
     Image.new("L", (60, 48)).save(tmp_path / "c" / "labels_semantic" / "0.png")
     Image.new("RGB", (64, 48)).save(tmp_path / "c" / "labels_semantic" / "2.png")
-    (tmp_path / "c" / "frames" / "4.jpg").write_bytes(b"no picture")
+    (tmp_path / "c" / "frames" / "4.jpg").write_bytes(b"no image")
     clips = frames(tmp_path / "c")
     problems = [clips[n, 0] for n in range(3)]
     assert all(isinstance(p, Problem) for p in problems)

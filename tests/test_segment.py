@@ -79,9 +79,9 @@ def test_classes_of_the_data_become_those_of_the_network(avsbench_root, tmp_path
     assert numbers(tmp_path / "segment" / "evals" / "again" / "metrics.json") == numbers(folder / "metrics.json")
     capsys.readouterr()
     before = (tmp_path / "segment" / "latest").resolve()
-    told = sentence(monkeypatch, capsys, *run, "model.num_classes=3")
-    assert "distinguish 5 classes" in told
-    assert "model.num_classes" in told
+    message = sentence(monkeypatch, capsys, *run, "model.num_classes=3")
+    assert "distinguish 5 classes" in message
+    assert "model.num_classes" in message
     assert (tmp_path / "segment" / "latest").resolve() == before == folder  # not of a run that never began
 
 
@@ -101,8 +101,8 @@ def test_bad_frames_and_masks_are_named_with_file_and_value(avsbench_root, tmp_p
     shutil.rmtree(no_masks / "labels_semantic")
     run = [*SEGMENT, "experiment=avsbench_avss", f"data.root={root}", f"paths.log_dir={tmp_path}", "run.name=bad"]
     run += ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "data.repeats=1", "data.index.subset=s4"]
-    told = sentence(monkeypatch, capsys, *run)
-    assert "data.min_coverage" in told  # so many that the number would not be the protocol's
+    message = sentence(monkeypatch, capsys, *run)
+    assert "data.min_coverage" in message  # so many that the number would not be the protocol's
     train(monkeypatch, *run, "data.min_coverage=0.5", "run.name=accepted")
     out = capsys.readouterr().out
     folder = tmp_path / "segment" / "runs" / "accepted"
@@ -198,21 +198,21 @@ def test_a_batch_without_frames_is_no_step(avsbench_root):
     assert set(task.test_metrics.compute()) == {"frames", "empty_frames"}
 
 
-# ---- pictures
+# ---- images
 
 
 def test_overlays_show_what_is_right_too_much_and_missed():
-    picture = np.full((2, 2, 3), 100, np.uint8)
+    image = np.full((2, 2, 3), 100, np.uint8)
     truth, predicted = np.array([[1, 1], [0, 0]]), np.array([[1, 0], [1, 0]])
-    shown = errors(picture, predicted, truth).astype(int)
+    shown = errors(image, predicted, truth).astype(int)
     for (row, column), colour in (((0, 0), RIGHT), ((0, 1), TOO_LITTLE), ((1, 0), TOO_MUCH)):
         assert shown[row, column].argmax() == np.argmax(colour)
     assert len(set(shown[1, 1])) == 1  # grey
-    lit = highlight(picture, predicted, palette(2))
+    lit = highlight(image, predicted, palette(2))
     assert (lit[0, 1] == 100 * 115 // 256).all()
     assert not (lit[0, 0] == lit[0, 1]).all()
     assert len({tuple(colour) for colour in palette(71)}) == 71
-    frame = Shown("drum_x_0.5s", picture, truth.astype(np.uint8), predicted.astype(np.uint8), torch.zeros(10))
+    frame = Shown("drum_x_0.5s", image, truth.astype(np.uint8), predicted.astype(np.uint8), torch.zeros(10))
     figure = draw([frame, frame], ["silent", "sounding"])
     assert len(figure.axes) == 8
     assert "IoU 0.33" in figure.axes[3].get_xlabel()

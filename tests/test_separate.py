@@ -176,8 +176,8 @@ def test_a_batch_without_clips_is_no_step(music_root):
 
 def test_sizes_of_data_and_model_that_differ_are_named(music_root, monkeypatch, capsys, tmp_path):
     where = [f"data.root={music_root}", f"paths.log_dir={tmp_path}"]
-    told = sentence(monkeypatch, capsys, *SEPARATE, *where, "model.net.image.input_size=[96,96]")
-    assert "data.image_size" in told
+    message = sentence(monkeypatch, capsys, *SEPARATE, *where, "model.net.image.input_size=[96,96]")
+    assert "data.image_size" in message
 
 
 def test_sdr_by_class_is_a_mean_over_pairs():

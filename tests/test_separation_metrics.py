@@ -122,7 +122,7 @@ def _delay(signal: Tensor, by: int) -> Tensor:
 
 
 def test_singular_references_fall_back_to_least_squares():
-    """The same sound twice, and silence beside it: nothing of one kind can be told apart, the rest can."""
+    """The same waveform twice, and silence beside it: equal ones cannot be distinguished, the others can."""
     sound, noise = apart(2)
     sdr, sir, _ = bss_eval(torch.stack([sound, sound]), torch.stack([sound + 0.1 * noise, sound]).unsqueeze(0))
     assert sdr[0, 0].item() == pytest.approx(20, abs=1e-6)

@@ -1,4 +1,4 @@
-"""`src/train.py` from the command line down: what it writes, how it goes on, what it says when it cannot."""
+"""`src/train.py` from the command line down: what it writes, how it resumes, and its error messages."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_run_over_a_folder_with_a_fifth_of_it_damaged_counts_them(data_root, t
     assert lost == 2
     assert (metrics["data/used"], metrics["data/listed"]) == (8 - lost, 8)
     assert metrics["data/coverage"] == pytest.approx(1 - lost / 8)
-    # a protocol's number does not go on with so little
+    # a protocol's result needs more than this
     text = sentence(monkeypatch, capsys, *command, f"data.root={root}", "data.min_coverage=0.9")
     assert f"used {8 - lost} of 8 items of the test split" in text
     assert "data.min_coverage=" in text

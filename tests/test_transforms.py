@@ -1,4 +1,4 @@
-"""Sound and picture reach the model as the authors' code prepared them."""
+"""Audio and images reach the model as the authors' code prepared them."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ def gradient(height: int, width: int) -> Image.Image:
 
 
 def test_evaluation_view_is_the_centre():
-    picture = gradient(256, 400)
-    seen = centre_view(256, 400).of(picture, 224)
+    image = gradient(256, 400)
+    seen = centre_view(256, 400).of(image, 224)
     assert seen.shape == (3, 224, 224)
     assert seen.dtype == torch.uint8
     # nothing to resize: the very pixels
-    assert torch.equal(seen, torch.from_numpy(np.array(picture)[16:240, 88:312]).permute(2, 0, 1))
-    # segmentation sees the whole shorter side, or the whole picture squeezed
+    assert torch.equal(seen, torch.from_numpy(np.array(image)[16:240, 88:312]).permute(2, 0, 1))
+    # segmentation sees the whole shorter side, or the whole image squeezed
     square = centre_view(256, 400, zoom=1.0)
     assert (square.top, square.bottom) == (0, 1)
     assert (square.left, square.right) == pytest.approx((0.18, 0.82))
-    squeezed = View().of(picture, 128)[:, 64].float()
+    squeezed = View().of(image, 128)[:, 64].float()
     assert squeezed[0].tolist() == pytest.approx([250 * (n + 0.5) / 128 for n in range(128)], abs=2)
 
 

@@ -84,7 +84,7 @@ def healthy(name: str, path: Path) -> None:
     if name == "variable rate":
         times = np.cumsum([0, *np.linspace(0.01, 0.3, 39)]).tolist()
         return write_stream(path, TONE[None], frames=film(), times=times)
-    if name == "one picture":
+    if name == "one frame":
         return write_mp4(path, film()[:1], 10, TONE)
     if "cut" in name:
         long, x264 = path.with_name("long.mp4"), "open-gop=1:bframes=3:scenecut=0" if "open" in name else "bframes=2"
@@ -97,13 +97,13 @@ def healthy(name: str, path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [f"aac {rate} {layout}" for rate in (16_000, 44_100, 48_000) for layout in ("mono", "stereo", "5.1")]
-    + ["late sound", "variable rate", "one picture", "cut closed", "cut open", "open.mkv", "open.ts", "open.mp4"],
+    + ["late sound", "variable rate", "one frame", "cut closed", "cut open", "open.mkv", "open.ts", "open.mp4"],
 )
 def test_no_false_alarm(tmp_path: Path, name: str) -> None:
     path = tmp_path / (name if "." in name[-4:] and " " not in name else "a.mp4")
     healthy(name, path)
     found = scan(path, audio="cut" not in name)
-    expected = {"late sound": 40, "variable rate": 40, "one picture": 1, "cut closed": 62, "cut open": 62}
+    expected = {"late sound": 40, "variable rate": 40, "one frame": 1, "cut closed": 62, "cut open": 62}
     assert found.frames == expected.get(name, 100)
     assert (found.audio_end == 0.0) == ("cut" in name)
 

@@ -117,7 +117,7 @@ def open_checkpoint(path: str) -> tuple[str, str]:
 
 
 def open_clip(path: str) -> tuple[str, str]:
-    """What training does with a clip: header, a picture, a window of sound; twice, once with a random window."""
+    """What training does with a clip: header, a frame, a window of audio; twice, once with a random window."""
     for train in (False, True):
         dataset = WindowDataset(ClipList("train", [Clip("a", path, 0)], ["x"]), RawStore(), SampleSpec(32, train=train))
         group = dataset[0, 0]

@@ -26,7 +26,7 @@ def assert_two_give_the_same_as_one(
     found: Callable[[ItemMetric], Any],
     folder: Path | None = None,
 ) -> None:
-    """Two processes find in their shares, and after each went on with an item of its own, what one finds in all.
+    """Two processes find in their shares, and after each continued with an item of its own, what one finds in all.
 
     Args:
         batch: arguments of `update` for some items.

@@ -69,7 +69,7 @@ def write_stream(
     late: float = 0.0,
     **options: str,
 ) -> None:
-    """What `write_mp4` does not write: other containers, open groups of pictures, and more.
+    """What `write_mp4` does not write: other containers, open groups of frames, and more.
 
     Args:
         offset: time at which both streams start, s.
@@ -103,7 +103,7 @@ def write_stream(
 
 
 def copy_from(source: Path, target: Path, start: float) -> None:
-    """Cut without encoding, as `ffmpeg -ss start -c copy` does: pictures before `start` stay in, not shown."""
+    """Cut without encoding, as `ffmpeg -ss start -c copy` does: frames before `start` stay in, not shown."""
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         video = reader.streams.video[0]
         copy = writer.add_stream_from_template(video)
@@ -120,10 +120,10 @@ def noise(seconds: float, rate: int = SAMPLE_RATE, channels: int = 1, seed: int 
 
 
 def write_video(path: Path, sound: np.ndarray, rate: int = SAMPLE_RATE, frames: int = 4, size: int = 96) -> Path:
-    """Red on the left, blue on the right, 2 pictures a second; twice as wide as high."""
-    picture = np.zeros((frames, size, 2 * size, 3), np.uint8)
-    picture[:, :, :size, 0] = picture[:, :, size:, 2] = 200
-    write_mp4(path, picture, 2, sound, rate, audio_bit_rate=128_000)
+    """Red on the left, blue on the right, 2 frames per second; twice as wide as high."""
+    video = np.zeros((frames, size, 2 * size, 3), np.uint8)
+    video[:, :, :size, 0] = video[:, :, size:, 2] = 200
+    write_mp4(path, video, 2, sound, rate, audio_bit_rate=128_000)
     return path
 
 
@@ -158,7 +158,7 @@ def snr(estimate: Any, truth: Any) -> float:
 
 
 def coloured_noise(count: int, height: int, width: int) -> np.ndarray:
-    """Blocks whose brightness rises from picture to picture, uint8 [count, height, width, 3]."""
+    """Blocks whose brightness rises from frame to frame, uint8 [count, height, width, 3]."""
     frames = np.random.default_rng(1).integers(0, 150, (count, height // 8 + 1, width // 8 + 1, 3), np.uint8)
     frames = frames.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
     return frames + np.linspace(0, 100, count).astype(np.uint8)[:, None, None, None]

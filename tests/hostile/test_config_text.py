@@ -52,9 +52,9 @@ def test_names_and_roots_are_taken_literally(text: str, tmp_path: Path, monkeypa
     monkeypatch.setenv("DEEPAVFUSION_RUN_DIR", "")  # set by what follows, and taken back after the test
     root = tmp_path / "data" / text
     overrides = [f"run.name={quoted(text)}", f"data.root={quoted(str(root))}"]
-    with pytest.raises(UserError, match="is not a folder") as told:
+    with pytest.raises(UserError, match="is not a folder") as error:
         with_scale("train", overrides)
-    assert str(root) in str(told.value)
+    assert str(root) in str(error.value)
     root.mkdir(parents=True)
     assert with_scale("train", overrides) == (overrides, None)
     cfg = compose(*overrides)
@@ -185,13 +185,13 @@ def test_a_damaged_checkpoint_is_told_where_it_is_to_be_used(tmp_path: Path) -> 
         files.append(tmp_path / f"{name}.ckpt")
         torch.save(content, files[-1])
     assert len(files) >= 40
-    told: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for path in files:
         try:
             load_task(path, "separate")
         except UserError as error:
-            told[path.stem] = str(error)
-    assert [path.stem for path in files if path.stem not in told] == []
+            reasons[path.stem] = str(error)
+    assert [path.stem for path in files if path.stem not in reasons] == []
 
 
 @pytest.mark.parametrize(

@@ -206,14 +206,14 @@ values = scalars | st.lists(scalars, max_size=4) | st.dictionaries(st.text("ab_"
 @example("data.image_size", "${nothing}")
 @example("model.net.image.embed_dim", "???")
 def test_any_value_passes_or_is_refused_briefly(key: str, value: Any) -> None:
-    told = "it passes"
+    message = "it passes"
     try:
         check_ranges(with_value(PRETRAIN, key, value))
     except UserError as error:
-        told = str(error)
+        message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
-        told = one_sentence(error)
-    assert 0 < len(told) < 600
+        message = one_sentence(error)
+    assert 0 < len(message) < 600
 
 
 # ---------------------------------------------------------------- what no table foresees

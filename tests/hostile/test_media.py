@@ -111,7 +111,7 @@ def long_clocks(data: bytes, rng: random.Random) -> bytes:
 
 
 def formats(data: bytes, rng: random.Random) -> bytes:
-    """Width and height of pictures; channels, bits and rate of sound."""
+    """Width and height of frames; channels, bits and rate of audio."""
     at = data.find(rng.choice([b"avc1", b"mp4a"]), data.find(b"stsd")) + 4
     if data[at - 4 : at] == b"avc1":
         return put(data, at + 24, struct.pack(">HH", *rng.choices([0, 1, 7, 65_535], k=2)))
@@ -136,7 +136,7 @@ def tail(data: bytes, rng: random.Random) -> bytes:
 
 
 def packets(data: bytes, rng: random.Random) -> bytes:
-    """Noise among the coded pictures and sound."""
+    """Noise in the coded video and audio."""
     begin, end, _ = of_kind(data, rng, b"mdat")
     return put(data, rng.randrange(begin + 8, end - 600), rng.randbytes(rng.choice([1, 20, 500])))
 
@@ -146,7 +146,7 @@ KINDS: list[Callable[[bytes, random.Random], bytes]] = [
 ]  # fmt: skip
 
 
-def strangers(folder: Path, whole: bytes) -> dict[str, set[str]]:
+def foreign_files(folder: Path, whole: bytes) -> dict[str, set[str]]:
     """Things that are no clip, under a clip's name; and the words that fit them."""
     secret = folder / "secret.ts"
     write_stream(secret, clicks(16_000), frames=numbered(60))
@@ -228,7 +228,7 @@ def test_a_thousand_damaged_clips(tmp_path: Path, wholes: list[bytes]) -> None:
 
 
 def test_what_is_no_clip_opens_nothing_else(tmp_path: Path, wholes: list[bytes]) -> None:
-    expected = strangers(tmp_path, wholes[0])
+    expected = foreign_files(tmp_path, wholes[0])
     found = ask(open_clip, [tmp_path / f"{name}.mp4" for name in expected])
     print(summary(found))
     check(found)
@@ -333,7 +333,7 @@ def bombs() -> dict[str, bytes]:
         "texts png": png(64, 64, *[chunk(b"zTXt", b"%d\0\0" % n + zlib.compress(bytes(10**6))) for n in range(70)]),
         "profile png": png(64, 64, chunk(b"iCCP", b"a\0\0" + text), data=bytes(64 * 65)),
         "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(exploded) (w) file closefile\nshowpage\n",
-        "text": b"no picture",
+        "text": b"no image",
         "nothing": b"",
     }
 
