@@ -179,7 +179,7 @@ def test_precision_follows_from_the_file_of_logits(tmp_path):
 
 def test_the_table_tells_what_each_stream_said(tmp_path):
     module = single(tmp_path, tensorboard=False, broken=1, dense=2)
-    rows, found = table(tmp_path), module.test_metrics.predictions()
+    rows, found = table(tmp_path), module.test_metrics.table()
     assert [int(row["item"]) for row in rows] == found["item"].tolist()
     assert [row["id"] for row in rows] == [f"clip_{n:02d}" for n in range(1, 40)]
     assert [row["classes"] for row in rows] == [NAMES[n % 8] for n in range(1, 40)]
@@ -196,7 +196,7 @@ def test_the_table_tells_what_each_stream_said(tmp_path):
 
 def test_with_several_classes_all_likely_ones_are_named(tmp_path):
     module = several(tmp_path, tensorboard=False)
-    found = module.test_metrics.predictions()
+    found = module.test_metrics.table()
     for row, logits, target in zip(table(tmp_path), found[ALL], found["target"].bool(), strict=True):
         assert row["classes"] == " + ".join(NAMES[n] for n in target.nonzero().flatten())
         named = [NAMES.index(name) for name in row["predicted"].split(" + ")]
@@ -242,7 +242,7 @@ def test_tensorboard_has_confusions_classes_and_examples_with_sounds(tmp_path):
     module = single(tmp_path, num_examples=3)
     found = tags(tmp_path)
     assert set(found["images"]) == {"confusion/test", "accuracy_by_class/test", "examples/worst", "examples/best"}
-    order = choose(module.test_metrics.predictions(), 3, best=False)
+    order = choose(module.test_metrics.table(), 3, best=False)
     expected = [f"examples/worst_{place}_clip_{row:02d}" for place, row in enumerate(order, 1)]
     assert sorted(tag for tag in found["audio"] if "worst" in tag) == expected
     assert len([tag for tag in found["audio"] if "best" in tag]) == 3

@@ -236,12 +236,12 @@ def test_dense_windows_count_as_the_mean_of_their_logits(classify_data):
     with torch.no_grad():
         task.test_step(batch, 0, 1)
         logits = task.net(batch.image, batch.spectrogram)
-    found = task.dense_metrics.predictions()
+    found = task.dense_metrics.table()
     assert found["item"].tolist() == [0, 1, 2, 3]
     for stream in STREAMS:
         for row in range(4):
             torch.testing.assert_close(found[stream][row], logits[stream][3 * row : 3 * row + 3].mean(dim=0))
-    assert len(task.test_metrics.predictions()["item"]) == 0
+    assert len(task.test_metrics.table()["item"]) == 0
 
 
 def test_heads_start_from_the_classes_and_rare_ones_weigh_more(classify_data):

@@ -30,9 +30,9 @@ from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
-from deepavfusion.weights.weights import original_name
 from helpers.checkpoints import write_classifier, write_segmenter, write_separator
 from helpers.errors import refusal
+from helpers.golden import original_name
 from helpers.media import coloured_noise, noise
 
 STREAMS = ("image", "audio", "fusion")

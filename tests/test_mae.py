@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from deepavfusion.models.mae import MaskedAutoencoder, patch_targets, random_patch_mask
-from deepavfusion.weights.weights import original_name
 from helpers import golden as cases
 
 
@@ -19,7 +18,7 @@ def test_mae_matches_golden_in_float64():
     golden = cases.load("mae_plain.npz")
     with cases.float64():
         model = tiny_mae()
-        names = {name: original_name(name) for name, _ in model.named_parameters()}
+        names = {name: cases.original_name(name) for name, _ in model.named_parameters()}
         assert {names[n]: list(p.shape) for n, p in model.named_parameters()} == cases.load_json("mae_tiny_names.json")
         cases.fill_parameters(model, names)
         masks = cases.golden_masks()
@@ -46,7 +45,7 @@ def test_mae_matches_golden_in_float64():
 def test_mae_matches_golden_in_float32():
     golden = cases.load("mae_plain.npz")
     model = tiny_mae()
-    cases.fill_parameters(model, {name: original_name(name) for name, _ in model.named_parameters()})
+    cases.fill_parameters(model, {name: cases.original_name(name) for name, _ in model.named_parameters()})
     out = model(*cases.clip_inputs(), **cases.golden_masks())
     assert abs(out.image_loss.item() - golden["loss_image"]) <= 1e-4 * golden["loss_image"]
     assert abs(out.audio_loss.item() - golden["loss_audio"]) <= 1e-4 * golden["loss_audio"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,11 @@ def tiny_encoder(
         fusion_mlp_ratio=1.0,
         drop_path=more.get("drop_path", 0.0),
     )
+
+
+def original_name(name: str) -> str:
+    """Our name of a masked autoencoder's parameter, as the original code calls it."""
+    return re.sub(r"^(image|audio)_decoder\.", r"\1_decoder_", name)
 
 
 def fill_parameters(model: nn.Module, original_name: dict[str, str] | None = None) -> None:

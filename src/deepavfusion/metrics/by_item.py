@@ -33,7 +33,10 @@ class ItemMetric(Metric):
 
     def keep(self, rows: dict[str, Tensor]) -> None:
         """Add rows: column -> [B, …]."""
-        assert set(rows) == set(self._empty), (set(rows), set(self._empty))
+        shapes = {name: values.shape for name, values in rows.items()}
+        assert shapes.keys() == self._empty.keys(), (shapes, set(self._empty))
+        assert {shape[:1] for shape in shapes.values()} == {shapes["item"]}, shapes
+        assert not rows["item"].is_floating_point(), rows["item"].dtype
         self._seen = None
         for name, values in rows.items():
             getattr(self, name).append(values.to(self._empty[name].dtype))

@@ -41,8 +41,6 @@ class ClassificationMetrics(ItemMetric):
     """
 
     def __init__(self, num_classes: int, multi_label: bool = False) -> None:
-        if num_classes < 1:
-            raise ValueError(f"expected at least one class, got num_classes {num_classes}")
         label = torch.zeros(0, num_classes, dtype=torch.uint8) if multi_label else torch.zeros(0, dtype=torch.int64)
         super().__init__({"target": label, **dict.fromkeys(STREAMS, torch.zeros(0, num_classes))})
         self.num_classes = num_classes
@@ -55,15 +53,12 @@ class ClassificationMetrics(ItemMetric):
 
         ValueError: NaN (also as mean of inf and −inf), a class that does not exist, a label that is not 0 or 1.
         """
-        clips = len(item)
-        shape = (clips, self.num_classes)
+        shape = (len(item), self.num_classes)
         for name in STREAMS:
             assert logits[name].shape == shape, (name, logits[name].shape, shape)
             assert logits[name].is_floating_point(), (name, logits[name].dtype)
         assert target.shape == (shape if self.multi_label else shape[:1]), (target.shape, shape)
         assert self.multi_label or not target.is_floating_point(), target.dtype
-        assert item.shape == (clips,), item.shape
-        assert not item.is_floating_point(), item.dtype
         heads = {name: logits[name].detach().float() for name in STREAMS}
         nan = _mean_of_heads(heads).isnan().any(dim=1)
         if self.multi_label:
@@ -86,6 +81,11 @@ class ClassificationMetrics(ItemMetric):
         return self.scalars({**result, "clips": len(table["item"])})
 
     def table(self) -> dict[str, Tensor]:
+        """Each clip once, by item, on the CPU: after `compute` those of all processes, before it our own.
+
+        {"item": int64 [N], "target": int64 [N] or uint8 [N, C], "image", "audio", "fusion", "all": logits, float32
+        [N, C]}. All figures are those of these numbers.
+        """
         table = super().table()
         return table if ALL in table else {**table, ALL: _mean_of_heads(table)}
 
@@ -109,14 +109,6 @@ class ClassificationMetrics(ItemMetric):
             precision, _ = _precision_and_auc(table[stream], table["target"])
             return torch.tensor(precision, dtype=torch.float64, device=self.device)
         return _accuracy_per_class(self.confusion(stream))
-
-    def predictions(self) -> dict[str, Tensor]:
-        """Each clip once, by item, on the CPU: after `compute` those of all processes, before it our own.
-
-        {"item": int64 [N], "target": int64 [N] or uint8 [N, C], "image", "audio", "fusion", "all": logits, float32
-        [N, C]}. All figures are those of these numbers.
-        """
-        return dict(self.table())
 
     def _single_label(self, logits: Tensor, target: Tensor) -> dict[str, float]:
         clips = len(target)

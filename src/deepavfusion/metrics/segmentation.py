@@ -63,8 +63,6 @@ class SegmentationMetrics(ItemMetric):
     """
 
     def __init__(self, num_classes: int) -> None:
-        if num_classes < 1:
-            raise ValueError(f"expected at least one class, got num_classes {num_classes}")
         binary = num_classes == 1
         classes = 2 if binary else num_classes
         super().__init__({"counts": torch.zeros(0, 3 * classes + binary * 2 * BINS, dtype=torch.int64)})
@@ -78,9 +76,7 @@ class SegmentationMetrics(ItemMetric):
         frames, _, *size = logits.shape
         assert logits.shape[1] == self.num_classes, (logits.shape, self.num_classes)
         assert mask.shape == (frames, *size), (mask.shape, logits.shape)
-        assert item.shape == (frames,), (item.shape, logits.shape)
         assert not mask.is_floating_point(), mask.dtype
-        assert not item.is_floating_point(), item.dtype
         mask = mask.long()
         nan = logits.amax(dim=1).isnan().flatten(1).any(dim=1)
         unknown = ((mask < 0) | (mask >= self._classes)).flatten(1).any(dim=1)
@@ -99,7 +95,7 @@ class SegmentationMetrics(ItemMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Float64 scalars by name (see the class), and the counts `frames` and `empty_frames`, those without a
-        sounding pixel. A mean over nothing is left out.
+        sounding pixel. A mean over nothing is excluded.
         """
         counts = self.gathered()["counts"]
         hit, marked, true = self._areas(counts)

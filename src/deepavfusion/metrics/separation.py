@@ -22,9 +22,8 @@ MIXTURE = "mixture"
 MEASURES = ("sdr", "sir", "sar", "si_sdr")
 LIMIT_DB = 100.0  # values are clipped to ±100 dB: a perfect estimate counts as this, not as infinite
 SILENT_REFERENCE = 1e-4  # rms; −80 dB re full scale, where the noise of a recording or a codec lies
-SILENT_ESTIMATE = 1e-8  # rms; −160 dB: quieter than any signal, so that no model gains by whispering
-MOST_SOURCES = 1000  # of a mixture: items are numbered by mixture and source
-ROW = ("mixture", "source", "label", "values")
+SILENT_ESTIMATE = 1e-8  # rms; −160 dB: below any signal, so that quiet estimates are still evaluated
+MAX_SOURCES = 1000  # of a mixture: items are numbered by mixture and source
 
 
 class BSSEval(NamedTuple):
@@ -85,7 +84,7 @@ def _solve(gram: Tensor, moments: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(gram)
     if not failed.any():
         return torch.cholesky_solve(moments, factor)
-    # Sounds without energy in a part of the spectrum: not positive definite to rounding.
+    # Without energy in a part of the spectrum, gram is not positive definite to rounding.
     filters, failed = torch.linalg.solve_ex(gram, moments)
     if not failed.any() and filters.isfinite().all():
         return filters
@@ -130,9 +129,8 @@ class SeparationMetrics(ItemMetric):
         values: dict[str, type] = {"silent_reference": bool, "lone": bool}
         for suffix in suffixes:
             values |= {f"silent_estimate{suffix}": bool, **{f"{measure}{suffix}": float for measure in MEASURES}}
-        whole = torch.zeros(0, dtype=torch.int64)
-        empty = {"mixture": whole, "source": whole, "label": whole}
-        super().__init__({**empty, "values": torch.zeros(0, len(values), dtype=torch.float64)})
+        columns = dict.fromkeys(("mixture", "source", "label"), torch.zeros(0, dtype=torch.int64))
+        super().__init__({**columns, "values": torch.zeros(0, len(values), dtype=torch.float64)})
         self.names, self.workers = names, workers or cores()
         self._suffixes, self._values = suffixes, values
 
@@ -158,7 +156,7 @@ class SeparationMetrics(ItemMetric):
         values = torch.stack(_with_one_core_each(self.workers, _evaluate, each)).to(self.device)  # [B, N, values]
         source = torch.arange(n, device=self.device).expand(batch, n)
         mixtures = items.to(self.device).unsqueeze(1).expand(batch, n)
-        rows = {"item": mixtures * MOST_SOURCES + source, "mixture": mixtures, "source": source, "label": labels}
+        rows = {"item": mixtures * MAX_SOURCES + source, "mixture": mixtures, "source": source, "label": labels}
         self.keep({**{name: column.flatten() for name, column in rows.items()}, "values": values.flatten(0, 1)})
 
     def compute(self) -> dict[str, Tensor]:
@@ -190,12 +188,12 @@ class SeparationMetrics(ItemMetric):
         sources), `silent_reference`, `lone`, and `silent_estimate`, `sdr`, `sir`, `sar`, `si_sdr` of the model, with
         `_<set>` of the further sets and of the mixture. What is undefined is nan.
         """
-        table = {name: column.tolist() for name, column in self.table().items()}
+        table = list(zip(*(column.tolist() for column in self.table().values()), strict=True))
         members: dict[int, list[int]] = defaultdict(list)  # mixture -> labels of its sources
-        for item, label in zip(table["mixture"], table["label"], strict=True):
+        for _, item, _, label, _ in table:
             members[item].append(label)
         rows = []
-        for item, source, label, values in zip(*(table[name] for name in ROW), strict=True):
+        for _, item, source, label, values in table:
             others = tuple(members[item][:source] + members[item][source + 1 :])
             row = {"item": item, "source": source, "label": label, "others": others}
             rows.append(row | {name: kind(v) for (name, kind), v in zip(self._values.items(), values, strict=True)})

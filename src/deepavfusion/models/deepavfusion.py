@@ -66,20 +66,9 @@ class DeepAVFusion(nn.Module):
         groups = tuple(num_fusion_tokens)
         assert len(groups) == 3, f"num_fusion_tokens names three groups, got {groups}"
         self.fusion_tokens = nn.Parameter(torch.randn(1, sum(groups), dim) * 0.02)
-        self.fusion_blocks = nn.ModuleDict(
-            {
-                str(layer): FusionBlock(
-                    fusion,
-                    dim,
-                    fusion_num_heads or image.num_heads,
-                    fusion_attn_ratio,
-                    fusion_mlp_ratio,
-                    groups,
-                    drop_path,
-                )
-                for layer in _layer_list(fusion_layers, depth)
-            }
-        )
+        sizes = (dim, fusion_num_heads or image.num_heads, fusion_attn_ratio, fusion_mlp_ratio, groups)
+        layers = _layer_list(fusion_layers, depth)
+        self.fusion_blocks = nn.ModuleDict({str(layer): FusionBlock(fusion, *sizes, drop_path) for layer in layers})
         self.fusion_norm = nn.LayerNorm(dim)
 
     def forward(

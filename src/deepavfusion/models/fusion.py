@@ -47,9 +47,9 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)  # packed [k; v]
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """x [B, N, D], source [B, M, D] -> [B, N, D]"""
-        key, value = self.kv(source).chunk(2, dim=-1)
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x [B, N, D], tokens [B, M, D] -> [B, N, D]"""
+        key, value = self.kv(tokens).chunk(2, dim=-1)
         return self.proj(attend(self.q(x), key, value, self.num_heads, self.scale))
 
 
@@ -88,16 +88,10 @@ class FactorizedAttention(nn.Module):
         # once, on the audio side.
         key_image, key_audio = self.k.weight.chunk(2, dim=1)
         value_image, value_audio = self.v.weight.chunk(2, dim=1)
-        from_image = attend(
-            query, F.linear(image_group, key_image), F.linear(image_group, value_image), self.num_heads, self.scale
-        )
-        from_audio = attend(
-            query,
-            F.linear(audio_group, key_audio),
-            F.linear(audio_group, value_audio, self.v.bias),
-            self.num_heads,
-            self.scale,
-        )
+        of_image = F.linear(image_group, key_image), F.linear(image_group, value_image)
+        of_audio = F.linear(audio_group, key_audio), F.linear(audio_group, value_audio, self.v.bias)
+        from_image = attend(query, *of_image, self.num_heads, self.scale)
+        from_audio = attend(query, *of_audio, self.num_heads, self.scale)
         return torch.cat([self.proj(from_image + from_audio), image_group, audio_group], dim=1)
 
 

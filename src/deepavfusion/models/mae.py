@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.layers import Block, init_linear, patchify, sincos_pos_embed, take_tokens, unpatchify
 from deepavfusion.models.vit import ViT
-from deepavfusion.types import MAEOutput, PatchMask
+from deepavfusion.types import EncoderOutput, MAEOutput, PatchMask
 
 
 def random_patch_mask(
@@ -126,10 +126,8 @@ class MaskedAutoencoder(nn.Module):
             loss 0 and zero gradients.
         """
         encoded = self.encoder(image, audio, image_keep=image_mask.keep, audio_keep=audio_mask.keep)
-        image_prediction = self.image_decoder(encoded.image, encoded.fusion, image_mask)
-        audio_prediction = self.audio_decoder(encoded.audio, encoded.fusion, audio_mask)
-        image_loss = self._loss(image_prediction, image, self.encoder.image.patch_size, image_mask)
-        audio_loss = self._loss(audio_prediction, audio, self.encoder.audio.patch_size, audio_mask)
+        image_prediction, image_loss = self.predict("image", encoded, image, image_mask)
+        audio_prediction, audio_loss = self.predict("audio", encoded, audio, audio_mask)
         return MAEOutput(
             loss=image_loss + audio_loss,
             image_loss=image_loss,
@@ -140,6 +138,13 @@ class MaskedAutoencoder(nn.Module):
             audio_mask=audio_mask,
             encoded=encoded,
         )
+
+    def predict(self, stream: str, encoded: EncoderOutput, x: Tensor, mask: PatchMask) -> tuple[Tensor, Tensor]:
+        """Predict the masked patches of "image" or "audio", the input x: predictions in normalised units, and loss."""
+        decoder, patch_size = getattr(self, f"{stream}_decoder"), getattr(self.encoder, stream).patch_size
+        prediction = decoder(getattr(encoded, stream), encoded.fusion, mask)
+        target = take_tokens(patch_targets(x, patch_size), mask.masked)
+        return prediction, F.mse_loss(prediction, target, reduction="sum") / max(prediction.numel(), 1)
 
     def reconstruct(self, out: MAEOutput, image: Tensor, audio: Tensor) -> dict[str, dict[str, Tensor]]:
         """The encoder's input and the decoders' predictions, in the units of the input.
@@ -169,7 +174,3 @@ class MaskedAutoencoder(nn.Module):
             name: unpatchify(patches.scatter(1, index, fill).unflatten(2, shape).permute(0, 1, 4, 2, 3), vit.grid)
             for name, fill in (("masked", average), ("reconstructed", predicted))
         }
-
-    def _loss(self, prediction: Tensor, x: Tensor, patch_size: int, mask: PatchMask) -> Tensor:
-        target = take_tokens(patch_targets(x, patch_size), mask.masked)
-        return F.mse_loss(prediction, target, reduction="sum") / max(prediction.numel(), 1)

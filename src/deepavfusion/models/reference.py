@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.models.fusion import DenseAttention, FactorizedAttention, FusionBlock, TokenAttention
+from deepavfusion.models.fusion import CrossAttention, DenseAttention, FactorizedAttention, FusionBlock, TokenAttention
 from deepavfusion.models.layers import Block, take_tokens
-from deepavfusion.models.mae import MAEDecoder, MaskedAutoencoder
+from deepavfusion.models.mae import MAEDecoder, MaskedAutoencoder, patch_targets
 from deepavfusion.models.vit import ViT
-from deepavfusion.types import EncoderOutput, MAEOutput, PatchMask
+from deepavfusion.types import EncoderOutput, PatchMask
 
 # Patches and the ViT block ------------------------------------------------------------------------------------------
 
@@ -84,13 +84,12 @@ def factorized_attention(attn: FactorizedAttention, fusion: Tensor, image: Tenso
     scale = (fusion.shape[-1] / attn.num_heads) ** -0.5  # parity: of the full width, though q and k are narrower
     mixed, image_group, audio_group = fusion.split(attn.num_tokens, dim=1)
 
-    key, value = attn.attn_v.kv(image).chunk(2, dim=-1)  # each [B, N, D]
-    image_group = attention(attn.attn_v.q(image_group), key, value, attn.num_heads, scale)
-    image_group = attn.attn_v.proj(image_group)  # [B, n_image, D]
+    def aggregate(own: CrossAttention, group: Tensor, tokens: Tensor) -> Tensor:
+        key, value = own.kv(tokens).chunk(2, dim=-1)  # each like the tokens
+        return own.proj(attention(own.q(group), key, value, own.num_heads, scale))
 
-    key, value = attn.attn_a.kv(audio).chunk(2, dim=-1)  # each [B, M, D]
-    audio_group = attention(attn.attn_a.q(audio_group), key, value, attn.num_heads, scale)
-    audio_group = attn.attn_a.proj(audio_group)  # [B, n_audio, D]
+    image_group = aggregate(attn.attn_v, image_group, image)  # [B, n_image, D]
+    audio_group = aggregate(attn.attn_a, audio_group, audio)  # [B, n_audio, D]
 
     pairs = all_pairs(image_group, audio_group)  # [B, n_image · n_audio, 2D]
     mixed = attention(attn.q(mixed), attn.k(pairs), attn.v(pairs), attn.num_heads, scale)
@@ -174,12 +173,10 @@ class ReferenceDeepAVFusion(DeepAVFusion):
                 image_tokens = vit_block(image_block, image_tokens)
                 audio_tokens = vit_block(audio_block, audio_tokens)
             layers.append((image_tokens, audio_tokens, fusion))
-        out = EncoderOutput(self.image.norm(image_tokens), self.audio.norm(audio_tokens), self.fusion_norm(fusion))
-        if return_layers:
-            out.image_layers, out.audio_layers, out.fusion_layers = (
-                list(stream) for stream in zip(*layers, strict=True)
-            )
-        return out
+        streams = (list(stream) for stream in zip(*layers, strict=True)) if return_layers else ()
+        return EncoderOutput(
+            self.image.norm(image_tokens), self.audio.norm(audio_tokens), self.fusion_norm(fusion), *streams
+        )
 
 
 # Masked pre-training ------------------------------------------------------------------------------------------------
@@ -188,8 +185,8 @@ class ReferenceDeepAVFusion(DeepAVFusion):
 def decode(decoder: MAEDecoder, tokens: Tensor, fusion: Tensor, mask: PatchMask) -> Tensor:
     """tokens [B, K, D] of the kept patches, fusion [B, F, D] -> all patches' pixels [B, N, pixels], in grid order
 
-    Literal: mask tokens fill up the sequence, it is put back into the order of the grid and gets
-    its positions; fusion tokens go first; every token passes every layer, and every patch is predicted.
+    Literal: mask tokens fill up the sequence, it is put back into the order of the grid and gets its positions; fusion
+    tokens go first; every token passes every layer, and every patch is predicted.
     """
     mask_tokens = decoder.mask_token.expand(*mask.masked.shape, -1)  # [B, N − K, D']
     patches = torch.cat([decoder.embed(tokens), mask_tokens], dim=1)  # [B, N, D'], kept ones first
@@ -199,18 +196,6 @@ def decode(decoder: MAEDecoder, tokens: Tensor, fusion: Tensor, mask: PatchMask)
     for block in decoder.blocks:
         x = vit_block(block, x)
     return decoder.pred(decoder.norm(x[:, fusion.shape[1] :]))
-
-
-def targets(x: Tensor, patch_size: int) -> Tensor:
-    """x [B, C, rows · p, columns · p] -> the pixels of each patch, ordered row, column, channel: [B, N, p · p · C]
-
-    Normalised within each patch: (x − mean) / sqrt(var + 1e-6), with the unbiased variance.
-    """
-    batch, channels, height, width = x.shape
-    p, rows, columns = patch_size, height // patch_size, width // patch_size
-    x = x.reshape(batch, channels, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1)  # [B, rows, columns, p, p, C]
-    x = x.reshape(batch, rows * columns, p * p * channels)
-    return (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: PatchMask) -> Tensor:
@@ -226,23 +211,9 @@ class ReferenceMaskedAutoencoder(MaskedAutoencoder):
     Arguments, parameters and `forward`: see `MaskedAutoencoder`; the batch must not be empty.
     """
 
-    def forward(self, image: Tensor, audio: Tensor, image_mask: PatchMask, audio_mask: PatchMask) -> MAEOutput:
-        """Encode the kept patches, predict all of them, compare the masked ones; see `MaskedAutoencoder.forward`."""
+    def predict(self, stream: str, encoded: EncoderOutput, x: Tensor, mask: PatchMask) -> tuple[Tensor, Tensor]:
+        """Literal: all patches are predicted, and those that were masked compared."""
         assert isinstance(self.encoder, ReferenceDeepAVFusion)
-        encoded = self.encoder(image, audio, image_keep=image_mask.keep, audio_keep=audio_mask.keep)
-        image_prediction = decode(self.image_decoder, encoded.image, encoded.fusion, image_mask)  # [B, N, p · p · 3]
-        audio_prediction = decode(self.audio_decoder, encoded.audio, encoded.fusion, audio_mask)  # [B, M, p · p]
-        image_target = targets(image, self.encoder.image.patch_size)
-        audio_target = targets(audio, self.encoder.audio.patch_size)
-        image_loss = masked_loss(image_prediction, image_target, image_mask)
-        audio_loss = masked_loss(audio_prediction, audio_target, audio_mask)
-        return MAEOutput(
-            loss=image_loss + audio_loss,
-            image_loss=image_loss,
-            audio_loss=audio_loss,
-            image_prediction=take_tokens(image_prediction, image_mask.masked),
-            audio_prediction=take_tokens(audio_prediction, audio_mask.masked),
-            image_mask=image_mask,
-            audio_mask=audio_mask,
-            encoded=encoded,
-        )
+        prediction = decode(getattr(self, f"{stream}_decoder"), getattr(encoded, stream), encoded.fusion, mask)
+        target = patch_targets(x, getattr(self.encoder, stream).patch_size)  # as prediction [B, N, p · p · channels]
+        return take_tokens(prediction, mask.masked), masked_loss(prediction, target, mask)

@@ -6,6 +6,8 @@ CVPR 2024, section 3.4).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,17 +29,11 @@ class SegmentationHead(nn.Module):
         grid: of the image tokens, rows × columns.
         num_classes: 1 for sounding or not; otherwise the classes, with the background as class 0.
         width: channels of the bottom; the levels above have width/2, /4 and /8. None: dim, as published.
-        least_width: of a level and of the predictor, channels; published: 128.
+        min_width: of a level and of the predictor, channels; published: 128.
     """
 
     def __init__(
-        self,
-        dim: int,
-        depth: int,
-        grid: tuple[int, int],
-        num_classes: int = 1,
-        width: int | None = None,
-        least_width: int = 128,
+        self, dim: int, depth: int, grid: tuple[int, int], num_classes: int, width: int | None, min_width: int
     ) -> None:
         super().__init__()
         self.grid, self.layers = grid, spread_layers(depth, LEVELS + 1)
@@ -47,27 +43,19 @@ class SegmentationHead(nn.Module):
                 f"the segmenter halves its channels {LEVELS} times and starts with {width}: set model.head_dim, or "
                 f"model.net.image.embed_dim where that is null, to a multiple of {2**LEVELS}."
             )
-        widths = [max(least_width, width // 2**level) for level in range(LEVELS + 1)]
+        widths = [max(min_width, width // 2**level) for level in range(LEVELS + 1)]
         self.image_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in self.layers)  # first layer to last
         self.audio_projections = nn.ModuleList(nn.Linear(dim, channels) for channels in widths)  # bottom to top
         self.audio_norms = nn.ModuleList(nn.LayerNorm(channels) for channels in widths)
         self.bottom = DoubleConv(dim + widths[0], widths[0])
         self.levels = nn.ModuleList(
-            Level(
-                widths[n - 1],
-                dim,
-                2**n,
-                up=widths[n - 1] // 2,
-                lateral=width // 2**n,
-                channels=widths[n],
-                condition=widths[n],
-            )
-            for n in range(1, LEVELS + 1)
+            Level(below, dim, 2**n, up=below // 2, lateral=width // 2**n, channels=channels)
+            for n, (below, channels) in enumerate(pairwise(widths), 1)
         )
         self.predict = nn.Sequential(
-            nn.Conv2d(widths[-1], least_width, 3, padding=1),
+            nn.Conv2d(widths[-1], min_width, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-            nn.Conv2d(least_width, num_classes, 3, padding=1),
+            nn.Conv2d(min_width, num_classes, 3, padding=1),
         )
         self.apply(init_unet)
         self.apply(init_linear)

@@ -7,6 +7,7 @@ image of a mixture, except for the audio layers before the first fusion.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -48,8 +49,8 @@ class SeparationHead(nn.Module):
         self.conditions = nn.ModuleList(nn.Linear(dim, channels) for channels in widths)  # bottom to top
         self.bottom = DoubleConv(dim + width, width)
         self.levels = nn.ModuleList(
-            Level(widths[n - 1], dim, 2**n, up=widths[n], lateral=widths[n], channels=widths[n], condition=widths[n])
-            for n in range(1, LEVELS + 1)
+            Level(below, dim, 2**n, up=channels, lateral=channels, channels=channels)
+            for n, (below, channels) in enumerate(pairwise(widths), 1)
         )
         self.predict = nn.Conv2d(widths[-1], 1, 3, padding=1)
         self.apply(init_unet)

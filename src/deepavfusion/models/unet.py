@@ -49,21 +49,18 @@ class Level(nn.Module):
         factor: from the token grid to this level's resolution.
         up: channels of the enlarged level below.
         lateral: channels of the enlarged encoder layer, before its convolutions.
-        channels: of the level.
-        condition: width of the condition.
+        channels: of the level, and of its condition.
     """
 
-    def __init__(
-        self, below: int, dim: int, factor: int, *, up: int, lateral: int, channels: int, condition: int
-    ) -> None:
+    def __init__(self, below: int, dim: int, factor: int, *, up: int, lateral: int, channels: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(below, up, 2, stride=2)
         self.enlarge = nn.ConvTranspose2d(dim, lateral, factor, stride=factor)
         self.lateral = DoubleConv(lateral, channels)
-        self.conv = DoubleConv(up + channels + condition, channels)
+        self.conv = DoubleConv(up + 2 * channels, channels)
 
     def forward(self, below: Tensor, layer: Tensor, condition: Tensor) -> Tensor:
-        """below [B, below, H/2, W/2], layer [B, dim, rows, columns], condition [B, condition] -> [B, channels, H, W]"""
+        """below [B, below, H/2, W/2], layer [B, dim, rows, columns], condition [B, channels] -> [B, channels, H, W]"""
         return self.conv(beside([self.up(below), self.lateral(self.enlarge(layer))], condition))
 
 

@@ -55,8 +55,8 @@ class MelMask(nn.Module):
     Args:
         spread: how the mask of the bands becomes one of the frequencies. "transposed": by the transpose of the filter
             bank, as published; the lowest frequency, the highest and the last frame are silent, and a mask of ones
-            gives the waveform back to 20 … 28 dB. "normalised": each frequency takes the weighted mean of its bands,
-            those three their neighbour's, and a mask of ones gives the waveform back.
+            reproduces the waveform to 20 … 28 dB. "normalised": each frequency takes the weighted mean of its bands,
+            those three take their neighbour's, and a mask of ones reproduces the waveform.
     """
 
     def __init__(self, spread: Literal["transposed", "normalised"] = "normalised") -> None:

@@ -48,11 +48,6 @@ class LoadReport:
         return f"{self.path}: " + "; ".join(parts)
 
 
-def original_name(name: str) -> str:
-    """Our name of a masked autoencoder's parameter, as the original code calls it."""
-    return re.sub(r"^(image|audio)_decoder\.", r"\1_decoder_", name)
-
-
 def our_name(name: str) -> str:
     """The original code's name of a masked autoencoder's parameter, as we call it."""
     return re.sub(r"^(image|audio)_decoder_(?=\w)", r"\1_decoder.", name)

@@ -19,7 +19,7 @@ from deepavfusion.runs.signals import STOPPED, StopRequested, StopSignals
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.files import whole
 
-BEFORE_VALIDATION = 1.0  # min of training at most that a kill in a validation, which has no checkpoints, may lose
+BEFORE_VALIDATION = 1.0  # min of training that may be lost by a kill during validation, which writes no checkpoints
 
 
 class Checkpoints(Checkpoint):

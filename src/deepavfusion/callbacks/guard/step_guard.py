@@ -32,6 +32,7 @@ class Step:
 
     number: int
     epoch: int
+    process: int
     rate: float
     batches: list[Batch]
     losses: list[Tensor]
@@ -71,7 +72,6 @@ class StepGuard(Callback):
         self.batches: list[Batch] = []  # of the current step
         self.losses: list[Tensor] = []
         self.pending: Step | None = None  # the previous step, on a GPU
-        self.rank = 0
 
     def state_dict(self) -> dict[str, Any]:
         self._settle()
@@ -80,9 +80,6 @@ class StepGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.norms.extend(state_dict["norms"])
         self.skipped, self.spikes = state_dict["skipped"], state_dict["spikes"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rank = trainer.global_rank
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
@@ -100,9 +97,8 @@ class StepGuard(Callback):
         norm = torch.nn.utils.get_total_norm(gradients)  # gradients are reduced already: equal on all processes
         usual = statistics.median(self.norms) if len(self.norms) >= REMEMBERED // 4 else math.inf
         rate = max(group["lr"] for group in optimizer.param_groups)
-        step = Step(
-            trainer.global_step, trainer.current_epoch, rate, self.batches, self.losses, norm, usual, arrived=None
-        )
+        place = trainer.global_step, trainer.current_epoch, trainer.global_rank
+        step = Step(*place, rate, self.batches, self.losses, norm, usual, arrived=None)
         limit = self.spike_factor * usual if self.skip_spikes and self.spike_factor else math.inf
         pl_module.log("train/grad_norm_step", norm, batch_size=1)
         self.pending = step
@@ -151,7 +147,7 @@ class StepGuard(Callback):
         ]
         found = {"step": step.number, "epoch": step.epoch, "losses": [str(loss) for loss in losses]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step_{step.number:08d}_rank{self.rank}.json"
+        path = self.folder / f"step_{step.number:08d}_rank{step.process}.json"
         write_whole(
             path, json.dumps({**found, "grad_norm": str(norm), "lr": step.rate, "clips": clips}, indent=2) + "\n"
         )

@@ -51,7 +51,7 @@ class ClassificationReport(Callback):
             return
         loader, module = first_loader(trainer), cast(Any, pl_module)
         dataset, metrics = loader.dataset, module.test_metrics
-        found, dense = metrics.predictions(), module.dense_metrics.predictions()
+        found, dense = metrics.table(), module.dense_metrics.table()
         if not len(found["item"]):
             return
         verdicts = {stream: said(found[stream], found["target"]) for stream in HEADS}
@@ -78,7 +78,7 @@ class ClassificationReport(Callback):
     def _draw(self, writer: SummaryWriter, metrics: Any, classes: list[str], split: str, step: int) -> None:
         """The figures of a split; none if no clip was evaluated."""
         by_class = {stream: metrics.per_class(stream).tolist() for stream in HEADS}
-        target = metrics.predictions()["target"]
+        target = metrics.table()["target"]
         if not len(target):
             return
         if not metrics.multi_label:
