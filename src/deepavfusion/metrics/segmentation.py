@@ -33,7 +33,7 @@ class SegmentationMetrics(ItemMetric):
     """Mean IoU and F-score of audio-visual segmentation, in each of the ways that papers publish; values in 0…1.
 
     F has β² = 0.3. A class occurs in a frame if truth or prediction has a pixel of it. 0/0 counts as 0. The prediction
-    is probability > 0.5, or the class of the highest logit, the first of equals.
+    is probability > 0.5, or the class of the highest logit; ties go to the first.
 
     DeepAVFusion's published evaluator, which skips frames without a sounding pixel:
     - `miou`, `precision`, `recall`: mean over the frames in which a class occurs, then over the classes that occur;

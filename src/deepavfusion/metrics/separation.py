@@ -39,7 +39,7 @@ def bss_eval(references: Tensor, estimates: Tensor, filter_length: int = 512) ->
 
     BSS eval v3 (Vincent, Gribonval, Févotte 2006, "Performance measurement in blind audio source separation"), the
     definition of mir_eval's `bss_eval_sources`: estimate = s_target + e_interf + e_artif, its projection on the own
-    reference delayed by 0…L−1 samples, what all references so delayed explain beyond that, and the rest.
+    reference delayed by 0…L−1 samples, what all delayed references explain beyond that, and the rest.
     The normal equations are block Toeplitz; they are built and factored once for all sets.
 
     Args:

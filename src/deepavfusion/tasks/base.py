@@ -212,7 +212,7 @@ class FineTune(Task):
         """Update the metrics with a batch that is not empty; Lightning passes the return value on to the callbacks.
 
         Args:
-            batch: of the validation's or the test's loader.
+            batch: from a loader of the validation or the test.
             part: "val", "test" or `second_test`.
             metrics: `<part>_metrics`.
         """

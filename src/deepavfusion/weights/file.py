@@ -138,8 +138,8 @@ def _check_archive(file: IO[bytes], path: Path, broken: UserError) -> None:
 def _check_pickle(file: IO[bytes], path: Path) -> None:
     """Scan a pickle without running it.
 
-    It may name only `GLOBALS` and dtypes. As a key of a dict, a small file's deeply nested or shared tuples would take
-    forever to hash, before `_check_values` sees them; so the stack is simulated, with the size of each tuple.
+    It may name only `GLOBALS` and dtypes. A small file's deeply nested or shared tuples, as keys of a dict, would take
+    forever to hash before `_check_values` sees them; so the stack is simulated, with the size of each tuple.
     """
     leaf = (0, 1)
     stack: list[tuple[int, int]] = []  # of each object: depth and number of values, 0 and 1 unless it is a tuple
@@ -158,9 +158,10 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
             stack.append(memo[int(argument or 0)])
         else:
             before = opcode.stack_before
-            begin = marks.pop() if pickletools.markobject in before else len(stack) - len(before)
+            marked = pickletools.markobject in before
+            begin = marks.pop() if marked else len(stack) - len(before)
             items = stack[begin:]
-            del stack[begin - (before.index(pickletools.markobject) if pickletools.markobject in before else 0) :]
+            del stack[begin - (before.index(pickletools.markobject) if marked else 0) :]
             made = leaf
             if name.startswith("TUPLE"):
                 made = (1 + max((d for d, _ in items), default=0), 1 + sum(n for _, n in items))

@@ -99,18 +99,18 @@ class StepGuard(Callback):
         rate = max(group["lr"] for group in optimizer.param_groups)
         place = trainer.global_step, trainer.current_epoch, trainer.global_rank
         step = Step(*place, rate, self.batches, self.losses, norm, usual, arrived=None)
-        limit = self.spike_factor * usual if self.skip_spikes and self.spike_factor else math.inf
+        limit = min(FINITE, self.spike_factor * usual if self.skip_spikes and self.spike_factor else math.inf)
         pl_module.log("train/grad_norm_step", norm, batch_size=1)
         self.pending = step
         if not optimizer.defaults.get("fused"):
-            if not norm < min(limit, FINITE):
+            if not norm < limit:
                 optimizer.zero_grad(set_to_none=True)  # LARS and AdamW skip parameters without a gradient
             self._settle()
             return
         # `found_inf` is how a GradScaler tells fused optimizers to skip a step, without reading the flag back to the
         # CPU: where it is 1, the kernel changes neither weights nor moments nor its step count. There is no scaler
         # here, so the attribute is free for the guard.
-        optimizer.found_inf = (~(norm < min(limit, FINITE))).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~(norm < limit)).float()  # type: ignore[attr-defined]
         if norm.is_cuda:
             step.norm = torch.empty((), dtype=norm.dtype, pin_memory=True).copy_(norm, non_blocking=True)
             step.arrived = torch.cuda.Event()
@@ -204,9 +204,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        w in str(error) for w in ("not enough memory", "can't allocate memory")
-    )
+    words = ("not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _fits(trainer: Trainer, pl_module: LightningModule, batch: Batch) -> bool:
