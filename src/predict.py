@@ -98,12 +98,11 @@ def features(cfg: DictConfig, output: Path) -> None:
         say(line)
 
 
-TASKS = {"separate": separate, "segment": segment, "classify": classify, "features": features}
-EXPERIMENTS = {  # that train a network for a task
-    "separate": "music_separation",
-    "segment": "avsbench_s4",
-    "classify": "vggsound_finetune",
-    "features": "pretrain_vggsound",
+TASKS = {  # each with an experiment that trains a network for it
+    "separate": (separate, "music_separation"),
+    "segment": (segment, "avsbench_s4"),
+    "classify": (classify, "vggsound_finetune"),
+    "features": (features, "pretrain_vggsound"),
 }
 
 
@@ -118,7 +117,7 @@ def checkpoint(cfg: DictConfig) -> Path:
     if not path.is_file():
         raise UserError(
             f"no network for task={cfg.task} was trained here, {path} does not exist: train one, "
-            f"python src/train.py experiment={EXPERIMENTS[cfg.task]}, or give ckpt_path=<file.ckpt>."
+            f"python src/train.py experiment={TASKS[cfg.task][1]}, or give ckpt_path=<file.ckpt>."
         )
     return path.resolve()  # the written files name the run, not `latest`
 
@@ -152,15 +151,10 @@ def output_of(cfg: DictConfig) -> Path:
     if not cfg.output:
         run_dir = choose_run_dir(cfg.paths.log_dir, "predict")
         return run_dir / "features.npz" if cfg.task == "features" else run_dir
-    if cfg.task == "features":
-        from deepavfusion.inference.write.features import check_output
+    from deepavfusion.inference.write.features import check_output
+    from deepavfusion.inference.write.saving import made
 
-        return check_output(cfg.output)
-    try:
-        Path(cfg.output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={cfg.output} cannot be made: {error.strerror}; give another folder.") from None
-    return Path(cfg.output)
+    return check_output(cfg.output) if cfg.task == "features" else made(Path(cfg.output))
 
 
 def check_task(cfg: DictConfig) -> None:
@@ -184,7 +178,7 @@ def main(cfg: DictConfig) -> None:
     output = output_of(cfg)
     folder = output.parent if cfg.task == "features" else output
     try:
-        TASKS[cfg.task](cfg, output)
+        TASKS[cfg.task][0](cfg, output)
     except UserError:
         if not (cfg.output and cfg.task == "features"):  # the folder of a given file is not ours
             remove_if_empty(folder)

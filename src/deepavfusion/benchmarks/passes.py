@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
@@ -138,24 +138,13 @@ class Pass:
             for patches, ratio in zip(self.patches, ratios, strict=True)
         ]
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.case.precision == "bf16" else nullcontext()
-
     def __call__(self) -> None:
-        getattr(self, f"_{self.case.passes}")()
-
-    def _encoder_forward(self) -> None:
-        with self.autocast():
-            self.net(self.image, self.audio, *self.keep)
-
-    def _encoder_forward_backward(self) -> None:
-        with self.autocast():
-            out = self.net(self.image, self.audio, *self.keep)
-        sum(tokens.float().square().mean() for tokens in (out.image, out.audio, out.fusion)).backward()
-
-    def _train_step(self) -> None:
-        with self.autocast():
-            out = self.net(self.image, self.audio, *self.masks())
-        out.loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        train, bf16 = self.case.passes == "train_step", self.case.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+            out = self.net(self.image, self.audio, *(self.masks() if train else self.keep))
+        if train:
+            out.loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        elif self.case.passes == "encoder_forward_backward":
+            sum(tokens.float().square().mean() for tokens in (out.image, out.audio, out.fusion)).backward()

@@ -108,7 +108,7 @@ def separate_video(
             video=media.path,
             boxes=found,
             chosen_by="model" if boxes is None else "user",
-            waveforms=at_rate(estimates, media.info.sample_rate, own_length(media, mixture)),
+            waveforms=at_own_rate(estimates, media),
             sample_rate=media.info.sample_rate,
             seconds=len(mixture) / SAMPLE_RATE,
             mixture_level=level(mixture),
@@ -173,13 +173,9 @@ class _Separator:
         return split_frame(torch.cat(tokens), sources, width, height)
 
 
-def own_length(media: Media, mixture: Tensor) -> int:
-    """Length of a file's audio in samples of its own rate; `mixture` [T] is all of it at 16 kHz."""
-    rate, last = media.info.sample_rate, len(mixture) // (BLOCK * SAMPLE_RATE) * BLOCK
-    return last * rate + len(media.audio(last, BLOCK, rate))
-
-
-def at_rate(waveforms: Tensor, rate: int, length: int) -> Tensor:
-    """Waveforms [..., T] at 16 kHz, resampled to `rate` (Hz) and `length` samples; padded with silence."""
+def at_own_rate(waveforms: Tensor, media: Media) -> Tensor:
+    """Waveforms [..., T] at 16 kHz, as long as a file's audio, at its own rate and length; padded with silence."""
+    rate, last = media.info.sample_rate, waveforms.shape[-1] // (BLOCK * SAMPLE_RATE) * BLOCK
+    length = last * rate + len(media.audio(last, BLOCK, rate))
     resampled = resample(waveforms, SAMPLE_RATE, rate)[..., :length]
     return torch.nn.functional.pad(resampled, (0, length - resampled.shape[-1]))

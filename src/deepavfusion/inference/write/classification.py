@@ -15,7 +15,7 @@ from rich.table import Table
 
 from deepavfusion.inference.classify import Classification, best, spans
 from deepavfusion.inference.write.film import film_frames
-from deepavfusion.inference.write.saving import saving, write_figure, write_json
+from deepavfusion.inference.write.saving import saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.types import HEADS
 from deepavfusion.utils.drawing import colour_of
@@ -72,12 +72,10 @@ def write_classification(
         "windows": [_times(found, start) for start in found.starts],
         "classes": found.classes,
     }
-    name = f"{stem}_classes.json"
     with saving(folder):
         write_csv(folder / listed["table"], _rows(found, top_k))
-        write_figure(folder / listed["picture"], draw(found, top_k))
-        write_json(folder / name, listed)
-    return {**listed, "list": name}
+        listed = write_list(folder, f"{stem}_classes.json", listed, draw(found, top_k))
+    return listed
 
 
 def as_table(listed: dict[str, Any]) -> Table:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepavfusion.data.lists.text import count
 from deepavfusion.inference.features import Features, Remark
-from deepavfusion.inference.write.saving import saving
+from deepavfusion.inference.write.saving import made, saving
 from deepavfusion.types import STREAMS
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import whole
@@ -81,11 +81,7 @@ def check_output(output: str | Path) -> Path:
     path = Path(output)
     if path.suffix != ".npz" or path.is_dir():
         raise UserError(f"output={output} is no name of a features file: expected one that ends in .npz.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {path.parent} cannot be made: {error.strerror}; give another output.") from None
-    if not os.access(path.parent, os.W_OK):
+    if not os.access(made(path.parent), os.W_OK):
         raise UserError(f"folder {path.parent} cannot be written to; give another output.")
     return path
 

@@ -25,14 +25,20 @@ def saving(output: Path) -> Iterator[None]:
         raise UserError(f"video {error.path} stops half-way: {error.detail}; fetch or copy it again.") from error
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG."""
-    with whole(path) as partial:
+def made(folder: Path) -> Path:
+    """The folder, made with its parents."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be made: {error.strerror}; give another output.") from None
+    return folder
+
+
+def write_list(folder: Path, name: str, listed: dict[str, Any], figure: Figure) -> dict[str, Any]:
+    """Write the figure (`picture`, PNG) and the list itself (JSON); returns the list with its own name as `list`."""
+    with whole(folder / listed["picture"]) as partial:
         figure.savefig(partial, format="png")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a list of results as indented JSON."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(listed, indent=2, ensure_ascii=False) + "\n"
     # A file name that is not UTF-8 holds lone surrogates: escaped, they are valid JSON.
-    write_whole(path, text.encode(errors="backslashreplace").decode())
+    write_whole(folder / name, text.encode(errors="backslashreplace").decode())
+    return {**listed, "list": name}

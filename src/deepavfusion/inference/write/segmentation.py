@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from deepavfusion.inference.segment import Segmentation
 from deepavfusion.inference.video import audio_blocks
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
-from deepavfusion.inference.write.saving import saving, write_figure, write_json
+from deepavfusion.inference.write.saving import saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.utils.drawing import Pixels, highlight, palette
 from deepavfusion.utils.files import whole
@@ -62,13 +62,11 @@ def write_segmentation(
         "masks": f"{stem}_masks",
         "classes": segmentation.classes,
     }
-    name = f"{stem}_segmentation.json"
     with saving(folder):
         listed["moments"] = _write_masks(segmentation, folder, listed["masks"])
         _write_overlay_film(folder, segmentation, listed, on_progress)
-        write_figure(folder / listed["picture"], draw(segmentation, folder, listed))
-        write_json(folder / name, listed)
-    return {**listed, "list": name}
+        listed = write_list(folder, f"{stem}_segmentation.json", listed, draw(segmentation, folder, listed))
+    return listed
 
 
 def shares(listed: dict[str, Any]) -> dict[str, float]:

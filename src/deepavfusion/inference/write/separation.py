@@ -15,7 +15,7 @@ from torchaudio.functional import resample
 
 from deepavfusion.inference.separate import Separation, separate_video
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
-from deepavfusion.inference.write.saving import saving, write_figure, write_json
+from deepavfusion.inference.write.saving import made, saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.media.encode import write_wav
 from deepavfusion.tasks.separate import Separate
@@ -58,15 +58,13 @@ def write_separation(separation: Separation, folder: Path) -> dict[str, Any]:
         ],
         "picture": f"{stem}_separation.png",
     }
-    name = f"{stem}_sources.json"
     with saving(folder):
         for n, source in enumerate(listed["sources"]):
             with whole(folder / source["wav"]) as partial:
                 write_wav(partial, separation.waveforms[n].numpy(), separation.sample_rate)
             _write_source_film(folder / source["mp4"], separation, n)
-        write_figure(folder / listed["picture"], draw(separation))
-        write_json(folder / name, listed)
-    return {**listed, "list": name}
+        listed = write_list(folder, f"{stem}_sources.json", listed, draw(separation))
+    return listed
 
 
 def _finite(level: float) -> float | None:
@@ -179,6 +177,5 @@ def separate_to_folder(task: Separate, video: str | Path, folder: Path) -> tuple
         UserError: see `separate_video` and `write_separation`.
     """
     separation = separate_video(task, video)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_separation(separation, folder)
+    write_separation(separation, made(folder))
     return separation.waveforms, separation.sample_rate
