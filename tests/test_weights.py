@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from deepavfusion.models.fusion import FUSION_ATTENTION
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
-from deepavfusion.weights.weights import load_encoder, load_mae, load_vit, our_name, read_weights
+from deepavfusion.weights.weights import describe, load_encoder, load_mae, load_vit, our_name, read_weights
 from helpers import golden as cases
 from helpers.runs import call
 
@@ -121,6 +123,29 @@ def test_wrong_sizes_name_a_tensor_and_the_config_that_would_fit(original):
     assert "image.embed_dim=48" in text
     with pytest.raises(UserError, match=r"patch_embed.*depth=4"):
         load_vit(ViT((64, 64), embed_dim=96, depth=2, num_heads=4), save_vit(original.parent))
+
+
+class MeanAttention(nn.Module):
+    """A kind of fusion that somebody adds: without queries."""
+
+    def __init__(self, dim: int, num_heads: int, attn_ratio: float, num_tokens: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Linear(2 * dim, dim)
+
+    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
+        means = torch.cat([image.mean(dim=1), audio.mean(dim=1)], dim=-1)
+        return self.proj(means)[:, None].expand_as(fusion)
+
+
+@pytest.mark.parametrize(("registered", "kind"), [(True, "mean"), (False, "<unknown>")])
+def test_weights_of_a_new_kind_of_fusion_are_described(monkeypatch, registered, kind):
+    monkeypatch.setitem(FUSION_ATTENTION, "mean", MeanAttention)
+    model = cases.tiny_encoder("mean")
+    model(*cases.clip_inputs()).fusion.sum().backward()
+    if not registered:
+        monkeypatch.delitem(FUSION_ATTENTION, "mean")
+    found = describe({f"encoder.{name}": tensor for name, tensor in model.state_dict().items()})
+    assert (found["net.fusion"], found["net.fusion_layers"]) == (kind, [0, 1])
 
 
 def test_a_file_with_fewer_fusion_layers_does_not_pass_for_the_whole(tmp_path):

@@ -15,9 +15,10 @@ So N + M keys replace N · M pairs: two ordinary attentions, exactly. A key bias
 and cancels in the softmax.
 
 To add a kind:
-1. write an attention with the constructor and forward of `FactorizedAttention`, enter it in `FUSION_ATTENTION`. Configs
-   (model.net.fusion), error messages and the loading of checkpoints (which compares parameter names and shapes) follow;
-2. for the tests and benchmark=model reference=true, enter a literal form in `LITERAL` of models/reference.py.
+1. Write an attention with the constructor and forward of `FactorizedAttention` and enter it in `FUSION_ATTENTION`.
+   `model.net.fusion=<name>`, error messages and checkpoints of this project follow. Weights without a record (.pth) are
+   recognised by the names and shapes of their parameters: of kinds with the same ones, the first is assumed.
+2. For the tests and benchmark=model reference=true, enter a literal form in `LITERAL` of models/reference.py.
 
 Shape suffixes: B clips · N tokens · H heads · D embedding dimension · K width of one head.
 """

@@ -253,11 +253,12 @@ def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
     if layers:
         block = f"encoder.fusion_blocks.{layers[0]}."
         dim = tensors[block + "norm2.weight"].shape[0]
-        width = tensors[block + "attn.q.weight"].shape[0]
+        query = tensors.get(block + "attn.q.weight")
+        width = dim if query is None else len(query)
         prefix = block + "attn."
         shapes = {n.removeprefix(prefix): t.shape for n, t in tensors.items() if n.startswith(prefix)}
         ratio = (width + 0.5) / dim  # int(dim · ratio) is width, whatever rounding does
-        with torch.device("meta"):  # a kind of fusion is known by the names and shapes of its parameters
+        with torch.device("meta"):  # a kind of fusion is recognised by the names and shapes of its parameters
             made = {kind: attention(dim, 1, ratio, (1, 1, 1)) for kind, attention in FUSION_ATTENTION.items()}
         kinds = [k for k, module in made.items() if {n: t.shape for n, t in module.state_dict().items()} == shapes]
         found["net.fusion"] = kinds[0] if kinds else "<unknown>"
