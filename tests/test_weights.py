@@ -145,7 +145,7 @@ def test_weights_of_a_new_kind_of_fusion_are_described(monkeypatch, registered, 
     if not registered:
         monkeypatch.delitem(FUSION_ATTENTION, "mean")
     found = describe({f"encoder.{name}": tensor for name, tensor in model.state_dict().items()})
-    assert (found["net.fusion"], found["net.fusion_layers"]) == (kind, [0, 1])
+    assert (found["net.fusion"], found["net.fusion_layers"]) == (kind, [0, 1, 2, 3])
 
 
 def test_a_file_with_fewer_fusion_layers_does_not_pass_for_the_whole(tmp_path):
