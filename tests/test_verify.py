@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepavfusion.config.ranges import DEFECTS
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.lists.verified import USABLE, bad_clips
+from deepavfusion.data.lists.verified import STATUSES, USABLE, bad_clips
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.media import scan
 from deepavfusion.media.encode import write_mp4, write_wav
@@ -368,6 +369,7 @@ def test_runs_exclude_what_the_report_names(tmp_path: Path, whole: Path) -> None
     assert [(clip.id, why) for clip, why in clips.excluded] == [("bb_000000", "truncated")]
     data.exclude = ("still",)
     assert len(data.read("train")[0]) == 2
+    assert {*DEFECTS} == {*STATUSES} - {"ok", "missing"}  # what data.exclude may name
     data.exclude = tuple(EXCLUDE)
     moved = tmp_path.with_name("moved")
     tmp_path.rename(moved)

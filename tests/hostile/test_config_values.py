@@ -105,7 +105,7 @@ NONSENSE = {
         "data.image_size": (0, -16, "abc", 1.5, 100, 10**9),
         "data.num_workers": (-3, 1.5, "abc", 10**6),
         "data.seed": ("abc", -1),
-        "data.exclude": (5, "truncated", [1]),
+        "data.exclude": (5, "truncated", [1], ["mute"], ["ok"], ["missing"]),
         "data.holdout_share": (7, -1, 1, math.nan),
         "data.max_gain_db": (math.nan, math.inf, -1),
         "data.repeats": (0, 1.5),

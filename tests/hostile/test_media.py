@@ -430,8 +430,9 @@ def test_packed_files_of_anything(packed: Path, tmp_path: Path, file: str, conte
     ],
 )
 def test_items_whose_parts_do_not_fit(packed: Path, key: str, value: Any) -> None:
-    clips, source = packed_list(str(packed), "train", "vggsound")
-    whole = source.read(clips.clips[0])
+    clips, store = packed_list(str(packed), "train", "vggsound")
+    with store.open(clips.clips[0]) as opened:
+        whole = opened.item
     assert PackedClip(whole, "a").frames([0.0])[0].pixels.size == (128, 32)
     before = value if isinstance(value, bytes) else np.array(value, whole[key].dtype)
     with pytest.raises(ValueError, match=r"another clip|lie outside|out of range"):

@@ -43,6 +43,7 @@ PRECISION = one_of(
 SEED = whole(0, 2**32 - 1)  # as much as NumPy takes
 PIXELS, SECONDS, RATIO = whole(1, 4096), number(0, 600, "(]"), number(0, 64, "(]")
 MANY, MILLIONS = whole(1, 100_000), whole(0, 10**9)
+DEFECTS = ("hung", "no_video", "no_audio", "truncated", "undecodable", "bad_mask", "silent", "still", "too_short")
 PART = SHARE | whole(0, 10**9)  # of the batches of an epoch: 1.0 all of them, 1 one of them
 
 VIT = {
@@ -97,7 +98,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **dict.fromkeys(("root", "data.name", "data.root"), TEXT),
     **dict.fromkeys(("data.train_split", "data.val_split", "data.eval_split"), TEXT),
     **dict.fromkeys(("data.verify_report", "data.cache_dir"), TEXT | NULL),
-    "data.exclude": TEXTS,
+    "data.exclude": list_of(one_of(*DEFECTS)),
     "data.batch_size": MANY,
     "data.image_size": PIXELS,
     "data.audio_seconds": SECONDS,

@@ -199,8 +199,7 @@ class WindowDataset(ClipDataset):
         clip, several = self.clips[item], self.group > 1
         fractions = [n / (self.group - 1) for n in range(self.group)] if several else [self.fraction()]
         with self.open(clip) as opened:
-            samples = self.windows(clip, opened, [self.window_start(opened, fraction) for fraction in fractions])
-        return samples
+            return self.windows(clip, opened, [self.window_start(opened, fraction) for fraction in fractions])
 
 
 class MixtureDataset(ClipDataset):
@@ -314,11 +313,8 @@ class FrameDataset(ClipDataset):
             image = view.of(frame.pixels, self.spec.image_size)
             mask = self._mask(clip, second, opened, view)
             gain_db = self.spec.max_gain_db * (2 * self.fraction() - 1)
-            if heard is clip:
-                start, waveform, problems = self._around(clip, opened, time + shift)
-        if heard is not clip:
-            with self.open(heard) as opened:
-                start, waveform, problems = self._around(heard, opened, time)
+            with nullcontext(opened) if heard is clip else self.open(heard) as audible:
+                start, waveform, problems = self._around(heard, audible, time + shift)
         return [Sample(image, waveform, clip, time, start, gain_db, mask, problems)]
 
     def _around(self, clip: Clip, opened: OpenClip, time: float) -> tuple[float, Tensor, list[Problem]]:

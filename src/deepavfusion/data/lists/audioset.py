@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import fill_in, list_clips, unique, unlisted_files
-from deepavfusion.data.lists.text import check_name, check_split, count, read_rows, read_table, suggestion
+from deepavfusion.data.lists.text import check_choice, check_name, count, read_rows, read_table, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
@@ -70,7 +70,7 @@ def audioset(
     Raises:
         UserError: no root, no list, a malformed line, an unknown label, or none of the split's clips on disk.
     """
-    check_split("AudioSet", split, LISTS_OF_SPLIT)
+    check_choice("split of AudioSet", split, LISTS_OF_SPLIT)
     folders = Folders(root)
     base = folders.root
     files = {"unbalanced": unbalanced, "balanced": balanced, "evaluation": evaluation}
@@ -136,7 +136,7 @@ def _segments(
             found = [_label(mid.strip(), position, where) for mid in mids.split(",")]
             labels_of[mids] = found[0], tuple(sorted(set(found)))
         first, labels = labels_of[mids]
-        path = fill_in(pattern, {"id": video, "prefix": video[:2], "start": start, "end": end})
+        path = fill_in(pattern, id=video, prefix=video[:2], start=start, end=end)
         yield line, Clip(f"{video}_{start:06d}", f"{folder}/{path}", first, video, labels)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, fill_in, list_clips, unique
-from deepavfusion.data.lists.text import check_choice, check_name, check_split, count, read_json, read_table, suggestion
+from deepavfusion.data.lists.text import check_choice, check_name, count, read_json, read_table, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
@@ -60,7 +60,7 @@ def avsbench(
     Raises:
         UserError: no root, table or names, a malformed line, an object that has no name, or no clip on disk.
     """
-    check_split("AVSBench", split, SPLITS)
+    check_choice("split of AVSBench", split, SPLITS)
     check_choice("subset of AVSBench", subset, LABELS_OF_SUBSET, "data.index.subset")
     check_choice("choice of frames", train_frames, ("first", "all"), "data.index.train_frames")
     folders = Folders(root)
@@ -68,7 +68,9 @@ def avsbench(
     lines = _rows(folders.root, metadata, LABELS_OF_SUBSET[subset], clip_pattern, classes)
     rows, repeated = unique(lines, metadata, "sources or splits")
     notes += repeated
-    notes += _unlisted_folders(folders, rows, metadata)
+    if beside := folders.beside({row.path for row in rows if "/" in row.path}):
+        what = count(len(beside), "folder on disk is", "folders on disk are")
+        notes.append(f"{what} not in {metadata}, e.g. {beside[0]}.")
     first_only = split == "train" and train_frames == "first"
     clips: list[Clip] = []
     lost: dict[str, int] = {}  # annotated frames that a clip on disk lacks
@@ -148,7 +150,7 @@ def _rows(
                 f"one way only: fix the line{suggestion(unknown, classes) or '.'}"
             )
         uid = check_name(row["uid"], "uid", where)
-        path = fill_in(pattern, {"uid": uid, "label": row["label"], "vid": check_name(row["vid"], "vid", where)})
+        path = fill_in(pattern, uid=uid, label=row["label"], vid=check_name(row["vid"], "vid", where))
         labels_of = tuple(index[name] for name in heard)
         yield line, _Listed(f"{row['label']}_{uid}", row["vid"], row["label"], path, row["split"], labels_of)
 
@@ -170,14 +172,3 @@ def _frames(folders: Folders, row: _Listed, first_only: bool, expected: int) -> 
 def _numbers(files: frozenset[str], suffix: str) -> set[int]:
     stems = [name.removesuffix(suffix) for name in files if name.endswith(suffix)]
     return {int(stem) for stem in stems if stem.isascii() and stem.isdigit() and str(int(stem)) == stem}
-
-
-def _unlisted_folders(folders: Folders, rows: list[_Listed], metadata: str) -> list[str]:
-    """A note on the folders beside the listed ones."""
-    listed = {row.path for row in rows}
-    parents = sorted({path.rpartition("/")[0] for path in listed} - {""})
-    strange = [f"{parent}/{name}" for parent in parents for name in folders.folders(parent)]
-    strange = [path for path in strange if path not in listed]
-    if not strange:
-        return []
-    return [f"{count(len(strange), 'folder on disk is', 'folders on disk are')} not in {metadata}, e.g. {strange[0]}."]

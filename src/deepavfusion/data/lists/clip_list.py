@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from errno import ELOOP, ENAMETOOLONG
 from pathlib import Path
@@ -91,10 +91,16 @@ class Folders:
             self._files[folder] = frozenset(entry.name for entry in _entries(self.root / folder) if entry.is_file())
         return self._files[folder]
 
-    def folders(self, folder: str) -> list[str]:
-        """Sorted names of the folders in `root/folder`, without hidden ones."""
-        entries = _entries(self.root / folder)
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    def beside(self, known: Collection[str]) -> list[str]:
+        """Sorted paths of the other folders that lie beside the known ones, without hidden ones."""
+        parents = {path.rpartition("/")[0] for path in known}
+        found = {
+            f"{parent}/{entry.name}".removeprefix("/")
+            for parent in parents
+            for entry in _entries(self.root / parent)
+            if entry.is_dir() and not entry.name.startswith(".")
+        }
+        return sorted(found.difference(known))
 
     def has(self, path: str) -> bool:
         """Whether the file `path`, relative to the root and with "/" between its parts, exists."""

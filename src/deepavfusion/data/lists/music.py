@@ -7,13 +7,14 @@ clips/<instrument>/<id>*.mp4    a duet's instrument is "a b", its folder too; on
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
-from deepavfusion.data.lists.on_disk import check_wildcard, fill_in, list_clips, matches, unlisted_files
-from deepavfusion.data.lists.text import check_name, check_split, count, read_json, suggestion
+from deepavfusion.data.lists.on_disk import fill_in, list_clips, matches, unlisted_files
+from deepavfusion.data.lists.text import check_choice, check_name, count, read_json, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
@@ -59,9 +60,8 @@ def music(
     Raises:
         UserError: no root, no list, a malformed one, no solo list, or none of the split's videos on disk.
     """
-    check_split("MUSIC", split, ("train", "test", "duet"))
+    check_choice("split of MUSIC", split, ("train", "test", "duet"))
     folders = Folders(root)
-    check_wildcard(clip_pattern)
     files = _files(lists)
     every = [video for file in files for video in _videos(folders.root, file, clip_pattern)]
     solos = [video for video in every if " " not in video.name]
@@ -122,7 +122,7 @@ def _videos(root: Path, file: str, pattern: str) -> list[Video]:
                     f"{root / file} lists {video!r} under {name!r}; expected the 11 letters, digits, '-' and '_' of a "
                     "YouTube id: fix the list."
                 )
-            found.append(Video(video, name, fill_in(pattern, {"id": video, "instrument": name}), file))
+            found.append(Video(video, name, fill_in(pattern, id=video, instrument=name), file))
     return found
 
 
@@ -141,16 +141,10 @@ def _labels(video: Video, classes: list[str], root: Path) -> tuple[int, ...]:
 
 def _unique(every: list[Video]) -> tuple[list[Video], list[str]]:
     """The first entry of each id; notes on repeated ones and on those with several instruments."""
-    first: dict[str, Video] = {}
-    seen: set[tuple[str, Video]] = set()
-    repeated: list[Video] = []
-    at_odds: list[Video] = []
-    for video in every:
-        if (video.file, video) in seen:
-            repeated.append(video)
-        elif first.setdefault(video.id, video) != video:
-            at_odds.append(video)
-        seen.add((video.file, video))
+    first = {video.id: video for video in reversed(every)}
+    times = Counter((video.file, video) for video in every)
+    repeated = [video for (_, video), n in times.items() for _ in range(1, n)]
+    at_odds = [video for _, video in times if video != first[video.id]]
     notes = []
     if repeated:
         one = repeated[0]
@@ -177,7 +171,6 @@ def _unlisted_files(folders: Folders, every: list[Video], files: list[str], patt
                 known += _videos(folders.root, file, pattern)
             except UserError as error:
                 notes.append(f"An unused list cannot be read: {error}")
-    videos = dict.fromkeys(known)
-    paths = [path for video in videos for _, path in matches(folders, video.path)]
-    listed = dict.fromkeys([*paths, *(video.path.replace("*", "") for video in videos)])
-    return notes + unlisted_files(folders, listed, pattern, "the lists of MUSIC", [video.name for video in videos])
+    paths = [path for video in dict.fromkeys(known) for _, path in matches(folders, video.path)]
+    listed = dict.fromkeys([*paths, *(video.path.replace("*", "") for video in known)])
+    return notes + unlisted_files(folders, listed, pattern, "the lists of MUSIC", {video.name for video in known})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -31,15 +31,16 @@ class ListedClip:
 AnyListed = TypeVar("AnyListed", bound=Clip | ListedClip)
 
 
-def fill_in(pattern: str, fields: Mapping[str, str | int]) -> str:
+def fill_in(pattern: str, **fields: str | int) -> str:
     """The path of a clip below the data folder.
 
     Args:
-        pattern: for `str.format`.
+        pattern: for `str.format`; a "*" in the file name is for `matches`.
         fields: those it may use; it must use the first, which distinguishes clips.
 
     Raises:
-        UserError: the pattern uses other fields, leaves the data folder, or gives all clips the same path.
+        UserError: the pattern uses other fields, leaves the data folder, gives all clips the same path, or has more
+            than that "*".
     """
     try:
         path = pattern.format_map(fields)
@@ -52,6 +53,8 @@ def fill_in(pattern: str, fields: Mapping[str, str | int]) -> str:
     first = next(iter(fields))
     if f"{{{first}" not in pattern:
         raise _bad_pattern(pattern, "gives all clips the same path", f"the field {first} in it")
+    if "*" in pattern.rpartition("/")[0] or pattern.count("*") > 1:
+        raise _bad_pattern(pattern, "cannot be used", "at most one '*', in the file name")
     return path
 
 
@@ -94,12 +97,6 @@ def clips_of(rows: Iterable[ListedClip], root: Path, classes: Sequence[str]) -> 
     position = {name: n for n, name in enumerate(classes)}
     for row in rows:
         yield Clip(id=row.id, path=f"{root}/{row.path}", label=position[row.label], video=row.video)
-
-
-def check_wildcard(pattern: str) -> None:
-    """Raise a `UserError` unless `matches` can read the pattern."""
-    if "*" in pattern.rpartition("/")[0] or pattern.count("*") > 1:
-        raise _bad_pattern(pattern, "cannot be used", "at most one '*', in the file name")
 
 
 def matches(folders: Folders, path: str) -> list[tuple[str, str]]:
@@ -169,24 +166,22 @@ def unlisted_files(
         labels: the folder names of the classes; a folder beside theirs gets a note. None: folders are not classes.
     """
     suffix = Path(pattern).suffix
+
+    def clips_in(folder: str) -> set[str]:
+        return {file for file in folders.files(folder) if file.endswith(suffix)}
+
     left: dict[str, set[str]] = {}  # files that no clip has claimed yet
     shared = 0
     for path in expected:
         folder, _, name = path.rpartition("/")
         if folder not in left:
-            left[folder] = {file for file in folders.files(folder) if file.endswith(suffix)}
+            left[folder] = clips_in(folder)
         if name in left[folder]:
             left[folder].remove(name)
         elif folders.has(path):
             shared += 1
-    strays: dict[str, int] = {}  # folders beside the expected ones, with the number of their clips
-    if "{" in pattern.rpartition("/")[0]:
-        for parent in sorted({folder.rpartition("/")[0] for folder in left}):
-            for name in folders.folders(parent):
-                folder = f"{parent}/{name}" if parent else name
-                clips = sum(file.endswith(suffix) for file in folders.files(folder)) if folder not in left else 0
-                if clips:
-                    strays[folder] = clips
+    beside = folders.beside(left) if "{" in pattern.rpartition("/")[0] else []
+    strays = {folder: len(clips) for folder in beside if (clips := clips_in(folder))}
     unlisted = sum(map(len, left.values()))
     notes = []
     if labels is None:
@@ -198,11 +193,9 @@ def unlisted_files(
         )
     else:
         known = list(labels)
-        notes += [
-            f"{folder} matches no label of {source}; its {count(clips, 'clip is', 'clips are')} not "
-            f"used{suggestion(folder.rpartition('/')[2], known) or '.'}"
-            for folder, clips in strays.items()
-        ]
+        for folder, number in strays.items():
+            not_used = f"{count(number, 'clip is', 'clips are')} not used{suggestion(Path(folder).name, known) or '.'}"
+            notes.append(f"{folder} matches no label of {source}; its {not_used}")
     if unlisted:
         notes.append(f"{count(unlisted, 'clip on disk is', 'clips on disk are')} not in {source}.")
     if shared:

@@ -16,13 +16,10 @@ from typing import Any
 
 from deepavfusion.utils.errors import UserError
 
-
-def check_split(dataset: str, split: str, known: Iterable[str]) -> None:
-    """Raise a `UserError` if the dataset has no such split."""
-    check_choice(f"split of {dataset}", split, known, "data.train_split, data.val_split or data.eval_split")
+SPLIT_KEYS = "data.train_split, data.val_split or data.eval_split"
 
 
-def check_choice(what: str, value: str, known: Iterable[str], key: str) -> None:
+def check_choice(what: str, value: str, known: Iterable[str], key: str = SPLIT_KEYS) -> None:
     """Raise a `UserError` unless `value` is a known one; `key` is the config key that sets it."""
     if value not in known:
         raise UserError(f"There is no {what} {value!r}; expected one of {', '.join(known)}: set {key}.")

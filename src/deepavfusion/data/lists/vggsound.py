@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, clips_of, fill_in, list_clips, unique, unlisted_files
-from deepavfusion.data.lists.text import check_name, check_split, read_rows
+from deepavfusion.data.lists.text import check_choice, check_name, read_rows
 from deepavfusion.utils.errors import UserError
 
 COLUMNS = "id,start,label,train|test"
@@ -42,7 +42,7 @@ def vggsound(
     Raises:
         UserError: no root, no list, a malformed line, no train line, or none of the split's clips on disk.
     """
-    check_split("VGGSound", split, SPLITS)
+    check_choice("split of VGGSound", split, SPLITS)
     folders = Folders(root)
     rows, notes = unique(_rows(folders.root, annotations, clip_pattern), annotations, "labels or splits")
     classes = sorted({row.label for row in rows})
@@ -63,14 +63,8 @@ def folder_name(label: str) -> str:
 
 def ten_seconds(pattern: str, video: str, start: int, label: str, folder: str, split: str = "") -> ListedClip:
     """The clip of a video from its start time on; `folder`: that of its class."""
-    fields: dict[str, str | int] = {
-        "id": video,
-        "start": start,
-        "end": start + CLIP_SECONDS,
-        "label": label,
-        "folder": folder,
-    }
-    return ListedClip(f"{video}_{start:06d}", video, label, fill_in(pattern, fields), split)
+    path = fill_in(pattern, id=video, start=start, end=start + CLIP_SECONDS, label=label, folder=folder)
+    return ListedClip(f"{video}_{start:06d}", video, label, path, split)
 
 
 def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, ListedClip]]:
@@ -78,9 +72,8 @@ def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Lis
         where = f"{root / annotations}, line {line}"
         if len(cells) != 4 or not SECONDS.fullmatch(cells[1]) or cells[3] not in SPLITS:
             raise UserError(
-                f"{where}, reads `{','.join(cells)}`; expected `{COLUMNS}` with whole "
-                "seconds and, around labels with commas, double quotes: fix the line."
+                f"{where}, reads `{','.join(cells)}`; expected `{COLUMNS}` with whole seconds and, around labels with "
+                "commas, double quotes: fix the line."
             )
-        video, start = check_name(cells[0], "id", where), int(cells[1])
-        label = check_name(cells[2], "label", where)
-        yield line, ten_seconds(pattern, video, start, label, folder_name(label), cells[3])
+        video, label = check_name(cells[0], "id", where), check_name(cells[2], "label", where)
+        yield line, ten_seconds(pattern, video, int(cells[1]), label, folder_name(label), cells[3])

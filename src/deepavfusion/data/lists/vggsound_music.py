@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, clips_of, list_clips, unique, unlisted_files
-from deepavfusion.data.lists.text import check_name, check_split, count, read_rows, read_table, suggestion
+from deepavfusion.data.lists.text import check_choice, check_name, count, read_rows, read_table, suggestion
 from deepavfusion.data.lists.vggsound import folder_name, ten_seconds
 from deepavfusion.utils.errors import UserError
 
@@ -51,7 +51,7 @@ def vggsound_music(
     Raises:
         UserError: no root, no list, a malformed line, or none of the split's clips on disk.
     """
-    check_split("VGGSound-Music", split, ("train", "test"))
+    check_choice("split of VGGSound-Music", split, ("train", "test"))
     folders = Folders(root)
     base = folders.root
     train_file, test_file = f"{split_dir}/{train_list}", f"{split_dir}/{test_list}"

@@ -104,17 +104,12 @@ def pack(
 
 def _claim(output: Path, lists: dict[str, ClipList], name: str, settings: PackSettings) -> None:
     """Make the folder, or check that it holds a pack of the same lists with the same settings."""
-    plan = {
-        "format": FORMAT,
-        "name": name,
-        "settings": asdict(settings),
-        "lists": {split: _list_hash(clips) for split, clips in lists.items()},
-    }
+    hashes = {split: _list_hash(clips) for split, clips in lists.items()}
+    plan = {"format": FORMAT, "name": name, "settings": asdict(settings), "lists": hashes}
     path = output / PLAN
     if path.is_file():
         before = json.loads(path.read_text())
-        differs = [key for key in plan if before.get(key) != plan[key]]
-        if differs:
+        if differs := [key for key in plan if before.get(key) != plan[key]]:
             raise UserError(
                 f"{output} holds packed data with another {' and '.join(differs)}: choose another output, or remove it."
             )

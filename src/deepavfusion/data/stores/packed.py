@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -94,40 +95,25 @@ class PackedStore:
         root: of the packed data.
         split: its name.
         places: clip id -> number of its item.
-        chunks: items in each chunk.
         cache_dir: where chunks of a remote root are kept; None: litdata's default.
     """
 
-    def __init__(
-        self, root: str, split: str, places: dict[str, int], chunks: list[int], cache_dir: str | None = None
-    ) -> None:
-        self.root, self.split, self.places, self.chunks = root, split, places, chunks
-        self.cache_dir = cache_dir
+    def __init__(self, root: str, split: str, places: dict[str, int], cache_dir: str | None = None) -> None:
+        self.root, self.split, self.places, self.cache_dir = root, split, places, cache_dir
         self._opened: tuple[int, StreamingDataset] | None = None  # the process that opened it, and the dataset
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[PackedClip]:
-        yield PackedClip(self.read(clip), clip.path)
-
-    def read(self, clip: Clip) -> Item:
-        """The item of a clip.
-
-        Raises:
-            DecodeError: its chunk cannot be read.
-        """
         try:
-            return _checked(self._dataset()[self.places[clip.id]], clip.id)
+            item = _checked(self._dataset()[self.places[clip.id]], clip.id)
         except Exception as error:  # a damaged chunk raises nearly anything: OSError, ValueError, KeyError, …
             reason = "missing" if isinstance(error, FileNotFoundError) else "undecodable"
             raise DecodeError(clip.path, reason, " ".join(str(error).split())) from error
+        yield PackedClip(item, clip.path)
 
     def blocks(self, clips: Sequence[Clip]) -> list[list[int]]:
-        block_of = np.repeat(np.arange(len(self.chunks)), self.chunks)
         placed = sorted(range(len(clips)), key=lambda n: self.places[clips[n].id])
-        blocks: list[list[int]] = [[] for _ in self.chunks]
-        for n in placed:
-            blocks[block_of[self.places[clips[n].id]]].append(n)
-        return [block for block in blocks if block]
+        return [list(block) for _, block in groupby(placed, key=lambda n: clips[n].path)]  # of one chunk
 
     def _dataset(self) -> StreamingDataset:
         if self._opened is None or self._opened[0] != os.getpid():  # files opened before a fork are not shared
@@ -244,7 +230,7 @@ def _packed_list(
     if not all(-1 <= label < len(clips.classes) for clip in listed_clips for label in (clip.label, *clip.labels)):
         raise ValueError(f"{split}/{CLIPS} has a label that is no class")
     places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
-    return clips, PackedStore(root, split, places, [chunk["items"] for chunk in chunks], cache_dir)
+    return clips, PackedStore(root, split, places, cache_dir)
 
 
 def _fetched(root: str, name: str, cache_dir: str | None) -> bytes:

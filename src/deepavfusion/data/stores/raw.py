@@ -23,12 +23,8 @@ class RawStore:
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[OpenClip]:
-        if clip.frames:
-            with Media(Path(clip.path, "audio.wav")) as media:
-                yield FolderClip(clip, media)
-            return
-        with Media(clip.path) as media:
-            yield MediaClip(media)
+        with Media(Path(clip.path, "audio.wav") if clip.frames else clip.path) as media:
+            yield FolderClip(clip, media) if clip.frames else MediaClip(media)
 
     def blocks(self, clips: Sequence[Clip]) -> None:
         return None
@@ -56,12 +52,12 @@ class MediaClip:
         raise DecodeError(self.media.path, "bad_mask", "a media file has no masks")
 
 
-class FolderClip:
+class FolderClip(MediaClip):
     """A clip of AVSBench: frames/<n>.jpg at n + 0.5 s, labels_semantic/<n>.png, audio.wav."""
 
     def __init__(self, clip: Clip, media: Media) -> None:
-        self.folder, self.media = Path(clip.path), media
-        self.audio_end = media.info.audio_end
+        super().__init__(media)
+        self.folder = Path(clip.path)
         try:
             self.numbers = sorted(int(file.stem) for file in (self.folder / "frames").glob("[0-9]*.jpg"))
         except ValueError as error:
@@ -78,9 +74,6 @@ class FolderClip:
 
     def frame_times(self) -> list[float]:
         return [number + MASK_CENTRE for number in self.numbers]
-
-    def audio(self, start: float, seconds: float) -> Tensor:
-        return self.media.audio(start, seconds, SAMPLE_RATE)
 
     def mask(self, second: int) -> Image.Image:
         file = self.folder / "labels_semantic" / f"{second}.png"
