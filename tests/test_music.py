@@ -209,9 +209,9 @@ def test_byte_order_mark(tmp_path: Path) -> None:
         ("", "cannot be read as JSON"),
         ('{"videos": {"violin": ["-aaaaaaaaaa",]}}', "cannot be read as JSON"),
         ('{"videos": {"violin": ["\xe4"]}}', "cannot be read as JSON"),  # written as Latin-1
-        ('{"violin": ["-aaaaaaaaaa"]}', "is no list of MUSIC"),
-        ('["-aaaaaaaaaa"]', "is no list of MUSIC"),
-        ('{"videos": {"violin": "-aaaaaaaaaa"}}', "is no list of MUSIC"),
+        ('{"violin": ["-aaaaaaaaaa"]}', "is not a list of MUSIC"),
+        ('["-aaaaaaaaaa"]', "is not a list of MUSIC"),
+        ('{"videos": {"violin": "-aaaaaaaaaa"}}', "is not a list of MUSIC"),
         ('{"videos": {"violin": ["-aaaaaaaaaa"], "violin": []}}', "has the key 'violin' twice"),
         ('{"videos": {"violin": ["short"]}}', "lists 'short' under 'violin'"),
         ('{"videos": {"violin": [12345678901]}}', "lists 12345678901 under 'violin'"),

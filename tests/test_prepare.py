@@ -82,7 +82,7 @@ def test_verify_then_pack(
         (["command=verify", "data=vggsound", "data.root=s3://bucket/x"], r"is packed; command=verify expects"),
         (["command=verify", "data=vggsound", "data.root={raw}", "splits=[dev]"], r"'dev'; expected one of train, test"),
         (["command=verify", "data=vggsound", "data.root={raw}", "splits=[]"], r"splits is empty"),
-        (["command=verify", "data=vggsound", "data.root={raw}", "data.exclude=[mute]"], r"\['mute'\], expected .* hung"),
+        (["command=verify", "data=vggsound", "data.root={raw}", "data.exclude=[mute]"], r"\['mute'\], expected .*hung"),
         (["command=verify", "data=vggsound", "data.root={raw}", "data.verify_report=null"], r"verify_report is null"),
         (["command=pack", "data=vggsound", "data.root={raw}"], r"no place to write to; .* add output=<folder>"),
         (["command=pack", "data=vggsound", "data.root={raw}", "output={raw}"], r"holds no packed data"),

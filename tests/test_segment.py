@@ -110,7 +110,7 @@ def test_bad_frames_and_masks_are_named_with_file_and_value(avsbench_root, tmp_p
     assert "1 clip has fewer images with masks than published" in out
     report = (folder / "data_problems.csv").read_text()
     for n in (1, 4):  # each once, in right and in wrong company
-        assert report.count(f"labels_semantic/{n}.png holds the value 77, which is no class of the 5") == 1
+        assert report.count(f"labels_semantic/{n}.png holds the value 77, which is none of the 5 classes") == 1
         assert f"{strange}/labels_semantic/{n}.png" in report
     assert report.count("labels_semantic/2.png has 50 × 40 pixels, frames/2.jpg has") == 1
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -140,7 +140,7 @@ def test_a_folder_that_vanishes_is_named_before_the_step(data_root, tmp_path):
     module, here = loader(copy)
     shutil.rmtree(copy / "clips")
     batch = next(iter(here))
-    with pytest.raises(UserError, match=rf"{copy}/clips/\w+ was there when the run began and is gone"):
+    with pytest.raises(UserError, match=rf"{copy}/clips/\w+ existed when the run began and is gone"):
         module.on_before_batch_transfer(batch, 0)
 
 

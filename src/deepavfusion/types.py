@@ -1,4 +1,4 @@
-"""What travels between the rooms: samples, batches and model outputs, with their shapes.
+"""What the packages exchange: samples, batches and model outputs, with their shapes.
 
 Letters: B clips in a batch · T samples of the waveform · H×W pixels · M mel bands · F spectrogram frames ·
 N tokens of a stream · D embedding dimension · L layers · P masked or kept patches · C classes.
@@ -15,10 +15,10 @@ from torch import Tensor
 STREAMS = ("image", "audio", "fusion")
 ALL = "all"
 HEADS = (*STREAMS, ALL)
-"""What a classifier says: a head for each stream, and the mean of their logits."""
+"""The outputs of a classifier: a head for each stream, and the mean of their logits."""
 
 Draw = tuple[int, int]
-"""(item, seed of this drawing): what the sampler hands to the dataset."""
+"""(item, its random seed): what the sampler passes to the dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Problem:
 
 @dataclass
 class Sample:
-    """One frame and one window of audio of a clip, as a worker hands them over.
+    """One frame and one window of audio of a clip, as a worker returns them.
 
     Shapes: image uint8 [3, H, W], 0…255, cropped to the model's size; waveform float32 [T], mono, in [−1, 1];
     mask uint8 [H, W], a class per pixel, where the frame is annotated.
@@ -161,7 +161,7 @@ class EncoderOutput:
 
 @dataclass
 class PatchMask:
-    """Which patches of each clip the encoder sees; indices, so that no one has to ask which way a mask points.
+    """Which patches of each clip the encoder sees; indices, since True in a mask could mean either.
 
     Shapes: keep int64 [B, K] and masked int64 [B, N − K], together a permutation of 0…N−1 in every row.
     """

@@ -19,20 +19,17 @@ class Collate:
     """
 
     def __init__(self, dataset: ClipDataset) -> None:
-        self.image_size, self.num_samples = dataset.spec.image_size, dataset.spec.num_samples
-        self.group = dataset.group
-        self.num_classes = len(dataset.list.classes) if dataset.list.multi_label else None
-        self.masks = isinstance(dataset, FrameDataset)
+        self.dataset = dataset
 
     def __call__(self, items: Sequence[SampleGroup | Problem]) -> Batch:
         samples = [sample for item in items if not isinstance(item, Problem) for sample in item]
         problems = [item for item in items if isinstance(item, Problem)]
         problems += [problem for sample in samples for problem in sample.problems]
-        size = self.image_size
+        size, num_samples = self.dataset.spec.image_size, self.dataset.spec.num_samples
         masks = [sample.mask for sample in samples if sample.mask is not None]
         return Batch(
             image=_stacked([sample.image for sample in samples], torch.uint8, 3, size, size),
-            waveform=_stacked([sample.waveform for sample in samples], torch.float32, self.num_samples),
+            waveform=_stacked([sample.waveform for sample in samples], torch.float32, num_samples),
             label=torch.tensor([sample.clip.label for sample in samples], dtype=torch.int64),
             id=[sample.clip.id for sample in samples],
             frame_time=torch.tensor([sample.frame_time for sample in samples]),
@@ -40,15 +37,13 @@ class Collate:
             gain_db=torch.tensor([sample.gain_db for sample in samples]),
             item=torch.tensor([sample.item for sample in samples], dtype=torch.int64),
             problems=problems,
-            group=self.group,
-            labels=self._several(samples),
-            mask=_stacked(masks, torch.uint8, size, size) if self.masks else None,
+            group=self.dataset.group,
+            labels=self._multi_hot(samples) if self.dataset.list.multi_label else None,
+            mask=_stacked(masks, torch.uint8, size, size) if isinstance(self.dataset, FrameDataset) else None,
         )
 
-    def _several(self, samples: Sequence[Sample]) -> Tensor | None:
-        if self.num_classes is None:
-            return None
-        labels = torch.zeros(len(samples), self.num_classes)
+    def _multi_hot(self, samples: Sequence[Sample]) -> Tensor:
+        labels = torch.zeros(len(samples), len(self.dataset.list.classes))
         for row, sample in zip(labels, samples, strict=True):
             row[list(sample.clip.classes)] = 1
         return labels

@@ -27,6 +27,7 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import decoding_workers
 
 HOLDOUT = "holdout"
+CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
 
 
 class ClipDataModule(LightningDataModule):
@@ -93,14 +94,12 @@ class ClipDataModule(LightningDataModule):
         super().__init__()
         self.index, self.root, self.dataset_name, self.samples = index, str(root), name, samples
         self.split_of = {"train": train_split, "val": val_split, "test": eval_split}
-        self.holdout_share = holdout_share
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
         self.max_gain_db, self.num_workers, self.hang_seconds = max_gain_db, num_workers, hang_seconds
         self.repeats, self.class_balanced = repeats, class_balanced
         self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
-        self.min_coverage = min_coverage
         self.verify_report, self.exclude, self.cache_dir = verify_report, tuple(exclude), cache_dir
-        self.seed = seed
+        self.holdout_share, self.min_coverage, self.seed = holdout_share, min_coverage, seed
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
         self.stores: dict[str, Store] = {}
@@ -117,8 +116,6 @@ class ClipDataModule(LightningDataModule):
     @property
     def reader(self) -> dict[str, Any]:
         """The arguments of the list's reader that choose which clips and frames there are."""
-        from deepavfusion.data.stores.packed import CHOOSING
-
         given = getattr(self.index, "keywords", {})
         return {key: given[key] for key in CHOOSING if key in given}
 
@@ -151,17 +148,15 @@ class ClipDataModule(LightningDataModule):
         if self.split_of["val"] == HOLDOUT:
             self.lists["train"], self.lists["val"] = self.lists["train"].held_out(self.holdout_share, self.seed)
         for role in ("val", "test"):
-            self._check_coverage(self.lists[role])
-
-    def _check_coverage(self, clips: ClipList) -> None:
-        usable = len(clips) / clips.listed if clips.listed else 1.0
-        if usable < self.min_coverage:
-            raise UserError(
-                f"only {len(clips)} of {clips.listed} clips of the {clips.split} split under {self.root} can be used "
-                f"({usable:.1%}), but this protocol requires {self.min_coverage:.0%}: get the missing clips, or "
-                f"set data.min_coverage={int(usable * 100) / 100:g} to accept that; the coverage is "
-                "reported with the metrics."
-            )
+            clips = self.lists[role]
+            usable = len(clips) / clips.listed if clips.listed else 1.0
+            if usable < self.min_coverage:
+                raise UserError(
+                    f"only {len(clips)} of {clips.listed} clips of the {clips.split} split under {self.root} can be "
+                    f"used ({usable:.1%}), but this protocol requires {self.min_coverage:.0%}: get the missing clips, "
+                    f"or set data.min_coverage={int(usable * 100) / 100:g} to accept that; the coverage is reported "
+                    "with the metrics."
+                )
 
     @property
     def classes(self) -> list[str]:
@@ -276,8 +271,8 @@ class ClipDataModule(LightningDataModule):
             folder = Path(problem.path).parent
             if problem.reason == "missing" and not folder.is_dir():
                 raise UserError(
-                    f"{folder} was there when the run began and is gone: bring it back (is the disk mounted?), and "
-                    "give the same command again."
+                    f"{folder} existed when the run began and is gone: restore it (is the disk mounted?), and run the "
+                    "same command again."
                 )
         return batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import chain, repeat
 
 import torch
 
@@ -11,7 +12,7 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
-TRIES = 1000  # draws before a partner is called impossible
+TRIES = 1000  # draws from `near`, and then from the whole list, before a partner is called impossible
 
 
 def evaluation_mixtures(clips: ClipList, sources: int, different_class: bool, seed: int) -> list[tuple[int, ...]]:
@@ -75,9 +76,7 @@ def draw_partners(
     """
     chosen = [first]
     while len(chosen) < sources:
-        partner = _one(clips, chosen, near, different_class)
-        if partner is None:
-            partner = _one(clips, chosen, range(len(clips)), different_class)
+        partner = _partner(clips, chosen, near, different_class)
         if partner is None:
             kind = "another video and class" if different_class else "another video"
             raise UserError(
@@ -89,11 +88,11 @@ def draw_partners(
     return tuple(chosen)
 
 
-def _one(clips: Sequence[Clip], chosen: list[int], near: Sequence[int], different_class: bool) -> int | None:
+def _partner(clips: Sequence[Clip], chosen: list[int], near: Sequence[int], different_class: bool) -> int | None:
     videos = {clips[n].video_id for n in chosen}
     classes = {label for n in chosen for label in clips[n].classes} if different_class else set()
-    for _ in range(TRIES):
-        candidate = near[int(torch.randint(len(near), ()).item())]
+    for pool in chain(repeat(near, TRIES), repeat(range(len(clips)), TRIES)):
+        candidate = pool[int(torch.randint(len(pool), ()).item())]
         clip = clips[candidate]
         # A clip without a class is not known to be of another one.
         if clip.video_id not in videos and (not different_class or (clip.classes and classes.isdisjoint(clip.classes))):

@@ -54,7 +54,7 @@ class Unreadable(Exception):
 
 
 class ClipDataset(Dataset["SampleGroup | Problem"]):
-    """What the kinds of samples share. A clip that does not decode gives a `Problem`, never another clip.
+    """The base of all kinds of samples. A clip that does not decode gives a `Problem`, never another clip.
 
     Args:
         clips: the list.
@@ -134,9 +134,11 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
         except DecodeError as error:
             raise Unreadable(Problem(clip.id, error.path, error.reason, error.detail, used=False)) from error
 
-    def window_start(self, clip: OpenClip, fraction: float) -> float:
-        """Where a window begins that lies at `fraction` (0…1) of the audio, s: a whole sample, in every store."""
-        return _whole_sample(max(clip.audio_end - self.spec.seconds, 0.0) * fraction)
+    def windows_at(self, clip: Clip, fractions: Sequence[float]) -> SampleGroup:
+        """`windows` that lie at some rising fractions (0…1) of the audio."""
+        with self.open(clip) as opened:
+            latest = max(opened.audio_end - self.spec.seconds, 0.0)
+            return self.windows(clip, opened, [_whole_sample(latest * fraction) for fraction in fractions])
 
     def frame_time(self, clip: OpenClip, start: float) -> float:
         """Time of the frame for the window from `start`, s."""
@@ -191,15 +193,13 @@ class WindowDataset(ClipDataset):
 
     def __init__(self, clips: ClipList, store: Store, spec: SampleSpec, windows: int = 1) -> None:
         super().__init__(clips, store, spec)
-        assert windows >= 1, windows
         assert windows == 1 or not spec.train, "several windows a clip are for evaluation"
         self.group = windows
 
     def read(self, item: int) -> SampleGroup:
-        clip, several = self.clips[item], self.group > 1
+        several = self.group > 1
         fractions = [n / (self.group - 1) for n in range(self.group)] if several else [self.fraction()]
-        with self.open(clip) as opened:
-            return self.windows(clip, opened, [self.window_start(opened, fraction) for fraction in fractions])
+        return self.windows_at(self.clips[item], fractions)
 
 
 class MixtureDataset(ClipDataset):
@@ -242,19 +242,13 @@ class MixtureDataset(ClipDataset):
     def first_clip(self, item: int) -> int:
         return item if self.spec.train else self.mixtures[item][0]
 
-    def members(self, item: int) -> tuple[int, ...]:
-        """Positions of the clips of a mixture; in training drawn anew at each call."""
-        if not self.spec.train:
-            return self.mixtures[item]
-        near = self.block_of.get(item, range(len(self.clips)))
-        return draw_partners(self.clips, item, near, self.group, self.different_class)
-
     def read(self, item: int) -> SampleGroup:
-        samples: SampleGroup = []
-        for clip in (self.clips[member] for member in self.members(item)):
-            with self.open(clip) as opened:
-                samples += self.windows(clip, opened, [self.window_start(opened, self.fraction())])
-        return samples
+        if self.spec.train:
+            near = self.block_of.get(item, range(len(self.clips)))
+            members = draw_partners(self.clips, item, near, self.group, self.different_class)
+        else:
+            members = self.mixtures[item]
+        return [sample for n in members for sample in self.windows_at(self.clips[n], [self.fraction()])]
 
 
 class FrameDataset(ClipDataset):
@@ -328,7 +322,7 @@ class FrameDataset(ClipDataset):
         mask = opened.mask(second)
         file, count = f"labels_semantic/{second}.png", len(self.list.classes)
         if self.semantic and (greatest := int(np.asarray(mask).max())) + self.label_offset >= count:
-            detail = f"{file} holds the value {greatest}, which is no class of the {count}"
+            detail = f"{file} holds the value {greatest}, which is none of the {count} classes"
             detail += f" (data.samples.label_offset is {self.label_offset})"
             raise DecodeError(f"{clip.path}/{file}", "bad_mask", detail)
         values = view.of_mask(mask, self.spec.image_size)

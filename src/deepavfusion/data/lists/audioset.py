@@ -81,8 +81,7 @@ def audioset(
         clips, repeated = unique(_segments(base, files[name], name, clip_pattern, position), files[name], "labels")
         notes += repeated
         known = {clip.id for clip in listed}  # of the short list, or none
-        twice = [clip.id for clip in clips if clip.id in known]
-        if twice:
+        if twice := [clip.id for clip in clips if clip.id in known]:
             notes.append(
                 f"{count(len(twice), 'clip is', 'clips are')} in {files[name]} and in {balanced}, e.g. {twice[0]}; "
                 "the latter counts."
@@ -91,9 +90,9 @@ def audioset(
         del clips
     if "unbalanced" in LISTS_OF_SPLIT[split] and all(folders.has(file) for file in files.values()):
         others = [name for name in files if name not in LISTS_OF_SPLIT[split]]
-        rest = chain(*(_segments(base, files[name], name, clip_pattern, position) for name in others))
+        rest = (clip for name in others for _, clip in _segments(base, files[name], name, clip_pattern, position))
         begin = len(str(base)) + 1
-        paths = (clip.path[begin:] for clip in chain(listed, (clip for _, clip in rest)))
+        paths = (clip.path[begin:] for clip in chain(listed, rest))
         notes += unlisted_files(folders, paths, clip_pattern, "the lists of AudioSet")
     return list_clips(folders, split, listed, classes, notes, multi_label=True)
 

@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from errno import ELOOP, ENAMETOOLONG
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 
 from deepavfusion.types import Clip
@@ -121,9 +121,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
     except OSError as error:
-        if error.errno in (ENAMETOOLONG, ELOOP):  # no such folder can exist
+        if error.errno in (ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP):  # there is no such folder, or none can exist
             return []
         raise

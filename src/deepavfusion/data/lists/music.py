@@ -112,7 +112,7 @@ def _videos(root: Path, file: str, pattern: str) -> list[Video]:
     content = read_json(root, file, CONTENT, "data.index.lists")
     videos = content.get("videos") if isinstance(content, dict) else None
     if not isinstance(videos, dict) or not all(isinstance(ids, list) for ids in videos.values()):
-        raise UserError(f"{root / file} is no list of MUSIC; expected {CONTENT}: put the published file there.")
+        raise UserError(f"{root / file} is not a list of MUSIC; expected {CONTENT}: put the published file there.")
     found = []
     for name, ids in videos.items():
         check_name(name, "instrument", str(root / file))
@@ -147,11 +147,8 @@ def _unique(every: list[Video]) -> tuple[list[Video], list[str]]:
     at_odds = [video for _, video in times if video != first[video.id]]
     notes = []
     if repeated:
-        one = repeated[0]
-        notes.append(
-            f"{count(len(repeated), 'video is', 'videos are')} repeated in a list, e.g. {one.id} in {one.file}; "
-            "each counts once."
-        )
+        what = count(len(repeated), "video is", "videos are")
+        notes.append(f"{what} repeated in a list, e.g. {repeated[0].id} in {repeated[0].file}; each counts once.")
     if at_odds:
         one = at_odds[0]
         notes.append(

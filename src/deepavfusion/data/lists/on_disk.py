@@ -14,7 +14,7 @@ from deepavfusion.data.lists.text import count, leads_out, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
-STRAYS_BY_NAME = 3  # up to so many folders without a label get a note each, more of them one together
+STRAYS_BY_NAME = 3  # up to this many folders without a label get a note each; more share one
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +139,8 @@ def list_clips(
     begin = len(str(folders.root)) + 1
     there: list[Clip] = []
     missing: list[Clip] = []
-    for clip in clips:
+    for clip in sorted(clips, key=attrgetter("id")):
         (there if (is_there(clip) if is_there else folders.has(clip.path[begin:])) else missing).append(clip)
-    there.sort(key=attrgetter("id"))
-    missing.sort(key=attrgetter("id"))
     if missing and not there:
         expected = missing[0].path[begin:]
         raise UserError(

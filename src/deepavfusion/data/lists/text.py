@@ -74,7 +74,7 @@ def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
         for name, value in pairs:
             if name in found:
                 raise UserError(f"{path} has the key {name!r} twice in one object; expected {content}: fix the file.")
-            found[name.encode().decode()] = value  # half a surrogate pair is no text: a UnicodeEncodeError
+            found[name.encode().decode()] = value  # half a surrogate pair raises a UnicodeEncodeError
         return found
 
     try:

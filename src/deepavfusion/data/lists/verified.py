@@ -53,16 +53,14 @@ COLUMNS = ",".join(ReportRow._fields)
 def signature(path: str, seconds: Sequence[int] = ()) -> tuple[str, str] | None:
     """`ReportRow.bytes` and `.modified` of a clip's file, or of the files in a folder that a clip annotated at these
     seconds uses; None if there is no such file or folder."""
+    files = [f"{path}/audio.wav"] if seconds else []
+    for n in seconds:
+        files += [f"{path}/frames/{n}.jpg", f"{path}/labels_semantic/{n}.png"]
     try:
-        if not seconds:
-            found = os.stat(path)
-            return str(found.st_size), _utc(found.st_mtime_ns)
-        names = [
-            f"{part}/{n}.{kind}" for n in seconds for part, kind in (("frames", "jpg"), ("labels_semantic", "png"))
-        ]
-        files = [f"{path}/{name}" for name in ("audio.wav", *names)]
         stats = [os.stat(file) for file in files if os.path.exists(file)] or [os.stat(path)]
-        return str(sum(found.st_size for found in stats)), _utc(max(found.st_mtime_ns for found in stats))
+        whole, rest = divmod(max(found.st_mtime_ns for found in stats), 10**9)
+        modified = f"{datetime.fromtimestamp(whole, timezone.utc):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+        return str(sum(found.st_size for found in stats)), modified
     except (OSError, ValueError):
         return None
 
@@ -78,11 +76,6 @@ def unchanged(row: ReportRow, found: tuple[str, str] | None) -> bool:
     return found[1][:19] == row.modified[:19] if whole else found[1] == row.modified
 
 
-def _utc(nanoseconds: int) -> str:
-    seconds, rest = divmod(nanoseconds, 10**9)
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
-
-
 def below(path: str, folder: str) -> str:
     """`ReportRow.path` of an absolute path, for a report in `folder`."""
     return path[len(folder) + 1 :] if path.startswith(f"{folder}/") else path
@@ -92,7 +85,7 @@ def read_report(report: Path) -> Iterator[ReportRow]:
     """The rows of a report. A last line that was cut off is skipped: older versions appended to the file.
 
     Raises:
-        UserError: the file is no report, or damaged.
+        UserError: the file is not a report, or is damaged.
     """
     try:
         with open(report, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
@@ -105,7 +98,7 @@ def read_report(report: Path) -> Iterator[ReportRow]:
                 if not good:
                     raise _damaged(report, f"line {reader.line_num}, reads `{','.join(cells)[:80]}`")
                 if number:
-                    # Few different words: shared, a report of two million clips stays small.
+                    # Few distinct values: interned, a report of two million clips stays small.
                     yield ReportRow(cells[0], *map(sys.intern, cells[1:7]), *cells[7:])
     except csv.Error as error:
         raise _damaged(report, f"line {reader.line_num}, cannot be read as CSV ({error})") from None

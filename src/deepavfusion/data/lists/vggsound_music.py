@@ -116,18 +116,15 @@ def _at_odds(
 ) -> list[str]:
     """Notes on repeated pairs, clips in both lists, and classes in only one."""
     notes = []
-    repeated = len(mixtures) - len(set(mixtures))
-    if repeated:
+    if repeated := len(mixtures) - len(set(mixtures)):
         notes.append(f"{test_file} lists {count(repeated, 'pair')} more than once; all are kept.")
-    both = sorted({row.id for row in train} & {row.id for row in test})
-    if both:
+    if both := sorted({row.id for row in train} & {row.id for row in test}):
         notes.append(
             f"{count(len(both), 'clip is', 'clips are')} in both lists, e.g. {both[0]}; both are kept as they are."
         )
     for rows, file, others, other_file in ((train, train_file, test, test_file), (test, test_file, train, train_file)):
         known = {row.label for row in others}
-        alone = sorted({row.label for row in rows} - known)
-        if alone:
+        if alone := sorted({row.label for row in rows} - known):
             notes.append(
                 f"{file} has {count(len(alone), 'class', 'classes')} that {other_file} lacks, e.g. '{alone[0]}'"
                 f"{suggestion(alone[0], known) or '.'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
 from typing import Any, Protocol
@@ -25,12 +25,9 @@ CRASHES = 100  # blamed on clips, without a batch in between: then the decoder o
 class Items(Protocol):
     """What the loader needs of a dataset."""
 
+    clips: list[Clip]  # that it reads
     group: int  # samples per item
     reading: Callable[[int], AbstractContextManager[Problem | None]] | None  # to be called around reading an item
-
-    @property
-    def clips(self) -> Sequence[Clip]:
-        """The list that it reads."""
 
     def first_clip(self, item: int) -> int:
         """Position of the (first) clip that an item reads."""
@@ -94,9 +91,9 @@ class ResumableLoader(DataLoader[Any]):
                     if self.batches_done == len(self):  # Lightning does not ask for more; this ends the workers
                         next(iterator, None)
                     yield batch
-            blamed = self._clear_away(iterator, hung)
+            blamed, how = self._clear_away(iterator, hung)
             kills, crashes = kills + (not blamed), crashes + blamed
-            ended = f"times in a row by {self._how_it_ended(iterator)}"
+            ended = f"times in a row by {how}"
             if kills > KILLS:
                 raise UserError(
                     f"decoding processes were ended {kills} {ended}: the machine has too little memory, or shared "
@@ -118,12 +115,13 @@ class ResumableLoader(DataLoader[Any]):
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         return iterator
 
-    def _clear_away(self, iterator: Any, hung: set[int]) -> bool:
-        """End all processes; returns whether a clip is to blame."""
-        dead = [number for number, worker in enumerate(iterator._workers) if not worker.is_alive()]
-        blamed = False
-        for number in dead:
-            item, how = self.board.item(number), self._how_it_ended(iterator, number)
+    def _clear_away(self, iterator: Any, hung: set[int]) -> tuple[bool, str]:
+        """End all processes; returns whether a clip is to blame, and how one ended by itself."""
+        dead = [(number, worker.exitcode) for number, worker in enumerate(iterator._workers) if not worker.is_alive()]
+        blamed, how = False, ""
+        for number, code in dead:
+            item = self.board.item(number)
+            how = signal.Signals(-code).name if code < 0 else f"status {code}"
             if item is None or (number not in hung and how == "SIGKILL"):
                 say(f"a decoding process was ended by {how}; all are restarted", "yellow")
                 continue
@@ -136,8 +134,8 @@ class ResumableLoader(DataLoader[Any]):
             worker.join()
         iterator._shutdown_workers()
         self._iterator = None
-        self.board.clear()
-        return blamed
+        self.board.rows.zero_()
+        return blamed, how
 
     def _blame(self, item: int, reason: str, detail: str) -> None:
         clip = self.items.clips[self.items.first_clip(item)]
@@ -149,9 +147,3 @@ class ResumableLoader(DataLoader[Any]):
         else:
             detail += f", {self.ends[item]} times"
             self.board.excluded[item] = Problem(clip.id, clip.path, reason, detail, used=False)
-
-    @staticmethod
-    def _how_it_ended(iterator: Any, number: int | None = None) -> str:
-        codes = [worker.exitcode for worker in iterator._workers if worker.exitcode is not None]
-        code = codes[0] if number is None else iterator._workers[number].exitcode
-        return signal.Signals(-code).name if code and code < 0 else f"status {code}"

@@ -21,7 +21,7 @@ class ClipSampler(Sampler[Draw]):
         shuffle: a new order each epoch.
         seed: of the run.
         rank, world_size: of this process. Its share is every world_size-th item; a run of neighbours with blocks.
-        even: give every rank the same number (training needs it), leaving out fewer than world_size items, others
+        even: give every rank the same number (training needs it), skipping fewer than world_size items, different ones
             each epoch; without it the ranks' shares are disjoint and complete, never padded.
         blocks: items that are stored together, in the order of storage. An epoch shuffles the blocks, then the items
             within each `SHUFFLED_TOGETHER` blocks; without shuffling it follows the storage.

@@ -41,9 +41,6 @@ class Board:
         """What a process was reading when it ended."""
         return int(self.rows[worker, 1]) - 1 if self.rows[worker, 1] else None
 
-    def clear(self) -> None:
-        self.rows.zero_()
-
 
 @contextmanager
 def hang_watch(board: Board, seconds: float) -> Iterator[set[int]]:

@@ -121,7 +121,7 @@ def _claim(output: Path, lists: dict[str, ClipList], name: str, settings: PackSe
 
 
 def _list_hash(clips: ClipList) -> str:
-    """Of everything that decides the content: ids, classes, missing and excluded clips."""
+    """A hash of everything that decides the content: ids, classes, missing and excluded clips."""
     content = to_json(clips, clips.clips, clips.excluded)
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

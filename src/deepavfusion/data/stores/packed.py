@@ -44,7 +44,6 @@ MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
 CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
 VALUES = re.compile(r"bytes|no_header_numpy:[0-9]+")  # litdata knows others, of which one runs code
 INT16 = 32767  # the sample value of 1.0
-CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
 COLUMNS = ("id", "video", "label", "labels", "frames")  # of a clip, in clips.json
 
 Item = dict[str, Any]
@@ -117,14 +116,12 @@ class PackedStore:
 
     def _dataset(self) -> StreamingDataset:
         if self._opened is None or self._opened[0] != os.getpid():  # files opened before a fork are not shared
-            folder = f"{self.root}/{self.split}"
-            if is_remote(self.root):
-                cache = str(cache_of(self.root, self.cache_dir) / self.split)
-                dataset = StreamingDataset(Dir(path=cache, url=folder), batch_decode=0)
+            folder, remote = f"{self.root}/{self.split}", is_remote(self.root)
+            place = Dir(path=str(cache_of(self.root, self.cache_dir) / self.split), url=folder) if remote else folder
+            dataset = StreamingDataset(place, batch_decode=0)
+            if remote:
                 dataset[:0]  # creates its cache, which the next line needs
                 dataset.on_demand_bytes = False  # fetch whole chunks: every epoch reads all of their items
-            else:
-                dataset = StreamingDataset(folder, batch_decode=0)
             self._opened = (os.getpid(), dataset)
         return self._opened[1]
 
@@ -167,7 +164,7 @@ def packed_list(
         root: of the packed data.
         split: its name.
         name: the dataset that is expected.
-        reader: the `CHOOSING` arguments of its reader that are expected.
+        reader: the arguments of its reader that are expected, see `ClipDataModule.reader`.
         cache_dir: where a remote root is kept.
 
     Raises:
@@ -178,8 +175,8 @@ def packed_list(
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
         words = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{root} holds packed data that is damaged or of another program ({type(error).__name__}: {words}): copy "
-            "it again, or pack it again with `python src/prepare.py command=pack`."
+            f"{root} holds packed data that is damaged or written by other software ({type(error).__name__}: {words}): "
+            "copy it again, or pack it again with `python src/prepare.py command=pack`."
         ) from error
 
 

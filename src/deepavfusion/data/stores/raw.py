@@ -39,8 +39,7 @@ class MediaClip:
         self.audio_end, self.video_end = media.info.audio_end, media.info.video_end
 
     def frames(self, times: Sequence[float]) -> list[Frame]:
-        frames = self.media.frames(times)
-        return [Frame(Image.fromarray(frame), *frame.shape[:2]) for frame in frames]
+        return [Frame(Image.fromarray(frame), *frame.shape[:2]) for frame in self.media.frames(times)]
 
     def frame_times(self) -> list[float]:
         return [n * FRAME_GRID for n in range(int(self.video_end / FRAME_GRID) + 1)]
@@ -61,7 +60,7 @@ class FolderClip(MediaClip):
         try:
             self.numbers = sorted(int(file.stem) for file in (self.folder / "frames").glob("[0-9]*.jpg"))
         except ValueError as error:
-            raise DecodeError(clip.path, "undecodable", f"the name of a frame is no number ({error})") from None
+            raise DecodeError(clip.path, "undecodable", f"the name of a frame is not a number ({error})") from None
         if not self.numbers:
             raise DecodeError(clip.path, "no_video", "there are no frames/<n>.jpg")
         self.video_end = self.numbers[-1] + 1.0

@@ -37,7 +37,7 @@ class OpenClip(Protocol):
 
     @property
     def video_end(self) -> float:
-        """Where the last frame leaves the screen, s."""
+        """Where the last frame ends, s."""
 
     def frames(self, times: Sequence[float]) -> list[Frame]:
         """The frames on screen at `times`, s."""
