@@ -57,8 +57,8 @@ def check_clip(clip: Clip, audio_seconds: float, classes: int | None, label_offs
 def verdict(findings: Iterable[Finding], mask_values: Iterable[int] = ()) -> Verdict:
     """The finding of the highest rank, with the others; none: ok."""
     ordered = sorted(findings, key=lambda finding: STATUSES.index(finding[0])) or [("ok", "")]
-    also = tuple(word for word in dict.fromkeys(word for word, _ in ordered) if word != ordered[0][0])
-    return Verdict(*ordered[0], also=also, mask_values=tuple(sorted(mask_values)))
+    also = list(dict.fromkeys(word for word, _ in ordered))[1:]
+    return Verdict(*ordered[0], also=tuple(also), mask_values=tuple(sorted(mask_values)))
 
 
 def _audio(peak: float, end: float, audio_seconds: float) -> list[Finding]:

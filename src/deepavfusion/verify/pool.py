@@ -70,9 +70,13 @@ def call_apart(
                 done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)  # a broken pool may leave some undone
                 for future in done:
                     try:
-                        result = _outcome(future, time_limit)
+                        result = future.result()
                     except BrokenProcessPool:
                         continue
+                    except TimeoutError:
+                        result = Lost(True, f"not done after {time_limit:g} s")
+                    except ProcessExpired as error:
+                        result = Lost(False, f"the decoding process {_ending(error.exitcode)}")
                     failed = 0
                     yield pending.pop(future), result
         finally:
@@ -82,16 +86,6 @@ def call_apart(
         waiting = chain(list(pending.values()), waiting)
         failed += 1
     raise RuntimeError(f"worker processes died {ATTEMPTS} times in a row before they returned any result")
-
-
-def _outcome(future: Future[Any], time_limit: float) -> Any:
-    """The result of a future that is done, or a `Lost`."""
-    try:
-        return future.result()
-    except TimeoutError:
-        return Lost(True, f"not done after {time_limit:g} s")
-    except ProcessExpired as error:
-        return Lost(False, f"the decoding process {_ending(error.exitcode)}")
 
 
 def _ending(code: int) -> str:

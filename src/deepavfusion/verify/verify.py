@@ -6,9 +6,8 @@ Training reads the report (`bad_clips`) and excludes clips that it cannot use.
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +27,7 @@ WORST = 20  # classes shown
 OFFSETS = (0, -1, 1)  # of mask values, the most likely first
 
 Check = Callable[[Clip], Verdict]
-
-
-@dataclass
-class Unchecked:
-    """A file or folder to decode, and the clips of the lists that are in it."""
-
-    clip: Clip
-    found: tuple[str, str]  # its signature
-    entries: list[tuple[ClipList, Clip]] = field(default_factory=list)
+Entry = tuple[ClipList, Clip, tuple[str, str]]  # a clip of a list, and the signature of its file or folder
 
 
 def verify(
@@ -81,8 +72,11 @@ def verify(
             say(f"{known} clips are in {report} already and have not changed; force=true decodes them again")
         if todo:
             _decode(todo, journal, check, workers, time_limit)
-    total, excluded = _print_counts(lists, journal, exclude)
-    _print_offset(lists, journal, label_offset)
+    rows = [(clips, clip, journal.rows[clips.split, clip.id]) for clips in lists for clip in _all(clips)]
+    total = _print_statuses([clips.split for clips in lists], rows)
+    _print_classes(rows, journal.path.with_name(f"{journal.path.stem}_classes.csv"))
+    _print_offset(rows, label_offset)
+    excluded = sum(any(word in exclude for word in row.words) for _, _, row in rows)
     place = f"data.root={root}"
     if os.path.abspath(report) != os.path.abspath(os.path.join(root, "verify.csv")):
         place += f" data.verify_report={report}"
@@ -92,11 +86,10 @@ def verify(
 
 def _plan(
     lists: Sequence[ClipList], journal: Journal, force: bool, classes: int | None, label_offset: int
-) -> tuple[list[Unchecked], int]:
-    """What is left to decode, each file once, and how many clips are known already; records those that are missing."""
+) -> tuple[dict[str, list[Entry]], int]:
+    """What is left to decode, by path, and how many clips are known already; records those that are missing."""
     by_path = {} if force else {row.path: row for row in journal.rows.values()}
-    todo: dict[str, Unchecked] = {}
-    known = 0
+    todo, known = defaultdict[str, list[Entry]](list), 0
     for clips in lists:
         missing = {clip.id for clip in clips.missing}
         for clip in _all(clips):
@@ -114,8 +107,8 @@ def _plan(
                 if before is None or (before.path, before.modified) != (row.path, row.modified):
                     journal.add(row._replace(id=clip.id, split=clips.split, classes="|".join(_classes_of(clips, clip))))
                 continue
-            todo.setdefault(clip.path, Unchecked(clip, found)).entries.append((clips, clip))
-    return list(todo.values()), known
+            todo[clip.path].append((clips, clip, found))
+    return todo, known
 
 
 def _same_classes(row: ReportRow, classes: int | None, label_offset: int) -> bool:
@@ -128,17 +121,15 @@ def _same_classes(row: ReportRow, classes: int | None, label_offset: int) -> boo
     return no_class == ("bad_mask" in row.words)
 
 
-def _decode(todo: Sequence[Unchecked], journal: Journal, check: Check, workers: int, time_limit: float) -> None:
-    by_path = {each.clip.path: each for each in todo}
+def _decode(todo: dict[str, list[Entry]], journal: Journal, check: Check, workers: int, time_limit: float) -> None:
     with progress_bar() as bar:
         task = bar.add_task("verifying", total=len(todo))
-        clips = (each.clip for each in todo)
-        for clip, result in call_apart(check, clips, min(workers, len(todo)), time_limit):
+        once = (entries[0][1] for entries in todo.values())
+        for decoded, result in call_apart(check, once, min(workers, len(todo)), time_limit):
             if isinstance(result, Lost):
                 result = Verdict("hung" if result.hung else "undecodable", result.detail)
-            each = by_path[clip.path]
-            for clips_of_split, entry in each.entries:
-                _record(journal, clips_of_split, entry, result, each.found)
+            for clips, clip, found in todo[decoded.path]:
+                _record(journal, clips, clip, result, found)
             bar.advance(task)
 
 
@@ -174,74 +165,64 @@ def _all(clips: ClipList) -> Iterator[Clip]:
 
 # ---- summary
 
-
-def _print_counts(lists: Sequence[ClipList], journal: Journal, exclude: Collection[str]) -> tuple[Counter[str], int]:
-    """Print the tables and write that of the classes; the number of clips with each status, and of excluded ones."""
-    statuses: dict[str, Counter[str]] = {}
-    by_class: dict[tuple[str, str], Counter[str]] = {}
-    excluded = 0
-    for clips in lists:
-        statuses[clips.split] = Counter()
-        for clip in _all(clips):
-            row = journal.rows[clips.split, clip.id]
-            statuses[clips.split][row.status] += 1
-            excluded += any(word in exclude for word in row.words)
-            for name in _classes_of(clips, clip):
-                count = by_class.setdefault((clips.split, name), Counter())
-                count.update(["listed"] + ["present"] * (row.status != "missing") + ["usable"] * (row.usable == "yes"))
-    _print_statuses(statuses)
-    classes = [(*key, n["listed"], n["present"], n["usable"]) for key, n in sorted(by_class.items())]
-    of_classes = journal.path.with_name(f"{journal.path.stem}_classes.csv")
-    write_csv(of_classes, [("split", "class", "listed", "present", "usable"), *classes], end="\n")
-    _print_classes([row for row in classes if row[4] < row[2]], of_classes)
-    return sum(statuses.values(), Counter[str]()), excluded
+Listed = Sequence[tuple[ClipList, Clip, ReportRow]]  # every clip of the lists
 
 
-def _print_statuses(statuses: dict[str, Counter[str]]) -> None:
-    columns = dict(statuses)
-    if len(statuses) > 1:
-        columns["all"] = sum(statuses.values(), Counter[str]())
+def _print_statuses(splits: Sequence[str], rows: Listed) -> Counter[str]:
+    """Print how many clips of each split have each status; returns the sums over the splits."""
+    columns = {split: Counter[str]() for split in splits}
+    for clips, _, row in rows:
+        columns[clips.split][row.status] += 1
+    total = sum(columns.values(), Counter[str]())
+    if len(columns) > 1:
+        columns["all"] = total
     table = Table("clips", *(Column(name, justify="right") for name in columns), title="Status of the clips")
 
-    def add(name: str, counts: Sequence[int], style: str | None = None) -> None:
+    def add(name: str, statuses: Collection[str], style: str | None = None) -> None:
+        counts = (sum(count[word] for word in statuses) for count in columns.values())
         table.add_row(name, *(f"{count:,}".replace(",", " ") for count in counts), style=style)
 
     for word in STATUSES:
-        if any(count[word] for count in columns.values()):
-            style = "green" if word == "ok" else "yellow" if word in USABLE else "red"
-            add(word, [count[word] for count in columns.values()], style)
+        if total[word]:
+            add(word, [word], "green" if word == "ok" else "yellow" if word in USABLE else "red")
     table.add_section()
-    add("listed", [sum(count.values()) for count in columns.values()])
-    add("present", [sum(count.values()) - count["missing"] for count in columns.values()])
-    add("usable", [sum(count[word] for word in USABLE) for count in columns.values()], "bold")
+    add("listed", STATUSES)
+    add("present", set(STATUSES) - {"missing"})
+    add("usable", USABLE, "bold")
     get_console().print(table)
+    return total
 
 
-def _print_classes(losing: list[tuple[str, str, int, int, int]], file: Path) -> None:
+def _print_classes(rows: Listed, file: Path) -> None:
+    """Write how many clips of each class are usable, and print the classes that lose most."""
+    numbers = ("listed", "present", "usable")
+    counts = defaultdict[tuple[str, str], Counter[str]](Counter)
+    for clips, clip, row in rows:
+        for name in _classes_of(clips, clip):
+            counts[clips.split, name].update(listed=1, present=row.status != "missing", usable=row.usable == "yes")
+    classes = [(*key, n["listed"], n["present"], n["usable"]) for key, n in sorted(counts.items())]
+    write_csv(file, [("split", "class", *numbers), *classes], end="\n")
+    losing = sorted((line for line in classes if line[4] < line[2]), key=lambda n: (n[4] / n[2], n[4] - n[2]))
     if not losing:
         return
-    losing.sort(key=lambda row: (row[4] / row[2], row[4] - row[2]))
-    numbers = (Column(name, justify="right") for name in ("listed", "present", "usable"))
-    table = Table("split", "class", *numbers, title="Classes that lose clips")
-    for row in losing[:WORST]:
-        table.add_row(*map(str, row))
+    columns = (Column(name, justify="right") for name in numbers)
+    table = Table("split", "class", *columns, title="Classes that lose clips")
+    for line in losing[:WORST]:
+        table.add_row(*map(str, line))
     get_console().print(table)
     shown = f"the worst {WORST} of {len(losing)}; " if len(losing) > WORST else ""
     say(f"{shown}all classes are in {file}")
 
 
-def _print_offset(lists: Sequence[ClipList], journal: Journal, label_offset: int) -> None:
+def _print_offset(rows: Listed, label_offset: int) -> None:
     """Say which data.samples.label_offset fits the masks' values, if there are masks."""
-    explained: Counter[int] = Counter()
-    values = 0
-    for clips in lists:
-        for clip in _all(clips):
-            for value in map(int, journal.rows[clips.split, clip.id].mask_values.split()):
-                values += 1
-                explained.update(offset for offset in OFFSETS if value + offset in clip.classes)
+    values = [(int(value), clip.classes) for _, clip, row in rows for value in row.mask_values.split()]
     if not values:
         return
-    best = max((label_offset, *OFFSETS), key=lambda offset: explained[offset])
-    fit = f"data.samples.label_offset={best} fits the masks: {explained[best]} of {values} values are annotated classes"
+    offsets = (label_offset, *OFFSETS)  # of equal ones the first is taken
+    explained = {offset: sum(value + offset in classes for value, classes in values) for offset in offsets}
+    best = max(explained, key=explained.__getitem__)
+    share = f"{explained[best]} of {len(values)} values are annotated classes"
+    fit = f"data.samples.label_offset={best} fits the masks: {share}"
     other = f"; with {label_offset}, its present value, {explained[label_offset]} are: change it"
     say(fit + (other if best != label_offset else ""))
