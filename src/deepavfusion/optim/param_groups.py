@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -24,12 +23,15 @@ def param_groups(
     """
     # By id: tensors compare elementwise, so a parameter cannot be looked up by equality.
     branch_of = {id(p): name for name, module in (branches or {}).items() for p in module.parameters()}
-
-    def place(_: str, parameter: nn.Parameter) -> dict[str, Any]:
-        branch = branch_of.get(id(parameter), "main")
-        return {"name": branch, "branch": branch}
-
-    return _groups(model, weight_decay, place)
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        branch, decays = branch_of.get(id(parameter), "main"), parameter.ndim > 1
+        name = branch if decays else f"{branch}_no_decay"
+        group = {"name": name, "branch": branch, "weight_decay": weight_decay if decays else 0.0, "params": []}
+        groups.setdefault(name, group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def layer_decay_groups(
@@ -51,26 +53,19 @@ def layer_decay_groups(
     Returns:
         Non-empty groups {"name", "lr_scale", "weight_decay", "params"}, from the patches to the head.
     """
-
-    def place(name: str, _: nn.Parameter) -> dict[str, Any]:
-        layer = _layer_id(name, prefix, depth)
-        return {"name": f"layer_{layer:02d}", "lr_scale": layer_decay ** (depth + 1 - layer)}
-
-    return sorted(_groups(model, weight_decay, place), key=lambda group: group["name"])
-
-
-def _groups(
-    model: nn.Module, weight_decay: float, place: Callable[[str, nn.Parameter], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Parameters by the name in `place(name, parameter)`, in two groups: with and without weight decay."""
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            group = place(name, parameter) | {"weight_decay": weight_decay if parameter.ndim > 1 else 0.0, "params": []}
-            if parameter.ndim < 2:
-                group["name"] += "_no_decay"
-            groups.setdefault(group["name"], group)["params"].append(parameter)
-    return list(groups.values())
+        if not parameter.requires_grad:
+            continue
+        layer, decays = _layer_id(name, prefix, depth), parameter.ndim > 1
+        group = {
+            "name": f"layer_{layer:02d}" + ("" if decays else "_no_decay"),
+            "lr_scale": layer_decay ** (depth + 1 - layer),
+            "weight_decay": weight_decay if decays else 0.0,
+            "params": [],
+        }
+        groups.setdefault((layer, not decays), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
 def _layer_id(name: str, prefix: str, depth: int) -> int:
