@@ -1,11 +1,10 @@
 """The generated demo data: small sets in the official layouts of VGGSound, VGGSound-Music, MUSIC, AVSBench, AudioSet.
 
 Drawn instruments (drawings.py, scenes.py) play random tunes (sounds.py), so that every experiment runs offline. A
-sounding instrument moves when a note starts. About half of the VGGSound clips also show a silent instrument of another
-class, so neither video nor audio alone suffices. AudioSet is similar, but one, two or three instruments sound together,
-and the labels name them all. The other sets use four of the eight instruments on a grey stage, each in its own register
-and colours, because a tiny network has only a thousand steps to learn to see, to hear and to connect the two. MUSIC and
-VGGSound-Music show the sounding instruments only; all frames of AVSBench S4 and some of MS3 also show a silent one. The
+sounding instrument moves when a note starts. Half of the VGGSound clips also show a silent instrument of another class,
+so neither video nor audio alone suffices. In AudioSet one to three instruments sound together, and the labels name them
+all. The other sets use four of the eight instruments on a grey stage, each in its own register and colours, because a
+tiny network has only a thousand steps to learn. All frames of AVSBench S4 and some of MS3 also show a silent one. The
 files depend on the seed alone.
 """
 
@@ -82,10 +81,9 @@ def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FUL
     manifest = Path(root) / name / "manifest.json"
     if not manifest.is_file():
         return False
-    found, expected = json.loads(manifest.read_text()), _manifest(name, seed, counts)
-    known = found.get("counts", {})
-    found["counts"] = {key: known.get(key) for key in COUNTS[name]}  # older manifests hold those of every set
-    return found == {**expected, "files": _count_files(manifest.parent)}
+    found = {"counts": {}, **json.loads(manifest.read_text())}
+    found["counts"] = {key: found["counts"].get(key) for key in COUNTS[name]}  # older manifests hold those of all sets
+    return found == {**_manifest(name, seed, counts), "files": _count_files(manifest.parent)}
 
 
 # ---- how a set is generated
@@ -103,8 +101,7 @@ def _count_files(folder: Path) -> int:
 def _generate(root: Path, sets: Sequence[str], seed: int, workers: int, counts: Counts) -> None:
     # Spawned processes share nothing with this one, nor its lock.
     context = multiprocessing.get_context("spawn")
-    alone = nullcontext()  # in this process
-    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) if workers > 1 else alone as pool:
+    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) if workers > 1 else nullcontext() as pool:
         for name in sets:
             unfinished, old = root / f".{name}.partial", root / f".{name}.old"
             for leftover in (unfinished, old):

@@ -39,7 +39,7 @@ class Pen:
         self.image = Image.new("RGBA", (CANVAS, CANVAS))
         self.draw = ImageDraw.Draw(self.image)
         dark, light = colour(rng, (0.05, 0.25)), colour(rng, (0.85, 1.0), (0.0, 0.25))
-        self.body, self.second = (_usual(rng, *part) for part in COLOURS[name])
+        self.body, self.second = (colour(rng, value, saturation, hue) for hue, saturation, value in COLOURS[name])
         if rng.random() >= usual:
             self.body, self.second = colour(rng), colour(rng)
         self.ink, self.shine = (dark, light) if rng.random() < 0.7 else (light, dark)
@@ -65,17 +65,12 @@ class Pen:
         return max(1, round(width * CANVAS))
 
 
-def colour(rng: Generator, value: Range = (0.35, 1.0), saturation: Range = (0.25, 0.95)) -> Colour:
-    """A random colour of any hue, with value and saturation in these ranges."""
-    return _rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
-
-
-def _usual(rng: Generator, hue: float, saturation: Range, value: Range) -> Colour:
-    return _rgb((hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 1.0, rng.uniform(*saturation), rng.uniform(*value))
-
-
-def _rgb(hue: float, saturation: float, value: float) -> Colour:
-    r, g, b = colorsys.hsv_to_rgb(hue, saturation, value)
+def colour(
+    rng: Generator, value: Range = (0.35, 1.0), saturation: Range = (0.25, 0.95), hue: float | None = None
+) -> Colour:
+    """A random colour with value and saturation in these ranges, near `hue`, or of any hue."""
+    turn = rng.random() if hue is None else (hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 1.0
+    r, g, b = colorsys.hsv_to_rgb(turn, rng.uniform(*saturation), rng.uniform(*value))
     return round(r * 255), round(g * 255), round(b * 255)
 
 
@@ -160,14 +155,10 @@ def _piano(pen: Pen, rng: Generator) -> None:
     pen.box(0.0, 0.5, 1.0, 0.7, ebony, 0.01)
     keys = int(rng.integers(11, 15))
     width = 0.96 / keys
-    for key in range(keys):
-        x = 0.02 + key * width
+    for x in 0.02 + width * np.arange(keys):
         pen.draw.rectangle([v * CANVAS for v in (x, 0.52, x + width * 0.88, 0.68)], ivory)
-    for key in range(1, keys):
-        if key % 7 not in (3, 0):
-            x = 0.02 + key * width
-            box = [v * CANVAS for v in (x - width * 0.33, 0.52, x + width * 0.22, 0.61)]
-            pen.draw.rectangle(box, ebony)
+    for x in [0.02 + key * width for key in range(1, keys) if key % 7 not in (3, 0)]:
+        pen.draw.rectangle([v * CANVAS for v in (x - width * 0.33, 0.52, x + width * 0.22, 0.61)], ebony)
 
 
 def _drum(pen: Pen, rng: Generator) -> None:
@@ -207,11 +198,9 @@ def _accordion(pen: Pen, rng: Generator) -> None:
     folds, top, bottom = int(rng.integers(6, 9)), 0.14, 0.86
     for fold in range(folds):
         x0, x1 = 0.27 + 0.46 * fold / folds, 0.27 + 0.46 * (fold + 1) / folds
-        fill = pen.second if fold % 2 else pen.ink
         middle = (x0 + x1) / 2
-        pen.shape(
-            [(x0, top), (middle, top - 0.05), (x1, top), (x1, bottom), (middle, bottom + 0.05), (x0, bottom)], fill
-        )
+        outline = [(x0, top), (middle, top - 0.05), (x1, top), (x1, bottom), (middle, bottom + 0.05), (x0, bottom)]
+        pen.shape(outline, pen.second if fold % 2 else pen.ink)
     pen.box(0.0, 0.1, 0.28, 0.9, pen.body, 0.04)
     pen.box(0.72, 0.1, 1.0, 0.9, pen.body, 0.04)
     pen.box(0.05, 0.16, 0.16, 0.84, pen.shine)

@@ -74,24 +74,15 @@ SETS = tuple(COUNTS)
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to render.
+    """One clip to render: an mp4 file, or for AVSBench a folder of five frames, their masks and a WAV file."""
 
-    Args:
-        path: of the mp4 file, or of AVSBench's folder, relative to the set's folder.
-        key: with the seed, decides everything about the clip.
-        sounding, silent: names of the instruments.
-        seconds: length.
-        masks: 0 makes an mp4 file; otherwise a folder of five frames and a WAV file, with masks of so many frames.
-        stage: instruments play in their own register, in their usual colours and before something grey.
-    """
-
-    path: str
-    key: str
-    sounding: tuple[str, ...]
-    silent: tuple[str, ...]
+    path: str  # of the file or folder, relative to the set's folder
+    key: str  # with the seed, decides everything about the clip
+    sounding: tuple[str, ...]  # names of the instruments
+    silent: tuple[str, ...]  # names of those that are seen only
     seconds: float
-    masks: int = 0
-    stage: bool = False
+    masks: int = 0  # how many frames have masks; 0: an mp4 file
+    stage: bool = False  # instruments play in their own register, in their usual colours and before something grey
 
 
 Texts = dict[str, str]  # file name -> content: the lists and annotations of a set
@@ -117,15 +108,12 @@ def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     Every test clip is the first of one pair; one pair in eight is of one class.
     """
     jobs, rows = _clips_by_label("vggsound_music", STAGE, seed, counts)
-    train, test = (
-        [
-            (f"{c}_{start:06d}", label.removeprefix("playing ").replace(" ", "_"))
-            for c, start, label, s in rows
-            if s == split
-        ]
-        for split in ("train", "test")
-    )
-    lines = [f"{clip},{name.split(',')[0]}\n" for clip, name in sorted(train)]  # violin, but violin,_fiddle in pairs
+    clips: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    for clip, start, label, split in rows:
+        clips[split].append((f"{clip}_{start:06d}", label.removeprefix("playing ").replace(" ", "_")))
+    test = clips["test"]
+    # violin here, but violin,_fiddle in pairs
+    lines = [f"{clip},{name.split(',')[0]}\n" for clip, name in sorted(clips["train"])]
     order = rng_of(seed, "vggsound_music/pairs").permutation(len(test))
     pairs = [("source_1", "source_2", "class_1", "class_2", "sep_type")]
     for n in order:
@@ -156,9 +144,7 @@ def _clips_by_label(
 
 def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     """Three JSON lists; clips/<instrument>/<id>.mp4, where a duet's instrument is "a b"."""
-    jobs: list[Job] = []
-    solos: dict[str, list[str]] = {}
-    duets: dict[str, list[str]] = {}
+    jobs, solos, duets = list[Job](), dict[str, list[str]](), dict[str, list[str]]()
 
     def add(videos: dict[str, list[str]], names: tuple[str, ...], key: str, seconds: float) -> None:
         _, clip, _ = _origin(seed, key)

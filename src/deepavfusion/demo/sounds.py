@@ -20,7 +20,7 @@ SAMPLE_RATE = 16_000  # Hz
 
 # How hard it is to hear the class: wider ranges hide it better. Change VERSION in demo.py with them.
 REGISTER = (53.0, 69.0)  # lowest note of a melody, MIDI numbers; the same for every class
-OWN_REGISTER = {  # the same on a stage, where an instrument keeps to where it is at home
+OWN_REGISTER = {  # the same on a stage, where each instrument has a register of its own
     "drum": REGISTER,
     "flute": (78.0, 84.0),
     "guitar": (37.0, 43.0),
@@ -129,11 +129,14 @@ def _harmonics(phase: NDArray, amplitudes: NDArray, shrink: NDArray | float = 1.
     return out.astype(np.float32)
 
 
+def _attack(time: Signal, seconds: float) -> Signal:
+    return np.minimum(time / seconds, 1.0)
+
+
 def _sustain(time: Signal, length: float, attack: float, release: float) -> Signal:
     """Rises in `attack`, holds for `length`, falls in `release` seconds."""
-    rise = np.minimum(time / attack, 1.0)
     fall = np.clip((length + release - time) / release, 0.0, 1.0)
-    return np.sin(np.pi / 2 * rise) * fall
+    return np.sin(np.pi / 2 * _attack(time, attack)) * fall
 
 
 def _noise(rng: Generator, count: int, low: float, high: float) -> Signal:
@@ -242,10 +245,6 @@ def _accordion(frequency: float, length: float, rng: Generator, character: NDArr
         chord += level * _harmonics(phase, amplitudes)
         chord += level * _harmonics(phase * (1 + beat / frequency), amplitudes)
     return _sustain(time, length, 0.03, 0.04) * chord
-
-
-def _attack(time: Signal, seconds: float) -> Signal:
-    return np.minimum(time / seconds, 1.0)
 
 
 VOICES: dict[str, Callable[[float, float, Generator, NDArray], Signal]] = {

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from deepavfusion.doctor.software import ANEW
@@ -71,9 +71,7 @@ def _answer(sender: Connection, check: Check) -> None:
 
 def as_table(found: Sequence[Found], running: str | None = None) -> Table:
     """A line for each check, and one for the check that is running."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for each in found:
         state = ("ok", "green") if each.ok else ("fix:", "bold red")
         table.add_row(each.name, Text.assemble(state, " ", (each.text, "" if each.ok else "red")))

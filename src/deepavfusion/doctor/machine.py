@@ -53,9 +53,8 @@ def writing(places: Mapping[str, Path]) -> str:
     wrong = []
     for how, folder in places.items():
         try:
-            with tempfile.NamedTemporaryFile(dir=existing(folder)) as file:
+            with tempfile.NamedTemporaryFile(dir=existing(folder), buffering=0) as file:
                 file.write(b"doctor")
-                file.flush()
         except OSError as error:
             wrong.append(f"{folder} cannot be written to ({error.strerror}): set {how}, or fix its permissions")
     if wrong:

@@ -26,8 +26,7 @@ STARTED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_", "SLURM_",
 
 
 def smoke_train(repository: Path, time_limit: float) -> str:
-    """src/train.py on a few generated clips ends within `time_limit` seconds with a finite loss and a complete run
-    directory."""
+    """src/train.py on a few generated clips ends in `time_limit` s with a finite loss and a complete run directory."""
     from deepavfusion.demo import demo
 
     begin = time.perf_counter()

@@ -173,7 +173,7 @@ def _resampled(pieces: list[Piece], source_rate: int, start: float, length: int,
         frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
         frame.sample_rate = source_rate
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-        parts = [part.to_ndarray()[0] for part in (*resampler.resample(frame), *resampler.resample(None))]
-        wave = np.concatenate(parts)
+        parts = (*resampler.resample(frame), *resampler.resample(None))
+        wave = np.concatenate([part.to_ndarray()[0] for part in parts])
     skip = round(margin * rate)
     return torch.from_numpy(np.clip(np.nan_to_num(wave[skip : skip + length]), -1.0, 1.0))

@@ -101,10 +101,9 @@ class Container:
             raise DecodeError(self.path, "missing", "there is no such file") from None
         except (OSError, ValueError) as error:
             raise DecodeError(self.path, "undecodable", clause(error, self.path)) from None
-        if stat.S_ISDIR(status.st_mode):
-            raise DecodeError(self.path, "undecodable", "it is a folder, not a media file")
         if not stat.S_ISREG(status.st_mode):
-            raise DecodeError(self.path, "undecodable", "it is not a regular file")
+            kind = "a folder, not a media file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise DecodeError(self.path, "undecodable", f"it is {kind}")
         if status.st_size == 0:
             raise DecodeError(self.path, "truncated", "the file is empty")
 

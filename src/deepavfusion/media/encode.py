@@ -91,9 +91,7 @@ def write_wav(path: str | Path, waveform: ArrayLike, sample_rate: int) -> None:
     samples = np.atleast_2d(np.asarray(waveform, np.float32))
     pcm = np.round(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2")
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(pcm.shape[0])
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
+        file.setparams((pcm.shape[0], 2, sample_rate, 0, "NONE", ""))  # channels, bytes, Hz; the length follows
         file.writeframes(np.ascontiguousarray(pcm.T).tobytes())
 
 

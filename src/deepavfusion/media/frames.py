@@ -86,9 +86,8 @@ def _countable_pts(container: Container, stream: Any) -> list[int]:
     for packet in container.av.demux(stream):
         if packet.size == 0:  # the end
             continue
-        if packet.pts is None or packet.is_discard or packet.is_corrupt or len(pts) == stream.frames:
-            return []
-        if any(_sets_format(unit, stream.codec_context.name) for unit in units(bytes(packet), prefix)):
+        doubtful = packet.pts is None or packet.is_discard or packet.is_corrupt or len(pts) == stream.frames
+        if doubtful or any(_sets_format(unit, stream.codec_context.name) for unit in units(bytes(packet), prefix)):
             return []
         key = packet.pts if packet.is_keyframe else key
         if key is None or packet.pts < key:

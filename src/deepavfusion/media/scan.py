@@ -121,7 +121,7 @@ class _Frames(_Stream):
         self.last_pts: int | None = None
         self.reformatter = VideoReformatter()
         self.first: NDArray[np.int16] | None = None
-        self.last: Any = None  # the newest frame, while movement has not looked at it
+        self.last: Any = None  # the newest frame, until `look` has compared it
         self.looked = 0.0
 
     def take(self, packet: Any) -> None:
