@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from deepavfusion.callbacks.show.classification import ClassificationReport
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
-from deepavfusion.callbacks.show.predictions import choose, rows, said, scores
+from deepavfusion.callbacks.show.predictions import choose, rows, scores, verdicts_of
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import ClipDataset, Unreadable
@@ -177,7 +177,7 @@ def test_precision_follows_from_the_file_of_logits(tmp_path):
             assert mean == pytest.approx(module.found["test"]["map" if stream == ALL else f"map_{stream}"].item())
 
 
-def test_the_table_tells_what_each_stream_said(tmp_path):
+def test_the_table_has_the_verdict_of_each_stream(tmp_path):
     module = single(tmp_path, tensorboard=False, broken=1, dense=2)
     rows, found = table(tmp_path), module.test_metrics.table()
     assert [int(row["item"]) for row in rows] == found["item"].tolist()
@@ -213,7 +213,7 @@ def test_dense_windows_that_could_not_be_read_leave_cells_empty():
     logits = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
     found = {"item": torch.tensor([0, 1]), "target": torch.tensor([0, 1]), **dict.fromkeys(HEADS, logits)}
     dense = {name: values[1:] for name, values in found.items()}
-    verdicts = {stream: said(logits, found["target"]) for stream in HEADS}
+    verdicts = {stream: verdicts_of(logits, found["target"]) for stream in HEADS}
     header, first, second = rows(found, verdicts, dense, dataset)
     assert header[-3:] == ["predicted_dense", "probability_dense", "probability_of_truth_dense"]
     assert first[-3:] == ["", "", ""]
@@ -319,11 +319,11 @@ def test_several_classes_are_right_by_the_margin_between_true_and_false():
     target = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1], [0, 0, 0], [1, 1, 1]])
     assert scores(logits, target).tolist() == [3, 3, -3, -4, -2]
     assert choose({ALL: logits, "target": target}, 2, best=False) == [3, 2]
-    words = said(logits, target)
+    words = verdicts_of(logits, target)
     assert [word.predicted for word in words] == [[0, 1]] * 5
     assert math.isnan(words[3].of_truth)
     assert words[4].of_truth == pytest.approx(1 / (1 + math.exp(2)))
-    assert [word.predicted for word in said(logits - 5, target)] == [[0]] * 5  # none is likelier than not
+    assert [word.predicted for word in verdicts_of(logits - 5, target)] == [[0]] * 5  # none is likelier than not
 
 
 # ---- figures

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from deepavfusion.callbacks.evaluation import first_loader, read_again
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
-from deepavfusion.callbacks.show.predictions import Verdict, choose, names, rows, said, truth_of, write_logits
+from deepavfusion.callbacks.show.predictions import Verdict, choose, names, rows, truth_of, verdicts_of, write_logits
 from deepavfusion.callbacks.show.tensorboard import playable, spectrogram_image, step_of, unnormalised, writer_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import HEADS, Batch
@@ -54,7 +54,7 @@ class ClassificationReport(Callback):
         found, dense = metrics.table(), module.dense_metrics.table()
         if not len(found["item"]):
             return
-        verdicts = {stream: said(found[stream], found["target"]) for stream in HEADS}
+        verdicts = {stream: verdicts_of(found[stream], found["target"]) for stream in HEADS}
         write_csv(self.run_dir / "classification_test.csv", rows(found, verdicts, dense, dataset))
         write_logits(self.run_dir / "predictions_test.npz", found, dense, dataset)
         writer = writer_of(trainer)
@@ -96,7 +96,7 @@ def _example(batch: Batch, truth: Tensor, verdicts: dict[str, Verdict], classes:
     return Example(
         name=batch.id[0],
         truth=names(truth.nonzero().flatten().tolist(), classes),
-        said={
+        verdicts={
             stream: (classes[v.predicted[0]], v.probability, v.of_truth, bool(truth[v.predicted[0]]))
             for stream, v in verdicts.items()
         },

@@ -31,12 +31,12 @@ RIGHT, WRONG = "#b5e0b8", "#f3bcb4"
 class Example:
     """A clip to draw: frame [3, H, W] in 0…1, spectrogram RGB [3, M, F] in 0…1, waveform [1, T].
 
-    `said`: stream -> name of the likeliest class, its probability, that of the truth, and whether the class is true.
+    `verdicts`: stream -> the likeliest class, its probability, that of the truth, whether the class is true.
     """
 
     name: str
     truth: str
-    said: dict[str, tuple[str, float, float, bool]]
+    verdicts: dict[str, tuple[str, float, float, bool]]
     frame: Tensor
     spectrogram: Tensor
     waveform: Tensor
@@ -169,13 +169,13 @@ def draw_examples(examples: Sequence[Example]) -> Figure:
             axis.set_yticks([])
         truth = textwrap.wrap(f"truth: {example.truth}".replace("$", r"\$"), 76, max_lines=2, placeholder=" …")
         line[2].set_title("\n".join(truth), loc="left", fontsize=8)
-        for place, (name, probability, of_truth, right) in enumerate(example.said.values()):
+        for place, (name, probability, of_truth, right) in enumerate(example.verdicts.values()):
             line[2].barh(place, probability, color=RIGHT if right else WRONG)
             line[2].text(0.01, place, f"{_short(name, 40)}  {100 * probability:.1f} %", va="center", fontsize=8)
             if not math.isnan(of_truth):
                 line[2].text(1.02, place, f"{100 * of_truth:.1f} %", va="center", fontsize=8)
-        line[2].set_yticks(range(len(example.said)), list(example.said), fontsize=8)
-        line[2].set_ylim(len(example.said) - 0.5, -0.5)
+        line[2].set_yticks(range(len(example.verdicts)), list(example.verdicts), fontsize=8)
+        line[2].set_ylim(len(example.verdicts) - 0.5, -0.5)
         line[2].set_xlim(0, 1)
         line[2].set_xticks([0, 0.5, 1])
         line[2].tick_params(axis="x", labelsize=7)

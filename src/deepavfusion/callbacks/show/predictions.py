@@ -37,7 +37,7 @@ def _least(values: Tensor, truth: Tensor) -> Tensor:
     return values.masked_fill(~truth, math.inf).amin(dim=1)
 
 
-def said(logits: Tensor, target: Tensor) -> list[Verdict]:
+def verdicts_of(logits: Tensor, target: Tensor) -> list[Verdict]:
     """A verdict on each clip. Probabilities are a softmax, or with several classes a clip a sigmoid; then all classes
     above 0.5 are predicted, or the likeliest if there is none.
 
@@ -96,7 +96,7 @@ def rows(
     columns = {"": verdicts[ALL], **{f"_{stream}": verdicts[stream] for stream in STREAMS}}
     by_item = {suffix: dict(zip(items, column, strict=True)) for suffix, column in columns.items()}
     if len(dense["item"]):
-        column = said(dense[ALL], dense["target"])
+        column = verdicts_of(dense[ALL], dense["target"])
         by_item["_dense"] = dict(zip(dense["item"].tolist(), column, strict=True))
     words = ("predicted", "probability", "probability_of_truth")
     yield ["item", "id", "classes", *(f"{word}{suffix}" for suffix in by_item for word in words)]
