@@ -93,7 +93,7 @@ def test_the_default_cases_on_a_gpu_cover_each_setting():
     cases = [case for entry in entries_of("cuda") for case in model.variants(entry, reference=False)]
     assert 20 <= len(cases) == len(set(cases)) <= 30
     values = {field.name: {getattr(case, field.name) for case in cases} for field in fields(Case)}
-    assert values["fusion"] == set(FUSIONS)
+    assert {"factorized", "dense", "token", "none"} <= values["fusion"]
     assert values["passes"] == set(PASSES)
     assert values["precision"] == {"fp32", "bf16"}
     assert values["masked"] == values["compiled"] == {True, False}

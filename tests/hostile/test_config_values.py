@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from deepavfusion.config.compose import BuildError, instantiate
+from deepavfusion.config.compose import BuildError, choices, instantiate
 from deepavfusion.config.ranges import RULES, check_ranges
 from deepavfusion.runs.cli import one_sentence
 from deepavfusion.utils.errors import UserError
@@ -55,6 +55,15 @@ def test_every_experiment_passes_and_each_of_its_numbers_has_a_rule(experiment: 
     numbers = {key for key, value in leaves(plain) if type(value) in (int, float)}
     assert len(numbers) > 30
     assert not numbers - set(RULES)
+
+
+@pytest.mark.parametrize("data", choices("data"))
+def test_every_dataset_has_a_rule_for_each_of_its_values(data: str) -> None:
+    cfg = composed(f"data={data}", "scale=paper")
+    check_ranges(cfg)
+    found = dict(leaves(OmegaConf.to_container(cfg.data, resolve=True)))
+    keys = {key for key, value in found.items() if type(value) in (int, float, bool) or key.startswith("index.")}
+    assert not {f"data.{key}" for key in keys if "._" not in key} - set(RULES)
 
 
 @pytest.mark.parametrize("trainer", sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml")))

@@ -13,9 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
-from deepavfusion.metrics.by_item import ItemMetric
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.optim.schedules import warmup_cosine
@@ -232,7 +231,7 @@ class FineTune(Task):
 
     def on_validation_epoch_start(self) -> None:
         for metrics in self.children():
-            if isinstance(metrics, ItemMetric):
+            if isinstance(metrics, Metric):
                 metrics.reset()
 
     on_test_epoch_start = on_validation_epoch_start
