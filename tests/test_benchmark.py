@@ -20,8 +20,8 @@ def test_reading_raw_and_packed_clips(tmp_path, monkeypatch):
     latest = tmp_path / "benchmark" / "latest"
     rows = list(csv.DictReader((latest / "results.csv").open()))
     sources = [("raw", "cpu"), ("raw", "device"), ("packed", "cpu"), ("packed", "device")]
-    assert [(row["source"], row["mel"]) for row in rows] == sources
-    assert list(rows[0])[:3] == ["source", "mel", "clips_per_second"]
+    assert [(row["data"], row["mel"]) for row in rows] == sources
+    assert list(rows[0])[:3] == ["data", "mel", "clips_per_second"]
     for row in rows:
         parts = {part: float(row[f"{part}_ms"]) for part in PARTS}
         # of one round, so that the parts add up to a clip

@@ -240,7 +240,7 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step(command, tmp_path, mon
     run_dir = tmp_path / "pretrain/runs/x"
     assert torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
     text = capfd.readouterr().err
-    assert f"{signal.Signals(number).name}: saving after this step" in text
+    assert f"{signal.Signals(number).name}: stopping after this step" in text
     assert f"stopped by {signal.Signals(number).name}: the same command, or resume={run_dir}, resumes from" in text
     assert (tmp_path / "requeued").exists() == (number == signal.SIGUSR1)
     if number == signal.SIGUSR1:

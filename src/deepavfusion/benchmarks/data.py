@@ -31,14 +31,14 @@ from deepavfusion.media.encode import write_mp4
 from deepavfusion.transforms.audio import LogMel
 from deepavfusion.types import Clip
 
-PARTS = ("read", "picture", "sound", "crop", "mel")  # opening a file or fetching an item; decoding; the rest; log-mel
+PARTS = ("read", "frame", "audio", "crop", "mel")  # opening a file or fetching an item; decoding; the rest; log-mel
 
 
 def measure(clips: int, image_size: int, rounds: int, seed: int, **film: Any) -> BenchmarkReport:
     """Make clips (`film`: see `write_clip`), pack them, and read random training windows of both, in turn.
 
     Returns:
-        One row for each store (raw, packed) and place of the log-mel (cpu; device skips it): `source`, `mel`,
+        One row for each store (raw, packed) and place of the log-mel (cpu; device skips it): `data`, `mel`,
         `clips_per_second` (median of the rounds), and `<part>_ms`, the mean milliseconds a clip of each part. `read`
         is opening the file, or litdata fetching the item; `crop` is everything else: random draws, tensors, collating.
     """
@@ -58,7 +58,7 @@ def measure(clips: int, image_size: int, rounds: int, seed: int, **film: Any) ->
             rows = _in_turn(readers, rounds)
     finally:
         torch.set_num_threads(threads)
-    names = [f"{row['source']}, mel {row['mel']}: {row['clips_per_second']:.0f} clips/s" for row in rows]
+    names = [f"{row['data']}, mel {row['mel']}: {row['clips_per_second']:.0f} clips/s" for row in rows]
     draw = partial(stacked_bars, rows, names, [f"{part}_ms" for part in PARTS], "milliseconds a clip")
     return BenchmarkReport(rows, "Reading clips, one process", draw)
 
@@ -73,7 +73,7 @@ def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[Row]:
     for (name, mel), spent in found.items():
         seconds = {part: median(of_round[part] for of_round in spent[1:]) for part in ("clip", *PARTS)}
         milliseconds = {f"{part}_ms": 1e3 * seconds[part] for part in PARTS}
-        rows.append({"source": name, "mel": mel, "clips_per_second": 1 / seconds["clip"], **milliseconds})
+        rows.append({"data": name, "mel": mel, "clips_per_second": 1 / seconds["clip"], **milliseconds})
     return rows
 
 
@@ -112,7 +112,7 @@ class _Reader:
         with ExitStack() as stack:
             with self.part("read"):
                 opened = stack.enter_context(self.store.open(clip))
-            frames, audio = self.part("picture")(opened.frames), self.part("sound")(opened.audio)
+            frames, audio = self.part("frame")(opened.frames), self.part("audio")(opened.audio)
             yield SimpleNamespace(frames=frames, audio=audio, audio_end=opened.audio_end, video_end=opened.video_end)
             with self.part("read"):
                 stack.close()

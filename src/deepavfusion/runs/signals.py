@@ -53,7 +53,7 @@ class StopSignals:
             return
         self.received = signal.Signals(number)
         hint = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
-        os.write(2, f"{self.received.name}: saving after this step, then stopping{hint}\n".encode())
+        os.write(2, f"{self.received.name}: stopping after this step{hint}\n".encode())
         timer = threading.Timer(PATIENCE, self._leave)
         timer.daemon = True
         timer.start()
