@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,7 @@ from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS
+from deepavfusion.utils.errors import UserError
 from helpers.runs import CLASSIFY, assert_learns, compose, events, numbers, sentence
 
 
@@ -129,29 +133,60 @@ def overrides(data: Path) -> list[str]:
     return ["experiment=vggsound_finetune", *CLASSIFY, f"data.root={data}/vggsound", f"paths.log_dir={data}/logs"]
 
 
-def test_a_checkpoint_of_another_architecture_names_keys_and_values(classify_data, pretrained, monkeypatch, capsys):
+@pytest.mark.parametrize("found", [True, False])
+def test_a_checkpoint_of_another_architecture_is_an_error(found, classify_data, pretrained, monkeypatch, capsys):
+    """Asked for, or the newest pre-training here: never a network from scratch without a word."""
     given = overrides(classify_data)
-    message = sentence(monkeypatch, capsys, *given, f"model.pretrained={pretrained}", "model.net.image.depth=3")
-    assert "does not fit the model: image.blocks.2." in message
-    assert "model.net.image.depth=2" in message
+    if found:
+        latest = classify_data / "logs" / "pretrain" / "latest" / "checkpoints" / "last.ckpt"
+        latest.parent.mkdir(parents=True)
+        shutil.copy(pretrained, latest)
+    weights = [] if found else [f"model.pretrained={pretrained}"]
+    message = sentence(monkeypatch, capsys, *given, *weights, "model.net.fusion=dense", "model.net.image.depth=3")
+    assert "model.net.image.depth is 2 in the file and 3 here" in message
+    assert "model.net.fusion is factorized in the file and dense here" in message
+    assert "set model.net.image.depth=2 " in message
+    assert "model.pretrained=null starts from scratch" in message
+    shutil.rmtree(classify_data / "logs" / "pretrain", ignore_errors=True)
 
 
-def test_what_was_loaded_is_said_in_one_line(pretrained, tmp_path, capsys):
-    def said(latest: Path, given: object, *more: str) -> str:
-        task = classify(compose_task("vggsound_finetune", f"model.pretrained={given}", *more))
+def test_start_weights_are_named_with_their_run_data_steps_and_date(pretrained, tmp_path, capsys):
+    def started(latest: Path, given: object, data: str = "vggsound") -> list[str]:
+        task = classify(compose_task("vggsound_finetune", f"model.pretrained={given}"))
+        task.record = {"data": {"name": data, "demo": False}}
         load_start_weights(task, latest)
-        (line,) = capsys.readouterr().out.strip().splitlines()
-        return line
+        return capsys.readouterr().out.strip().splitlines()
 
-    nowhere = tmp_path / "nowhere.ckpt"
-    line = said(nowhere, pretrained)
-    assert line.startswith(f"encoder from {pretrained}: ")
+    copy = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    copy.parent.mkdir(parents=True)
+    content = torch.load(pretrained, weights_only=True)
+    record = {"task": "pretrain", "data": {"name": "vggsound"}}
+    content |= {"global_step": 400, "record": record | {"steps": 400}}
+    torch.save(content, copy)
+    os.utime(copy, (0, 0))
+    (tmp_path / "latest").symlink_to("run")
+    latest = tmp_path / "latest" / "checkpoints" / "last.ckpt"
+    (line,) = started(latest, "auto")
+    date = datetime.fromtimestamp(0).strftime("%Y-%m-%d %H:%M")
+    assert line.startswith(f"encoder from the latest pre-training, {copy} (pretrain on vggsound, 400 steps, {date}): ")
     assert "tensors loaded" in line
     assert "in the file unused (audio_decoder" in line
-    assert said(pretrained, "auto") == line
-    assert said(pretrained, "auto", "model.net.image.embed_dim=48").startswith("encoder from scratch: checkpoint")
-    assert said(nowhere, "auto").startswith("encoder from scratch: nothing was pre-trained")
-    assert said(pretrained, "null") == "encoder from scratch"
+    assert started(tmp_path, copy)[0] == line.replace("the latest pre-training, ", "")
+
+    torch.save(content | {"global_step": 30}, copy)
+    _, unfinished, other = started(latest, "auto", "audioset")
+    assert unfinished.startswith(f"note: of {copy}: its training is not finished (30 of 400 steps); run.latest=false")
+    assert "trained on vggsound, this run uses audioset" in other
+    torch.save(content | {"global_step": 2, "record": record | {"steps": 2}}, copy)
+    assert "it was trained for 2 steps only" in started(tmp_path, copy)[1]
+    assert started(tmp_path, "null") == ["encoder from scratch (model.pretrained=null)"]
+
+
+@pytest.mark.parametrize("experiment", ["vggsound_linear_probe", "vggsound_finetune"])
+def test_nothing_starts_from_scratch_unless_asked_to(experiment, tmp_path):
+    task = classify(compose_task(experiment, "model.pretrained=auto"))
+    with pytest.raises(UserError, match=r"nothing was pre-trained here .* model.pretrained=null"):
+        load_start_weights(task, tmp_path / "nowhere.ckpt")
 
 
 def test_classes_of_other_data_are_an_error(classify_data, monkeypatch, capsys):

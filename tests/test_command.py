@@ -38,7 +38,7 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     task = SimpleNamespace(hparams={"lr": 1.0}, net=None)
     objects = ran, task, SimpleNamespace(lists={})
     monkeypatch.setattr("deepavfusion.runs.training.build", lambda *_, **__: objects)
-    monkeypatch.setattr("deepavfusion.runs.training.load_start_weights", lambda *_: None)
+    monkeypatch.setattr("deepavfusion.runs.training.load_start_weights", lambda *_: [])
 
 
 @pytest.mark.usefixtures("nothing_is_built")

@@ -53,11 +53,12 @@ def starts(run_dir: Path) -> list[dict]:
 
 
 def test_a_start_tells_code_versions_command_machine_and_data(repository: Path, tmp_path: Path) -> None:
-    assert record_provenance(tmp_path, 7, DATA, repository) == []
+    weights = [{"checkpoint": "a/last.ckpt", "steps": 3}]
+    assert record_provenance(tmp_path, 7, DATA, repository, weights) == []
     (start,) = starts(tmp_path)
     assert start["commit"] == git(repository, "rev-parse", "HEAD")
     assert start["dirty"] is False
-    assert (start["seed"], start["data"]) == (7, DATA)
+    assert (start["seed"], start["data"], start["weights"]) == (7, DATA, weights)
     assert start["command"] == shlex.join(sys.orig_argv)
     assert start["versions"]["torch"].startswith("2.")
     assert "unknown" not in start["versions"].values()

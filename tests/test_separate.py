@@ -78,8 +78,14 @@ def test_the_newest_pretrained_encoder_is_taken(separated, music_root, tmp_path,
     newest.parent.mkdir(parents=True)
     torch.save({"state_dict": encoder}, newest)
     small = ["debug=fast", "trainer.limit_train_batches=1", "data.min_coverage=0", "test=false"]
-    train(monkeypatch, *SEPARATE, f"data.root={music_root}", f"paths.log_dir={tmp_path}", *small)
-    assert f"encoder from {newest}: {len(encoder) - 2} tensors loaded" in capsys.readouterr().out
+    train(
+        monkeypatch, *SEPARATE, f"data.root={music_root}", f"paths.log_dir={tmp_path}", *small, "model.pretrained=auto"
+    )
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("encoder from"))
+    assert line.startswith(f"encoder from the latest pre-training, {newest} (no record of its training, ")
+    assert f": {len(encoder) - 2} tensors loaded" in line
+    (start,) = json.loads(next(tmp_path.glob("separate/runs/*/provenance.json")).read_text())["starts"]
+    assert [weights["checkpoint"] for weights in start["weights"]] == [str(newest)]
 
 
 def test_what_eval_says_when_it_cannot(separated, monkeypatch, capsys, tmp_path):

@@ -38,7 +38,8 @@ def build(
         resume_step: the logged curves after this step are replaced; None: there are none.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    if Path(cfg.data.root).parent == Path(cfg.paths.data_dir) / "demo":
+    is_demo = Path(cfg.data.root).parent == Path(cfg.paths.data_dir) / "demo"
+    if is_demo:
         make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
     datamodule.setup("fit")
@@ -50,7 +51,7 @@ def build(
     task.record = {  # in a checkpoint, so that it can be evaluated and used without its run directory
         "task": cfg.task,
         "model": plain["model"] | from_data,
-        "data": {key: plain["data"][key] for key in ("name", "image_size", "audio_seconds")},
+        "data": {key: plain["data"][key] for key in ("name", "image_size", "audio_seconds")} | {"demo": is_demo},
         "classes": list(datamodule.classes),
         "overrides": overrides,
     }
@@ -89,10 +90,19 @@ def make_demo_data(root: Path, name: str) -> None:
 
 
 def write_start(
-    run_dir: Path, cfg: DictConfig, overrides: list[str], trainer: Trainer, datamodule: ClipDataModule
+    run_dir: Path,
+    cfg: DictConfig,
+    overrides: list[str],
+    trainer: Trainer,
+    datamodule: ClipDataModule,
+    weights: list[dict[str, Any]],
 ) -> None:
-    """On the first process, write config, overrides and provenance to the run directory."""
+    """On the first process, write config, overrides and provenance to the run directory.
+
+    Args:
+        weights: origins of the files that weights were loaded from, see `weights.origin.Origin.described`.
+    """
     if trainer.is_global_zero:
         write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
-        for sentence in record_provenance(run_dir, cfg.seed, fingerprint(datamodule.lists)):
+        for sentence in record_provenance(run_dir, cfg.seed, fingerprint(datamodule.lists), weights=weights):
             say(sentence, "yellow")

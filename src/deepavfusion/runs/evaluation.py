@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from deepavfusion.runs.build import build, write_start
 from deepavfusion.runs.directory import choose_run_dir, remove_if_empty
+from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import check_resumable
 
@@ -24,9 +25,12 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     cfg.paths.run_dir = str(run_dir)
     try:
         trainer, task, datamodule = build(cfg, overrides, training=False)
-        check_resumable(task.net, cfg.ckpt_path)
+        origin = check_resumable(task.net, cfg.ckpt_path)
     except UserError:
         remove_if_empty(run_dir)
         raise
-    write_start(run_dir, cfg, overrides, trainer, datamodule)
+    write_start(run_dir, cfg, overrides, trainer, datamodule, [origin.described()])
+    say_once(f"evaluating {origin}")
+    for doubt in origin.doubts(task.record["data"]["name"], task.record["data"]["demo"]):
+        say_once(f"note: of {origin.path}: {doubt}", "yellow")
     trainer.test(task, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False, weights_only=True)

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +28,11 @@ GIT_SECONDS = 10
 
 
 def record_provenance(
-    run_dir: Path, seed: int | None, data: Mapping[str, Any], repository: Path = REPOSITORY
+    run_dir: Path,
+    seed: int | None,
+    data: Mapping[str, Any],
+    repository: Path = REPOSITORY,
+    weights: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
     """Add an entry for this start of a run to its `provenance.json`; to be called once, on the first process.
 
@@ -37,6 +41,7 @@ def record_provenance(
         seed: of the run.
         data: `dataset_hash` and `coverage`, from `runs.fingerprint.fingerprint`.
         repository: folder of the code.
+        weights: origins of the checkpoints that weights were loaded from, see `weights.origin.Origin.described`.
 
     Returns:
         Warnings to print, such as that the run is resumed with other code or data than it started with.
@@ -48,7 +53,7 @@ def record_provenance(
         starts = []
         aside = path.replace(path.with_suffix(".damaged"))
         warnings.append(f"{path} could not be read: it was renamed {aside.name}, and a new one starts here")
-    starts.append(provenance(repository, seed) | {"data": dict(data)})
+    starts.append(provenance(repository, seed) | {"data": dict(data), "weights": [dict(each) for each in weights]})
     write_whole(path, json.dumps({"starts": starts}, indent=2) + "\n")
     first, now = starts[0], starts[-1]
     pairs = {

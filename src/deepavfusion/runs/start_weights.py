@@ -3,45 +3,67 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.tasks.base import Task
 from deepavfusion.tasks.pretrain import Pretrain
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
-from deepavfusion.weights.weights import load_encoder, load_mae, load_vit
+from deepavfusion.weights.weights import Weights, load_encoder, load_mae, load_vit, read_weights
 
 
-def load_start_weights(task: Task, latest: Path) -> None:
+def load_start_weights(task: Task, latest: Path) -> list[dict[str, Any]]:
     """Load what `pretrained`, `image_weights` and `audio_weights` name, and print where the weights come from.
 
     Pre-training takes all weights of `pretrained`, every other task those of the encoder.
 
     Args:
-        task: whose network is filled.
-        latest: checkpoint of the newest pre-training; `pretrained: auto` takes it if it exists and fits.
+        task: whose network is filled; its record says what data the run uses.
+        latest: checkpoint of the newest pre-training, for `pretrained: auto`.
+
+    Returns:
+        For provenance: the origin of each file, see `weights.origin.Origin.described`.
 
     Raises:
-        UserError: a given file cannot be read or does not fit.
+        UserError: a file does not exist, cannot be read or does not fit.
     """
     if not isinstance(task, Pretrain):
-        return _load_encoder(task.net.encoder, task.hparams["pretrained"], latest)
-    if task.hparams["pretrained"]:
-        say_once(str(load_mae(task.net, task.hparams["pretrained"])))
+        return _load_encoder(task, task.hparams["pretrained"], latest)
+    origins = []
+    if path := task.hparams["pretrained"]:
+        weights = read_weights(path)
+        say_once(f"weights from {load_mae(task.net, weights)}")
+        origins.append(_origin(weights))
     for stream in ("image", "audio"):
         if path := task.hparams[f"{stream}_weights"]:
-            say_once(str(load_vit(getattr(task.net.encoder, stream), path)))
+            weights = read_weights(path)
+            say_once(f"{stream} encoder from {load_vit(getattr(task.net.encoder, stream), weights)}")
+            origins.append(_origin(weights))
+    return origins
 
 
-def _load_encoder(encoder: DeepAVFusion, pretrained: str | None, latest: Path) -> None:
+def _load_encoder(task: Task, pretrained: str | None, latest: Path) -> list[dict[str, Any]]:
     if pretrained is None:
-        say_once("encoder from scratch")
-    elif pretrained != "auto":
-        say_once(f"encoder from {load_encoder(encoder, pretrained)}")
-    elif not latest.is_file():
-        say_once("encoder from scratch: nothing was pre-trained here yet (model.pretrained=<checkpoint> gives one)")
-    else:
-        try:
-            say_once(f"encoder from {load_encoder(encoder, latest)}")
-        except UserError as error:
-            say_once(f"encoder from scratch: {error}", "yellow")
+        say_once("encoder from scratch (model.pretrained=null)")
+        return []
+    auto = pretrained == "auto"
+    if auto and not latest.is_file():
+        raise UserError(
+            f"model.pretrained=auto, but nothing was pre-trained here ({latest} does not exist): pre-train (make "
+            "pretrain), give model.pretrained=<checkpoint>, or start from scratch with model.pretrained=null."
+        )
+    weights = read_weights(latest.resolve() if auto else pretrained)
+    try:
+        report = load_encoder(task.net.encoder, weights)
+    except UserError as error:
+        raise UserError(f"{error} model.pretrained=null starts from scratch.") from None
+    say_once(f"encoder from {'the latest pre-training, ' if auto else ''}{report}")
+    data = task.record.get("data", {})
+    for doubt in weights.origin.doubts(data.get("name"), data.get("demo", False)) if weights.origin else []:
+        hint = "; run.latest=false keeps a trial from becoming the latest" if auto else ""
+        say_once(f"note: of {weights.path}: {doubt}{hint}", "yellow")
+    return [_origin(weights)]
+
+
+def _origin(weights: Weights) -> dict[str, Any]:
+    return weights.origin.described() if weights.origin else {"checkpoint": weights.path}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
@@ -32,15 +33,16 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     cfg.paths.run_dir = str(run_dir)
     try:
         checkpoint, step = choose_checkpoint(run_dir, cfg.ckpt_path)
+        origins: list[dict[str, Any]] = []
         trainer, task, datamodule = build(cfg, overrides, resume_step=step)
         if checkpoint:
             check_resumable(task.net, checkpoint)
         else:
-            load_start_weights(task, Path(cfg.paths.log_dir, "pretrain", "latest", CHECKPOINTS, LAST))
+            origins = load_start_weights(task, Path(cfg.paths.log_dir, "pretrain", "latest", CHECKPOINTS, LAST))
     except UserError:
         remove_if_empty(run_dir)
         raise
-    write_start(run_dir, cfg, overrides, trainer, datamodule)
+    write_start(run_dir, cfg, overrides, trainer, datamodule, origins)
     if checkpoint:
         say_once(f"resuming from {checkpoint}")
     say_once(learning_rate(task.hparams, trainer)[1])

@@ -161,7 +161,9 @@ class Task(LightningModule):
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise UserError(f"trainer.max_epochs is {epochs}: the learning-rate schedule needs the number of epochs.")
-        steps_per_epoch = self.trainer.estimated_stepping_batches / epochs
+        steps = self.trainer.estimated_stepping_batches
+        self.record["steps"] = steps
+        steps_per_epoch = steps / epochs
         warmup = self.hparams["warmup_epochs"]
 
         def factor(group: ParamGroup) -> Callable[[int], float]:

@@ -27,6 +27,7 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import whole
 from deepavfusion.weights.file import EXPECTED, checksum, read_file
+from deepavfusion.weights.origin import Origin, origin_of
 
 
 @dataclass
@@ -55,15 +56,16 @@ def our_name(name: str) -> str:
 
 @dataclass
 class Weights:
-    """The tensors of a file, under our names, its kind: "ours", "original" or "vit", and the record of our .ckpt files.
+    """The tensors of a file, under our names, and its kind: "ours", "original" or "vit".
 
-    The record is that of the run, see `tasks.base.Task.record`; empty for any other file.
+    Of our .ckpt files also the record of the run, see `tasks.base.Task.record`, and the origin; others have none.
     """
 
     path: str
     kind: str
     tensors: dict[str, Tensor]
     record: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -76,7 +78,7 @@ def read_weights(path: str | Path) -> Weights:
     tensors = {name.removeprefix("module."): tensor for name, tensor in _tensors(content, path).items()}
     if any(name.startswith("net.") for name in tensors):
         inside = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-        return Weights(str(path), "ours", inside, _record(content))
+        return Weights(str(path), "ours", inside, _record(content), origin_of(path, content))
     if any(name.startswith(("image_decoder_", "audio_decoder_")) for name in tensors):
         return Weights(str(path), "original", {our_name(name): t for name, t in tensors.items()})
     if "encoder.fusion_tokens" in tensors:
@@ -131,16 +133,17 @@ def _tensors(content: object, path: str | Path) -> dict[str, Tensor]:
     raise UserError(f"{path} holds no tensors under state_dict or model: expected {EXPECTED}.")
 
 
-def load_mae(model: MaskedAutoencoder, path: str | Path) -> LoadReport:
+def load_mae(model: MaskedAutoencoder, weights: Weights | str | Path) -> LoadReport:
     """Load encoder, fusion and decoders from one of our checkpoints or a published one.
 
     Raises:
         UserError: see `read_weights`; or the sizes do not fit; the message gives the config values that would.
     """
-    weights = read_weights(path)
+    if not isinstance(weights, Weights):
+        weights = read_weights(weights)
     if weights.kind == "vit":
         raise UserError(
-            f"{path} is an MAE or AudioMAE checkpoint, a single ViT: give it as model.image_weights or "
+            f"{weights.path} is an MAE or AudioMAE checkpoint, a single ViT: give it as model.image_weights or "
             f"model.audio_weights."
         )
     return _load(model, weights)
@@ -161,42 +164,49 @@ def load_encoder(encoder: DeepAVFusion, weights: Weights | str | Path) -> LoadRe
     return _load(encoder, weights, "encoder.")
 
 
-def load_vit(vit: ViT, path: str | Path) -> LoadReport:
+def load_vit(vit: ViT, weights: Weights | str | Path) -> LoadReport:
     """Load one encoder from an MAE or AudioMAE checkpoint.
 
     Raises:
         UserError: see `read_weights`; or the sizes do not fit.
     """
-    weights = read_weights(path)
+    if not isinstance(weights, Weights):
+        weights = read_weights(weights)
     if weights.kind != "vit":
         raise UserError(
-            f"{path} is a DeepAVFusion checkpoint: give it as model.pretrained; an MAE or AudioMAE ViT checkpoint was "
-            f"expected here."
+            f"{weights.path} is a DeepAVFusion checkpoint: give it as model.pretrained; expected here is an MAE or "
+            f"AudioMAE ViT checkpoint."
         )
     return _load(vit, weights)
 
 
-def check_resumable(net: nn.Module, path: str | Path) -> None:
+def check_resumable(net: nn.Module, path: str | Path) -> Origin:
     """Check that a run with the network `net` can resume from a .ckpt file, before Lightning tries.
+
+    Returns:
+        The origin of the file.
 
     Raises:
         UserError: see `read_weights`; or the file holds weights without a run, or of another network.
     """
     weights = read_weights(path)
-    if weights.kind != "ours" or Path(path).suffix != ".ckpt":
+    if weights.origin is None or Path(path).suffix != ".ckpt":
         raise UserError(f"{path} holds weights but no state of a run: give it as model.pretrained, not ckpt_path.")
     own = {name: tensor.shape for name, tensor in net.state_dict().items()}
     found = {name: tensor.shape for name, tensor in weights.tensors.items()}
     if own != found:
         name = next(iter(sorted(set(own.items()) ^ set(found.items()))))[0]
-        raise UserError(
-            f"checkpoint {path} is of another network: {name} is {list(found.get(name, []))} in the file and "
-            f"{list(own.get(name, []))} in the model; the file fits {_config_values(weights)}."
-        )
+        shapes = f"{name} is {list(found.get(name, []))} in the file and {list(own.get(name, []))} in the model"
+        raise UserError(f"checkpoint {path} is of another network: {_difference(net.state_dict(), weights) or shapes}.")
+    return weights.origin
 
 
-def _config_values(weights: Weights) -> str:
-    return ", ".join(f"model.{key}={value}" for key, value in describe(weights.tensors).items())
+def _difference(own: dict[str, Tensor], weights: Weights) -> str:
+    """The config values that differ between the model and a file, and how to fix that; "" if shapes show none."""
+    here, there = describe(own), describe(weights.tensors)
+    keys = [key for key in there if key in here and there[key] != here[key]]
+    values = " and ".join(f"model.{key} is {there[key]} in the file and {here[key]} here" for key in keys)
+    return values and f"{values}: set {' '.join(f'model.{key}={there[key]}' for key in keys)}, or give another file"
 
 
 def _load(module: nn.Module, weights: Weights, prefix: str = "") -> LoadReport:
@@ -214,14 +224,14 @@ def _load(module: nn.Module, weights: Weights, prefix: str = "") -> LoadReport:
     wrong += [f"{name} is in the model and not in the file" for name in missing if "blocks." in name]
     wrong += [f"{name} is in the file and not in the model" for name in surplus if "blocks." in name]
     if wrong:
+        why = _difference({prefix + name: tensor for name, tensor in own.items()}, weights)
         raise UserError(
-            f"checkpoint {weights.path} does not fit the model: {wrong[0]} ({len(wrong)} differences); the file fits "
-            f"{_config_values(weights)}."
+            f"checkpoint {weights.path} does not fit the model: {why or f'{wrong[0]} ({len(wrong)} differences)'}."
         )
     usable = {name: t for name, t in tensors.items() if name in own and name not in fixed}
     module.load_state_dict(usable, strict=False)
     return LoadReport(
-        weights.path,
+        str(weights.origin or weights.path),
         loaded=list(usable),
         new=[name for name in own if name not in usable and name not in fixed],
         unused=surplus + [name for name in weights.tensors if not name.startswith(prefix)],

@@ -1,0 +1,99 @@
+"""Where the weights in a checkpoint come from: the run, its data, and how far it was trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+FEW_STEPS = 100  # a run of fewer optimizer steps was a trial
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint as the lines that name it need it; None where the file does not say.
+
+    Attributes:
+        path: of the file, with `latest` resolved.
+        task: that it was trained for.
+        data: name of the dataset.
+        demo: whether this was generated demo data.
+        steps: optimizer steps done.
+        planned: optimizer steps that the run would do.
+        date: the file's, local time.
+    """
+
+    path: Path
+    task: str | None
+    data: str | None
+    demo: bool
+    steps: int | None
+    planned: int | None
+    date: str
+
+    def __str__(self) -> str:
+        """logs/pretrain/runs/x/checkpoints/last.ckpt (pretrain on vggsound (demo), 864 steps, 2026-11-28 08:01)"""
+        data = self.data and _named(self.data, self.demo)
+        trained = " on ".join(word for word in (self.task, data) if word) or "no record of its training"
+        parts = [trained, *([] if self.steps is None else [f"{self.steps} steps"]), self.date]
+        return f"{self.path} ({', '.join(parts)})"
+
+    def doubts(self, data: str | None = None, demo: bool = False) -> list[str]:
+        """Reasons why these weights may not be the ones that are wanted.
+
+        Args:
+            data: name of the dataset that they are to be used on; None: any.
+            demo: whether that is generated demo data.
+        """
+        found = []
+        if self.steps is not None and self.planned is not None and self.steps < self.planned:
+            found.append(f"its training is not finished ({self.steps} of {self.planned} steps)")
+        elif self.steps is not None and self.steps < FEW_STEPS:
+            found.append(f"it was trained for {self.steps} steps only")
+        if data and self.data and (self.data, self.demo) != (data, demo):
+            found.append(f"it was trained on {_named(self.data, self.demo)}, this run uses {_named(data, demo)}")
+        return found
+
+    def described(self) -> dict[str, Any]:
+        """For JSON."""
+        names = ("task", "data", "demo", "steps", "planned", "date")
+        return {"checkpoint": str(self.path), **{name: getattr(self, name) for name in names}}
+
+
+def origin_of(path: str | Path, content: object) -> Origin:
+    """The origin of a checkpoint that was read.
+
+    Args:
+        path: of the file.
+        content: of the file, see `weights.file.read_file`; it may come from anyone.
+    """
+    path = Path(path).resolve()
+    whole = content if isinstance(content, dict) else {}
+    record = whole.get("record")
+    record = record if isinstance(record, dict) else {}
+    data = record.get("data")
+    data = data if isinstance(data, dict) else {}
+    overrides = record.get("overrides")
+    demo = data.get("demo", isinstance(overrides, list) and "scale=demo" in overrides)  # older files lack the flag
+    return Origin(
+        path=path,
+        task=_text(record.get("task")),
+        data=_text(data.get("name")),
+        demo=demo is True,
+        steps=_count(whole.get("global_step")),
+        planned=_count(record.get("steps")),
+        date=datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def _named(data: str, demo: bool) -> str:
+    return f"{data} (demo)" if demo else data
+
+
+def _text(value: object) -> str | None:
+    return value[:80] if isinstance(value, str) and value.isprintable() else None
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 10**12 else None
