@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,8 @@ from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir,
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
+SHOWN = 8  # classes in a line
+
 # Each task imports what it needs, so that a missing key is reported at once: torch and Lightning take seconds.
 
 
@@ -26,11 +29,11 @@ def separate(cfg: DictConfig, output: Path) -> None:
     from deepavfusion.inference.tasks import load_task
     from deepavfusion.inference.write.separation import write_separation
 
-    task = load_task(checkpoint(cfg), "separate", device(cfg))
+    task = introduced(load_task(checkpoint(cfg), "separate", device(cfg)))
     boxes = OmegaConf.to_container(cfg.boxes) if OmegaConf.is_config(cfg.boxes) else cfg.boxes
     with progress("separating") as (bar,):
         separation = separate_video(task, str(cfg.video), boxes, cfg.sources, cfg.batch_size, on_progress=bar)
-    listed = write_separation(separation, output)
+    listed = write_separation(separation, output, task.origin)
     say(f"Written to {output}; the mixture has {separation.mixture_level:.1f} dB:")
     for n, (source, level) in enumerate(zip(listed["sources"], separation.levels, strict=True), 1):
         say(f"  source {n}, {level:.1f} dB, box {source['box']}: {source['wav']}, {source['mp4']}")
@@ -45,10 +48,10 @@ def segment(cfg: DictConfig, output: Path) -> None:
     from deepavfusion.inference.tasks import load_task
     from deepavfusion.inference.write.segmentation import shares, write_segmentation
 
-    task = load_task(checkpoint(cfg), "segment", device(cfg))
+    task = introduced(load_task(checkpoint(cfg), "segment", device(cfg)))
     with progress("segmenting", "writing the film") as (masks, film):
         segmentation = segment_video(task, str(cfg.video), cfg.masks_per_second, cfg.batch_size, on_progress=masks)
-        listed = write_segmentation(segmentation, output, film)
+        listed = write_segmentation(segmentation, output, film, task.origin)
     entries = listed["moments"]
     say(f"Written to {output}; {sum(entry['share'] for entry in entries) / len(entries):.1%} of the pixels are marked:")
     for name, share in shares(listed).items():
@@ -65,11 +68,10 @@ def classify(cfg: DictConfig, output: Path) -> None:
     from deepavfusion.inference.tasks import load_task
     from deepavfusion.inference.write.classification import as_table, write_classification
 
-    ckpt = checkpoint(cfg)
-    task = load_task(ckpt, "classify", device(cfg))
+    task = introduced(load_task(checkpoint(cfg), "classify", device(cfg)))
     with progress("classifying") as (bar,):
         found = classify_video(task, str(cfg.video), cfg.hop_seconds, cfg.batch_size, on_progress=bar)
-    listed = write_classification(found, output, cfg.top_k, ckpt)
+    listed = write_classification(found, output, cfg.top_k, task.origin)
     get_console().print(as_table(listed))
     say("Over time, by all:")
     for part in listed["parts"]:
@@ -96,6 +98,18 @@ def features(cfg: DictConfig, output: Path) -> None:
     failed = write_features(found, output, str(ckpt))
     for line in summary(found, output, failed):
         say(line)
+
+
+def introduced(task: Any) -> Any:
+    """The task, after a line on where its network comes from, and one on what it can know."""
+    say(f"network {task.origin}")
+    classes = [str(name) for name in task.record.get("classes", [])]
+    if classes:
+        shown = ", ".join(classes[:SHOWN]) + (", …" if len(classes) > SHOWN else "")
+        say(f"  trained on {len(classes)} classes: {shown}")
+    if task.origin.caveat:
+        say(f"  {task.origin.caveat}", "yellow")
+    return task
 
 
 TASKS = {  # each with an experiment that trains a network for it

@@ -30,6 +30,7 @@ from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import HEADS, STREAMS, Clip
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.origin import Origin
 from helpers.checkpoints import SIZE, SPOKEN, write_classifier
 from helpers.errors import refusal
 from helpers.media import SILENT, coloured_noise, noise, write_unusable
@@ -210,7 +211,8 @@ def test_files(task: Classify, tmp_path: Path) -> None:
     found = classify_video(task, film(tmp_path / "clip.mp4", 5.5))
     folder = tmp_path / "out"
     folder.mkdir()
-    listed = write_classification(found, folder, top_k=2, checkpoint="some/last.ckpt")
+    network = Origin(tmp_path / "last.ckpt", "classify", "vggsound", True, 560, 560, "2026-01-01 10:00")
+    listed = write_classification(found, folder, top_k=2, network=network)
     assert {path.name for path in folder.iterdir()} == {"clip_classes.csv", "clip_classes.json", "clip_timeline.png"}
     assert [listed[key] for key in ("list", "table")] == ["clip_classes.json", "clip_classes.csv"]
     assert listed["picture"] == "clip_timeline.png"
@@ -228,7 +230,8 @@ def test_files(task: Classify, tmp_path: Path) -> None:
         assert float(row["end"]) == pytest.approx(found.starts[window] + 2, abs=1e-3)
     saved = json.loads((folder / "clip_classes.json").read_text())
     assert saved == {key: value for key, value in listed.items() if key != "list"}
-    assert (saved["checkpoint"], saved["classes"], len(saved["windows"])) == ("some/last.ckpt", SPOKEN, 5)
+    assert (saved["checkpoint"], saved["classes"], len(saved["windows"])) == (str(network.path), SPOKEN, 5)
+    assert saved["network"] == network.described()
     assert saved["windows"][1] == [1.0, 3.0]
     for number, head in enumerate(HEADS):
         mean = found.scores[:, number].mean(axis=0)

@@ -34,7 +34,7 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     weights = read_weights(path)
     if weights.record.get("model"):
         task = load_task(path, device=device)
-        return task.net.encoder, f"encoder of {path}, a checkpoint of {task.record.get('task')}"
+        return task.net.encoder, f"encoder of {task.origin}{f'; {task.origin.caveat}' if task.origin.caveat else ''}"
     if weights.kind == "vit":
         raise UserError(
             f"checkpoint {path} is an MAE or AudioMAE ViT, of image or audio alone: expected a checkpoint of "

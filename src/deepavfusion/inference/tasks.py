@@ -20,6 +20,7 @@ from deepavfusion.config.ranges import check_ranges
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.file import read_file
+from deepavfusion.weights.origin import origin_of
 
 TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
 
@@ -36,7 +37,7 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
         device: to put it on.
 
     Returns:
-        The `deepavfusion.tasks.base.Task` that the record names, e.g. a `Separate`.
+        The `deepavfusion.tasks.base.Task` that the record names, e.g. a `Separate`, with its `origin`.
 
     Raises:
         UserError: no such file; not a checkpoint; weights without a record; of another task; a record or weights
@@ -69,7 +70,7 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
             f"checkpoint {path} does not fit this version of the code ({words}): use the commit that wrote it, or "
             f"train again."
         ) from error
-    task.record = record
+    task.record, task.origin = record, origin_of(path, content)
     return task.eval().to(device)
 
 

@@ -44,6 +44,7 @@ class Task(LightningModule):
     """
 
     net: Any
+    origin: Any = None  # a `weights.origin.Origin`, once opened from a checkpoint
 
     def __init__(
         self,

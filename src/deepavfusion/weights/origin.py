@@ -55,9 +55,19 @@ class Origin:
             found.append(f"it was trained on {_named(self.data, self.demo)}, this run uses {_named(data, demo)}")
         return found
 
+    @property
+    def caveat(self) -> str | None:
+        """What to know before its predictions are believed; None: nothing that the file tells."""
+        if self.demo:
+            return (
+                f"a demo network, trained on generated clips with drawn instruments ({self.data}): what it predicts "
+                "for other videos means nothing"
+            )
+        return next((f"a network to be doubted: {doubt}" for doubt in self.doubts()), None)
+
     def described(self) -> dict[str, Any]:
         """For JSON."""
-        names = ("task", "data", "demo", "steps", "planned", "date")
+        names = ("task", "data", "demo", "steps", "planned", "date", "caveat")
         return {"checkpoint": str(self.path), **{name: getattr(self, name) for name in names}}
 
 

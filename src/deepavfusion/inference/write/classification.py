@@ -20,6 +20,7 @@ from deepavfusion.media import Media
 from deepavfusion.types import HEADS
 from deepavfusion.utils.drawing import colour_of
 from deepavfusion.utils.files import write_csv
+from deepavfusion.weights.origin import Origin
 
 COLUMNS = ("start", "end", "stream", "rank", "class", "probability")
 TITLES = {"image": "image tokens", "audio": "audio tokens", "fusion": "fusion tokens", "all": "all three"}
@@ -33,7 +34,7 @@ MAX_LABEL = 34  # characters of a class in a legend
 
 
 def write_classification(
-    found: Classification, folder: Path, top_k: int = 5, checkpoint: str | Path = ""
+    found: Classification, folder: Path, top_k: int = 5, network: Origin | None = None
 ) -> dict[str, Any]:
     """Write the table (CSV), the list (JSON) and the figure (PNG); existing files are replaced.
 
@@ -41,7 +42,7 @@ def write_classification(
         found: of a video.
         folder: where to; it must exist.
         top_k: how many classes to list for each window and for the whole video.
-        checkpoint: the file that the model came from.
+        network: where the network comes from.
 
     Returns:
         The content of the list, and its own name as `list`: names of the files, the whole video's top classes of each
@@ -53,7 +54,7 @@ def write_classification(
     stem = Path(found.video).stem
     listed: dict[str, Any] = {
         "video": found.video,
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(network.path) if network else "",
         "table": f"{stem}_classes.csv",
         "picture": f"{stem}_timeline.png",
         "seconds": round(found.seconds, 3),
@@ -74,7 +75,7 @@ def write_classification(
     }
     with saving(folder):
         write_csv(folder / listed["table"], _rows(found, top_k))
-        listed = write_list(folder, f"{stem}_classes.json", listed, draw(found, top_k))
+        listed = write_list(folder, f"{stem}_classes.json", listed, draw(found, top_k), network)
     return listed
 
 

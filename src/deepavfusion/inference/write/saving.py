@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.utils.files import whole, write_whole
+from deepavfusion.weights.origin import Origin
 
 
 @contextmanager
@@ -34,8 +35,17 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def write_list(folder: Path, name: str, listed: dict[str, Any], figure: Figure) -> dict[str, Any]:
-    """Write the figure (`picture`, PNG) and the list itself (JSON); returns the list with its own name as `list`."""
+def write_list(
+    folder: Path, name: str, listed: dict[str, Any], figure: Figure, network: Origin | None
+) -> dict[str, Any]:
+    """Write the figure (`picture`, PNG) and the list itself (JSON); returns the list with its own name as `list`.
+
+    Args:
+        network: where the network comes from: `network` in the list; its caveat is written on the figure.
+    """
+    listed["network"] = network.described() if network else None
+    if network and network.caveat:
+        figure.text(0.99, 0.005, network.caveat, ha="right", va="bottom", fontsize=7, color="#b00020")
     with whole(folder / listed["picture"]) as partial:
         figure.savefig(partial, format="png")
     text = json.dumps(listed, indent=2, ensure_ascii=False) + "\n"

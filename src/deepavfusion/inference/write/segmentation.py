@@ -22,6 +22,7 @@ from deepavfusion.inference.write.saving import saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.utils.drawing import Pixels, highlight, palette
 from deepavfusion.utils.files import whole
+from deepavfusion.weights.origin import Origin
 
 SOUNDING = 255  # in the mask of a model without classes
 FIGURE_TIMES = 6
@@ -35,7 +36,10 @@ MIN_LINES = 4  # that a legend may have below any frame
 
 
 def write_segmentation(
-    segmentation: Segmentation, folder: Path, on_progress: Callable[[int, int], Any] | None = None
+    segmentation: Segmentation,
+    folder: Path,
+    on_progress: Callable[[int, int], Any] | None = None,
+    network: Origin | None = None,
 ) -> dict[str, Any]:
     """Write the masks while they are made, then the film, the figure and the list; existing files are replaced.
 
@@ -43,6 +47,7 @@ def write_segmentation(
         segmentation: of a video; its masks are used up.
         folder: where to; it must exist.
         on_progress: called with the frames of the film done and their number.
+        network: where the network comes from.
 
     Returns:
         The content of the list, and its own name as `list`: names of the files, classes, and the shares at each time.
@@ -65,7 +70,7 @@ def write_segmentation(
     with saving(folder):
         listed["moments"] = _write_masks(segmentation, folder, listed["masks"])
         _write_overlay_film(folder, segmentation, listed, on_progress)
-        listed = write_list(folder, f"{stem}_segmentation.json", listed, draw(segmentation, folder, listed))
+        listed = write_list(folder, f"{stem}_segmentation.json", listed, draw(segmentation, folder, listed), network)
     return listed
 
 

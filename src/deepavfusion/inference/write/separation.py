@@ -22,17 +22,19 @@ from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import LOG_OFFSET, N_MELS, SAMPLE_RATE
 from deepavfusion.utils.drawing import colour_of
 from deepavfusion.utils.files import whole
+from deepavfusion.weights.origin import Origin
 
 RANGE = 70.0  # dB below the loudest of the mixture, drawn as black
 TICKS = (0.25, 0.5, 1, 2, 4, 8)  # kHz
 
 
-def write_separation(separation: Separation, folder: Path) -> dict[str, Any]:
+def write_separation(separation: Separation, folder: Path, network: Origin | None = None) -> dict[str, Any]:
     """Write the WAVs, mp4s, the figure and the list of them; existing files are replaced.
 
     Args:
         separation: of a video.
         folder: where to; it must exist.
+        network: where the network comes from.
 
     Returns:
         The content of the list, and its own name as `list`.
@@ -63,7 +65,7 @@ def write_separation(separation: Separation, folder: Path) -> dict[str, Any]:
             with whole(folder / source["wav"]) as partial:
                 write_wav(partial, separation.waveforms[n].numpy(), separation.sample_rate)
             _write_source_film(folder / source["mp4"], separation, n)
-        listed = write_list(folder, f"{stem}_sources.json", listed, draw(separation))
+        listed = write_list(folder, f"{stem}_sources.json", listed, draw(separation), network)
     return listed
 
 
