@@ -105,7 +105,7 @@ def introduced(task: Any) -> Any:
     say(f"network {task.origin}")
     classes = [str(name) for name in task.record.get("classes", [])]
     if classes:
-        shown = ", ".join(classes[:SHOWN]) + (", …" if len(classes) > SHOWN else "")
+        shown = " · ".join(classes[:SHOWN]) + (" · …" if len(classes) > SHOWN else "")
         say(f"  trained on {len(classes)} classes: {shown}")
     if task.origin.caveat:
         say(f"  {task.origin.caveat}", "yellow")

@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.utils.files import whole, write_whole
@@ -41,14 +45,22 @@ def write_list(
     """Write the figure (`picture`, PNG) and the list itself (JSON); returns the list with its own name as `list`.
 
     Args:
-        network: where the network comes from: `network` in the list; its caveat is written on the figure.
+        network: where the network comes from: `network` in the list; its caveat is written below the figure.
     """
     listed["network"] = network.described() if network else None
+    figures = [figure]
     if network and network.caveat:
-        figure.text(0.99, 0.005, network.caveat, ha="right", va="bottom", fontsize=7, color="#b00020")
+        figures.append(Figure((figure.get_size_inches()[0], 0.3), dpi=figure.dpi))
+        figures[1].text(0.01, 0.4, network.caveat, fontsize=8, color="#b00020")
     with whole(folder / listed["picture"]) as partial:
-        figure.savefig(partial, format="png")
+        Image.fromarray(np.vstack([_pixels(part) for part in figures])).save(partial, format="PNG")
     text = json.dumps(listed, indent=2, ensure_ascii=False) + "\n"
     # A file name that is not UTF-8 holds lone surrogates: escaped, they are valid JSON.
     write_whole(folder / name, text.encode(errors="backslashreplace").decode())
     return {**listed, "list": name}
+
+
+def _pixels(figure: Figure) -> NDArray[np.uint8]:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
