@@ -137,7 +137,7 @@ def test_weights_of_a_run_load_into_another(finished, command, tmp_path, monkeyp
     run_dir, _ = finished
     last = run_dir / "checkpoints" / "last.ckpt"
     train(monkeypatch, *command, "run.name=x", f"model.pretrained={last}", "trainer.max_epochs=1", "model.blr=0")
-    assert f"{last}: " in (out := capsys.readouterr().out)
+    assert f"weights from {last.resolve()} (pretrain on vggsound, " in (out := capsys.readouterr().out)
     assert "tensors loaded" in out
     model = network(command)
     load_mae(model, last)
