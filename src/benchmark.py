@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -24,11 +22,11 @@ from deepavfusion.utils.errors import UserError
 def main(cfg: DictConfig) -> None:
     check_ranges(cfg)
     overrides = HydraConfig.get().overrides.task
-    machine = environment(REPOSITORY)  # of the code that is measured: a run is long enough to edit on
+    machine = environment(REPOSITORY)  # before the run, during which the code may be edited
     run_dir = choose_run_dir(cfg.paths.log_dir, "benchmark", cfg.run.name)
     try:
-        measure: Callable[[], BenchmarkReport] = instantiate(cfg.benchmark, _partial_=True)
-        report = measure()  # not within instantiate, which would hide the traceback of a bug
+        # Called outside of instantiate, which would hide the traceback of a bug.
+        report: BenchmarkReport = instantiate(cfg.benchmark, _partial_=True)()
     except (UserError, HydraException):
         remove_if_empty(run_dir)
         raise

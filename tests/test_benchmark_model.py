@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from deepavfusion.benchmarks import flops, memory, model
-from deepavfusion.benchmarks.model_report import compare
 from deepavfusion.benchmarks.passes import FUSIONS, IMPLEMENTATIONS, PASSES, Case, Pass, Recipe
 from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.errors import UserError
@@ -105,7 +105,7 @@ def test_the_default_cases_on_a_gpu_cover_each_setting():
 def test_a_train_step_changes_the_network_and_draws_fresh_masks(recipe, monkeypatch):
     run, drawn = Pass(CASE, recipe, CPU), []
     masks = run.masks
-    monkeypatch.setattr(run, "masks", lambda: drawn.append(masks()) or drawn[-1])
+    monkeypatch.setattr(run, "masks", lambda clips: drawn.append(masks(clips)) or drawn[-1])
     before = {name: parameter.clone() for name, parameter in run.net.named_parameters()}
     for _ in range(8):
         run()
@@ -121,7 +121,7 @@ def test_a_train_step_changes_the_network_and_draws_fresh_masks(recipe, monkeypa
 def test_the_warm_up_is_a_step_of_one_clip(recipe):
     run, shapes = Pass(replace(CASE, batch=3), recipe, CPU), []
     run.net.encoder.register_forward_hook(lambda *arguments: shapes.append(tuple(arguments[-1].image.shape)))
-    run.warm_up()
+    run(clips=1)
     run()
     assert shapes == [(1, 2, 8), (3, 2, 8)]
     assert {int(state["step"]) for state in run.optimizer.state.values()} == {2}
@@ -214,7 +214,7 @@ def test_resident_peak_is_what_is_held_at_once():
 # ---- order, rows
 
 
-def test_variants_take_turns_and_the_first_round_does_not_count():
+def test_variants_take_turns_and_the_first_round_does_not_count(monkeypatch):
     order, now = [], [0.0]
     seconds = {"fast": iter([100.0, 1.0, 5.0, 2.0]), "reference": iter([200.0, 9.0, 7.0, 8.0])}
 
@@ -225,19 +225,21 @@ def test_variants_take_turns_and_the_first_round_does_not_count():
 
         return run
 
-    medians = model.alternate({name: variant(name) for name in seconds}, rounds=3, clock=lambda: now[0])
+    monkeypatch.setattr(model, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    medians = model.alternate({name: variant(name) for name in seconds}, rounds=3, wait=lambda: None)
     assert order == ["fast", "reference"] * 4
     assert medians == {"fast": 2.0, "reference": 8.0}
 
 
-def test_the_device_is_waited_for_before_the_clock_is_read():
+def test_the_device_is_waited_for_before_the_clock_is_read(monkeypatch):
     events: list[str] = []
 
     def note(name: str) -> float:
         events.append(name)
         return 0.0
 
-    model.alternate({"a": lambda: note("run")}, 1, clock=lambda: note("clock"), wait=lambda: note("wait"))
+    monkeypatch.setattr(model, "time", SimpleNamespace(perf_counter=lambda: note("clock")))
+    model.alternate({"a": lambda: note("run")}, rounds=1, wait=lambda: note("wait"))
     assert events[-5:] == ["wait", "clock", "run", "wait", "clock"]
 
 
@@ -285,7 +287,7 @@ def test_ratios_come_from_rows_that_differ_in_one_column():
         row("reference", "factorized", 5.0, batch=4),
     ]
     setting = "masked, batch 8, fp32, eager, base, train_step"
-    assert [line.strip() for line in compare(rows)] == [
+    assert [line.strip() for line in model.compare(rows)] == [
         f"1.50 ×  time, reference / fast: factorized, {setting}",
         f"10.00 ×  time, reference / fast: dense, {setting}",
         f"7.00 ×  memory, reference / fast: factorized, {setting}",

@@ -18,7 +18,8 @@ TINY = [override for override in PRETRAIN if override.startswith(("trainer=", "m
 def test_the_parts_of_a_step(monkeypatch):
     now, held = [0.0], iter([100, 130])
     monkeypatch.setattr("deepavfusion.benchmarks.memory.held", lambda device: next(held))
-    timer = StepTimer(warmup=2, count=2, clock=lambda: now[0])
+    monkeypatch.setattr("deepavfusion.benchmarks.step.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    timer = StepTimer(warmup=2, count=2)
     trainer, module = SimpleNamespace(should_stop=False), SimpleNamespace(device=torch.device("cpu"))
     batch = [None] * 4  # as long as the batch has clips
 
@@ -42,8 +43,8 @@ def test_the_parts_of_a_step(monkeypatch):
     assert not trainer.should_stop
     step(3, 2, 20, 1.5)
     assert trainer.should_stop
-    assert timer.growth == 30
     found = timer.means(processes=2)
+    assert found.pop("memory_growth_bytes") == 30
     assert found.pop("clips_per_second") == pytest.approx(2 * 8 / 40)
     assert found == pytest.approx({"data_wait_ms": 4000, "device_ms": 15000, "other_ms": 1000})
     step(9, 9, 9, 9)  # Lightning may take one more step: not counted

@@ -1,8 +1,7 @@
-"""Peak memory of a pass: what it allocates in addition to what exists before it.
+"""Peak memory of a pass, beyond what exists before it: weights, input and optimizer state.
 
-Weights, input, optimizer state and, for `encoder_forward_backward`, gradients exist before. So the peak of
-`encoder_forward_backward` is the activation memory of training, that of `train_step` activations and gradients, and
-that of `encoder_forward` the working memory of inference.
+The peak of `encoder_forward` is the working memory of inference; that of `encoder_forward_backward` the activations of
+training, as its gradients exist before; that of `train_step` activations and gradients.
 """
 
 from __future__ import annotations
@@ -39,24 +38,23 @@ def cpu_peak(case: Case, recipe: Recipe) -> int | None:
     if not (PROC / "clear_refs").exists():
         say("peak memory on a CPU can be measured on Linux only (/proc/self/clear_refs)", "yellow")
         return None
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_peak_here, case, recipe, torch.get_num_threads()).result()
         except BrokenProcessPool:
-            say(f"the system killed {case}, most likely for lack of memory", "yellow")
+            say(f"the process that measured {case} was killed, most likely for lack of memory", "yellow")
             return None
 
 
 def _peak_here(case: Case, recipe: Recipe, threads: int) -> int:
     torch.set_num_threads(threads)
-    # Map every allocation of 64 KiB and more separately, so that it returns to the system when freed. Otherwise the
-    # run would reuse heap that the warm-up left behind, and the resident set would not grow.
+    # Map every allocation from 64 KiB separately, so that it returns to the system when freed. Otherwise the run would
+    # reuse the warm-up's freed heap, and the resident set would not grow.
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     run = Pass(case, recipe, torch.device("cpu"))
-    run.warm_up()
+    run(clips=1)  # so that gradients, optimizer state and the libraries' buffers and code exist
     gc.collect()
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
@@ -64,7 +62,7 @@ def _peak_here(case: Case, recipe: Recipe, threads: int) -> int:
 
 
 def resident_peak(run: Callable[[], None]) -> int:
-    """Largest growth in bytes of this process's resident set while `run` runs."""
+    """Peak growth of this process's resident set during `run`, in bytes."""
     (PROC / "clear_refs").write_text("5")  # man 5 proc: resets the high-water mark
     before = _status("VmRSS")
     run()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
+from matplotlib.figure import Figure
 from rich.progress import track
 
 from deepavfusion.benchmarks import flops, memory
-from deepavfusion.benchmarks.model_report import compare, draw
 from deepavfusion.benchmarks.passes import Case, Pass, Recipe
 from deepavfusion.benchmarks.report import BenchmarkReport, Row
 from deepavfusion.utils.compiler import check_compiler
@@ -22,28 +24,26 @@ from deepavfusion.utils.errors import UserError
 T = TypeVar("T")
 Entry = Mapping[str, Any]  # one line of `cases`
 Measured = dict[Case, tuple[float | None, int | None]]  # median seconds, peak bytes
+SETTING = ("masked", "batch", "precision", "compiled", "size", "pass")
+UNITS = {"median_s": ("time", "ms", 1e3), "peak_bytes": ("memory", "MB", 1e-6)}
 
 
 def measure(
-    cases: Mapping[str, Sequence[Entry]],
-    recipe: dict[str, Any],
-    reference: bool = False,
-    rounds: int = 7,
-    device: str = "auto",
+    cases: Mapping[str, Sequence[Entry]], recipe: dict[str, Any], reference: bool, rounds: int, device: str
 ) -> BenchmarkReport:
     """Measure the cases listed for a device.
 
     Args:
-        cases: "cpu" and "cuda" -> entries; keys and defaults are those of `Case`, except `fusion` and `reference`, the
-            kinds of fusion to compare (see `variants`), and `measure`, "time" (default) or "memory". On a GPU both are
-            measured together; on a CPU memory needs a fresh process for each variant.
+        cases: "cpu" and "cuda" -> entries, with the keys and defaults of `Case`, except `fusion` and `reference`, the
+            kinds of fusion to compare (see `variants`), and `measure`, "time" (default) or "memory". A GPU measures
+            both at once; on a CPU, memory needs a fresh process for each variant.
         recipe: arguments of `Recipe`.
         reference: also measure the plain reference.
-        rounds: timed rounds after one of warm-up; the median counts.
+        rounds: timed rounds, after one of warm-up; the median counts.
         device: "cpu", "cuda" or "auto".
 
     Returns:
-        One row a variant: its columns, `median_s`, `peak_bytes` (see `memory`), `gflop`, `mfu` (0…1), device and
+        One row per variant: its columns, `median_s`, `peak_bytes` (see `memory`), `gflop`, `mfu` (0…1), device and
         threads; None where nothing was measured.
 
     Raises:
@@ -75,45 +75,37 @@ def measure(
             raise
         say("interrupted: these are the rows so far", "yellow")
     title = f"Networks on {torch.cuda.get_device_name(place) if on_gpu else 'a CPU'}"
-    return BenchmarkReport(rows, title, lambda path: draw(rows, path), compare(rows))
+    return BenchmarkReport(rows, title, partial(draw, rows), compare(rows))
 
 
 def variants(entry: Entry, reference: bool) -> list[Case]:
-    """The networks that an entry compares: each kind of `fusion`, then the plain reference of each (or of those that
-    the entry's own `reference` lists).
+    """The cases of an entry: each kind of `fusion`, then the reference of each, or of those its `reference` lists.
 
     The reference comes last because it frees gigabytes, which slows down what runs after it.
     """
     shared = {key: value for key, value in entry.items() if key not in ("fusion", "reference", "measure")}
     fast = entry.get("fusion", [Case.fusion])
     plain = entry.get("reference", fast) if reference else []
-    kinds = {"fast": fast, "reference": plain}
-    return [Case(name, kind, **shared) for name, listed in kinds.items() for kind in listed]
+    return [Case("fast", kind, **shared) for kind in fast] + [Case("reference", kind, **shared) for kind in plain]
 
 
-def alternate(
-    runs: Mapping[T, Callable[[], None]],
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-    wait: Callable[[], None] = lambda: None,
-) -> dict[T, float]:
+def alternate(runs: Mapping[T, Callable[[], None]], rounds: int, wait: Callable[[], None]) -> dict[T, float]:
     """Median seconds of each run, timed A B A B …, so that a drift of the machine's speed affects all alike.
 
     Args:
         runs: what to time, by name.
-        rounds: rounds that count, after one of warm-up.
-        clock: returns seconds.
+        rounds: timed rounds, after one of warm-up.
         wait: returns when the device has finished its queue.
     """
     seconds: dict[T, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
             wait()
-            begin = clock()
+            begin = time.perf_counter()
             run()
             wait()
             if number:
-                seconds[name].append(clock() - begin)
+                seconds[name].append(time.perf_counter() - begin)
     return {name: median(values) for name, values in seconds.items()}
 
 
@@ -140,7 +132,63 @@ def _time(cases: Sequence[Case], recipe: Recipe, rounds: int, device: torch.devi
     # All variants share the code of the same forward methods, so each counts as a recompilation of it.
     torch._dynamo.config.recompile_limit = 64
     passes = {case: Pass(case, recipe, device) for case in cases}
-    if device.type == "cpu":
-        return {case: (seconds, None) for case, seconds in alternate(passes, rounds).items()}
-    medians = alternate(passes, rounds, wait=lambda: torch.cuda.synchronize(device))
-    return {case: (medians[case], memory.cuda_peak(run, device)) for case, run in passes.items()}
+    on_gpu = device.type == "cuda"
+    medians = alternate(passes, rounds, partial(torch.cuda.synchronize, device) if on_gpu else lambda: None)
+    return {case: (medians[case], memory.cuda_peak(run, device) if on_gpu else None) for case, run in passes.items()}
+
+
+def compare(rows: list[Row]) -> list[str]:
+    """Ratios such as "1.65 ×  time, reference / fast: factorized, masked, batch 8, fp32, eager, base, train_step".
+
+    Reference against fast, and dense against factorized fusion of the fast implementation.
+    """
+    lines = []
+    fast = [row for row in rows if row["implementation"] == "fast"]
+    for column, above, below, other, among in (
+        ("implementation", "reference", "fast", "fusion", rows),
+        ("fusion", "dense", "factorized", "implementation", fast),
+    ):
+        shared = (other, *SETTING)
+        for quantity, (name, _, _) in UNITS.items():
+            measured = [(row, tuple(row[key] for key in shared)) for row in among if row[quantity]]
+            divisors = {settings: row[quantity] for row, settings in measured if row[column] == below}
+            lines += [
+                f"{row[quantity] / divisors[settings]:6.2f} ×  {name}, {above} / {below}: {describe(row, shared)}"
+                for row, settings in measured
+                if row[column] == above and settings in divisors
+            ]
+    return lines
+
+
+def describe(row: Row, names: Sequence[str]) -> str:
+    """Columns of a row in words, such as "dense, all tokens, batch 1, fp32, eager, base, encoder_forward"."""
+    words = {
+        "masked": "masked" if row["masked"] else "all tokens",
+        "batch": f"batch {row['batch']}",
+        "compiled": "compiled" if row["compiled"] else "eager",
+    }
+    return ", ".join(str(words.get(name, row[name])) for name in names)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """For each setting one panel of the time per clip and one of the memory, with a bar per variant."""
+    panels: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        for quantity in UNITS:
+            if row[quantity]:
+                panels.setdefault((quantity, *(row[name] for name in SETTING)), []).append(row)
+    counts = [len(shown) for shown in panels.values()] or [1]
+    figure = Figure(figsize=(8, 0.25 * sum(counts) + 0.7 * len(counts)), layout="constrained")
+    grid = figure.subplots(len(counts), height_ratios=counts, squeeze=False)
+    for ((quantity, *_), shown), axes in zip(panels.items(), grid.flat, strict=False):
+        name, unit, factor = UNITS[quantity]
+        labels = [f"{row['implementation']} {row['fusion']}" for row in shown]
+        values = [row[quantity] * factor / row["batch"] for row in shown]
+        bars = axes.barh(labels, values, color=["C0" if row["implementation"] == "fast" else "C7" for row in shown])
+        axes.bar_label(bars, [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values], padding=3, fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.1)
+        axes.set_title(f"{name}, {unit} a clip: {describe(shown[0], SETTING)}", fontsize=8, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=120)

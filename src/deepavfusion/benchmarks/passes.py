@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -24,11 +23,11 @@ PASSES = ("encoder_forward", "encoder_forward_backward", "train_step")
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the results: which network, on which input, doing what.
+    """What one row of the results measures: a network, its input and a pass.
 
     Args:
-        implementation: one of `IMPLEMENTATIONS`; the reference is the paper taken literally.
-        fusion: one of `FUSIONS`; "none" leaves out the fusion blocks.
+        implementation: one of `IMPLEMENTATIONS`; the reference follows the paper literally.
+        fusion: one of `FUSIONS`; "none": no fusion blocks.
         masked: the encoder gets the kept patches only, as in pre-training; a train_step is always masked.
         batch: clips.
         precision: "fp32" or "bf16" (autocast).
@@ -57,7 +56,7 @@ class Recipe:
     Args:
         nets: configs of the encoder by size, as under configs/model/net.
         decoder_embed_dim, decoder_depth, decoder_num_heads: size of both decoders.
-        image_mask_ratio, audio_mask_ratio: share of the patches hidden in masked cases.
+        image_mask_ratio, audio_mask_ratio: share of patches that are masked.
         lr, weight_decay, betas: of AdamW.
         seed: of weights, inputs and masks.
     """
@@ -86,18 +85,13 @@ class Recipe:
 
 
 class Pass:
-    """A case, built and ready: each call runs it once.
+    """The network, input and optimizer of a case; each call runs the pass once.
 
     - `encoder_forward`: a frozen encoder, which keeps nothing for a backward pass.
-    - `encoder_forward_backward`: gradients add up over calls, as in gradient accumulation, so that a call allocates
-      nothing but activations.
-    - `train_step`: that of tasks/pretrain.py, with fresh masks, both decoders, backward and AdamW; gradients are freed
-      at its end.
+    - `encoder_forward_backward`: gradients accumulate over calls, so that a call allocates only activations.
+    - `train_step`: as in tasks/pretrain.py, with fresh masks, both decoders, backward and AdamW; frees its gradients.
 
-    Args:
-        case: what to run.
-        recipe: settings shared by all cases.
-        device: where to run; on "meta" nothing is computed.
+    On the device "meta" nothing is computed.
     """
 
     def __init__(self, case: Case, recipe: Recipe, device: torch.device) -> None:
@@ -112,7 +106,7 @@ class Pass:
             self.image, self.audio = (torch.randn(shape) for shape in shapes)
         if case.passes == "encoder_forward":
             self.net.requires_grad_(False)
-        self.keep: list[torch.Tensor | None] = [m.keep for m in self.masks()] if case.masked else [None, None]
+        self.keep = [mask.keep for mask in self.masks(case.batch)] if case.masked else []
         if whole_step:
             encoder: Any = self.net.encoder
             branches = {"image_encoder": encoder.image, "audio_encoder": encoder.audio}
@@ -122,26 +116,19 @@ class Pass:
         if case.compiled:
             self.net.compile(dynamic=False)
 
-    def warm_up(self) -> None:
-        """Run once with one clip, so that gradients, optimizer state and the libraries' buffers and code exist."""
-        small = copy.copy(self)
-        small.case = replace(self.case, batch=1)
-        small.image, small.audio = self.image[:1], self.audio[:1]
-        small.keep = [None if keep is None else keep[:1] for keep in self.keep]
-        small()
-
-    def masks(self) -> list[PatchMask]:
+    def masks(self, clips: int) -> list[PatchMask]:
         """Fresh random masks of image and audio."""
         ratios = (self.recipe.image_mask_ratio, self.recipe.audio_mask_ratio)
-        return [
-            random_patch_mask(self.case.batch, patches, ratio, self.device)
-            for patches, ratio in zip(self.patches, ratios, strict=True)
-        ]
+        sizes = zip(self.patches, ratios, strict=True)
+        return [random_patch_mask(clips, patches, ratio, self.device) for patches, ratio in sizes]
 
-    def __call__(self) -> None:
+    def __call__(self, clips: int | None = None) -> None:
+        """Run on the first `clips` of the batch, or on all."""
+        image, audio = self.image[:clips], self.audio[:clips]
         train, bf16 = self.case.passes == "train_step", self.case.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
-            out = self.net(self.image, self.audio, *(self.masks() if train else self.keep))
+            masks = self.masks(len(image)) if train else [keep[:clips] for keep in self.keep]
+            out = self.net(image, audio, *masks)
         if train:
             out.loss.backward()
             self.optimizer.step()

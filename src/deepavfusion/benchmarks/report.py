@@ -24,39 +24,31 @@ LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")
 
 @dataclass
 class BenchmarkReport:
-    """The results of a benchmark.
+    """The results of a benchmark."""
 
-    Args:
-        rows: for the CSV; all have the same columns.
-        title: of the table.
-        draw: writes the figure (PNG) to a path.
-        summary: conclusions from the rows, line by line.
-    """
-
-    rows: list[Row]
-    title: str
-    draw: Callable[[Path], None]
-    summary: list[str] = field(default_factory=list)
+    rows: list[Row]  # all have the same columns
+    title: str  # of the table
+    draw: Callable[[Path], None]  # writes the figure (PNG)
+    summary: list[str] = field(default_factory=list)  # lines to print below the table
 
 
 def environment(repository: Path) -> Row:
     """Machine, versions and commit, as columns."""
     code = code_state(repository)
-    commit = f"{str(code['commit'])[:7]}{'-dirty' * (code['dirty'] is True)}"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    row = {"machine": cpu_name(), "cores": cores(), "gpu": gpu}
-    row |= {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-    return row | {"commit": commit}
+    versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    commit = f"{str(code['commit'])[:7]}{'-dirty' * (code['dirty'] is True)}"
+    return {"machine": cpu_name(), "cores": cores(), "gpu": gpu, **versions, "commit": commit}
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
-    """One line a row; the columns are those of the first."""
+    """One line per row, which all have the same columns."""
     lines = ([f"{value:.6g}" if isinstance(value, float) else value for value in row.values()] for row in rows)
     files.write_csv(path, [list(rows[0]), *lines])
 
 
 def show(rows: list[Row], title: str) -> None:
-    """Print a table, with settings that all rows share in its title. A single row is printed one column a line."""
+    """Print a table, with settings that all rows share in its title; a single row as one line per column."""
     if len(rows) == 1:
         table = Table(title=title, title_justify="left", show_header=False)
         for name, value in rows[0].items():
@@ -84,7 +76,7 @@ def _cell(value: Any) -> str:
 
 
 def stacked_bars(rows: list[Row], names: list[str], parts: Sequence[str], unit: str, path: Path) -> None:
-    """One bar a row, stacked from its parts."""
+    """One bar per row, stacked from its parts."""
     figure = Figure(figsize=(7, 0.6 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(rows)
