@@ -68,7 +68,7 @@ def test_a_check_that_hangs_is_ended_with_what_it_started(tmp_path: Path):
     found = examine("a", hang, 0.5)
     assert time.monotonic() - begin < 20
     assert not found.ok
-    assert "not done after 0.5 s" in found.text
+    assert "not finished after 0.5 s" in found.text
     assert "time_limit=" in found.text
     assert ended(int((tmp_path / "pid").read_text()))
 
@@ -204,11 +204,11 @@ def test_decoders_that_are_well_and_broken(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(frame_reader.decord, "VideoReader", Shifted)
-        assert "decord gives other frames" in refusal(software.decoders)
+        assert "decord reads other frames" in refusal(software.decoders)
     with monkeypatch.context() as patch:
         whole = Media.audio
         patch.setattr(Media, "audio", lambda *args: whole(*args) * 0)
-        assert "PyAV gives other audio" in refusal(software.decoders)
+        assert "PyAV reads other audio" in refusal(software.decoders)
     with monkeypatch.context() as patch:
         patch.setattr("av.open", broken)
         found = examine("decoders", software.decoders, 60)
@@ -336,7 +336,7 @@ for name in ('metrics.json', 'config.yaml', 'overrides.yaml', 'checkpoints/last.
     [
         ("raise SystemExit('no such thing')", ["status 1 (no such thing)"]),
         ("import os; os.kill(os.getpid(), 11)", ["status -11 (no output)"]),
-        ("import time; time.sleep(60)", ["not done after 2 s"]),
+        ("import time; time.sleep(60)", ["not finished after 2 s"]),
         ("", ["left no metrics.json, config.yaml", "checkpoints/last.ckpt"]),
         (NO_LOSS, ["a loss that is not finite"]),
     ],

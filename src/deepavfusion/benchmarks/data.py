@@ -42,22 +42,18 @@ def measure(clips: int, image_size: int, rounds: int, seed: int, **film: Any) ->
         `clips_per_second` (median of the rounds), and `<part>_ms`, the mean milliseconds a clip of each part. `read`
         is opening the file, or litdata fetching the item; `crop` is everything else: random draws, tensors, collating.
     """
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            made = []
-            for n in track(range(clips), description="writing clips"):
-                path = Path(folder) / f"clip{n:03d}.mp4"
-                write_clip(path, seed=seed + n, **film)
-                made.append(Clip(path.stem, str(path), 0))
-            raw = ClipList("train", made, ["clip"])
-            pack({"train": raw}, Path(folder) / "packed", "benchmark", PackSettings(), workers=1)
-            packed, store = packed_list(str(Path(folder) / "packed"), "train", "benchmark")
-            readers = {"raw": _Reader(raw, RawStore(), image_size), "packed": _Reader(packed, store, image_size)}
-            rows = _in_turn(readers, rounds)
-    finally:
-        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        made = []
+        for n in track(range(clips), description="writing clips"):
+            path = Path(folder) / f"clip{n:03d}.mp4"
+            write_clip(path, seed=seed + n, **film)
+            made.append(Clip(path.stem, str(path), 0))
+        raw = ClipList("train", made, ["clip"])
+        pack({"train": raw}, Path(folder) / "packed", "benchmark", PackSettings(), workers=1)
+        packed, store = packed_list(str(Path(folder) / "packed"), "train", "benchmark")
+        readers = {"raw": _Reader(raw, RawStore(), image_size), "packed": _Reader(packed, store, image_size)}
+        rows = _in_turn(readers, rounds)
     names = [f"{row['data']}, mel {row['mel']}: {row['clips_per_second']:.0f} clips/s" for row in rows]
     draw = partial(stacked_bars, rows, names, [f"{part}_ms" for part in PARTS], "milliseconds a clip")
     return BenchmarkReport(rows, "Reading clips, one process", draw)

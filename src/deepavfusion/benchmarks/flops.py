@@ -1,4 +1,4 @@
-"""Floating-point operations of a pass, and the peak rate of a device."""
+"""Floating-point operations of a pass, and the share of a device's peak that it reaches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepavfusion.benchmarks.passes import Case, Pass, Recipe
 
-# TFLOP/s of dense matrix products: fp32, and bf16 with fp32 accumulation; V100's tensor cores know fp16 only. From
+# TFLOP/s of dense matrix products: fp32, and bf16 with fp32 accumulation; V100's tensor cores support only fp16. From
 # NVIDIA's data sheets of A100 (2022), H100 (2023), H200 (2024) and V100 (2020) and its Ada GPU architecture whitepaper
 # (RTX 4090); half of the numbers given with sparsity. Keys match torch.cuda.get_device_name; MIG slices and laptop
 # chips must not match.
@@ -25,10 +25,9 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def count(case: Case, recipe: Recipe) -> float:
-    """GFLOP of one pass: every matrix product and attention, a multiply-add as two.
+    """GFLOP of one pass: all matrix products and attention, a multiply-add as two, recomputation included.
 
-    Counted in an eager run of the implementation on the meta device, where attention consists of plain products;
-    recomputation counts.
+    Counted in an eager run on the meta device, where attention consists of plain products.
     """
     run = Pass(replace(case, precision="fp32", compiled=False), recipe, torch.device("meta"))
     with FlopCounterMode(display=False) as counter:
@@ -37,13 +36,7 @@ def count(case: Case, recipe: Recipe) -> float:
 
 
 def peak(device_name: str, precision: str, tf32: bool = False) -> float | None:
-    """Peak TFLOP/s of a device; None: unknown.
-
-    Args:
-        device_name: as torch.cuda.get_device_name gives it.
-        precision: "fp32" or "bf16".
-        tf32: fp32 products run on tensor cores.
-    """
+    """Peak TFLOP/s of a device in "fp32" or "bf16"; None: unknown. `tf32`: fp32 products run on tensor cores."""
     kind = "tf32" if precision == "fp32" and tf32 else precision
     return next((rates.get(kind) for name, rates in PEAKS.items() if re.fullmatch(name, device_name)), None)
 

@@ -52,7 +52,7 @@ def show(rows: list[Row], title: str) -> None:
     if len(rows) == 1:
         table = Table(title=title, title_justify="left", show_header=False)
         for name, value in rows[0].items():
-            table.add_row(name, value if isinstance(value, str) else _cell(value))
+            table.add_row(name, _cell(value))
         get_console().print(table)
         return
     values = {name: [row[name] for row in rows] for name in rows[0]}
@@ -65,14 +65,14 @@ def show(rows: list[Row], title: str) -> None:
             right = name in numbers or any(type(value) is int for value in values[name])
             table.add_column(name.replace("_", "\n"), justify="right" if right else "left", no_wrap=right)
     for row in rows:
-        table.add_row(*(_cell(value) for name, value in row.items() if name not in shared))
+        table.add_row(*(_cell(value).replace("_", " ") for name, value in row.items() if name not in shared))
     get_console().print(table)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
-    return "" if value is None else f"{value:,}" if type(value) is int else str(value).replace("_", " ")
+    return "" if value is None else f"{value:,}" if type(value) is int else str(value)
 
 
 def stacked_bars(rows: list[Row], names: list[str], parts: Sequence[str], unit: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs each check in its own process, so that one that raises, crashes or hangs is a line like any other."""
+"""Runs each check in its own process, so that one that raises, crashes or hangs becomes a line like any other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Found:
 def examine(name: str, check: Check, time_limit: float) -> Found:
     """Call a check in a forked process, which is killed after `time_limit` seconds with every process it started.
 
-    Process pools do not do the latter: they end their worker, and the training that it started would run on.
+    A process pool would end only its worker, and the training that it started would continue.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -40,8 +40,8 @@ def examine(name: str, check: Check, time_limit: float) -> Found:
     sender.close()
     try:
         if not receiver.poll(time_limit):
-            why = "a disk, a network or a driver does not answer, or it needs more (time_limit=<s>)"
-            return Found(name, False, f"it was not done after {time_limit:g} s: {why}.")
+            why = "a disk, a network or a driver does not respond, or the check needs more time (time_limit=<s>)"
+            return Found(name, False, f"not finished after {time_limit:g} s: {why}.")
         return Found(name, *receiver.recv())
     except EOFError:
         process.join(10)
@@ -70,7 +70,7 @@ def _answer(sender: Connection, check: Check) -> None:
 
 
 def as_table(found: Sequence[Found], running: str | None = None) -> Table:
-    """A line for each check, and one for the check that is running."""
+    """A line for each finished check, and one for the check that is running."""
     table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for each in found:
         state = ("ok", "green") if each.ok else ("fix:", "bold red")

@@ -1,4 +1,4 @@
-"""Checks of the machine: cores, memory, disks, limits and environment variables; and of the data on it."""
+"""Checks of the machine (cores, memory, disks, limits, environment variables) and of the data on it."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def writing(places: Mapping[str, Path]) -> str:
     return ", ".join(map(str, places.values()))
 
 
-def log_disk(folder: Path, least_gb: float, megabytes: int, least_speed: float) -> str:
-    """The log disk has `least_gb` GB free, and writes and reads so many megabytes at `least_speed` MB/s."""
+def log_disk(folder: Path, min_gb: float, megabytes: int, min_speed: float) -> str:
+    """The log disk has `min_gb` GB free, and writes and reads `megabytes` MB at `min_speed` MB/s or more."""
     free = shutil.disk_usage(existing(folder)).free / GB
-    if free < least_gb:
+    if free < min_gb:
         raise UserError(
-            f"{folder} has {free:.1f} GB free, the published recipe needs {least_gb:.0f}: make room, set "
+            f"{folder} has {free:.1f} GB free, the published recipe needs {min_gb:.0f}: make room, set "
             "paths.log_dir=<folder on another disk>, or lower the requirement (free_gb=1 is enough for the demo)."
         )
     block = os.urandom(BLOCK)
@@ -83,9 +83,9 @@ def log_disk(folder: Path, least_gb: float, megabytes: int, least_speed: float) 
             read = read_rate([Path(file.name)])
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): set paths.log_dir=<folder>.") from None
-    if min(written, read) < least_speed:
+    if min(written, read) < min_speed:
         raise UserError(
-            f"{folder} writes {written:.0f} and reads {read:.0f} MB/s, expected {least_speed:g} or more: a checkpoint "
+            f"{folder} writes {written:.0f} and reads {read:.0f} MB/s, expected {min_speed:g} or more: a checkpoint "
             "would take minutes; set paths.log_dir=<folder on a faster disk>."
         )
     return f"{folder}: {free:.0f} GB free, writes {written:.0f} MB/s, reads {read:.0f} MB/s"
@@ -108,12 +108,12 @@ def read_rate(files: Iterable[Path]) -> float:
 
 
 def shared_memory(batch_bytes: int, workers: int, folder: Path = Path("/dev/shm")) -> str:
-    """The batches that workers have prefetched fit."""
+    """The batches that workers prefetch fit into shared memory."""
     free, needed = shutil.disk_usage(folder).free, batch_bytes * workers * PREFETCHED
     if free < needed:
         raise UserError(
-            f"{folder} has {free / 1e6:.0f} MB free, {workers} workers need {needed / 1e6:.0f}: delete what "
-            "fills it, start a container with --ipc=host or --shm-size=8g, or lower data.num_workers."
+            f"{folder} has {free / 1e6:.0f} MB free, {workers} workers need {needed / 1e6:.0f}: free some "
+            "space, start a container with --ipc=host or --shm-size=8g, or lower data.num_workers."
         )
     return f"{folder}: {free / GB:.1f} GB free, workers need {needed / GB:.2f}"
 
@@ -123,8 +123,8 @@ def open_files() -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < MIN_FILES:
         raise UserError(
-            f"a process may open {soft} files at a time, workers share theirs and need {MIN_FILES}: type "
-            f"ulimit -n {MIN_FILES} in this shell; if refused, have the system limit ({hard}) raised."
+            f"a process may open {soft} files at a time, a run with workers needs {MIN_FILES}: type ulimit -n "
+            f"{MIN_FILES} in this shell; if refused, have the system limit ({hard}) raised."
         )
     return "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at a time"
 
@@ -143,10 +143,10 @@ def variables(environment: Mapping[str, str]) -> str:
 # ---- data
 
 
-def dataset(config: DictConfig, given: bool, least: float) -> str:
-    """How much of the dataset of a data config is on disk, and that it is read at `least` MB/s.
+def dataset(config: DictConfig, given: bool, min_speed: float) -> str:
+    """How much of a data config's dataset exists, and that it is read at `min_speed` MB/s or more.
 
-    `given`: whether the user set its root, a folder or an address; a default root may be absent.
+    `given`: the user set its root, a folder or an address; a default root may be absent.
     """
     root = config.root
     if not is_remote(root) and not Path(root).is_dir():
@@ -168,9 +168,9 @@ def dataset(config: DictConfig, given: bool, least: float) -> str:
     chosen = map(Path, sorted(set(files[:: max(1, len(files) // CLIPS)]))[:CLIPS])
     every = (path for clip in chosen for path in (clip.rglob("*") if clip.is_dir() else [clip]))
     speed = read_rate(path for path in every if path.is_file())
-    if speed < least:
+    if speed < min_speed:
         raise UserError(
-            f"{root} is read at {speed:.1f} MB/s, expected {least:g} or more: put the data on a local disk, or pack it "
-            "(python src/prepare.py command=pack) and set data.root."
+            f"{root} is read at {speed:.1f} MB/s, expected {min_speed:g} or more: put the data on a local disk or pack "
+            "it (python src/prepare.py command=pack) and set data.root."
         )
     return f"{summary}; reads {speed:.0f} MB/s"

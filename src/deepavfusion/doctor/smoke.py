@@ -40,15 +40,15 @@ def smoke_train(repository: Path, time_limit: float) -> str:
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=time_limit)
         except subprocess.TimeoutExpired:
-            raise UserError(f"a training of two steps was not done after {time_limit:g} s: {again}.") from None
+            raise UserError(f"two training steps were not finished after {time_limit:g} s: {again}.") from None
         if done.returncode:
             last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no output")
-            raise UserError(f"a training of two steps ended with status {done.returncode} ({last.strip()}): {again}.")
+            raise UserError(f"two training steps ended with status {done.returncode} ({last.strip()}): {again}.")
         run_dir = Path(folder, "logs", "pretrain", "runs", "smoke")
-        lost = [name for name in LEFT if not (run_dir / name).exists()]
-        if lost:
-            raise UserError(f"a training of two steps left no {', '.join(lost)} in its run directory: {again}.")
+        missing = [name for name in LEFT if not (run_dir / name).exists()]
+        if missing:
+            raise UserError(f"two training steps left no {', '.join(missing)} in their run directory: {again}.")
         loss = json.loads((run_dir / METRICS).read_text()).get("train/loss_last")
     if loss is None:  # metrics.json omits values that are not finite
-        raise UserError(f"a training of two steps ended with a loss that is not finite: {again}.")
+        raise UserError(f"two training steps ended with a loss that is not finite: {again}.")
     return f"two steps, loss {loss:.2f}, the run directory is complete, {time.perf_counter() - begin:.0f} s"

@@ -15,7 +15,7 @@ from pathlib import Path
 from deepavfusion.runs.provenance import UNKNOWN, code_state
 from deepavfusion.utils.errors import DecodeError, UserError
 
-# The checks import torch and what needs it, so that a broken one is reported on their lines.
+# Torch and what needs it are imported by the checks, whose lines then report a broken installation.
 
 ANEW = "rm -rf .venv && make setup reinstalls requirements.lock"
 MODULES = (
@@ -50,11 +50,10 @@ def packages(repository: Path) -> str:
     for need in needs:
         try:
             version = metadata.version(need.name)
+            if not need.specifier.contains(version, prereleases=True):
+                wrong.append(f"{need.name} is {version}, expected {need.specifier}")
         except metadata.PackageNotFoundError:
             wrong.append(f"{need} is not installed")
-            continue
-        if not need.specifier.contains(version, prereleases=True):
-            wrong.append(f"{need.name} is {version}, expected {need.specifier}")
     if wrong:
         raise UserError(f"{'; '.join(wrong)}: {ANEW}.")
     return f"Python {found} at {sys.executable}, {len(needs)} packages satisfy setup.cfg"
@@ -67,7 +66,7 @@ def imports(modules: Iterable[str] = MODULES) -> str:
         try:
             importlib.import_module(name)
         except BaseException as error:  # a broken library may raise anything
-            broken.append(f"{name} ({type(error).__name__}: {' '.join(str(error).split())})")
+            broken.append(f"{name} ({type(error).__name__}: {error})")
     if broken:
         raise UserError(f"cannot be imported: {'; '.join(broken)}: {ANEW}.")
     import torch
@@ -79,7 +78,7 @@ def imports(modules: Iterable[str] = MODULES) -> str:
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         raise UserError(
             f"torchvision {torchvision.__version__} does not match torch {torch.__version__} "
-            f"({' '.join(str(error).split())[:200]}); expected both of one release: {ANEW}."
+            f"({str(error)[:200]}); expected both of one release: {ANEW}."
         ) from None
     return f"torch {torch.__version__}, torchvision {torchvision.__version__}, and the rest"
 
@@ -125,17 +124,16 @@ def _gpu(number: int) -> str:
 
 def has_nvidia(devices: Path = Path("/dev"), pci: Path = Path("/sys/bus/pci/devices")) -> bool:
     """Whether there is an NVIDIA GPU, with or without a driver."""
-    if any(devices.glob("nvidia[0-9]*")):
-        return True
     cards = [path.parent for path in pci.glob("*/vendor") if path.read_text().strip() == "0x10de"]
-    return any((card / "class").read_text().startswith("0x03") for card in cards)  # display and 3D controllers
+    displays = any((card / "class").read_text().startswith("0x03") for card in cards)  # or 3D controllers
+    return displays or any(devices.glob("nvidia[0-9]*"))
 
 
 # ---- decoders
 
 
 def decoders() -> str:
-    """An mp4 of grey frames and a tone comes back as it was written, from PyAV and from decord."""
+    """PyAV and decord read an mp4 of grey frames and a tone as it was written."""
     import numpy as np
 
     from deepavfusion.media import Media
@@ -149,7 +147,7 @@ def decoders() -> str:
         path = Path(folder, "grey.mp4")
         try:
             write_mp4(path, frames, fps, tone, rate)
-            # Not `Media.frames`, in which PyAV takes over where decord fails.
+            # Not `Media.frames`, which falls back to PyAV where decord fails.
             seen = decord_frames(str(path), list(range(len(levels))), len(levels))
             with Media(path) as media:
                 alone = [media.frames([n / fps])[0] for n in range(len(levels))]
@@ -161,8 +159,8 @@ def decoders() -> str:
     for name, read in (("decord", seen), ("PyAV", np.stack(alone))):
         worst = np.abs(read.mean(axis=(1, 2, 3)) - levels).max()
         if worst > 4:
-            raise UserError(f"{name} gives other frames than were written, {worst:.0f} of 255 apart: {ANEW}.")
-    alike = np.corrcoef(heard, tone)[0, 1] if heard.shape == tone.shape and heard.std() else 0.0
-    if alike < 0.99:
-        raise UserError(f"PyAV gives other audio than was written, their correlation is {alike:.2f}: {ANEW}.")
+            raise UserError(f"{name} reads other frames than were written, off by {worst:.0f} of 255: {ANEW}.")
+    correlation = np.corrcoef(heard, tone)[0, 1] if heard.shape == tone.shape and heard.std() else 0.0
+    if correlation < 0.99:
+        raise UserError(f"PyAV reads other audio than was written (correlation {correlation:.2f}): {ANEW}.")
     return f"{len(levels)} frames from decord and from PyAV, and {len(tone) / rate:g} s of audio, as they were written"
