@@ -410,7 +410,7 @@ def test_number_of_sources_and_boxes(task: Separate, tmp_path: Path) -> None:
     assert "boxes holds 1 boxes, sources is 2" in refusal(separate_video, task, path, [[0, 0, 1, 1]], 2)
     for sources in (0, -1, 1.5):
         assert f"sources is {sources!r}" in refusal(separate_video, task, path, None, sources)
-    assert "more than this model can tell apart" in refusal(separate_video, task, path, None, 17)  # of 4 × 4 patches
+    assert "more than this model can distinguish" in refusal(separate_video, task, path, None, 17)  # of 4 × 4 patches
     assert separate_video(task, path, [[0, 0, 1, 1]]).waveforms.shape[0] == 1
     assert separate_video(task, path, sources=3).waveforms.shape[0] == 3
 

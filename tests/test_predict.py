@@ -239,7 +239,7 @@ def test_what_cannot_be_done_is_one_sentence(
     assert "input nothing does not exist" in sentence(*features, "input=nothing")
     assert "pretrain/latest/checkpoints/last.ckpt does not exist" in sentence("task=features", "input=nothing")
     assert "level is 'all', expected" in sentence(*features, "input=nothing", "level=all")
-    npz = "output=a is no name of a features file: expected one that ends in .npz"
+    npz = "output=a is not the name of a features file: expected one that ends in .npz"
     assert npz in sentence(*features, "input=nothing", "output=a")
     assert not list((logs / "predict" / "runs").iterdir())  # nothing is left of what did not begin
     (logs / "separate" / "latest" / "checkpoints" / "last.ckpt").unlink()

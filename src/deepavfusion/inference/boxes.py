@@ -1,4 +1,4 @@
-"""Where the sources are in the frame: boxes from the user, or parts that the model tells apart."""
+"""Where the sources are in the frame: boxes from the user, or parts that the model distinguishes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from deepavfusion.transforms.image import View
 from deepavfusion.utils.errors import UserError
 
-MIN_PART = 0.25  # of what is split, on each side of the line
+MIN_PART = 0.25  # least share of what is split, on each side of the line
 
 
 class Box(NamedTuple):
@@ -43,8 +43,8 @@ def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
     if not isinstance(boxes, (list, tuple)) or not boxes:
         raise UserError(f"boxes is {boxes!r}, not a list of boxes; {expected}")
     for n, box in enumerate(boxes, 1):
-        numbers = isinstance(box, (list, tuple)) and len(box) == 4 and all(type(x) in (int, float) for x in box)
-        if not numbers or not all(math.isfinite(x) for x in box):
+        listed = isinstance(box, (list, tuple)) and len(box) == 4
+        if not listed or not all(type(x) in (int, float) and math.isfinite(x) for x in box):
             raise UserError(f"box {n} is {box!r}, not four numbers; {expected}")
     scale = (width, height) if max(max(box) for box in boxes) <= 1 else (1, 1)
     found = [Box(b[0] * scale[0], b[1] * scale[1], b[2] * scale[0], b[3] * scale[1]) for b in boxes]
@@ -57,9 +57,9 @@ def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
 
 
 def view_of(box: Box, width: int, height: int) -> View:
-    """The part of the frame in which the model looks for a box: a square as wide as the frame's shorter side.
+    """The part of the frame that the model sees for a box: a square around it, as wide as the frame's shorter side.
 
-    So the sources have the size that they have in training, which shows whole frames; see `alone`, too.
+    Training shows whole frames, so sources keep the size that they have there. See also `alone`.
     """
     side = max(min(width, height), box.right - box.left, box.bottom - box.top)
     across, down = min(side, width), min(side, height)
@@ -97,7 +97,7 @@ def split_frame(tokens: Tensor, parts: int, width: int, height: int) -> list[Box
         The boxes, from left to right and from top to bottom.
 
     Raises:
-        UserError: more parts than the tokens can tell apart.
+        UserError: more parts than the tokens can distinguish.
     """
     rows, columns = tokens.shape[1:3]
     found = [(0, 0, columns, rows)]  # left, top, right, bottom, in tokens
@@ -106,7 +106,7 @@ def split_frame(tokens: Tensor, parts: int, width: int, height: int) -> list[Box
         gain, axis, line, n = max(splits)
         if gain < 0:
             raise UserError(
-                f"sources={parts} is more than this model can tell apart in a frame that it sees as {rows} × "
+                f"sources={parts} is more than this model can distinguish in a frame that it sees as {rows} × "
                 f"{columns} patches: ask for fewer, or give boxes."
             )
         left, top, right, bottom = found.pop(n)

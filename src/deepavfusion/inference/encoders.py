@@ -1,4 +1,4 @@
-"""The encoder of any checkpoint: of ours by its record, of weights alone by the shapes of their tensors."""
+"""Builds the encoder of any checkpoint: by the record of ours, by the tensor shapes of weights alone."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 
     Args:
         path: a .ckpt file of any task that train.py wrote; or weights alone: a published DeepAVFusion checkpoint, or
-            one of ours (.safetensors). Their sizes are derived from the tensors; what shapes do not show is assumed to
-            be as in the paper, and the summary says so.
+            one of ours (.safetensors). Their sizes are derived from the tensors; what the shapes do not show is assumed
+            to be as in the paper, and the summary says so.
         device: to put it on.
 
     Raises:
@@ -53,7 +53,7 @@ def sizes_of(encoder: DeepAVFusion) -> tuple[int, float]:
 
 
 def _build(weights: Weights) -> tuple[DeepAVFusion, str]:
-    """An encoder with the shapes of these tensors, and where its sizes come from."""
+    """An encoder that fits these tensors, and a description of where its sizes come from."""
     tensors, found = weights.tensors, describe(weights.tensors)
     missing = [key for key in ("net.image.depth", "net.audio.depth", "net.num_fusion_tokens") if key not in found]
     if missing:
@@ -90,9 +90,9 @@ def _build(weights: Weights) -> tuple[DeepAVFusion, str]:
 
 def _input_sizes(weights: Weights, found: dict[str, Any]) -> tuple[int, float, bool]:
     """Side of the image (pixels), length of the audio (s), and whether the position embeddings show them."""
-    positions = [weights.tensors.get(f"encoder.{stream}.pos_embed") for stream in ("image", "audio")]
-    if positions[0] is not None and positions[1] is not None:
-        image, audio = (position.shape[1] for position in positions if position is not None)
+    keys = ("encoder.image.pos_embed", "encoder.audio.pos_embed")
+    if all(key in weights.tensors for key in keys):
+        image, audio = (weights.tensors[key].shape[1] for key in keys)
         side, rows = math.isqrt(image), N_MELS // found["net.audio.patch_size"]
         if side**2 == image and audio % rows == 0:
             frames = audio // rows * found["net.audio.patch_size"]

@@ -1,4 +1,4 @@
-"""Results that come a batch at a time and are wanted as one array."""
+"""Collects results that come in batches into one array on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class GrowingArray:
-    """An array float32 [N, *shape] that grows by rows, in a file, so that memory does not grow with it.
+    """A float32 array [N, *shape] that grows by rows in a file, not in memory.
 
     Args:
         shape: of a row.
@@ -31,7 +31,7 @@ class GrowingArray:
         self.count += len(rows)
 
     def array(self) -> NDArray[np.float32]:
-        """All rows, mapped into memory as they are read."""
+        """All rows, memory-mapped."""
         shape = (self.count, *self.shape)
         self.file.flush()
         return np.memmap(self.file, np.float32, mode="r+", shape=shape) if self.count else np.empty(shape, np.float32)

@@ -20,7 +20,7 @@ COLUMN = "path"  # of a CSV list
 
 @dataclass
 class Inputs:
-    """Files, not all of which need exist: name as given -> path; and notes on them for the user."""
+    """Files (name as given -> path), not all of which need exist, and notes on them for the user."""
 
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ def read_input(path: str | Path) -> Inputs:
     Args:
         path: a folder, searched with all its subfolders for files with an ending of `MEDIA`, sorted by name; or a list
             of paths, absolute or relative to the list's folder: .txt with a path per line, or .csv with a column
-            `path`, else in its first column, without empty lines and those that begin with #; or one video of any name.
+            `path`, else the first one, where empty lines and those with # first are skipped; or one video of any name.
 
     Raises:
         UserError: nothing there, no video in the folder, an empty or unreadable list.
@@ -54,7 +54,7 @@ def read_input(path: str | Path) -> Inputs:
 
 
 def read_names(names: Iterable[str | Path], folder: Path = Path()) -> Inputs:
-    """Paths one by one, relative to a folder; repeated ones count once, with a note."""
+    """Paths given one by one, relative to a folder; repeated ones count once, with a note."""
     found, places, repeated = Inputs(), set(), []
     for name in map(str, names):
         place = os.path.abspath(folder / name)
@@ -71,8 +71,7 @@ def read_names(names: Iterable[str | Path], folder: Path = Path()) -> Inputs:
 
 
 def _read_folder(folder: Path) -> Inputs:
-    files: list[Path] = []
-    others: list[Path] = []
+    found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(place)
@@ -81,20 +80,17 @@ def _read_folder(folder: Path) -> Inputs:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                (files if Path(name).suffix.lower() in MEDIA else others).append(Path(place, name))
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    files = {str(path): str(path) for path in sorted(found) if path.suffix.lower() in MEDIA}
+    others = Counter(path.suffix.lower() or "no suffix" for path in found if path.suffix.lower() not in MEDIA)
     if not files:
         raise UserError(
-            f"input {folder} holds no video: none of its {count(len(others), 'file')} ends in {', '.join(MEDIA)}; give "
-            f"another folder, or a list of files."
+            f"input {folder} holds no video: none of its {count(others.total(), 'file')} ends in {', '.join(MEDIA)}; "
+            f"give another folder, or a list of files."
         )
-    notes = []
-    if others:
-        kinds = Counter(path.suffix.lower() or "no suffix" for path in others).most_common(4)
-        shown = ", ".join(f"{kind}: {number}" for kind, number in kinds)
-        notes.append(f"{count(len(others), 'file')} skipped, not named like a video ({shown})")
-    return Inputs({str(path): str(path) for path in sorted(files)}, notes)
+    shown = ", ".join(f"{kind}: {number}" for kind, number in others.most_common(4))
+    notes = [f"{count(others.total(), 'file')} skipped, not named like a video ({shown})"] if others else []
+    return Inputs(files, notes)
 
 
 def _unreadable(error: OSError) -> None:

@@ -1,4 +1,4 @@
-"""Windows over a long waveform, and one long result made of theirs."""
+"""Sliding windows over a long waveform, and the joining of their results."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ COLUMNS = 1500  # of an overview, at most
 
 
 def window_starts(length: int, window: int) -> list[int]:
-    """Where windows begin that overlap by half; the last one ends with the waveform (samples)."""
+    """Start times (samples) of windows that overlap by half; the last one ends with the waveform."""
     return [*range(0, length - window, window // 2), length - window] if length > window else [0]
 
 
 def overlap_add(pieces: Iterable[tuple[int, Tensor]], length: int) -> Tensor:
-    """Join overlapping pieces, each cross-faded into the next over all that they share.
+    """Join overlapping pieces, each cross-faded into the next over their whole overlap.
 
     The weights of the pieces sum to 1 everywhere and change over at least half a window, so that no seam is audible.
-    Only the result is held.
+    Only the result is held in memory.
 
     Args:
         pieces: start (samples) and signal [..., T] of each, by rising start; together they cover everything.
@@ -58,7 +58,7 @@ class Overview:
         self.sums, self.weights = torch.empty(0), torch.zeros(self.columns)
 
     def add(self, first_frame: float, maps: Tensor) -> None:
-        """Add maps [N, M, F] of a window; its middle counts more than its ends."""
+        """Add maps [N, M, F] of a window, weighted by a Hann window."""
         if not len(self.sums):
             self.sums = maps.new_zeros(*maps.shape[:2], self.columns)
         column = ((first_frame + torch.arange(maps.shape[2])) / self.step).long()

@@ -1,4 +1,4 @@
-"""Opens one of our checkpoints: its record says which model it holds."""
+"""Opens our checkpoints, whose records say which models they hold."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
 
     Args:
         path: a .ckpt file that train.py wrote.
-        expected: name of the task that it has to be of; None: any.
+        expected: name of the task that it must be for; None: any.
         device: to put it on.
 
     Returns:
         The `deepavfusion.tasks.base.Task` that the record names, e.g. a `Separate`, with its `origin`.
 
     Raises:
-        UserError: no such file; not a checkpoint; weights without a record; of another task; a record or weights
-            that do not fit this version.
+        UserError: no such file; not a checkpoint; weights without a record; another task; a record or weights that do
+            not fit this version.
     """
     path = Path(path)
     example = f"e.g. logs/{expected or '<task>'}/latest/checkpoints/last.ckpt"
@@ -112,7 +112,7 @@ def _checked_model(recorded: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _targets(config: Any) -> Iterator[Any]:
-    """Everything that a config would call."""
+    """Everything that building a config would call."""
     if isinstance(config, dict):
         yield from (value for key, value in config.items() if key == "_target_")
     if isinstance(config, (dict, list, tuple)):
@@ -130,6 +130,6 @@ def _check(target: Any, path: Path) -> None:
     # What one of our modules merely imports is not ours.
     if not (match and isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == match[1]):
         raise UserError(
-            f"checkpoint {path} wants to build {target}, which is no module of deepavfusion.models or "
-            f"deepavfusion.tasks; it was not loaded: use a checkpoint that train.py wrote."
+            f"checkpoint {path} wants to build {target}, which is not a module of deepavfusion.models "
+            f"or deepavfusion.tasks; it was not loaded: use a checkpoint that train.py wrote."
         )

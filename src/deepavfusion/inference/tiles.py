@@ -1,9 +1,10 @@
-"""Squares that cover an image of any shape, and one map made of theirs."""
+"""Squares that cover an image of any shape, and the merging of their maps into one."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ MIN_OVERLAP = 1 / 8  # of the side of a square
 class Tiling:
     """Squares that cover an image, on a grid of rows × columns on which each has the model's resolution.
 
-    `corners` are their top and left on the grid, `weights` [squares, 1, size, size] the share of each at each place.
+    `corners` are their top and left on the grid, `weights` [squares, 1, size, size] the share of each in each cell.
     """
 
     size: int
@@ -35,7 +36,7 @@ class Tiling:
         return [View(left / x, top / y, (left + size) / x, (top + size) / y) for top, left in self.corners]
 
     def merge(self, maps: Tensor) -> Tensor:
-        """Their weighted mean: maps [squares, C, size, size] -> [C, rows, columns]"""
+        """The weighted mean of the squares' maps: [squares, C, size, size] -> [C, rows, columns]"""
         merged = maps.new_zeros(maps.shape[1], self.rows, self.columns)
         for (top, left), part, weight in zip(self.corners, maps, self.weights.to(maps), strict=True):
             merged[:, top : top + self.size, left : left + self.size] += weight * part
@@ -43,7 +44,7 @@ class Tiling:
 
 
 def cover(height: int, width: int, size: int) -> Tiling:
-    """The fewest squares that cover an image, each as wide as its shorter side; up to 4:3 all of it squeezed into one.
+    """The fewest squares that cover an image, each as wide as its shorter side; up to 4:3, one square for all of it.
 
     They are evenly spread and overlap by at least `MIN_OVERLAP` of their side. Their weights fade linearly where they
     overlap and sum to 1 everywhere, so that no seam shows.
@@ -58,15 +59,11 @@ def cover(height: int, width: int, size: int) -> Tiling:
     length, overlap = max(round(size * long / short), size + 1), size * MIN_OVERLAP
     count = max(2, math.ceil((length - overlap) / (size - overlap)))
     starts = [round(n * (length - size) / (count - 1)) for n in range(count)]
-    position, sums, fades = torch.arange(size) + 0.5, torch.zeros(length), []
-    for n, start in enumerate(starts):
-        fade = torch.ones(size)
-        if n > 0:
-            fade = fade * (position / (starts[n - 1] + size - start)).clamp(max=1)
-        if n + 1 < count:
-            fade = fade * ((size - position) / (start + size - starts[n + 1])).clamp(max=1)
+    shared = [0.5, *(a + size - b for a, b in pairwise(starts)), 0.5]  # overlaps; 0.5: outer edges do not fade
+    position, sums = torch.arange(size) + 0.5, torch.zeros(length)
+    fades = [(position / a).clamp(max=1) * ((size - position) / b).clamp(max=1) for a, b in pairwise(shared)]
+    for start, fade in zip(starts, fades, strict=True):
         sums[start : start + size] += fade
-        fades.append(fade)
     weights = torch.stack([fade / sums[start : start + size] for start, fade in zip(starts, fades, strict=True)])
     weights = weights[:, None, None].expand(-1, 1, size, -1)  # along the columns
     if width >= height:

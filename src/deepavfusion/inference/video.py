@@ -1,4 +1,4 @@
-"""Reads a video for a network: frames and windows of audio, as it was trained to take them."""
+"""Reads a video for a network: frames and windows of audio, prepared as in training."""
 
 from __future__ import annotations
 

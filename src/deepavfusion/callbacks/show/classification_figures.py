@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -58,7 +57,7 @@ def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], split: str
     size = max(4.5, 0.42 * len(classes) + 1.5) if len(classes) > 12 else max(4.5, 0.75 * len(classes) + 1.5)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(share, cmap=_colours("Blues"), vmin=0, vmax=1)
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     labels = [_short(name, 28) for name in classes]
     axis.set_xticks(range(len(classes)), labels, rotation=90)
     axis.set_yticks(range(len(classes)), labels)
@@ -75,10 +74,9 @@ def _draw_many(counts: NDArray[np.int64], share: NDArray[np.float64], classes: S
     side = max(6.5, len(classes) / 50)  # inches: two pixels a class
     figure = Figure(figsize=(side + 8.0, side + 0.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(side + 1.0, 3.0))
-    image = left.imshow(share, cmap=_colours("magma"), norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    image = left.imshow(share, cmap="magma", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     _label(left, figure, image, counts, split)
-    left.set_xlabel("predicted (number of the class)")
-    left.set_ylabel("truth (number of the class)")
+    left.set(xlabel="predicted (number of the class)", ylabel="truth (number of the class)")
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     rank = np.lexsort((np.arange(wrong.size), -np.nan_to_num(share).ravel(), -wrong.ravel()))[:EXTREMES]
@@ -89,31 +87,24 @@ def _draw_many(counts: NDArray[np.int64], share: NDArray[np.float64], classes: S
     for place, (pair, value) in enumerate(zip(pairs, shares, strict=True)):
         right.text(value, place, f" {counts[pair]} of {counts[pair[0]].sum()}", va="center", fontsize=8)
     right.set_yticks(range(len(pairs)), texts, fontsize=8)
-    right.set_ylim(EXTREMES - 0.4, -0.6)
-    right.set_xlim(0, 1.4 * max(shares, default=1.0))
+    right.set(xlim=(0, 1.4 * max(shares, default=1.0)), ylim=(EXTREMES - 0.4, -0.6), xlabel="share of the true clips")
     right.set_title("most often confused: truth → prediction (numbers)", loc="right", fontsize=9)
-    right.set_xlabel("share of the true clips")
     return figure
 
 
 def _label(axis: Axes, figure: Figure, image: Any, counts: NDArray[np.int64], split: str) -> None:
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("truth")
+    axis.set(xlabel="predicted", ylabel="truth", facecolor="0.85")  # the background shows where a class has no clips
     axis.set_title(f"{split}: {np.trace(counts)} of {counts.sum()} clips right", fontsize=9)
     figure.colorbar(image, ax=axis, label="share of the clips of a class", shrink=0.8)
 
 
-def _colours(name: str) -> Any:
-    return matplotlib.colormaps[name].with_extremes(bad="0.85")
-
-
 def _short(name: str, letters: int) -> str:
-    """At most so many letters; a dollar sign does not start a formula."""
+    """At most so many letters; a dollar sign is escaped, so that it starts no formula."""
     return (name if len(name) <= letters else f"{name[: letters - 1]}…").replace("$", r"\$")
 
 
 def draw_classes(values: dict[str, list[float]], clips: Sequence[int], classes: Sequence[str], measure: str) -> Figure:
-    """Bars for the mean of the heads, the best class first, and marks for each head; of many classes only both ends.
+    """Bars for the mean of the heads, the best class first, and marks for each head; only the two ends of many classes.
 
     Args:
         values: stream -> value of each class, nan where it does not occur.
@@ -138,11 +129,9 @@ def draw_classes(values: dict[str, list[float]], clips: Sequence[int], classes: 
         for place, value in zip(places, heights, strict=True):
             axis.text(1.03, place, f"{value:.2f}", va="center", fontsize=8)
         axis.set_yticks(places, [f"{_short(classes[n], 36)} ({clips[n]})" for n in part], fontsize=8)
-        axis.set_ylim(len(part) - 0.4, -0.6)
-        axis.set_xlim(-0.02, 1.13)  # room for the number
-        axis.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+        axis.set(xlim=(-0.02, 1.13), ylim=(len(part) - 0.4, -0.6))  # room for the number
+        axis.set(xticks=[0, 0.2, 0.4, 0.6, 0.8, 1], xlabel=measure)
         axis.set_title(title, fontsize=9)
-        axis.set_xlabel(measure)
     means = {stream: math.fsum(values[stream][n] for n in known) / len(known) for stream in HEADS}
     handles: list[Any] = [Patch(color="0.85", label=f"mean of the heads, {means[ALL]:.3f}")]
     for stream, (mark, colour, _) in MARKS.items():
@@ -154,7 +143,7 @@ def draw_classes(values: dict[str, list[float]], clips: Sequence[int], classes: 
 
 
 def draw_examples(examples: Sequence[Example]) -> Figure:
-    """A row for each clip: frame, spectrogram, a bar for the likeliest class of each stream, and right of it the
+    """A row for each clip: frame, spectrogram, and for each stream a bar for the likeliest class and, to its right, the
     probability of the truth."""
     figure = Figure(figsize=(10, 1.75 * len(examples) + 0.5), layout="constrained")
     axes = figure.subplots(len(examples), 3, squeeze=False, width_ratios=(1, 1.9, 3))
@@ -175,12 +164,10 @@ def draw_examples(examples: Sequence[Example]) -> Figure:
             if not math.isnan(of_truth):
                 line[2].text(1.02, place, f"{100 * of_truth:.1f} %", va="center", fontsize=8)
         line[2].set_yticks(range(len(example.verdicts)), list(example.verdicts), fontsize=8)
-        line[2].set_ylim(len(example.verdicts) - 0.5, -0.5)
-        line[2].set_xlim(0, 1)
-        line[2].set_xticks([0, 0.5, 1])
+        line[2].set(xlim=(0, 1), ylim=(len(example.verdicts) - 0.5, -0.5), xticks=[0, 0.5, 1])
         line[2].tick_params(axis="x", labelsize=7)
     axes[-1, 1].set_xlabel("s", fontsize=8)
-    axes[-1, 2].set_xlabel("probability; right: of the truth, of several classes the least likely", fontsize=8)
+    axes[-1, 2].set_xlabel("probability; right: of the truth (the least likely of several)", fontsize=8)
     handles = [Patch(color=RIGHT, label="the likeliest class is true"), Patch(color=WRONG, label="it is not")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
     return figure

@@ -21,7 +21,7 @@ class SeparateDuets(Callback):
         separate: called as separate(task, video, folder); writes to the folder and returns the waveforms [sources, T]
             and their sample rate.
         run_dir: of the run.
-        limit: the first videos, at most so many.
+        limit: at most so many videos, the first of the list.
     """
 
     def __init__(self, clips: Callable[[], Any], separate: Callable[..., Any], run_dir: str, limit: int = 8) -> None:

@@ -22,7 +22,7 @@ class ReconstructionImages(EvaluationCallback):
     """Original | masked | reconstructed image and spectrogram of the same clips in each validation; their audio once.
 
     Args:
-        num_clips: shown, from the first validation batch.
+        num_clips: how many to show, from the first validation batch.
     """
 
     def __init__(self, num_clips: int = 6) -> None:
@@ -44,11 +44,9 @@ class ReconstructionImages(EvaluationCallback):
             return
         drawn = cast(Any, pl_module).draw(self.clips)
         assert self.clips.spectrogram is not None
-        columns = {
-            "image": [unnormalised(x) for x in (self.clips.image, *drawn["image"].values())],
-            "audio": [spectrogram_image(x) for x in (self.clips.spectrogram, *drawn["audio"].values())],
-        }
-        for stream, images in columns.items():
+        image, audio = self.clips.image, self.clips.spectrogram
+        for stream, original, to_rgb in (("image", image, unnormalised), ("audio", audio, spectrogram_image)):
+            images = [to_rgb(x) for x in (original, *drawn[stream].values())]
             rows = torch.stack(images, dim=1).flatten(0, 1)  # original, masked, reconstructed of clip 0, 1, …
             writer.add_image(f"reconstruction/{stream}", make_grid(rows, nrow=3), step_of(trainer))
 
@@ -57,7 +55,7 @@ class EmbeddingProjector(EvaluationCallback):
     """The fusion embedding of the test clips for TensorBoard's projector, with labels and thumbnails.
 
     Args:
-        max_clips: the first clips of loader 0, at most so many.
+        max_clips: at most so many, the first of loader 0.
     """
 
     def __init__(self, max_clips: int = 1000) -> None:
@@ -120,7 +118,7 @@ class KNNProbe(EvaluationCallback):
         found = {
             f"{prefix}/{name}": value
             for prefix, metric in self.metrics.items()
-            if metric.update_called  # not so when a split is empty
+            if metric.update_called  # False for an empty split
             for name, value in metric.compute().items()
         }
         pl_module.log_dict(found)

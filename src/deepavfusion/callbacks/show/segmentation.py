@@ -43,7 +43,7 @@ class SegmentationImages(EvaluationCallback):
     With several processes, the frames are from the share of the first.
 
     Args:
-        num_frames: shown, evenly spread over the split.
+        num_frames: how many to show, evenly spread over the split.
     """
 
     def __init__(self, num_frames: int = 8) -> None:
@@ -82,7 +82,7 @@ class SegmentationReport(Callback):
 
     Args:
         run_dir: where the table goes.
-        num_failures: frames shown, the worst first, at most one of a clip.
+        num_failures: how many frames to show, the worst first, at most one per clip.
     """
 
     def __init__(self, run_dir: str, num_failures: int = 8) -> None:
@@ -142,7 +142,7 @@ def class_names(dataset: Any, item: int) -> list[str]:
 
 
 def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> list[Shown]:
-    """Some rows of a batch, with the masks that were predicted for it, to draw."""
+    """Some rows of a batch, with their predicted masks, to draw."""
     if not rows:
         return []
     assert batch.mask is not None
@@ -192,7 +192,7 @@ def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
 
 
 def iou_by_class(metrics: Any, dataset: Any) -> dict[str, float]:
-    """Class -> IoU of its pixels, or where masks have no classes, the mean over the frames of its clips."""
+    """Class -> IoU of its pixels; where masks have no classes, the mean IoU of the frames of its clips."""
     if metrics.num_classes > 1:
         found = metrics.per_class().tolist()
         return {name: v for name, v in zip(dataset.list.classes, found, strict=True) if not math.isnan(v)}
@@ -211,8 +211,7 @@ def draw_classes(means: dict[str, float], split: str) -> Figure:
     bars = axis.barh([name for name, _ in best], [value for _, value in best], color="0.5")
     axis.bar_label(bars, fmt=" %.2f", fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.08)  # room for the number
-    axis.set_xlabel(f"IoU, {split}")
+    axis.set(xlim=(0, 1.08), xlabel=f"IoU, {split}")  # room for the number
     return figure
 
 

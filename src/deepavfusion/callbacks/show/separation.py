@@ -25,7 +25,7 @@ class SeparationImages(EvaluationCallback):
     """The same mixtures in each validation: audio of mixture, truths and estimates; spectrograms, masks and frames.
 
     Args:
-        num_mixtures: shown, from the first validation batch.
+        num_mixtures: how many to show, from the first validation batch.
     """
 
     def __init__(self, num_mixtures: int = 4) -> None:
@@ -81,7 +81,7 @@ def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: in
 
 
 class SeparationReport(Callback):
-    """Writes which mixtures a test evaluates and the metrics of each source, and draws the SDR by pairs of classes.
+    """Writes the mixtures of a test and the metrics of each source, and draws the SDR by pairs of classes.
 
     `mixtures_test.csv` (before the test): mixture, source, id, class, path. `separation_test.csv` (after it): the same
     mixtures with all metrics of each source. TensorBoard: histograms, and the mean SDR by the class of the source and
@@ -122,10 +122,9 @@ class SeparationReport(Callback):
         if writer is None:
             return
         step = step_of(trainer)
-        for name in ("sdr", "sdr_improvement"):
-            found = [row["sdr"] - (row["sdr_mixture"] if name == "sdr_improvement" else 0) for row in rows]
-            finite = torch.tensor(found, dtype=torch.float64)
-            finite = finite[finite.isfinite()]
+        sdr, before = (torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in ("sdr", "sdr_mixture"))
+        for name, found in (("sdr", sdr), ("sdr_improvement", sdr - before)):
+            finite = found[found.isfinite()]
             if len(finite):
                 writer.add_histogram(f"test_sources/{name}", finite, step)
         writer.add_figure("test_sources/sdr_by_class", class_figure(rows, classes_of(trainer)), step)
@@ -152,8 +151,7 @@ def class_figure(rows: list[dict[str, Any]], classes: list[str]) -> Figure:
     image = axis.imshow(table, cmap="viridis")
     axis.set_xticks(range(len(classes)), classes, rotation=90)
     axis.set_yticks(range(len(classes)), classes)
-    axis.set_xlabel("mixed with")
-    axis.set_ylabel("source")
+    axis.set(xlabel="mixed with", ylabel="source")
     if len(classes) <= 25:
         for (i, j), value in np.ndenumerate(table):
             if np.isfinite(value):

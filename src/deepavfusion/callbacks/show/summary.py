@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,23 @@ from deepavfusion.utils.files import write_whole
 class RunSummary(Callback):
     """Writes the final metrics, and prints them.
 
-    `metrics.json` maps flat names to numbers: the last value of every metric (of an epoch, not of a step);
+    `metrics.json` maps flat names to finite numbers: the last value of every metric (of an epoch, not of a step);
     `knn/…_before`, from a validation before training; `train/loss_first` and `train/loss_last`, means over the first
     and the last epoch; the number of clips that each split lists and has on disk (`data/<split>_listed`,
     `data/<split>_present`).
 
     Args:
         run_dir: where `metrics.json` goes; its presence marks a run as finished.
-        test_follows: the run ends with a test, whose metrics belong to it.
-        headline: names of the most important metrics, at the top of the table.
+        test_follows: the run ends with a test, after which `metrics.json` is written.
+        headline: names of the main metrics, shown at the top of the table.
         next_commands: printed at the end.
     """
 
     def __init__(
-        self,
-        run_dir: str,
-        test_follows: bool = False,
-        headline: tuple[str, ...] = (),
-        next_commands: tuple[str, ...] = (),
+        self, run_dir: str, test_follows: bool = False, headline: Sequence[str] = (), next_commands: Sequence[str] = ()
     ) -> None:
         self.run_dir, self.test_follows = Path(run_dir), test_follows
-        self.headline, self.next_commands = tuple(headline), tuple(next_commands)
+        self.headline, self.next_commands = headline, next_commands
         self.kept: dict[str, float] = {}
         self.latest: dict[str, float] = {}  # at the last epoch's end; a resumed run may not log them again
         self.final: dict[str, float] = {}
@@ -80,7 +77,8 @@ class RunSummary(Callback):
         for split, clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).items():
             self.final[f"data/{split}_listed"] = clips.listed
             self.final[f"data/{split}_present"] = len(clips.clips)
-        write_metrics(self.run_dir / METRICS, self.final)
+        finite = {name: value for name, value in sorted(self.final.items()) if math.isfinite(value)}
+        write_whole(self.run_dir / METRICS, json.dumps(finite, indent=2) + "\n")
         self.finished = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -102,9 +100,3 @@ class RunSummary(Callback):
 
 def _values(trainer: Trainer) -> dict[str, float]:
     return {name: float(v) for name, v in trainer.callback_metrics.items() if not name.endswith("_step")}
-
-
-def write_metrics(path: Path, metrics: dict[str, float]) -> None:
-    """Write flat name → number, without values that are not finite."""
-    finite = {name: value for name, value in sorted(metrics.items()) if math.isfinite(value)}
-    write_whole(path, json.dumps(finite, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Shared by the callbacks that write to TensorBoard: the writer, the step, and how audio is drawn and played."""
+"""What the TensorBoard callbacks share: the writer, the step, and the conversion of images and audio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUIET, LOUD = -6.0, 2.0  # log10 power of the darkest and the brightest colour
 
 
 def step_of(trainer: Trainer) -> int:
-    """The last completed step, under which Lightning logs, too: a resumed run overwrites what comes after it."""
+    """The last completed step, which Lightning logs under as well: a resumed run overwrites what comes after it."""
     return max(trainer.global_step - 1, 0)
 
 
@@ -36,7 +36,7 @@ def classes_of(trainer: Trainer) -> list[str]:
 
 
 def playable(waveform: Tensor) -> Tensor:
-    """[T] -> [1, T] on the CPU, no louder than full scale"""
+    """[T] -> [1, T] on the CPU, scaled down to full scale if it is louder."""
     waveform = waveform.detach().float().cpu()
     return (waveform / waveform.abs().max().clamp(min=1.0)).unsqueeze(0)
 

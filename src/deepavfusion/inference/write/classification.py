@@ -27,7 +27,7 @@ TITLES = {"image": "image tokens", "audio": "audio tokens", "fusion": "fusion to
 SIZE, HEIGHTS = (15.0, 8.7), (1.05, 1.35, 1.35, 1.35, 1.35)  # of the figure, inches; of its parts
 EDGES = {"left": 0.05, "right": 0.783, "top": 0.943, "bottom": 0.063}  # shares of it; right of them the legends
 MAX_FRAMES, FRAME_ROWS = 16, 120
-HUES, DARKER = 7, (0.85, 0.5, 0.3)  # so many colours by hue, then the same ones darker
+HUES, DARKER = 7, (0.85, 0.5, 0.3)  # number of hues; brightness of their first, second and third use
 MAX_POINTS = 400  # of a line; with more windows, neighbours are averaged
 MAX_MARKED = 40  # windows up to which each is marked by a dot
 MAX_LABEL = 34  # characters of a class in a legend
@@ -45,7 +45,7 @@ def write_classification(
         network: where the network comes from.
 
     Returns:
-        The content of the list, and its own name as `list`: names of the files, the whole video's top classes of each
+        The content of the list, and its own name as `list`: names of the files, the whole video's top classes by
         stream, its parts of equal top class, and the windows.
 
     Raises:
@@ -100,9 +100,6 @@ def _rows(found: Classification, top_k: int) -> Iterator[tuple[object, ...]]:
                 yield *_times(found, start), head, rank, found.classes[n], round(float(scores[n]), 6)
 
 
-# ---------------------------------------------------------------- figure
-
-
 def draw(found: Classification, top_k: int = 5) -> Figure:
     """Frames of the video above, and the scores of each stream's top classes below, on one time axis."""
     figure = Figure(SIZE, dpi=100)
@@ -125,7 +122,7 @@ def draw(found: Classification, top_k: int = 5) -> Figure:
             name = name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…"
             label = f"{name}  {found.mean[number, n]:.2f}"
             panel.plot(times, scores, color=colours[n], linewidth=1.6, label=label, clip_on=False)
-            if count <= MAX_MARKED:  # all but the two ends, which are no windows
+            if count <= MAX_MARKED:  # all points but the two ends, which are not windows
                 panel.plot(times[1:-1], scores[1:-1], ".", color=colours[n], markersize=6, clip_on=False)
         panel.set(xlim=(0, found.seconds), ylim=(0, highest if highest < 0.6 else 1.0))
         panel.set_title(TITLES[head], fontsize=10, loc="left", pad=3)
@@ -143,7 +140,8 @@ def draw(found: Classification, top_k: int = 5) -> Figure:
 def _thinned(found: Classification, classes: NDArray[np.integer]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Scores of some classes to be drawn, [points, 4, classes], and the times of the points, s.
 
-    They are those of the windows' middles, or means over neighbours; the first and last are extended to the ends.
+    The points are the middles of the windows, or of groups of neighbours, averaged; the first and the last scores are
+    repeated at the ends of the video.
     """
     count, step = len(found.starts), math.ceil(len(found.starts) / MAX_POINTS)
     edges = found.edges()
@@ -156,7 +154,7 @@ def _thinned(found: Classification, classes: NDArray[np.integer]) -> tuple[NDArr
 
 
 def _draw_frames(axis: Any, found: Classification) -> None:
-    """Frames side by side, each of the time in its middle; they are cropped a little to fit."""
+    """Frames side by side, each from the middle of its part of the video, cropped a little to fit."""
     strip = axis.get_window_extent()
     with Media(found.video) as media:
         height, width = media.frames([0.0]).shape[1:3]

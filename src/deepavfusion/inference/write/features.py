@@ -1,4 +1,4 @@
-"""Files of embeddings: one .npz, and a list of the videos that failed."""
+"""Writes embeddings: one .npz, and a list of the videos that failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepavfusion.types import STREAMS
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import whole
 
-SHOWN = 3  # failures in one sentence
+SHOWN = 3  # videos named in a message
 
 
 def write_features(features: Features, output: str | Path, checkpoint: str = "") -> Path | None:
@@ -33,10 +33,10 @@ def write_features(features: Features, output: str | Path, checkpoint: str = "")
         checkpoint: the file that the encoder came from.
 
     Returns:
-        The list of the failed.
+        The list of the videos that failed, None if none did.
 
     Raises:
-        UserError: no video could be used (the list is written all the same); the files cannot be written.
+        UserError: no video could be used (the list is still written); the files cannot be written.
     """
     output = check_output(output)
     failed = output.with_name(f"{output.stem}_failed.txt")
@@ -48,11 +48,9 @@ def write_features(features: Features, output: str | Path, checkpoint: str = "")
             with whole(failed) as partial:
                 partial.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
         if not len(features):
-            shown = "; ".join(f"{failure.path}: {failure.reason}" for failure in features.failed[:SHOWN])
-            more = f"; and {len(features.failed) - SHOWN} more" if len(features.failed) > SHOWN else ""
             raise UserError(
-                f"none of {count(len(features.failed), 'video')} could be used ({shown}{more}), see {failed}: expected "
-                f"complete videos with frames and audio."
+                f"none of {count(len(features.failed), 'video')} could be used ({'; '.join(_first(features.failed))}), "
+                f"see {failed}: expected complete videos with frames and audio."
             )
         with whole(output) as partial, partial.open("wb") as file:
             np.savez(
@@ -64,23 +62,20 @@ def write_features(features: Features, output: str | Path, checkpoint: str = "")
                 remark=_texts(remark.path for remark in features.remarks),
                 remark_reason=_texts(remark.reason for remark in features.remarks),
                 checkpoint=np.array(checkpoint),
-                level=np.array(features.level),
-                windows=np.array(features.windows),
-                image_size=np.array(features.image_size),
-                audio_seconds=np.array(features.audio_seconds),
+                **{name: getattr(features, name) for name in ("level", "windows", "image_size", "audio_seconds")},
             )
     return failed if features.failed else None
 
 
 def check_output(output: str | Path) -> Path:
-    """The path of a features file, whose folder is made.
+    """The path of a features file; makes its folder.
 
     Raises:
         UserError: it does not end in .npz, or the folder cannot be made or written to.
     """
     path = Path(output)
     if path.suffix != ".npz" or path.is_dir():
-        raise UserError(f"output={output} is no name of a features file: expected one that ends in .npz.")
+        raise UserError(f"output={output} is not the name of a features file: expected one that ends in .npz.")
     if not os.access(made(path.parent), os.W_OK):
         raise UserError(f"folder {path.parent} cannot be written to; give another output.")
     return path
@@ -94,14 +89,18 @@ def summary(features: Features, output: Path, failed: Path | None) -> list[str]:
     level = "means over the tokens" if features.level == "pooled" else "tokens"
     lines = [f"Written to {output}: {len(features)} of {count(total, 'video')}; {level}, {windows}: {shapes}"]
     lines += [f"  {note}" for note in features.notes]
-    lines += _listed(features.failed, f"failed, listed in {failed} and in the file (failed, failed_reason)")
-    return lines + _listed(features.remarks, "used with a remark, listed in the file (remark, remark_reason)")
+    for remarks, title in (
+        (features.failed, f"failed, listed in {failed} and in the file (failed, failed_reason)"),
+        (features.remarks, "used with a remark, listed in the file (remark, remark_reason)"),
+    ):
+        if remarks:
+            lines += [f"  {len(remarks)} {title}:", *(f"    {line}" for line in _first(remarks))]
+    return lines
 
 
-def _listed(remarks: list[Remark], title: str) -> list[str]:
-    lines = [f"    {remark.path}: {remark.reason}" for remark in remarks[:SHOWN]]
-    more = [f"    and {len(remarks) - SHOWN} more"] if len(remarks) > SHOWN else []
-    return [f"  {len(remarks)} {title}:", *lines, *more] if remarks else []
+def _first(remarks: list[Remark]) -> list[str]:
+    more = [f"and {len(remarks) - SHOWN} more"] if len(remarks) > SHOWN else []
+    return [*(f"{remark.path}: {remark.reason}" for remark in remarks[:SHOWN]), *more]
 
 
 def _texts(values: Iterable[str]) -> NDArray[np.str_]:

@@ -1,4 +1,4 @@
-"""What all written videos share: their frames, frame rate, size and audio."""
+"""What all films (written videos) share: their frames, frame rate, size and audio."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def film_times(info: MediaInfo, seconds: float, min_fps: float = 0.0) -> tuple[l
 
     Args:
         info: of the video.
-        seconds: length of its audio; the last frame stays while there is audio.
+        seconds: length of its audio; the last frame is repeated to the end of it.
         min_fps: a slower video gets this frame rate, at most `MAX_FPS`, by repeating its frames.
     """
     fps = info.fps or MAX_FPS
@@ -45,28 +45,20 @@ def film_size(height: int, width: int) -> tuple[int, int]:
 
 
 def film_rate(sample_rate: int) -> int:
-    """The sample rate (Hz) of a film's audio: the video's own, where AAC knows it."""
+    """The sample rate (Hz) of a film's audio: the video's own, if AAC supports it."""
     return sample_rate if sample_rate in AAC_RATES else 48_000
 
 
 def film_frames(media: Media, times: Sequence[float], rows: int, columns: int) -> Iterator[NDArray[np.uint8]]:
-    """The frames at `times` (s), uint8 [rows, columns, 3]; a chunk of them is decoded at a time."""
+    """The frames at `times` (s), resized to uint8 [rows, columns, 3]; a chunk of them is decoded at a time."""
     step = max(1, CHUNK_BYTES // (3 * media.info.height * media.info.width))
     for first in range(0, len(times), step):
-        for frame in media.frames(times[first : first + step]):
-            yield resized(frame, rows, columns)
-
-
-def resized(frame: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
-    """A frame [H, W, 3] as [rows, columns, 3], antialiased."""
-    if frame.shape[:2] == (rows, columns):
-        return frame
-    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None]
-    pixels = F.interpolate(pixels, size=(rows, columns), mode="bilinear", antialias=True)
-    return pixels[0].permute(1, 2, 0).numpy()
+        frames = torch.from_numpy(media.frames(times[first : first + step])).permute(0, 3, 1, 2)
+        frames = F.interpolate(frames, size=(rows, columns), mode="bilinear", antialias=True)
+        yield from frames.permute(0, 2, 3, 1).numpy()
 
 
 def write_film(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, waveform: Tensor, rate: int) -> None:
-    """Write an mp4 atomically; waveform [T] at `rate`, see `film_rate`."""
+    """Write an mp4 atomically, with a waveform [T] at `rate` (Hz), see `film_rate`."""
     with whole(path) as partial:
         write_mp4(partial, frames, fps, waveform.numpy(), rate, audio_bit_rate=128_000)

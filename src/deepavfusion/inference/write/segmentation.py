@@ -32,7 +32,7 @@ FONT = "fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib and covers most scrip
 MIN_TEXT = 12  # pixels high
 LEGEND_GROUND = (24, 24, 24)
 LEGEND_SHARE = 1 / 3  # of the height of the frame above it, at most
-MIN_LINES = 4  # that a legend may have below any frame
+MIN_LINES = 4  # of a legend, allowed below any frame
 
 
 def write_segmentation(
@@ -41,12 +41,12 @@ def write_segmentation(
     on_progress: Callable[[int, int], Any] | None = None,
     network: Origin | None = None,
 ) -> dict[str, Any]:
-    """Write the masks while they are made, then the film, the figure and the list; existing files are replaced.
+    """Write the masks as they are made, then the film, the figure and the list; existing files are replaced.
 
     Args:
-        segmentation: of a video; its masks are used up.
+        segmentation: of a video; its masks are consumed.
         folder: where to; it must exist.
-        on_progress: called with the frames of the film done and their number.
+        on_progress: called with the number of film frames done and of all.
         network: where the network comes from.
 
     Returns:
@@ -83,9 +83,6 @@ def shares(listed: dict[str, Any]) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
-# ---------------------------------------------------------------- masks
-
-
 def _write_masks(segmentation: Segmentation, folder: Path, name: str) -> list[dict[str, Any]]:
     """Write the PNG files, replacing those of an earlier run, and return the list's entry for each."""
     classes, entries = segmentation.classes, []
@@ -104,7 +101,7 @@ def _write_masks(segmentation: Segmentation, folder: Path, name: str) -> list[di
             entry["classes"] = {classes[n]: round(float(counts[n]), 6) for n in found}
         entries.append(entry)
     written = {entry["file"] for entry in entries}
-    for old in (folder / name).glob("[0-9]*.png"):  # at other times, of an earlier run
+    for old in (folder / name).glob("[0-9]*.png"):  # of an earlier run, at other times
         if old.stem.isdecimal() and len(old.stem) >= 7 and f"{name}/{old.name}" not in written:
             old.unlink()
     return entries
@@ -117,13 +114,10 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         return values if image.mode == "P" else (values > 0).astype(np.uint8)
 
 
-# ---------------------------------------------------------------- film
-
-
 def _write_overlay_film(
     folder: Path, segmentation: Segmentation, listed: dict[str, Any], on_progress: Callable[[int, int], Any] | None
 ) -> None:
-    """The video with the nearest mask over each frame, a legend below, and its audio, mono; one mask is held."""
+    """The video with the nearest mask (one is held) over each frame, a legend below, and its audio in mono."""
     rows, columns = film_size(segmentation.height, segmentation.width)
     classes = segmentation.classes or []
     colours = palette(len(classes or [0, 1]))
@@ -152,7 +146,7 @@ def _mask(path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
 def legend(names: dict[str, Any], width: int, height: int) -> Pixels:
     """The names of classes, each in its colour (RGB, 0…255), in a grid below a frame.
 
-    What would take more than `LEGEND_SHARE` of its height is left out and counted.
+    Names that would take more than `LEGEND_SHARE` of the frame's height are left out and counted.
 
     Args:
         names: name -> colour, the most important first.
@@ -181,11 +175,8 @@ def legend(names: dict[str, Any], width: int, height: int) -> Pixels:
     return np.asarray(strip)
 
 
-# ---------------------------------------------------------------- figure
-
-
 def draw(segmentation: Segmentation, folder: Path, listed: dict[str, Any]) -> Figure:
-    """Evenly spaced times, a column each: the frame, and its sounding pixels in colour. It reads what was written."""
+    """Evenly spaced times, a column each: the frame, and its sounding pixels in colour, from the written masks."""
     shown = min(FIGURE_TIMES, len(listed["moments"]))
     chosen = [int((n + 0.5) * len(listed["moments"]) / shown) for n in range(shown)]
     scale = min(1.0, FIGURE_PIXELS / min(segmentation.height, segmentation.width))

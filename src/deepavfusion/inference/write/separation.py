@@ -1,4 +1,4 @@
-"""Writes a separation: a WAV and an mp4 for each source, a figure, and a list of it all."""
+"""Writes a separation: a WAV and an mp4 for each source, a figure, and a list of the files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TICKS = (0.25, 0.5, 1, 2, 4, 8)  # kHz
 
 
 def write_separation(separation: Separation, folder: Path, network: Origin | None = None) -> dict[str, Any]:
-    """Write the WAVs, mp4s, the figure and the list of them; existing files are replaced.
+    """Write the WAVs, the mp4s, the figure and the list; existing files are replaced.
 
     Args:
         separation: of a video.
@@ -73,14 +73,10 @@ def _finite(level: float) -> float | None:
     return round(level, 1) if math.isfinite(level) else None
 
 
-# ---------------------------------------------------------------- video
-
-
 def _write_source_film(path: Path, separation: Separation, source: int) -> None:
     """The video with the audio of one source, its box outlined and the rest dimmed."""
-    waveform, rate = separation.waveforms[source], film_rate(separation.sample_rate)
-    if rate != separation.sample_rate:
-        waveform = resample(waveform, separation.sample_rate, rate)
+    rate = film_rate(separation.sample_rate)
+    waveform = resample(separation.waveforms[source], separation.sample_rate, rate)
     with Media(separation.video) as media:
         times, fps = film_times(media.info, separation.seconds)
         height, width = separation.frame.shape[:2]
@@ -97,9 +93,6 @@ def _write_source_film(path: Path, separation: Separation, source: int) -> None:
             return shown
 
         write_film(path, map(outlined, film_frames(media, times, rows, columns)), fps, waveform, rate)
-
-
-# ---------------------------------------------------------------- figure
 
 
 def draw(separation: Separation) -> Figure:
@@ -153,15 +146,14 @@ def _show(axis: Any, values: Tensor, seconds: float, colours: str, low: float, h
 
 
 def _draw_levels(axis: Any, separation: Separation) -> None:
-    """Power of the sources over time, and of the mixture behind them."""
+    """Levels of the sources over time, in front of that of the mixture."""
     mixture, sources = separation.mixture_mel.sum(dim=0), separation.source_mel.sum(dim=1)
     top = float(_decibels(mixture).max())
     times = (np.arange(len(mixture)) + 0.5) * separation.seconds / len(mixture)
     axis.fill_between(times, _decibels(mixture) - top, -RANGE, color="0.85", label="mixture")
     for source, power in enumerate(sources):
         axis.plot(times, _decibels(power) - top, color=0.8 * colour_of(source), label=f"source {source + 1}")
-    axis.set_xlim(0, separation.seconds)
-    axis.set_ylim(-RANGE, 3)
+    axis.set(xlim=(0, separation.seconds), ylim=(-RANGE, 3))
     axis.set_ylabel("dB", labelpad=1)
     axis.legend(fontsize=8, ncols=len(sources) + 1, loc="lower right")
 
