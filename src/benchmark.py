@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,12 +25,15 @@ def main(cfg: DictConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     machine = environment(REPOSITORY)  # before the run, during which the code may be edited
     run_dir = choose_run_dir(cfg.paths.log_dir, "benchmark", cfg.run.name)
+    threads = torch.get_num_threads()
     try:
         # Called outside of instantiate, which would hide the traceback of a bug.
         report: BenchmarkReport = instantiate(cfg.benchmark, _partial_=True)()
     except (UserError, HydraException):
         remove_if_empty(run_dir)
         raise
+    finally:
+        torch.set_num_threads(threads)  # a sweep measures the next benchmark in this process
     if rank_zero_only.rank:
         return
     write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), list(overrides))

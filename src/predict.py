@@ -165,10 +165,13 @@ def output_of(cfg: DictConfig) -> Path:
     if not cfg.output:
         run_dir = choose_run_dir(cfg.paths.log_dir, "predict")
         return run_dir / "features.npz" if cfg.task == "features" else run_dir
-    from deepavfusion.inference.write.features import check_output
+    if cfg.task == "features":
+        from deepavfusion.inference.write.features import check_output
+
+        return check_output(cfg.output)
     from deepavfusion.inference.write.saving import made
 
-    return check_output(cfg.output) if cfg.task == "features" else made(Path(cfg.output))
+    return made(Path(cfg.output))
 
 
 def check_task(cfg: DictConfig) -> None:

@@ -336,6 +336,8 @@ def test_what_is_wrong_is_named():
         target[1, 4] = wrong
         with pytest.raises(ValueError, match=r"^targets other than 0 and 1 in clips \[6\]$"):
             ClassificationMetrics(CLASSES, multi_label=True).update(logits, target, items)
+    with pytest.raises(ValueError, match="num_classes 0"):
+        ClassificationMetrics(0)
 
 
 @KINDS

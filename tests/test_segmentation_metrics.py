@@ -316,6 +316,8 @@ def test_what_is_wrong_is_named():
     mask[0, 0, 0], mask[1, 0, 0] = 5, -1
     with pytest.raises(ValueError, match=r"NaN logits in frames \[7\]; masks of unknown classes in frames \[5, 6\]"):
         SegmentationMetrics(5).update(logits, mask, items)
+    with pytest.raises(ValueError, match="num_classes 0"):
+        SegmentationMetrics(0)
     logits, mask, items = batch([5, 6], 5)
     for wrong in ((logits[:, :4], mask, items), (logits, mask[:, 1:], items), (logits, mask, items[1:])):
         with pytest.raises(AssertionError):

@@ -25,7 +25,7 @@ from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.verified import STATUSES, USABLE, bad_clips
 from deepavfusion.data.lists.vggsound import vggsound
-from deepavfusion.media import scan
+from deepavfusion.media import Media, scan
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
@@ -69,9 +69,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scan_tells_what_is_in_a_file(whole: Path) -> None:
     found = scan(whole)
-    assert (found.frames, found.audio_end) == (40, 4.0)
+    assert (found.frames, found.video_end, found.audio_end) == (40, 4.0, 4.0)
     assert found.peak == pytest.approx(0.3, abs=0.02)
     assert found.movement > 10
+    with Media(whole) as media:
+        assert (media.info.frames, media.info.sample_rate) == (40, 16_000)
 
 
 def healthy(name: str, path: Path) -> None:
@@ -398,6 +400,8 @@ def test_a_clip_of_two_splits_is_looked_at_once(tmp_path: Path, whole: Path) -> 
 def test_what_is_no_report(tmp_path: Path, whole: Path) -> None:
     report = tmp_path / "verify.csv"
     assert bad_clips(report, EXCLUDE) == {}
+    with pytest.raises(UserError, match="'mute'; expected some of hung, no_video, no_audio, truncated"):
+        bad_clips(report, ["mute"])
     clips = listed({"a": whole})
     run([clips], tmp_path)
     good = report.read_text()

@@ -40,10 +40,10 @@ STRATEGY = Rule(
 PRECISION = one_of(
     *("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "16", "bf16", "32", "64", 16, 32, 64)
 )
+DEFECTS = ("hung", "no_video", "no_audio", "truncated", "undecodable", "bad_mask", "silent", "still", "too_short")
 SEED = whole(0, 2**32 - 1)  # as much as NumPy takes
 PIXELS, SECONDS, RATIO = whole(1, 4096), number(0, 600, "(]"), number(0, 64, "(]")
 MANY, MILLIONS = whole(1, 100_000), whole(0, 10**9)
-DEFECTS = ("hung", "no_video", "no_audio", "truncated", "undecodable", "bad_mask", "silent", "still", "too_short")
 PART = SHARE | whole(0, 10**9)  # of the batches of an epoch: 1.0 all of them, 1 one of them
 
 VIT = {

@@ -193,6 +193,7 @@ class WindowDataset(ClipDataset):
 
     def __init__(self, clips: ClipList, store: Store, spec: SampleSpec, windows: int = 1) -> None:
         super().__init__(clips, store, spec)
+        assert windows >= 1, windows
         assert windows == 1 or not spec.train, "several windows a clip are for evaluation"
         self.group = windows
 

@@ -39,6 +39,7 @@ class Scan:
     """What a whole file contains; zeros for a stream that was not decoded."""
 
     frames: int = 0  # decoded
+    video_end: float = 0.0  # s on the file's clock, where the last of them ends
     audio_end: float = 0.0  # s on the file's clock, by the rules of `Media.audio`
     peak: float = 0.0  # largest absolute value of the mono mix; 1 is full scale
     movement: float = 0.0  # largest change of a pixel since the first frame, 0…255, in grey versions of 32 × 32 pixels
@@ -56,7 +57,7 @@ def scan(path: str | os.PathLike[str], video: bool = True, audio: bool = True) -
             undecodable; in a file with several faults, the first one in this order or in the file.
     """
     with Media(path) as media, failures(media.path):
-        found = Scan()
+        found, _ = Scan(), media.info  # whose own checks cover the streams that are not decoded, too
         kinds = [kind for kind, wanted in ((_Frames, video), (_Samples, audio)) if wanted]
         checks = {check.stream.index: check for check in (kind(media, found) for kind in kinds)}
         streams = [check.stream for check in checks.values()]
@@ -179,7 +180,7 @@ class _Frames(_Stream):
         if self.one_to_one and self.count < self.packets:
             raise self.bad(f"{self.count} of {self.packets} frames decode")
         self.check_end()
-        self.found.frames = self.count
+        self.found.frames, self.found.video_end = self.count, self.end
 
 
 class _Samples(_Stream):

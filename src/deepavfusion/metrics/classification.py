@@ -41,6 +41,8 @@ class ClassificationMetrics(ItemMetric):
     """
 
     def __init__(self, num_classes: int, multi_label: bool = False) -> None:
+        if num_classes < 1:
+            raise ValueError(f"expected at least one class, got num_classes {num_classes}")
         label = torch.zeros(0, num_classes, dtype=torch.uint8) if multi_label else torch.zeros(0, dtype=torch.int64)
         super().__init__({"target": label, **dict.fromkeys(STREAMS, torch.zeros(0, num_classes))})
         self.num_classes = num_classes

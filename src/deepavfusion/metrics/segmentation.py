@@ -63,6 +63,8 @@ class SegmentationMetrics(ItemMetric):
     """
 
     def __init__(self, num_classes: int) -> None:
+        if num_classes < 1:
+            raise ValueError(f"expected at least one class, got num_classes {num_classes}")
         binary = num_classes == 1
         classes = 2 if binary else num_classes
         super().__init__({"counts": torch.zeros(0, 3 * classes + binary * 2 * BINS, dtype=torch.int64)})
@@ -142,12 +144,13 @@ class SegmentationMetrics(ItemMetric):
         hit, marked, true = self._areas(counts)
         pixels = true.sum(dim=1)
         occurs = marked + true > 0
-        # Transposed: means over the classes of each frame.
-        means = {name: _mean_over_frames(v.T, occurs.T) for name, v in _measures(hit, marked, true).items()}
-        mious, fscores, ious = means["miou"], means["fscore"], means["miou"]
+        measures = _measures(hit, marked, true)
+        mious = _mean_over_frames(measures["miou"].T, occurs.T)  # transposed: over the classes of each frame
         if self.binary:
             ious = self._iou_fg(counts).tolist()
             fscores = _measures(*self._at_thresholds(counts, PUBLISHED))["fscore"].amax(dim=1).tolist()
+        else:
+            ious, fscores = mious, _mean_over_frames(measures["fscore"].T, occurs.T)
         shares = [(areas[:, 1:].sum(dim=1) / pixels).tolist() for areas in (true, marked)]
         rows = []
         for item, iou, miou, fscore, *share in zip(items, ious, mious, fscores, *shares, strict=True):

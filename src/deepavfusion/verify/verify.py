@@ -15,7 +15,7 @@ from rich import get_console
 from rich.table import Column, Table
 
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.lists.verified import STATUSES, USABLE, ReportRow, below, signature, unchanged
+from deepavfusion.data.lists.verified import STATUSES, USABLE, ReportRow, below, check_statuses, signature, unchanged
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import progress_bar, say
 from deepavfusion.utils.files import write_csv
@@ -60,8 +60,9 @@ def verify(
         status -> number of clips of the lists that have it.
 
     Raises:
-        UserError: the report cannot be written, is damaged, or is written by another process.
+        UserError: an unknown status, or the report cannot be written, is damaged, or is written by another process.
     """
+    check_statuses(exclude)
     classes = len(lists[0].classes) if semantic else None
     check = check or partial(check_clip, audio_seconds=audio_seconds, classes=classes, label_offset=label_offset)
     with Journal(report, trust=not force) as journal:

@@ -63,7 +63,7 @@ class Origin:
                 f"a demo network, trained on generated clips with drawn instruments ({self.data}): what it predicts "
                 "for other videos means nothing"
             )
-        return next((f"a network to be doubted: {doubt}" for doubt in self.doubts()), None)
+        return next((f"treat its predictions with caution: {doubt}" for doubt in self.doubts()), None)
 
     def described(self) -> dict[str, Any]:
         """For JSON."""

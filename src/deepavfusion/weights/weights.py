@@ -68,12 +68,14 @@ class Weights:
     origin: Origin | None = None
 
 
-def read_weights(path: str | Path) -> Weights:
-    """Read and recognise a checkpoint.
+def read_weights(path: Weights | str | Path) -> Weights:
+    """Read and recognise a checkpoint; what was read already is returned as it is.
 
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, contains code, or holds something else.
     """
+    if isinstance(path, Weights):
+        return path
     content = read_file(Path(path))
     tensors = {name.removeprefix("module."): tensor for name, tensor in _tensors(content, path).items()}
     if any(name.startswith("net.") for name in tensors):
@@ -139,8 +141,7 @@ def load_mae(model: MaskedAutoencoder, weights: Weights | str | Path) -> LoadRep
     Raises:
         UserError: see `read_weights`; or the sizes do not fit; the message gives the config values that would.
     """
-    if not isinstance(weights, Weights):
-        weights = read_weights(weights)
+    weights = read_weights(weights)
     if weights.kind == "vit":
         raise UserError(
             f"{weights.path} is an MAE or AudioMAE checkpoint, a single ViT: give it as model.image_weights or "
@@ -155,8 +156,7 @@ def load_encoder(encoder: DeepAVFusion, weights: Weights | str | Path) -> LoadRe
     Raises:
         UserError: see `load_mae`.
     """
-    if not isinstance(weights, Weights):
-        weights = read_weights(weights)
+    weights = read_weights(weights)
     if weights.kind == "vit":
         raise UserError(
             f"{weights.path} is an MAE or AudioMAE checkpoint, a single ViT: a DeepAVFusion encoder was expected."
@@ -170,8 +170,7 @@ def load_vit(vit: ViT, weights: Weights | str | Path) -> LoadReport:
     Raises:
         UserError: see `read_weights`; or the sizes do not fit.
     """
-    if not isinstance(weights, Weights):
-        weights = read_weights(weights)
+    weights = read_weights(weights)
     if weights.kind != "vit":
         raise UserError(
             f"{weights.path} is a DeepAVFusion checkpoint: give it as model.pretrained; expected here is an MAE or "

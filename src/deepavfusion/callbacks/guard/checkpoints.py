@@ -50,6 +50,8 @@ class Checkpoints(Checkpoint):
         keep: int = 2,
     ) -> None:
         super().__init__()
+        assert every_n_epochs >= 1, every_n_epochs
+        assert keep >= 1, keep
         self.folder = Path(dirpath)
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self.every_n_minutes, self.keep = every_n_minutes, keep

@@ -126,8 +126,9 @@ def bad_clips(report: Path, exclude: Collection[str]) -> dict[str, str]:
         exclude: the statuses for which a clip is excluded.
 
     Raises:
-        UserError: a damaged report.
+        UserError: an unknown status, or a damaged report.
     """
+    check_statuses(exclude)
     if not report.exists():
         return {}
     folder = os.path.abspath(report.parent)
@@ -141,3 +142,10 @@ def bad_clips(report: Path, exclude: Collection[str]) -> dict[str, str]:
         if row.id in bad and row.status != "missing" and not why(row):
             del bad[row.id]
     return bad
+
+
+def check_statuses(exclude: Collection[str]) -> None:
+    """Raise a `UserError` unless these are statuses for which clips can be excluded."""
+    words = [word for word in STATUSES if word not in ("ok", "missing")]
+    if unknown := [word for word in exclude if word not in words]:
+        raise UserError(f"data.exclude has the word {unknown[0]!r}; expected some of {', '.join(words)}.")

@@ -54,7 +54,8 @@ def film_frames(media: Media, times: Sequence[float], rows: int, columns: int) -
     step = max(1, CHUNK_BYTES // (3 * media.info.height * media.info.width))
     for first in range(0, len(times), step):
         frames = torch.from_numpy(media.frames(times[first : first + step])).permute(0, 3, 1, 2)
-        frames = F.interpolate(frames, size=(rows, columns), mode="bilinear", antialias=True)
+        if frames.shape[2:] != (rows, columns):
+            frames = F.interpolate(frames, size=(rows, columns), mode="bilinear", antialias=True)
         yield from frames.permute(0, 2, 3, 1).numpy()
 
 
