@@ -103,7 +103,7 @@ def features(cfg: DictConfig, output: Path) -> None:
 def introduced(task: Any) -> Any:
     """The task, after a line on where its network comes from, and one on what it can know."""
     say(f"network {task.origin}")
-    classes = [str(name) for name in task.record.get("classes", [])]
+    classes = [str(name) for name in task.record.get("classes", []) if name != "background"]
     if classes:
         shown = " · ".join(classes[:SHOWN]) + (" · …" if len(classes) > SHOWN else "")
         say(f"  trained on {len(classes)} classes: {shown}")
