@@ -12,7 +12,7 @@ HOURS ?= 2
 
 .PHONY: help
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 	@echo "  ARGS='key=value …' is passed to the command, e.g. make pretrain ARGS='trainer.max_epochs=5'"
 
 .PHONY: setup
@@ -59,6 +59,10 @@ datasets:  ## Show docs/datasets.md: lists, layouts, counts, download
 .PHONY: benchmark
 benchmark: $(STAMP)  ## Measure reading clips; ARGS=benchmark=model: the network, ARGS=benchmark=step: the training loop
 	$(BIN)/python src/benchmark.py $(ARGS)
+
+.PHONY: readme-picture
+readme-picture: $(STAMP)  ## Draw the README's picture, after pretrain, separate and segment (two minutes)
+	$(BIN)/python notebooks/readme_picture.py $(ARGS)
 
 .PHONY: tensorboard
 tensorboard: $(STAMP)  ## Show all runs at http://localhost:6006

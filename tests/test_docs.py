@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import hydra
 import pytest
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose
 from deepavfusion.config.overrides import check_choices
 from deepavfusion.config.ranges import check_ranges
 
@@ -30,9 +31,23 @@ def test_links_lead_to_files(page: Path) -> None:
     headings = {path: re.findall(r"^#+ (.+)$", path.read_text(), re.M) for path in PAGES}
     for target in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve()
+        file = (page.parent / path).resolve() if path else page
         assert file.exists(), target
         assert not anchor or anchor in {h.lower().replace(" ", "-") for h in headings[file]}, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_are_small(page: Path) -> None:
+    for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
+        assert (page.parent / target).stat().st_size < 150_000, target
+
+
+def test_costs_are_those_that_the_script_counts() -> None:
+    """One line of the table in docs/speed.md, in which only the operations are not plain arithmetic."""
+    script = runpy.run_path(str(REPOSITORY / "notebooks" / "recipe_costs.py"))
+    gflop = script["gflop"](compose("train", ["experiment=vggsound_linear_probe", "scale=paper"]), 309)
+    line = re.search(r"^\| `vggsound_linear_probe` \|.*$", (REPOSITORY / "docs" / "speed.md").read_text(), re.M)
+    assert line and line[0].split(" | ")[2] == f"{gflop:.0f}"
 
 
 def test_every_room_is_on_the_map() -> None:
