@@ -75,7 +75,8 @@ def classify(cfg: DictConfig, output: Path) -> None:
     get_console().print(as_table(listed))
     say("Over time, by all:")
     for part in listed["parts"]:
-        say(f"  {part['start']:.1f}–{part['end']:.1f} s  {part['class']} {part['probability']:.2f}")
+        unlike = "  (unlike the training clips)" if part["novel"] else ""
+        say(f"  {part['start']:.1f}–{part['end']:.1f} s  {part['class']} {part['probability']:.2f}{unlike}")
     for note in listed["notes"]:
         say(f"Note: {note}.", "yellow")
     say(f"Written to {output}: {listed['table']}, {listed['picture']}, {listed['list']}")

@@ -25,6 +25,7 @@ from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.classification import as_table, draw, write_classification
 from deepavfusion.media import Media
 from deepavfusion.media.encode import write_mp4
+from deepavfusion.models.novelty import NoveltyDetector
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
@@ -208,7 +209,12 @@ def test_the_best_of_the_whole_video() -> None:
 
 
 def test_files(task: Classify, tmp_path: Path) -> None:
-    found = classify_video(task, film(tmp_path / "clip.mp4", 5.5))
+    unmarked = classify_video(task, film(tmp_path / "clip.mp4", 5.5))
+    assert unmarked.novelty is None
+    task.novelty = NoveltyDetector(torch.zeros(96), torch.eye(96), threshold=1e-3)
+    found = classify_video(task, tmp_path / "clip.mp4")
+    np.testing.assert_array_equal(found.scores, unmarked.scores)
+    assert found.notes[0].startswith("5 of 5 windows are unlike the clips that the network was trained on")
     folder = tmp_path / "out"
     folder.mkdir()
     network = Origin(tmp_path / "last.ckpt", "classify", "vggsound", True, 560, 560, "2026-01-01 10:00")
@@ -218,7 +224,7 @@ def test_files(task: Classify, tmp_path: Path) -> None:
     assert listed["picture"] == "clip_timeline.png"
     with open(folder / "clip_classes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["start", "end", "stream", "rank", "class", "probability"]
+    assert list(rows[0]) == ["start", "end", "stream", "rank", "class", "probability", "novelty"]
     assert len(rows) == 5 * 4 * 2
     for n, row in enumerate(rows):
         window, head, rank = n // 8, n // 2 % 4, n % 2
@@ -226,6 +232,8 @@ def test_files(task: Classify, tmp_path: Path) -> None:
         top = int(np.argsort(-scores)[rank])
         assert (row["stream"], row["rank"], row["class"]) == (HEADS[head], str(rank + 1), SPOKEN[top])
         assert float(row["probability"]) == pytest.approx(scores[top], abs=1e-6)
+        assert float(row["novelty"]) == pytest.approx(found.novelty[window], abs=1e-4)
+        assert float(row["novelty"]) > 1
         assert float(row["start"]) == pytest.approx(found.starts[window], abs=1e-3)
         assert float(row["end"]) == pytest.approx(found.starts[window] + 2, abs=1e-3)
     saved = json.loads((folder / "clip_classes.json").read_text())
@@ -238,6 +246,8 @@ def test_files(task: Classify, tmp_path: Path) -> None:
         tops = np.argsort(-mean)[:2]
         assert [cell["class"] for cell in saved["whole"][head]] == [SPOKEN[n] for n in tops]
         assert [cell["probability"] for cell in saved["whole"][head]] == pytest.approx(mean[tops].tolist(), abs=2e-6)
+    assert saved["novelty"] == pytest.approx(found.novelty, abs=1e-4)
+    assert all(part["novel"] for part in saved["parts"])
     assert (saved["parts"][0]["start"], saved["parts"][-1]["end"]) == (0.0, round(found.seconds, 3))
     table = as_table(listed)
     assert [str(column.header) for column in table.columns] == ["", *HEADS]

@@ -172,6 +172,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "callbacks.checkpoints.every_n_train_steps": MANY | NULL,
     "callbacks.checkpoints.every_n_minutes": FACTOR | NULL,
     "callbacks.model_summary.max_depth": whole(-1, 1000),
+    "callbacks.novelty.max_clips": MANY,
+    "callbacks.novelty.windows": whole(1, 1000),
     "callbacks.coverage.min_coverage": SHARE,
     "callbacks.step_guard.max_skips": MILLIONS,
     "callbacks.step_guard.spike_factor": number(1, 1e6, "(]") | NULL,

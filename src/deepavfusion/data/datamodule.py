@@ -212,10 +212,16 @@ class ClipDataModule(LightningDataModule):
     def val_dataloader(self) -> list[ResumableLoader]:
         datasets = [self._dataset("val")]
         if self.gallery_clips:
-            every = max(1, -(-len(self.lists["train"]) // self.gallery_clips))
-            gallery = replace(self.lists["train"], clips=self.lists["train"].clips[::every])
-            datasets.append(self._dataset("train", clips=gallery))
+            datasets.append(self._dataset("train", clips=self._spread("train", self.gallery_clips)))
         return [self._loader(dataset) for dataset in datasets]
+
+    def novelty_dataloaders(self, max_clips: int, windows: int) -> list[ResumableLoader]:
+        """The centre windows of train clips, and several windows of validation clips; at most so many clips of each."""
+        train = self._dataset("train", clips=self._spread("train", max_clips))
+        return [
+            self._loader(train),
+            self._loader(self._dataset("val", clips=self._spread("val", max_clips), windows=windows)),
+        ]
 
     def test_dataloader(self) -> list[ResumableLoader]:
         datasets = [self._dataset("test")]
@@ -232,6 +238,11 @@ class ClipDataModule(LightningDataModule):
     def _dataset(self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int) -> ClipDataset:
         spec = SampleSpec(self.image_size, self.audio_seconds, train, self.max_gain_db)
         return self.samples(clips or self.lists[role], self.stores[role], spec, **kind)
+
+    def _spread(self, role: str, most: int) -> ClipList:
+        """At most so many clips of a list, evenly spread over it."""
+        clips = self.lists[role]
+        return replace(clips, clips=clips.clips[:: max(1, -(-len(clips) // most))])
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -39,7 +39,9 @@ class Classification:
 
     `starts` (s) are where windows of `window` seconds begin; the audio ends at `seconds`. `scores`, float32 [W, 4, C]
     in 0…1 by window, head (`HEADS`) and class, is mapped from disk; `mean`, float64 [4, C], is its mean over the
-    windows. A row sums to 1 where classes exclude each other. `notes` are remarks for the user.
+    windows. A row sums to 1 where classes exclude each other. `novelty` is the distance of each window to the training
+    clips, as a multiple of that which one in twenty held-out windows exceeds; None: the checkpoint does not have them.
+    `notes` are remarks for the user.
     """
 
     video: str
@@ -51,7 +53,12 @@ class Classification:
     starts: list[float]
     scores: NDArray[np.float32]
     mean: NDArray[np.float64]
+    novelty: list[float] | None = None
     notes: list[str] = field(default_factory=list)
+
+    def novel(self) -> list[bool]:
+        """Whether each window is unlike the training clips."""
+        return [ratio > 1 for ratio in self.novelty or [0.0] * len(self.starts)]
 
     def edges(self) -> list[float]:
         """W + 1 times (s) that divide the video by its nearest window."""
@@ -60,12 +67,13 @@ class Classification:
 
 
 class Span(NamedTuple):
-    """A part of the video, s, with its top class and that class's mean score."""
+    """A part of the video, s, with its top class, that class's mean score, and whether most of it is `novel`."""
 
     start: float
     end: float
     label: str
     score: float
+    novel: bool
 
 
 @torch.inference_mode()
@@ -119,6 +127,7 @@ def classify_video(
             starts=[start / SAMPLE_RATE for start in starts],
             scores=scores.array(),
             mean=(total / len(starts)).numpy(),
+            novelty=classifier.novelty if task.novelty else None,
             notes=classifier.notes(),
         )
 
@@ -131,8 +140,12 @@ def spans(found: Classification) -> list[Span]:
         parts = np.array_split(np.arange(len(tops)), MAX_SPANS)
         tops = [top for part in parts for top in [int(scores[part].mean(axis=0).argmax())] * len(part)]
     edges = found.edges()
+    novel = found.novel()
     return [
-        Span(edges[a], edges[b], found.classes[tops[a]], float(scores[a:b, tops[a]].mean())) for a, b in _runs(tops)
+        Span(
+            edges[a], edges[b], found.classes[tops[a]], float(scores[a:b, tops[a]].mean()), 2 * sum(novel[a:b]) > b - a
+        )
+        for a, b in _runs(tops)
     ]
 
 
@@ -155,6 +168,7 @@ class _VideoClassifier:
         self.multi_label = bool(task.hparams["multi_label"])
         self.seconds = reader.window / SAMPLE_RATE
         self.end, self.peak = 0, 0.0  # of the audio read so far: samples; loudest sample
+        self.novelty: list[float] = []  # of the windows so far
 
     @property
     def expected(self) -> int:
@@ -189,7 +203,11 @@ class _VideoClassifier:
         """Windows [B, T] to the probabilities of each head, float32 [B, 4, C], on the CPU."""
         frames = self.reader.frames(starts)
         image = self.reader.images((frame, centre_view(*frame.shape[:2])) for frame in frames)
-        logits = self.task.net(image, self.reader.log_mel(waveform.to(self.task.device)))
+        net, detector = self.task.net, self.task.novelty
+        pooled = net.pooled(image, self.reader.log_mel(waveform.to(self.task.device)))
+        logits = net.logits(pooled)
+        if detector:
+            self.novelty += (detector.distance(net.embedding(pooled)) / detector.threshold).tolist()
         rows = torch.stack([*(logits[stream] for stream in STREAMS), mean_of_heads(logits)], dim=1).float()
         return (rows.sigmoid() if self.multi_label else rows.softmax(dim=-1)).cpu()
 
@@ -198,6 +216,11 @@ class _VideoClassifier:
         notes, end, video_end = [], self.end / SAMPLE_RATE, self.reader.media.info.video_end
         if self.peak < SILENT:
             notes.append("the audio is silent: only the scores of the image tokens mean anything")
+        if count := sum(ratio > 1 for ratio in self.novelty):
+            notes.append(
+                f"{count} of {len(self.novelty)} windows are unlike the clips that the network was trained on, so "
+                "their scores mean little: their embeddings lie farther from those clips than 95 % of held-out ones"
+            )
         if end < self.seconds:
             notes.append(
                 f"the audio lasts {end:.2f} s, the network takes {self.seconds:g} s: extended by its mirror image"

@@ -62,6 +62,7 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
         if not isinstance(task, Task) or expected not in (None, type(task).__name__.lower()):
             raise TypeError(f"its record builds a {type(task).__name__}")
         task.load_state_dict(content["state_dict"], strict=True)
+        task.on_load_checkpoint(content)
     except Exception as error:  # a record that was tampered with raises nearly anything
         if isinstance(error, UserError) and not isinstance(error, BuildError):
             raise

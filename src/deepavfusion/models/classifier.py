@@ -46,6 +46,11 @@ class Classifier(nn.Module):
         self.train()
 
     @property
+    def embedding_dim(self) -> int:
+        """Length of `embedding`."""
+        return len(STREAMS) * self.encoder.embed_dim
+
+    @property
     def heads(self) -> dict[str, nn.Linear]:
         return {stream: getattr(self, f"{stream}_head") for stream in STREAMS}
 
@@ -65,11 +70,22 @@ class Classifier(nn.Module):
         Returns:
             {"image", "audio", "fusion"} -> [B, num_classes]
         """
+        return self.logits(self.pooled(image, audio))
+
+    def pooled(self, image: Tensor, audio: Tensor) -> dict[str, Tensor]:
+        """The mean token of each stream: {"image", "audio", "fusion"} -> [B, embed_dim]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            pooled = self.encoder(image, audio).pooled()
+            return self.encoder(image, audio).pooled()
+
+    def logits(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
+        """From the mean token of each stream."""
         if self.frozen:
             pooled = {stream: self.norms[stream](x) for stream, x in pooled.items()}
         return {stream: head(pooled[stream]) for stream, head in self.heads.items()}
+
+    def embedding(self, pooled: dict[str, Tensor]) -> Tensor:
+        """All that the heads see, [B, embedding_dim]."""
+        return torch.cat([pooled[stream] for stream in STREAMS], dim=1)
 
     @torch.no_grad()
     def start_from_log_odds(self, counts: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from deepavfusion.metrics.classification import ClassificationMetrics
 from deepavfusion.models.classifier import Classifier, classification_loss
 from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.novelty import NoveltyDetector
 from deepavfusion.optim.lars import LARS
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.tasks.base import FineTune, learning_rate
@@ -47,6 +48,7 @@ class Classify(FineTune):
     """
 
     class_weight: Tensor | None
+    novelty: NoveltyDetector | None = None  # fitted after the last epoch
     second_test = "dense"  # of several windows per clip
 
     def __init__(
@@ -89,6 +91,19 @@ class Classify(FineTune):
                 f"{datamodule.dataset_name} has {there}, the network {here}: leave model.num_classes and "
                 f"model.multi_label out, or choose other data."
             )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.novelty:
+            checkpoint["novelty"] = self.novelty.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.novelty = NoveltyDetector.from_state(checkpoint.get("novelty"), self.net.embedding_dim)
+
+    def fit_novelty(self, train: Tensor, held_out: Tensor) -> None:
+        """See `NoveltyDetector.fit`."""
+        self.novelty = NoveltyDetector.fit(train, held_out)
 
     def setup(self, stage: str) -> None:
         """Before training, set what depends on the class frequencies."""

@@ -22,7 +22,7 @@ from deepavfusion.utils.drawing import colour_of
 from deepavfusion.utils.files import write_csv
 from deepavfusion.weights.origin import Origin
 
-COLUMNS = ("start", "end", "stream", "rank", "class", "probability")
+COLUMNS = ("start", "end", "stream", "rank", "class", "probability", "novelty")
 TITLES = {"image": "image tokens", "audio": "audio tokens", "fusion": "fusion tokens", "all": "all three"}
 SIZE, HEIGHTS = (15.0, 8.7), (1.05, 1.35, 1.35, 1.35, 1.35)  # of the figure, inches; of its parts
 EDGES = {"left": 0.05, "right": 0.783, "top": 0.943, "bottom": 0.063}  # shares of it; right of them the legends
@@ -67,10 +67,17 @@ def write_classification(
             for head, scores in zip(HEADS, found.mean, strict=True)
         },
         "parts": [
-            {"start": round(s.start, 3), "end": round(s.end, 3), "class": s.label, "probability": round(s.score, 6)}
+            {
+                "start": round(s.start, 3),
+                "end": round(s.end, 3),
+                "class": s.label,
+                "probability": round(s.score, 6),
+                "novel": s.novel,
+            }
             for s in spans(found)
         ],
         "windows": [_times(found, start) for start in found.starts],
+        "novelty": found.novelty and [round(ratio, 4) for ratio in found.novelty],
         "classes": found.classes,
     }
     with saving(folder):
@@ -94,10 +101,11 @@ def _times(found: Classification, start: float) -> list[float]:
 
 def _rows(found: Classification, top_k: int) -> Iterator[tuple[object, ...]]:
     yield COLUMNS
-    for start, heads in zip(found.starts, found.scores, strict=True):
+    novelty = [f"{ratio:.4f}" for ratio in found.novelty or ()] or [""] * len(found.starts)
+    for start, heads, ratio in zip(found.starts, found.scores, novelty, strict=True):
         for head, scores in zip(HEADS, heads, strict=True):
             for rank, n in enumerate(best(scores, top_k), 1):
-                yield *_times(found, start), head, rank, found.classes[n], round(float(scores[n]), 6)
+                yield *_times(found, start), head, rank, found.classes[n], round(float(scores[n]), 6), ratio
 
 
 def draw(found: Classification, top_k: int = 5) -> Figure:
