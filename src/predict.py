@@ -150,11 +150,12 @@ def device(cfg: DictConfig) -> str:
 def progress(*names: str) -> Iterator[list[Callable[[int, int], None]]]:
     """A transient progress bar for each name, as functions to be called with what is done and the total."""
     from rich import get_console
-    from rich.progress import Progress, TaskID
 
-    with Progress(console=get_console(), transient=True) as bars:
+    from deepavfusion.utils.console import Bars
 
-        def report(bar: TaskID, done: int, total: int) -> None:
+    with Bars(get_console(), transient=True) as bars:
+
+        def report(bar: Any, done: int, total: int) -> None:
             bars.start_task(bar)
             bars.update(bar, completed=done, total=total)
 

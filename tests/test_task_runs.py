@@ -40,7 +40,8 @@ def test_evaluation_repeats_every_number_and_table(run, monkeypatch, capsys):
     assert {path.name: path.read_text() for path in again.glob("*_test.csv")} == tables
     out = capsys.readouterr().out
     assert "from scratch" not in out
-    assert "last.ckpt" not in out.split("Final metrics")[1]  # an evaluation writes none
+    assert f"{again}/checkpoints" not in out  # an evaluation writes none
+    assert f"ckpt_path={checkpoint}" in out.split("Next")[1]
 
 
 @pytest.mark.parametrize("given", [["data.batch_size=1"], ["data.batch_size=7", "data.num_workers=2"]], ids=" ".join)

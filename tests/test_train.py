@@ -298,8 +298,8 @@ def test_the_progress_bar_comes_after_what_processes_exchange(data_root, tmp_pat
     cfg.paths.run_dir = str(tmp_path)
     trainer, _, _ = build(cfg, [])
     kinds = [type(callback).__name__ for callback in trainer.callbacks]
-    assert kinds.index("RichProgressBar") > kinds.index("DataReport")
-    assert kinds[-2:] == ["RichProgressBar", "Checkpoints"]
+    assert kinds.index("RunProgress") > kinds.index("DataReport")
+    assert kinds[-2:] == ["RunProgress", "Checkpoints"]
 
 
 @pytest.mark.full

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import track
 
 from deepavfusion.benchmarks.report import BenchmarkReport, Row, stacked_bars
 from deepavfusion.data.collate import Collate
@@ -30,6 +29,7 @@ from deepavfusion.data.stores.store import Store
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.transforms.audio import LogMel
 from deepavfusion.types import Clip
+from deepavfusion.utils.console import track
 
 PARTS = ("read", "frame", "audio", "crop", "mel")  # opening a file or fetching an item; decoding; the rest; log-mel
 
@@ -45,7 +45,7 @@ def measure(clips: int, image_size: int, rounds: int, seed: int, **film: Any) ->
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         made = []
-        for n in track(range(clips), description="writing clips"):
+        for n in track(range(clips), "writing clips", clips):
             path = Path(folder) / f"clip{n:03d}.mp4"
             write_clip(path, seed=seed + n, **film)
             made.append(Clip(path.stem, str(path), 0))
@@ -62,7 +62,7 @@ def measure(clips: int, image_size: int, rounds: int, seed: int, **film: Any) ->
 def _in_turn(readers: dict[str, _Reader], rounds: int) -> list[Row]:
     """One warm-up round, then the variants alternate, so that a drift of the machine's speed affects all alike."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {(n, mel): [] for n in readers for mel in ("cpu", "device")}
-    for number in track(range(rounds + 1), description="reading clips"):
+    for number in track(range(rounds + 1), "reading clips", rounds + 1):
         for (name, mel), spent in found.items():
             spent.append(readers[name].round(number, mel == "cpu"))
     rows = []

@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 from matplotlib.figure import Figure
-from rich.progress import track
 
 from deepavfusion.benchmarks import flops, memory
 from deepavfusion.benchmarks.passes import Case, Pass, Recipe
 from deepavfusion.benchmarks.report import BenchmarkReport, Row
 from deepavfusion.utils.compiler import check_compiler
-from deepavfusion.utils.console import say
+from deepavfusion.utils.console import say, track
 from deepavfusion.utils.errors import UserError
 
 T = TypeVar("T")
@@ -58,7 +57,7 @@ def measure(
         check_compiler(f"compiled: false in benchmark.cases.{place.type}")
     rows: list[Row] = []
     try:
-        for entry in track(entries, description="networks"):
+        for entry in track(entries, "networks", len(entries)):
             group = variants(entry, reference)
             gflops = [flops.count(case, shared) for case in group]  # first: a mistake in the case shows at once
             if on_gpu or entry.get("measure") != "memory":

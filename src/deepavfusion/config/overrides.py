@@ -19,6 +19,7 @@ RENAMED = {  # keys in records of earlier commits -> today's; None: no longer us
     "model.least_head_dim": "model.min_head_dim",
     "model.latest_pretraining": None,
     "callbacks.pictures": "callbacks.images",
+    "callbacks.progress.leave": None,
 }
 OF_ONE_RUN = ("resume=", "run.", "ckpt_path=", "compile=")  # overrides that do not affect an evaluation
 DECIDING = ("experiment", "data", "paths", "scale")  # keys that begin so decide the scale

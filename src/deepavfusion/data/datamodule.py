@@ -178,6 +178,15 @@ class ClipDataModule(LightningDataModule):
         counts = Counter(label for clip in self.lists["train"].clips for label in clip.classes)
         return [counts[label] for label in range(len(self.classes))]
 
+    def count(self, role: str) -> tuple[int, str]:
+        """Items of a pass over "train", "val" or "test", and what they are: clips, mixtures or frames."""
+        dataset = self._dataset(role, train=role == "train")
+        return len(dataset) * (self.repeats if role == "train" else 1), dataset.unit
+
+    def train_batches(self, processes: int) -> int:
+        """Batches of an epoch on each process."""
+        return max(1, self.count("train")[0] // processes // self.batch_size)
+
     # ---- loaders
 
     def train_dataloader(self) -> ResumableLoader:

@@ -62,6 +62,8 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
         spec: of the samples.
     """
 
+    unit = "clips"  # what its items are
+
     group = 1  # samples per item
     zoom: float | None = EVAL_ZOOM  # see `FrameDataset`
 
@@ -215,6 +217,8 @@ class MixtureDataset(ClipDataset):
         seed: of the mixtures in evaluation.
     """
 
+    unit = "mixtures"
+
     def __init__(
         self,
         clips: ClipList,
@@ -264,6 +268,8 @@ class FrameDataset(ClipDataset):
         wrong_audio: the audio comes from a clip of other classes, always the same one; without such clips there are no
             samples.
     """
+
+    unit = "frames"
 
     def __init__(
         self,

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from deepavfusion.demo.plans import COUNTS, FULL, PLANS, SETS, STAGE, Counts, Job, rng_of
 from deepavfusion.demo.scenes import Scene
 from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody, mix, perform
 from deepavfusion.media.encode import write_mp4, write_wav
+from deepavfusion.utils.console import track
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import die_with_parent
 
@@ -113,7 +113,7 @@ def _generate(root: Path, sets: Sequence[str], seed: int, workers: int, counts: 
                 (unfinished / file).write_text(content)
             write = partial(render, folder=unfinished, seed=seed)
             done = pool.map(write, jobs, chunksize=4) if pool else map(write, jobs)
-            for _ in track(done, description=f"{name:9}", total=len(jobs), console=Console(stderr=True)):
+            for _ in track(done, f"making {name}", len(jobs)):
                 pass
             manifest = {**_manifest(name, seed, counts), "files": _count_files(unfinished) + 1}
             (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

@@ -19,6 +19,7 @@ from rich.panel import Panel
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.quiet import quiet
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HELP = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc"}  # without a run
@@ -98,6 +99,7 @@ def overrides_of_run() -> list[str]:
 def run(main: Callable[[], Any]) -> None:
     """Call a `@hydra.main` function; Hydra's own errors, such as an unknown key, are reported in one sentence too."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise exceptions instead of printing them
+    quiet()
     try:
         main()
     except InstantiationException:

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from deepavfusion.runs.build import build, write_start
 from deepavfusion.runs.directory import choose_run_dir, remove_if_empty
+from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import check_resumable
@@ -33,4 +34,5 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     say_once(f"evaluating {origin}")
     for doubt in origin.doubts(task.record["data"]["name"], task.record["data"]["demo"]):
         say_once(f"note: of {origin.path}: {doubt}", "yellow")
+    say_evaluation(cfg, run_dir, trainer, task, datamodule)
     trainer.test(task, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False, weights_only=True)

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from deepavfusion.runs.build import build, write_start
 from deepavfusion.runs.checkpoints import choose_checkpoint
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
+from deepavfusion.runs.overview import say_training
 from deepavfusion.runs.start_weights import load_start_weights
-from deepavfusion.tasks.base import learning_rate
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.weights import check_resumable
@@ -45,7 +45,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     write_start(run_dir, cfg, overrides, trainer, datamodule, origins)
     if checkpoint:
         say_once(f"resuming from {checkpoint}")
-    say_once(learning_rate(task.hparams, trainer)[1])
+    say_training(cfg, run_dir, trainer, task, datamodule)
     if trainer.is_global_zero and cfg.run.latest:
         # Not before the first step: a run that fails earlier leaves `latest` alone.
         trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: link_latest(run_dir)))  # type: ignore

@@ -284,11 +284,9 @@ def learning_rate(hparams: Mapping[str, Any], trainer: Trainer) -> tuple[float, 
     """
     if hparams["lr"] is not None:
         return hparams["lr"], f"lr {_scientific(hparams['lr'])} (model.lr)"
-    batch, processes, accumulated = hparams["batch_size"], trainer.world_size, trainer.accumulate_grad_batches
-    effective = batch * processes * accumulated
+    effective = hparams["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
     lr = hparams["blr"] * effective / 256
-    product = f"lr {_scientific(lr)} = blr {_scientific(hparams['blr'])} × {effective} / 256"
-    return lr, f"{product} (batch {batch} × {processes} processes × {accumulated} accumulated)"
+    return lr, f"lr {_scientific(lr)} = blr {_scientific(hparams['blr'])} × {effective} / 256"
 
 
 def _scientific(value: float) -> str:

@@ -65,7 +65,8 @@ class DataReport(EvaluationCallback):
         for note in dict.fromkeys(note for clips in lists.values() for note in clips.notes):
             say(f"data: {note}", "yellow")
         for clips in lists.values():
-            say(f"data: {clips.coverage}")
+            if len(clips) < clips.listed:
+                say(f"data: {clips.coverage}", "yellow")
             known = "found by prepare.py command=verify"
             self._write([Problem(c.id, c.path, KNOWN + why, known, used=False) for c, why in clips.excluded])
             self._write([Problem(c.id, c.path, NOT_ON_DISK, "listed, not on disk", used=False) for c in clips.missing])

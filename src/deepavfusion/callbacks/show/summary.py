@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from rich import get_console
-from rich.table import Table
 
-from deepavfusion.runs.directory import METRICS
+from deepavfusion.callbacks.show.results import chances, example_video, results_table
+from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, METRICS
+from deepavfusion.utils.commands import command
+from deepavfusion.utils.console import say
 from deepavfusion.utils.files import write_whole
+
+SAME = ("scale=", "trainer=", "paths.", "model.net.", "model/net=", "data.image_size=")  # also in the next command
 
 
 class RunSummary(Callback):
@@ -27,19 +31,29 @@ class RunSummary(Callback):
     Args:
         run_dir: where `metrics.json` goes; its presence marks a run as finished.
         test_follows: the run ends with a test, after which `metrics.json` is written.
-        headline: names of the main metrics, shown at the top of the table.
-        next_commands: printed at the end.
+        headline: name -> label of the main metrics, which are shown; also names alone.
+        next_commands: what to do next: [words, command], see `utils.commands.command`. Commands may use {run_dir}, {last}
+            and {best}, checkpoints of the run, {tested}, the checkpoint that was evaluated, {task}, {video}, a clip of
+            the test split, {same}, the overrides that make the network the same, {data}, those that say where the data
+            is, and {demo}: {same}, and the command is for demo runs only, as it needs other data.
     """
 
     def __init__(
-        self, run_dir: str, test_follows: bool = False, headline: Sequence[str] = (), next_commands: Sequence[str] = ()
+        self,
+        run_dir: str,
+        test_follows: bool = False,
+        headline: Mapping[str, str] | Sequence[str] = (),
+        next_commands: Sequence[Sequence[str]] = (),
     ) -> None:
         self.run_dir, self.test_follows = Path(run_dir), test_follows
-        self.headline, self.next_commands = headline, next_commands
+        self.headline = dict(headline) if isinstance(headline, Mapping) else {name: name for name in headline}
+        self.next_commands = next_commands
         self.kept: dict[str, float] = {}
+        self.before: dict[str, float] = {}  # for the table only
         self.latest: dict[str, float] = {}  # at the last epoch's end; a resumed run may not log them again
         self.final: dict[str, float] = {}
         self.finished = False
+        self.count = 0  # of the values in metrics.json
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": dict(self.kept), "latest": dict(self.latest)}
@@ -50,8 +64,8 @@ class RunSummary(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             for name, value in trainer.callback_metrics.items():
-                if name.startswith("knn/"):
-                    self.kept[f"{name}_before"] = float(value)
+                kept = self.kept if name.startswith("knn/") else self.before
+                kept[f"{name}_before"] = float(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "train/loss" in trainer.callback_metrics:
@@ -79,23 +93,35 @@ class RunSummary(Callback):
             self.final[f"data/{split}_present"] = len(clips.clips)
         finite = {name: value for name, value in sorted(self.final.items()) if math.isfinite(value)}
         write_whole(self.run_dir / METRICS, json.dumps(finite, indent=2) + "\n")
+        self.count = len(finite)
         self.finished = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self.finished:
             return
-        metrics = self.final  # shown now that the progress bar is closed
-        table = Table(title="Final metrics", show_header=False, title_justify="left")
-        first = [name for name in self.headline if name in metrics]
-        for name in first:
-            table.add_row(name, f"{metrics[name]:,.4g}", style="bold", end_section=name == first[-1])
-        for name, value in sorted(metrics.items()):
-            if name not in first and not name.startswith("lr/"):  # 0 by now
-                table.add_row(name, f"{value:,.4g}")
-        lines = [f"Run directory  {self.run_dir}", *(f"Next           {command}" for command in self.next_commands)]
-        console = get_console()
-        console.print(table)
-        console.print("\n".join(lines), soft_wrap=True, highlight=False)  # unwrapped, for copying
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        get_console().print(
+            results_table(self.before | self.final, self.headline, chances(datamodule))
+        )  # the bar is closed by now
+        used, listed = (int(self.final.get(f"data/{name}", 0)) for name in ("used", "listed"))
+        if datamodule is not None and listed:
+            say(f"{used} of {listed} {datamodule.count('test' if stage == 'test' else 'val')[1]} evaluated")
+        say(f"all {self.count} values: {self.run_dir / METRICS}")
+        self._say_next(trainer, pl_module)
+
+    def _say_next(self, trainer: Trainer, task: Any) -> None:
+        say("Next", "bold")
+        folder = self.run_dir / CHECKPOINTS
+        best = folder / (BEST if (folder / BEST).is_file() else LAST)
+        values = {"run_dir": self.run_dir, "last": folder / LAST, "best": best, "tested": trainer.ckpt_path}
+        values |= {"task": task.record.get("task"), "video": example_video(getattr(trainer, "datamodule", None))}
+        given = task.record.get("overrides", [])
+        same = [override for override in given if override.startswith(SAME)]
+        lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith("data.root=")]}
+        for words, template in self.next_commands:
+            if "{demo}" not in template or "scale=demo" in given:
+                say(f"  {words}:")
+                say(f"    {command(template, lists, **values)}")
 
 
 def _values(trainer: Trainer) -> dict[str, float]:

@@ -1,0 +1,83 @@
+"""The main results of a run as a table: each beside what it has to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+COMPARED = {  # suffix of the metric that a result is compared with -> title of the column
+    "_before": "untrained",
+    "_untrained": "untrained",
+    "_mixture": "mixture",
+    "_wrong_frame": "wrong frame",
+    "_wrong_audio": "wrong audio",
+    "_ideal": "ideal",
+    "_first": "first epoch",
+}
+CHANCE = "chance"
+TITLES = [*dict.fromkeys(["untrained", CHANCE, *COMPARED.values()])]
+ROWS = 10
+
+
+def results_table(metrics: Mapping[str, float], headline: Mapping[str, str], chance: Mapping[str, float]) -> Table:
+    """At most ten rows: label, name, value, and what it is compared with, in the columns that are not empty.
+
+    Args:
+        metrics: name -> value.
+        headline: name -> label, the most important first; the others are left out.
+        chance: beginning of a name -> its value by chance.
+    """
+    shown = [name for name in headline if name in metrics][:ROWS]
+    compared = {name: _compared(name, metrics, chance) for name in shown}
+    titles = [title for title in TITLES if any(title in found for found in compared.values())]
+    table = Table(title="Results", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("metric", no_wrap=True, style="dim")
+    for title in ("result", *titles):
+        table.add_column(title, justify="right", no_wrap=True)
+    for n, name in enumerate(shown):
+        values = [metrics[name], *(compared[name].get(title) for title in titles)]
+        table.add_row(headline[name], name, *map(_number, values), style="bold" if n == 0 else "")
+    return table
+
+
+def _compared(name: str, metrics: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:
+    found = {title: metrics[name + suffix] for suffix, title in COMPARED.items() if name + suffix in metrics}
+    for start, value in chance.items():
+        if name.partition("/")[2].startswith(start):
+            found[CHANCE] = value
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def chances(datamodule: Any) -> dict[str, float]:
+    """What guessing gives, by the beginning of a metric's name; classes are taken to be equally frequent.
+
+    For mAP it is the share of positive labels among the test clips.
+    """
+    classes = len(getattr(datamodule, "classes", []))
+    if not classes:
+        return {}
+    if not datamodule.multi_label:
+        streams = ("fusion", "audio", "image", "combined")  # of knn/… and knn_train/…
+        return dict.fromkeys((*streams, "top1"), 1 / classes) | {"top5": min(1.0, 5 / classes)}
+    clips = datamodule.lists["test"].clips
+    share = sum(len(clip.classes) for clip in clips) / max(1, len(clips)) / classes
+    return {"map": share, "auc": 0.5, "dprime": 0.0}
+
+
+def example_video(datamodule: Any) -> str:
+    """A video that predict.py can open: a test clip, or where those are folders one of the demo sets beside them."""
+    lists = getattr(datamodule, "lists", {})
+    paths = [Path(clip.path) for clip in lists["test"].clips[:100]] if "test" in lists else []
+    if paths and not paths[0].suffix:
+        paths = sorted(Path(datamodule.root).parent.glob("*/clips/*/*.mp4"))
+    videos = [path for path in paths if path.is_file()]
+    plain = [path for path in videos if not set(" ,=[]{}'\"()") & set(str(path))]
+    return str(next(iter(plain or videos), "clip.mp4"))

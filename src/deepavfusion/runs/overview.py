@@ -1,0 +1,111 @@
+"""What a run is about to do, in a few lines, before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
+from omegaconf import DictConfig
+
+from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.tasks.base import Task, learning_rate
+from deepavfusion.utils.commands import command
+from deepavfusion.utils.console import say_once
+
+
+def say_training(cfg: DictConfig, run_dir: Path, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> None:
+    """Print what runs where, on which data, with which batch and learning rate, for how long, and how to watch it."""
+    rows = [
+        ("run", str(run_dir)),
+        ("data", _data(datamodule, task.record["data"]["demo"], "train", "val")),
+        ("network", _network(task)),
+        ("device", _device(trainer, datamodule)),
+        ("batch", _batch(trainer, task)),
+        ("rate", learning_rate(task.hparams, trainer)[1]),
+        ("length", _length(trainer, datamodule)),
+        ("watch", command("tensorboard --logdir {run_dir}", run_dir=str(run_dir))),
+    ]
+    _say(f"{_experiment(cfg)}: training", rows)
+
+
+def say_evaluation(cfg: DictConfig, run_dir: Path, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> None:
+    """Print the data, the network, the device and where the results go."""
+    rows = [
+        ("data", _data(datamodule, task.record["data"]["demo"], "test")),
+        ("network", _network(task)),
+        ("device", _device(trainer, datamodule)),
+        ("results", str(run_dir)),
+    ]
+    _say(f"{_experiment(cfg)}: evaluation", rows)
+
+
+def _say(title: str, rows: list[tuple[str, str]]) -> None:
+    say_once(title, "bold")
+    for name, text in rows:
+        say_once(f"  {name:8} {text}")
+
+
+def _experiment(cfg: DictConfig) -> str:
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    parts = [chosen.get("experiment") or cfg.task, *(["scale=demo"] if chosen.get("scale") == "demo" else [])]
+    return ", ".join([*parts, f"seed {cfg.seed}"])
+
+
+def _data(datamodule: ClipDataModule, demo: bool, *roles: str) -> str:
+    """What each split has on disk, of what it lists; its items where they are not clips."""
+    shown = []
+    for role in roles:
+        clips = datamodule.lists[role]
+        count = f"{len(clips)}" if len(clips) == clips.listed else f"{len(clips)} of {clips.listed}"
+        items, unit = datamodule.count(role)
+        of = "" if unit == "clips" else f"{items} {unit} of "
+        named = "" if clips.split == role else f" ({clips.split})"
+        shown.append(f"{role} {of}{count} clips{named}")
+    return f"{datamodule.dataset_name}{' (demo)' if demo else ''}: {', '.join(shown)}"
+
+
+def _network(task: Task) -> str:
+    parameters = list(task.parameters())
+    total, trained = (sum(p.numel() for p in parameters if p.requires_grad or every) for every in (True, False))
+    return f"{_millions(total)} parameters, {_millions(trained)} trained"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+
+
+def _device(trainer: Trainer, datamodule: ClipDataModule) -> str:
+    processes, workers = trainer.world_size, datamodule.workers(trainer.num_devices)
+    if isinstance(trainer.accelerator, CUDAAccelerator):
+        name = f"{processes} × {torch.cuda.get_device_name(trainer.strategy.root_device)}"
+    else:
+        name = f"{_count(processes, 'process', 'es')} on {trainer.strategy.root_device.type.upper()}"
+        name += f", {_count(torch.get_num_threads(), 'thread')}"
+    return (
+        f"{name}, precision {trainer.precision}, {_count(workers, 'decoding worker')}{' each' if processes > 1 else ''}"
+    )
+
+
+def _batch(trainer: Trainer, task: Any) -> str:
+    batch, processes, accumulated = task.hparams["batch_size"], trainer.world_size, trainer.accumulate_grad_batches
+    product = f"{batch} × {_count(processes, 'process', 'es')} × {accumulated} accumulated"
+    return f"{batch * processes * accumulated} = {product}"
+
+
+def _length(trainer: Trainer, datamodule: ClipDataModule) -> str:
+    epochs, batches = trainer.max_epochs or 1, datamodule.train_batches(trainer.world_size)
+    limit = trainer.limit_train_batches or 0
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = -(-batches // trainer.accumulate_grad_batches)
+    total = steps * epochs if trainer.max_steps < 0 else min(steps * epochs, trainer.max_steps)
+    every = trainer.check_val_every_n_epoch or 1
+    often = "each epoch" if every == 1 else f"every {every} epochs"
+    return f"{_count(epochs, 'epoch')} × {_count(steps, 'step')} = {total} steps, validation {often}"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"
