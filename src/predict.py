@@ -15,7 +15,7 @@ from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.cli import run, run_and_report
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
-from deepavfusion.utils.console import say
+from deepavfusion.utils.console import Bars, say
 from deepavfusion.utils.errors import UserError
 
 SHOWN = 8  # classes in a line
@@ -150,8 +150,6 @@ def device(cfg: DictConfig) -> str:
 def progress(*names: str) -> Iterator[list[Callable[[int, int], None]]]:
     """A transient progress bar for each name, as functions to be called with what is done and the total."""
     from rich import get_console
-
-    from deepavfusion.utils.console import Bars
 
     with Bars(get_console(), transient=True) as bars:
 

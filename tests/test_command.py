@@ -39,6 +39,7 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     objects = ran, task, SimpleNamespace(lists={})
     monkeypatch.setattr("deepavfusion.runs.training.build", lambda *_, **__: objects)
     monkeypatch.setattr("deepavfusion.runs.training.load_start_weights", lambda *_: [])
+    monkeypatch.setattr("deepavfusion.runs.training.say_training", lambda *_: None)
 
 
 @pytest.mark.usefixtures("nothing_is_built")

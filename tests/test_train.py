@@ -354,8 +354,13 @@ def test_no_data_means_demo_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("deepavfusion.config.compose.REPOSITORY", tmp_path)
     given = [override for override in PRETRAIN if override != "scale=demo"]
     train(monkeypatch, *given, "model/net=tiny", "run.name=auto", "trainer.max_epochs=1")
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "Demo scale" in out
     assert "no data.root was given" in out
+    assert "  length   1 epoch × 2 steps = 2 steps, validation each epoch" in out
+    steps = torch.load(tmp_path / "logs/pretrain/runs/auto/checkpoints/last.ckpt", weights_only=True)["record"]["steps"]
+    assert steps == 2  # as printed before the first step
+    noise = ("FLOPs", "Modules in", "srun", "GPU available", "litlogger", "LeafSpec", "num_workers", "\x1b")
+    assert [words for words in noise if words in out + err] == []
     config = (tmp_path / "logs/pretrain/runs/auto/config.yaml").read_text()
     assert f"root: {data}/demo/vggsound" in config

@@ -75,7 +75,7 @@ def _network(task: Task) -> str:
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count:,}"
 
 
 def _device(trainer: Trainer, datamodule: ClipDataModule) -> str:

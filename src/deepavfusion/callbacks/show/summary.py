@@ -32,10 +32,10 @@ class RunSummary(Callback):
         run_dir: where `metrics.json` goes; its presence marks a run as finished.
         test_follows: the run ends with a test, after which `metrics.json` is written.
         headline: name -> label of the main metrics, which are shown; also names alone.
-        next_commands: what to do next: [words, command], see `utils.commands.command`. Commands may use {run_dir}, {last}
-            and {best}, checkpoints of the run, {tested}, the checkpoint that was evaluated, {task}, {video}, a clip of
-            the test split, {same}, the overrides that make the network the same, {data}, those that say where the data
-            is, and {demo}: {same}, and the command is for demo runs only, as it needs other data.
+        next_commands: what to do next: [words, command], see `utils.commands.command`. A command may use {run_dir},
+            {last} and {best}, checkpoints of the run, {tested}, the checkpoint that was evaluated, {task}, {video}, a
+            clip of the test split, {same}, the overrides that make the network the same, {data}, those that say where
+            the data is, and {demo}: as {same}, and the command is for demo runs only, as it needs other data.
     """
 
     def __init__(
