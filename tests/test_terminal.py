@@ -163,9 +163,10 @@ def test_results_stand_beside_what_they_are_compared_with() -> None:
     headline = {"knn/fusion": "1-NN", "test/top5": "top-5", "test/sdr": "SDR", "train/loss": "loss", "test/map": "mAP"}
     console = Console(file=io.StringIO(), width=120, _environ={})
     console.print(results_table(metrics, headline, chances(data)))
-    title, head, *rows = (line.split() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    title, upper, head, *rows = (line.split() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
     assert title == ["Results"]
-    assert " ".join(head) == "metric result untrained chance mixture wrong frame ideal first epoch"
+    assert " ".join(head) == "metric result untrained chance mixture frame ideal epoch 1"
+    assert upper == ["wrong"]
     assert rows == [
         ["1-NN", "knn/fusion", "0.570", "0.270", "0.125"],
         ["top-5", "test/top5", "0.900", "0.625"],
@@ -182,15 +183,22 @@ def test_guessing_several_labels_gives_their_share() -> None:
 
 
 def test_the_table_of_each_task_has_ten_rows_at_most_and_fits() -> None:
-    for task in ("pretrain", "classify", "separate", "segment"):
+    suffixes = {
+        "pretrain": ["_before"],
+        "classify": ["_untrained"],
+        "separate": ["_mixture", "_wrong_frame", "_ideal"],
+        "segment": ["_wrong_audio"],
+    }
+    for task, compared in suffixes.items():
         cfg = compose(f"callbacks={task}")
         headline = dict(cfg.callbacks.run_summary.headline)
         several = [name for name in headline if name.startswith(("test/map", "test/auc", "test/miou_class"))]
-        metrics = {name: 0.123 for name in headline if name not in several} | {"train/loss_first": 1.0}
+        metrics = {name: 12.34 for name in headline if name not in several} | {"train/loss_first": 1.0}
+        metrics |= {name + suffix: -12.3 for name in list(metrics) for suffix in compared}
         console = Console(file=io.StringIO(), width=80, _environ={})
-        console.print(results_table(metrics, headline, {"top1": 0.1}))
+        console.print(results_table(metrics, headline, {"top1": 0.1, "fusion": 0.1}))
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-        assert 5 <= len(lines) - 2 <= 10
+        assert 5 <= sum("/" in line or "clips_per" in line for line in lines) <= 10
         assert not any("…" in line for line in lines)
 
 

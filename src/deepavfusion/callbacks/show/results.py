@@ -12,10 +12,10 @@ COMPARED = {  # suffix of the metric that a result is compared with -> title of 
     "_before": "untrained",
     "_untrained": "untrained",
     "_mixture": "mixture",
-    "_wrong_frame": "wrong frame",
-    "_wrong_audio": "wrong audio",
+    "_wrong_frame": "wrong\nframe",
+    "_wrong_audio": "wrong\naudio",
     "_ideal": "ideal",
-    "_first": "first epoch",
+    "_first": "epoch 1",
 }
 CHANCE = "chance"
 TITLES = [*dict.fromkeys(["untrained", CHANCE, *COMPARED.values()])]
