@@ -64,6 +64,10 @@ benchmark: $(STAMP)  ## Measure reading clips; ARGS=benchmark=model: the network
 readme-picture: $(STAMP)  ## Draw the README's picture, after pretrain, separate and segment (two minutes)
 	$(BIN)/python notebooks/readme_picture.py $(ARGS)
 
+.PHONY: demo-table
+demo-table: $(STAMP)  ## Train every demo with five seeds and print the table of docs/results.md (an hour and a half)
+	$(BIN)/python notebooks/demo_table.py $(ARGS)
+
 .PHONY: tensorboard
 tensorboard: $(STAMP)  ## Show all runs at http://localhost:6006
 	$(BIN)/tensorboard --logdir logs --host localhost $(ARGS)

@@ -1,4 +1,4 @@
-"""Train every demo with several seeds and print the README's table: `make demo-table`.
+"""Train every demo with several seeds and print the table of docs/results.md: `make demo-table`.
 
 Each run is `src/train.py experiment=<name> scale=demo seed=<seed>` in logs/demo_table. A finished run is not repeated,
 and an interrupted one resumes, so the command can be stopped and started at any time. Classification starts from the
