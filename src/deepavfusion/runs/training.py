@@ -16,6 +16,7 @@ from deepavfusion.runs.overview import say_training
 from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.origin import origin_of
 from deepavfusion.weights.weights import check_resumable
 
 
@@ -53,6 +54,9 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
         trainer.validate(task, datamodule, verbose=False)
     trainer.fit(task, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     if cfg.test and not trainer.interrupted:
+        last = run_dir / CHECKPOINTS / LAST
+        if last.exists():  # for what a test writes with the network
+            task.origin = origin_of(last, {"record": task.record, "global_step": trainer.global_step})
         trainer.test(task, datamodule=datamodule, ckpt_path=_best_checkpoint(trainer), verbose=False, weights_only=True)
 
 

@@ -171,5 +171,5 @@ def separate_to_folder(task: Separate, video: str | Path, folder: Path) -> tuple
         UserError: see `separate_video` and `write_separation`.
     """
     separation = separate_video(task, video)
-    write_separation(separation, made(folder))
+    write_separation(separation, made(folder), task.origin)
     return separation.waveforms, separation.sample_rate
