@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from deepavfusion.benchmarks.report import BenchmarkReport, environment, show, write_csv
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, instantiate
+from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.runs.cli import entry, run
 from deepavfusion.runs.directory import choose_run_dir, link_latest, remove_if_empty, write_record
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="benchmark")
-@run_and_report
+@entry("benchmark")
 def main(cfg: DictConfig) -> None:
     check_ranges(cfg)
+    import torch  # takes seconds, as the next two, which a mistake should not cost
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from deepavfusion.benchmarks.report import BenchmarkReport, environment, show, write_csv
+
     overrides = HydraConfig.get().overrides.task
     machine = environment(REPOSITORY)  # before the run, during which the code may be edited
     run_dir = choose_run_dir(cfg.paths.log_dir, "benchmark", cfg.run.name)

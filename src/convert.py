@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.runs.cli import entry, run
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.weights.weights import describe, read_weights, write_weights
 
 KINDS = {"ours": "this project's", "original": "a published DeepAVFusion", "vit": "an MAE or AudioMAE ViT"}
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="convert")
-@run_and_report
+@entry("convert")
 def main(cfg: DictConfig) -> None:
     check_ranges(cfg)
     for key in ("input", "output"):
         if not cfg[key]:
             raise UserError(f"convert.py: no {key} was given; add {key}=<file>, see configs/convert.yaml.")
+    from deepavfusion.weights.weights import describe, read_weights, write_weights  # takes seconds
+
     weights = read_weights(cfg.input)
     path = write_weights(weights, Path(cfg.output))
     count = sum(tensor.numel() for tensor in weights.tensors.values())

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 try:
-    import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
     from rich import get_console
@@ -16,11 +15,11 @@ try:
 except ImportError as error:
     sys.exit(f"{sys.executable} cannot import {error.name} ({error}): run make doctor; if you did, delete .venv first.")
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, choices, compose
+from deepavfusion.config.compose import REPOSITORY, choices, compose
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
-from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.runs.cli import entry, run
 from deepavfusion.utils.processes import decoding_workers
 
 # Torch may be what is broken: only the processes of the checks import it.
@@ -60,8 +59,7 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
     return found
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="doctor")
-@run_and_report
+@entry("doctor")
 def main(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     todo = checks(cfg, hydra_config.runtime.choices["data"], list(hydra_config.overrides.task))

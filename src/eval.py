@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hydra
 from omegaconf import DictConfig
 
-from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import overrides_of_run, resolves, run, run_and_report
+from deepavfusion.runs.cli import entry, overrides_of_run, run
 from deepavfusion.runs.command import evaluation_overrides
-from deepavfusion.runs.evaluation import evaluate
 
 
-@resolves(evaluation_overrides)
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="eval")
-@run_and_report
+@entry("eval", evaluation_overrides)
 def main(cfg: DictConfig) -> None:
     check_ranges(cfg)
+    from deepavfusion.runs.evaluation import evaluate  # takes seconds, which a mistake should not cost
+
     evaluate(cfg, overrides_of_run())
 
 

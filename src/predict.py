@@ -8,12 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.runs.cli import entry, run
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 from deepavfusion.utils.console import Bars, say
 from deepavfusion.utils.errors import UserError
@@ -187,8 +185,7 @@ def check_task(cfg: DictConfig) -> None:
         raise UserError(f"predict.py: no {key} was given; add {key}=<{expected}>, {example}.")
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="predict")
-@run_and_report
+@entry("predict")
 def main(cfg: DictConfig) -> None:
     check_ranges(cfg)
     check_task(cfg)

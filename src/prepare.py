@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, choices, instantiate
+from deepavfusion.config.compose import REPOSITORY, choices, instantiate
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import run, run_and_report
+from deepavfusion.runs.cli import entry, run
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
 
@@ -110,8 +109,7 @@ def workers(cfg: DictConfig) -> int:
 COMMANDS = {"demo": make_demo, "verify": verify_data, "pack": pack_data}
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
-@run_and_report
+@entry("prepare")
 def main(cfg: DictConfig) -> None:
     check_ranges(cfg)
     if cfg.command not in COMMANDS:

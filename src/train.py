@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hydra
 from omegaconf import DictConfig
 
-from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import overrides_of_run, resolves, run, run_and_report
+from deepavfusion.runs.cli import entry, overrides_of_run, run
 from deepavfusion.runs.command import training_overrides
-from deepavfusion.runs.training import train
 
 
-@resolves(training_overrides)
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
-@run_and_report
+@entry("train", training_overrides)
 def main(cfg: DictConfig) -> None:
     check_ranges(cfg)
+    from deepavfusion.runs.training import train  # takes seconds, which a mistake should not cost
+
     train(cfg, overrides_of_run())
 
 

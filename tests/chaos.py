@@ -40,7 +40,7 @@ END_WITHIN = 60.0  # s in which a process whose companion was killed ends
 TIMED = ("clips_per_second",)  # what is never the same twice
 TINY = [
     *("experiment=pretrain_vggsound", "scale=demo", "trainer.check_val_every_n_epoch=1", "trainer.log_every_n_steps=1"),
-    *("+trainer.enable_progress_bar=false", "~callbacks.progress", "~callbacks.model_summary", "~callbacks.projector"),
+    *("trainer.enable_progress_bar=false", "~callbacks.progress", "~callbacks.model_summary", "~callbacks.projector"),
     *("model.warmup_epochs=1", "model.net.image.embed_dim=32", "model.net.image.depth=2"),
     *("model.net.image.num_heads=2", "model.decoder_embed_dim=32", "model.decoder_depth=1"),
     *("model.decoder_num_heads=2", "data.batch_size=2", "data.num_workers=2", "data.image_size=32"),

@@ -64,7 +64,7 @@ def main(hours: float, overrides: list[str]) -> int:
     table.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(REPOSITORY / "src/train.py"), "scale=demo", "trainer=cpu", "data.num_workers=2"]
     command += ["trainer.max_epochs=1000000", f"run.name=soak_{name}", "run.latest=false", *overrides]
-    command += ["+trainer.enable_progress_bar=false", "~callbacks.progress"]
+    command += ["trainer.enable_progress_bar=false", "~callbacks.progress"]
     begin = time.monotonic()
     run = subprocess.Popen(command)
     with table.open("w", newline="") as file:

@@ -61,10 +61,8 @@ def test_what_is_printed_is_what_runs(
 
 
 def test_help_needs_no_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        evaluate(monkeypatch, "--help")
-    assert end.value.code == 0
-    assert "Keys (set with key=value)" in capsys.readouterr().out
+    evaluate(monkeypatch, "--help")
+    assert "python src/eval.py ckpt_path=" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- overrides
@@ -72,8 +70,10 @@ def test_help_needs_no_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_the_last_override_of_a_key_wins() -> None:
     first, second = ["trainer.max_epochs=3", "~callbacks.progress", "+a=1"], ["trainer.max_epochs=5", "+a=2"]
-    assert merged(first, second) == ["~callbacks.progress", "trainer.max_epochs=5", "+a=2"]
-    assert merged(first, second, first)[-3:] == first
+    assert merged(first, second) == ["~callbacks.progress", "trainer.max_epochs=5", "++a=2"]
+    assert merged(first, second, first)[-3:] == [*first[:2], "++a=1"]
+    assert merged(["+a=1"], ["a=2"]) == ["++a=2"]  # a key that a record adds may be set again
+    assert merged(["+model@callbacks.b=pretrain", "+data=music"]) == ["+model@callbacks.b=pretrain", "+data=music"]
 
 
 @pytest.mark.parametrize("how", ["resume", "ckpt_path"])

@@ -12,8 +12,9 @@ import hydra
 import pytest
 
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose
-from deepavfusion.config.overrides import check_choices
+from deepavfusion.config.hints import check
 from deepavfusion.config.ranges import check_ranges
+from deepavfusion.config.words import Word
 
 README = REPOSITORY / "README.md"
 PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -74,7 +75,7 @@ def test_code_that_is_named_exists() -> None:
 def test_commands_compose(script: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With names of files in place of `<root>` and the like."""
     overrides = [word for word in shlex.split(re.sub(r"<[^>]+>", "name", arguments)) if "=" in word]
-    check_choices(overrides)
+    check(script, [], [Word(override, override) for override in overrides])
     with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         check_ranges(hydra.compose(script, overrides=[o.replace("scale=auto", "scale=paper") for o in overrides]))
 

@@ -30,7 +30,7 @@ SMALL = [  # of every task
     "trainer.max_epochs=2",
     "trainer.check_val_every_n_epoch=1",
     "trainer.log_every_n_steps=1",
-    "+trainer.enable_progress_bar=false",
+    "trainer.enable_progress_bar=false",
     "~callbacks.progress",
     *NETWORK,
     "data.batch_size=4",

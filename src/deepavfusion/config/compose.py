@@ -22,12 +22,12 @@ CONFIG_DIR = str(REPOSITORY / "configs")
 TRACEBACK = "DEEPAVFUSION_TRACEBACK"  # environment variable, for debugging
 
 
-def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+def compose(name: str, overrides: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
     """The config `configs/<name>.yaml` with overrides; those of Hydra itself are ignored."""
     mine = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
     within_main = GlobalHydra.instance().is_initialized()
     with nullcontext() if within_main else hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return hydra.compose(name, overrides=mine)
+        return hydra.compose(name, overrides=mine, return_hydra_config=return_hydra_config)
 
 
 def auto_precision(accelerator: str) -> str:

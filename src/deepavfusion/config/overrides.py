@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from deepavfusion.config.compose import CONFIG_DIR, compose
+from deepavfusion.config.ranges import RULES
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 
@@ -32,6 +34,38 @@ def quoted(text: str) -> str:
     return f"'{text}'"
 
 
+def split_override(override: str) -> tuple[str, str, str]:
+    """The signs before the key (`+`, `++`, `~`), the key, and the value as it is written."""
+    return re.fullmatch(r"([+~]*)([^=]*)=?(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr,return-value]
+
+
+def literal(overrides: list[str], sweeps: bool = False) -> list[str]:
+    """Overrides whose values are quoted where Hydra's grammar would refuse them, or read text as something else.
+
+    So names of files need no second quotes, inside of the shell's: blanks, brackets, umlauts, `=`, commas. A value that
+    is quoted already, null, an interpolation, or a list where one is expected stays as it is.
+
+    Args:
+        overrides: as they were typed.
+        sweeps: whether `a,b` are values for several runs.
+    """
+    parser, found = OverridesParser.create(), []
+    for override in overrides:
+        sign, key, value = split_override(override)
+        rule = RULES.get(key)
+        try:
+            parsed = parser.parse_override(override)
+            text = rule is not None and rule.literal and sign != "~"
+            if parsed.is_sweep_override():
+                as_it_stands = text and not sweeps
+            else:
+                as_it_stands = text and not isinstance(parsed.value(), str | None)
+        except HydraException:
+            as_it_stands = "=" in override
+        found.append(f"{sign}{key}={quoted(value)}" if as_it_stands else override)
+    return found
+
+
 def value_of(overrides: list[str], key: str) -> Any:
     """The value that overrides give to a key, without its quotes; None if they do not."""
     found = [override for override in overrides if key_of(override).lstrip("+") == key]
@@ -46,12 +80,19 @@ def key_of(override: str) -> str:
 def merged(*parts: list[str]) -> list[str]:
     """One list of overrides, in which the last one of each key stays.
 
-    Hydra accepts some repetitions (`a=1 a=2`), but not others (`~a ~a`, `+a=1 +a=2`).
+    Hydra accepts some repetitions (`a=1 a=2`), but not others (`~a ~a`, `+a=1 +a=2`). `+key=` becomes `++key=`, which
+    also sets a key that the config has, as many have by now that a record adds.
     """
     last: dict[str, str] = {}
     for override in itertools.chain(*parts):
-        last.pop(key_of(override), None)  # to move it to the end
-        last[key_of(override)] = override
+        sign, key, value = split_override(override)
+        if sign == "+" and not Path(CONFIG_DIR, key).is_dir() and "@" not in key:
+            override, sign = f"++{key}={value}", "++"
+        if sign != "~" and last.get(key, "").startswith("++") and not sign:
+            override = f"++{override}"
+        name = sign * (sign == "~") + key
+        last.pop(name, None)  # to move it to the end
+        last[name] = override
     return list(last.values())
 
 
@@ -107,15 +148,6 @@ def recorded_overrides(record: dict[str, Any], given: list[str], path: str) -> l
                 f"if you trust it, give the same override with the command."
             )
     return found
-
-
-def check_choices(overrides: list[str]) -> None:
-    """Raise a `UserError` where the name of a config file is given as the value of a key."""
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if "." in key and Path(CONFIG_DIR, *key.split("."), f"{value}.yaml").is_file():
-            group = key.replace(".", "/")
-            raise UserError(f"{override} would replace a config with a word: to choose {value}, write {group}={value}.")
 
 
 def with_scale(name: str, overrides: list[str]) -> tuple[list[str], str | None]:

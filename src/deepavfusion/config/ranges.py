@@ -18,8 +18,8 @@ from deepavfusion.utils.errors import UserError
 
 ABSENT = object()
 NULL, FLAG = one_of(None), one_of(True, False)
-TEXT = Rule("text (in quotes, where it looks like something else)", is_text)
-PATH = Rule("a path", lambda v: is_text(v) and v != "")
+TEXT = Rule("text (in quotes, where it looks like something else)", is_text, literal=True)
+PATH = Rule("a path", lambda v: is_text(v) and v != "", literal=True)
 TEXTS = list_of(TEXT)
 CASES = Rule(
     "a list of cases such as [{batch: 8}]", lambda v: isinstance(v, list) and all(type(c) is dict for c in v or [0])
@@ -27,8 +27,14 @@ CASES = Rule(
 NAME = Rule(
     "a name of at most 80 characters, without slashes (in quotes, where it looks like something else)",
     lambda v: isinstance(v, str) and 0 < len(v) <= 80 and v.isprintable() and "/" not in v and v not in (".", ".."),
+    literal=True,
 )
 OBJECT = Rule("a config with a _target_", lambda v: isinstance(v, dict) and "_target_" in v)
+TIME = Rule(
+    "days:hours:minutes:seconds such as 00:12:00:00",
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v)),
+)
+SWITCHES = ("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "benchmark")
 POSITIVE, FACTOR, SHARE = number(0, 1e6, "(]"), number(0, 1e6), number(0, 1)
 DEVICES = Rule(
     "text such as 2 or 0,1", lambda v: isinstance(v, str) and bool(re.fullmatch(r"-1|0*[1-9]\d*|\d+,|\d+(,\d+)+", v))
@@ -157,13 +163,22 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "trainer.devices": one_of("auto", -1) | whole(1, 1024) | DEVICES | list_of(whole(0, 1023)),
     "trainer.num_nodes": whole(1, 100_000),
     "trainer.strategy": STRATEGY | OBJECT,
-    "trainer.precision": PRECISION | NULL,
     "trainer.max_epochs": whole(1, 10**9),
     "trainer.max_steps": whole(-1, 10**12),
+    "trainer.max_time": TIME | NULL,
+    **dict.fromkeys(("trainer.min_epochs", "trainer.min_steps"), whole(1, 10**12) | NULL),
     "trainer.accumulate_grad_batches": MANY,
     "trainer.gradient_clip_val": FACTOR | NULL,
+    "trainer.gradient_clip_algorithm": one_of("norm", "value") | NULL,
     **{f"trainer.limit_{split}_batches": PART for split in ("train", "val", "test")},
+    "trainer.overfit_batches": PART,
+    "trainer.fast_dev_run": FLAG | MANY,
     "trainer.check_val_every_n_epoch": whole(1, 10**9),
+    "trainer.val_check_interval": number(0, 1, "(]") | whole(1, 10**9) | NULL,
+    "trainer.deterministic": FLAG | one_of("warn") | NULL,
+    "trainer.profiler": one_of("simple", "advanced", "pytorch") | OBJECT | NULL,
+    "trainer.detect_anomaly": FLAG,
+    **{f"trainer.{key}": FLAG | NULL for key in SWITCHES},
     "trainer.log_every_n_steps": MILLIONS,
     "trainer.num_sanity_val_steps": whole(-1, 10**9),
     **{f"trainer.{key}": FLAG for key in ("sync_batchnorm", "use_distributed_sampler")},
@@ -212,6 +227,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "benchmark.overrides": TEXTS,
     **{f"benchmark.recipe.{key}": rule for key, rule in RECIPE.items()},
     "benchmark.recipe.lr": FACTOR,
+    "trainer.precision": PRECISION | NULL,  # last, since torch is imported to see what the machine can do
 }
 MULTIPLES: list[tuple[str, str | int]] = [  # the first is a multiple of the second
     *((f"model.net.{stream}.input_size", f"model.net.{stream}.patch_size") for stream in ("image", "audio")),

@@ -9,13 +9,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be, in words that follow "expected" and as a test; `a | b` allows either."""
+    """What a value has to be, in words that follow "expected" and as a test; `a | b` allows either.
+
+    Args:
+        choices: the values that are listed one by one.
+        literal: whether any text is meant as it stands, such as a path: nothing in it is a list or a number.
+    """
 
     expected: str
     holds: Callable[[Any], bool]
+    choices: tuple[Any, ...] = ()
+    literal: bool = False
 
     def __or__(self, other: Rule) -> Rule:
-        return Rule(f"{self.expected} or {other.expected}", lambda v: self.holds(v) or other.holds(v))
+        return Rule(
+            f"{self.expected} or {other.expected}",
+            lambda v: self.holds(v) or other.holds(v),
+            self.choices + other.choices,
+            all(rule.literal or rule.choices == (None,) for rule in (self, other)),
+        )
 
 
 def whole(least: int, most: int) -> Rule:
@@ -35,7 +47,7 @@ def number(least: float, most: float, ends: str = "[]") -> Rule:
 
 def one_of(*choices: Any) -> Rule:
     words = ["null" if c is None else str(c).lower() if isinstance(c, bool) else str(c) for c in choices]
-    return Rule(" or ".join(words), lambda v: any(type(v) is type(c) and v == c for c in choices))
+    return Rule(" or ".join(words), lambda v: any(type(v) is type(c) and v == c for c in choices), choices)
 
 
 def list_of(rule: Rule, count: int | None = None) -> Rule:

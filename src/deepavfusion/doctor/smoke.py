@@ -16,7 +16,7 @@ from deepavfusion.utils.errors import UserError
 TINY = (
     *("experiment=pretrain_vggsound", "scale=demo", "run.name=smoke", "run.latest=false", "validate_before=false"),
     *("trainer.devices=1", "trainer.max_epochs=1", "trainer.log_every_n_steps=1"),
-    *("+trainer.enable_progress_bar=false", "~callbacks.progress", "model.warmup_epochs=0"),
+    *("trainer.enable_progress_bar=false", "~callbacks.progress", "model.warmup_epochs=0"),
     *("model.net.image.embed_dim=32", "model.net.image.depth=2", "model.net.image.num_heads=2"),
     *("model.decoder_embed_dim=32", "model.decoder_depth=1", "model.decoder_num_heads=2"),
     *("data.batch_size=4", "data.num_workers=1", "data.image_size=64"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import REPOSITORY, instantiate
@@ -25,6 +25,12 @@ from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
 
+SWITCHES = {
+    "enable_progress_bar": ProgressBar,
+    "enable_model_summary": ModelSummary,
+    "enable_checkpointing": Checkpoint,
+}
+
 
 def build(
     cfg: DictConfig, overrides: list[str], training: bool = True, resume_step: int | None = None
@@ -34,7 +40,7 @@ def build(
     Args:
         cfg: composed from configs/train.yaml or eval.yaml; it is not changed.
         overrides: it was composed with, for the record in checkpoints.
-        training: False leaves out the callbacks that write checkpoints, and compilation.
+        training: False leaves out compilation.
         resume_step: the logged curves after this step are replaced; None: there are none.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -56,9 +62,10 @@ def build(
         "overrides": overrides,
     }
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
-    if not training:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-    elif cfg.compile:
+    # Lightning refuses a callback whose kind is switched off, as eval.yaml does with checkpoints.
+    off = tuple(kind for key, kind in SWITCHES.items() if cfg.trainer.get(key) is False)
+    callbacks = [callback for callback in callbacks if not isinstance(callback, off)]
+    if training and cfg.compile:
         task.compile_training("inductor" if cfg.compile is True else cfg.compile)
     # Run the progress bar last: it triggers a reduction of metrics on the first process, so every other exchange at the
     # end of an epoch has to come before it, or the processes deadlock.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -16,14 +17,23 @@ from rich import get_console
 from rich.console import Console
 from rich.panel import Panel
 
+from deepavfusion.config.compose import CONFIG_DIR
+from deepavfusion.config.hints import check
+from deepavfusion.config.keys import Keys
+from deepavfusion.config.overrides import literal, merged
+from deepavfusion.config.words import parse
+from deepavfusion.runs.command import recorded
+from deepavfusion.runs.help import print_help
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.quiet import quiet
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-HELP = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc"}  # without a run
+HELP = {"--help", "-h"}
+UNCHECKED = {"--hydra-help", "--version", "--shell-completion", "-sc", "--config-dir", "-cd", "--experimental-rerun"}
 PRINTS = {"--cfg", "-c", "--info", "-i"}  # their output may be read by programs
+Complete = Callable[[list[str]], tuple[list[str], str | None]]
 
 
 def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,39 +70,58 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def resolves(
-    resolve: Callable[[list[str]], tuple[list[str], str | None]],
-) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Decorate a `@hydra.main` function: its overrides are completed before Hydra composes the config.
+def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[..., Any]], Callable[[], Any]]:
+    """Decorate the `main(cfg)` of a script, with the config configs/<script>.yaml, to be called by `run`.
 
-    The config that Hydra prints, passes to `main` and to the jobs it launches is therefore the one that runs.
+    Before Hydra composes the config, the words of the command are checked, so that a mistake is reported before
+    anything is imported for the run, and its overrides are completed: what Hydra prints, passes to `main` and to the
+    jobs it launches is what runs.
 
     Args:
-        resolve: overrides of the command -> all overrides, and why the demo was chosen, if it was.
+        script: its name.
+        complete: overrides of the command -> all overrides, and why the demo was chosen, if it was.
     """
 
-    def decorate(main: Callable[[], Any]) -> Callable[[], Any]:
+    def decorate(main: Callable[..., Any]) -> Callable[[], Any]:
+        hydra_main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=script)(run_and_report(main))
+
         @functools.wraps(main)
         def wrapped() -> Any:
             words = sys.argv[1:]
-            flags = [word for word in words if word.startswith("-") or not ("=" in word or word.startswith("~"))]
-            names = {flag.partition("=")[0] for flag in flags}
-            if not names & HELP:
-                overrides, demo_reason = resolve([word for word in words if word not in flags])
-                sys.argv = [sys.argv[0], *flags, *overrides]
-                if demo_reason and rank_zero() and not names & PRINTS:
-                    text = f"[bold]Demo scale[/]: {demo_reason}.\nA tiny network is trained on generated clips; "
-                    text += "for a real run give data.root=<folder>."
-                    get_console().print(Panel(text, style="yellow", expand=False))
-            return main()
+            if HELP & set(words) or words == ["help"]:
+                print_help(script, words)
+                return None
+            sys.argv = [sys.argv[0], *_completed(script, words, complete)]
+            return hydra_main()
 
         return wrapped
 
     return decorate
 
 
+def _completed(script: str, words: list[str], complete: Complete | None) -> list[str]:
+    """The words for Hydra."""
+    flags, given = parse(script, words, Keys(script, []).knows)
+    if UNCHECKED & {flag.partition("=")[0] for flag in flags}:
+        return words
+    overrides = merged(literal([word.override for word in given], sweeps=bool({"-m", "--multirun"} & set(flags))))
+    earlier = recorded(script, overrides)
+    if earlier is not None and rank_zero():
+        check(script, flags, given, earlier)
+    demo_reason = None
+    if complete:
+        overrides, demo_reason = complete(overrides)
+    if earlier is None and rank_zero():
+        check(script, flags, given, overrides)
+    if demo_reason and rank_zero() and not PRINTS & {flag.partition("=")[0] for flag in flags}:
+        text = f"[bold]Demo scale[/]: {demo_reason}.\nA tiny network is trained on generated clips; "
+        text += "for a real run give data.root=<folder>."
+        get_console().print(Panel(text, style="yellow", expand=False))
+    return [*flags, *overrides]
+
+
 def overrides_of_run() -> list[str]:
-    """The overrides as `resolves` completed them, without `resume`, which does not affect what runs."""
+    """The overrides as `entry` completed them, without `resume`, which does not affect what runs."""
     return [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
 
 

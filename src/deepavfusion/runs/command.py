@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from deepavfusion.config.overrides import check_choices, merged, recorded_overrides, renamed, value_of, with_scale
-from deepavfusion.runs.directory import read_overrides
+from pathlib import Path
+
+import yaml
+
+from deepavfusion.config.overrides import merged, recorded_overrides, renamed, value_of, with_scale
+from deepavfusion.runs.directory import OVERRIDES, read_overrides
 from deepavfusion.utils.errors import UserError
-from deepavfusion.weights.weights import read_record
+
+
+def recorded(script: str, given: list[str]) -> list[str] | None:
+    """The overrides that a command continues, as far as they are known without opening a checkpoint.
+
+    None: its checkpoint records them.
+    """
+    if script == "train" and (resume := value_of(given, "resume")):
+        return renamed(read_overrides(str(resume)))
+    if script == "eval" and (path := value_of(given, "ckpt_path")):
+        run_dir = Path(str(path)).resolve().parent.parent
+        try:
+            return renamed(read_overrides(run_dir)) if (run_dir / OVERRIDES).is_file() else None
+        except (yaml.YAMLError, UnicodeError, TypeError):  # not what train.py wrote
+            return None
+    return []
 
 
 def training_overrides(given: list[str]) -> tuple[list[str], str | None]:
@@ -15,21 +34,20 @@ def training_overrides(given: list[str]) -> tuple[list[str], str | None]:
         All overrides, and why the demo was chosen, if it was. Applied to its own result, as the processes of a
         distributed run do, it changes nothing.
     """
-    check_choices(given)
-    resume = value_of(given, "resume")
-    return with_scale("train", merged(renamed(read_overrides(str(resume))), given) if resume else merged(given))
+    return with_scale("train", merged(recorded("train", given) or [], given))
 
 
 def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
     """Those of src/eval.py, on top of the overrides that the checkpoint records; see `training_overrides`."""
-    check_choices(given)
+    from deepavfusion.weights.weights import read_record  # takes torch, without which mistakes are reported sooner
+
     path = value_of(given, "ckpt_path")
     if path is None:
         raise UserError(
             "ckpt_path is missing: expected the checkpoint to evaluate, e.g. "
             "ckpt_path=logs/classify/latest/checkpoints/last.ckpt, or best.ckpt under logs/segment."
         )
-    recorded = recorded_overrides(read_record(str(path)), given, str(path))
-    if not recorded and value_of(given, "experiment") is None:
+    found = recorded_overrides(read_record(str(path)), given, str(path))
+    if not found and value_of(given, "experiment") is None:
         raise UserError(f"{path} does not record its run: add experiment=<name>, as for that run.")
-    return with_scale("eval", merged(recorded, given))
+    return with_scale("eval", merged(found, given))

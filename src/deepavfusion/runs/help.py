@@ -1,0 +1,282 @@
+"""The pages of `--help`: one for each script, and one for each experiment. Explanations come from the config files."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from deepavfusion.config.compose import CONFIG_DIR, choices, compose
+from deepavfusion.config.hints import check
+from deepavfusion.config.keys import Keys
+from deepavfusion.config.words import parse
+
+WIDTH = 80
+FILES = {  # where the keys of a section are explained
+    "data": "data/_clips",
+    "model": "model/_recipe",
+    "model.net": "model/net/_backbone",
+    "trainer": "trainer/auto",
+    "paths": "paths/default",
+    "benchmark": "benchmark/data",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a script is for, how it is called, its groups of choices, its usual keys, and examples with comments."""
+
+    what: str
+    usage: list[str]
+    groups: dict[str, str] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    examples: dict[str, str] = field(default_factory=dict)
+
+
+DATA_KEYS = ["data.root", "data.batch_size", "data.num_workers"]
+PAGES = {
+    "train": Page(
+        "Train a network, see it learn, and evaluate it.",
+        ["experiment=<name> [key=value …]", "experiment=<name> --help", "resume=<run directory>"],
+        {
+            "experiment": "a whole run",
+            "scale": "its size; auto: the demo where there is no data",
+            "trainer": "what it runs on",
+            "model/net": "size of the network",
+            "data": "another dataset",
+            "debug": "a trial",
+        },
+        [
+            *("run.name", "run.latest", "resume", "ckpt_path", "test", *DATA_KEYS, "data.image_size"),
+            *("model.pretrained", "model.blr", "model.lr", "model.warmup_epochs", "model.net.fusion"),
+            *("trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.precision"),
+            *("trainer.gradient_clip_val", "trainer.limit_train_batches", "compile", "paths.log_dir"),
+        ],
+        {
+            "experiment=pretrain_vggsound": "pre-train; the demo where data/vggsound is missing",
+            "experiment=music_separation data.root=/datasets/music trainer=ddp": "on all GPUs",
+            "experiment=avsbench_s4 trainer.max_epochs=20 model.lr=1e-4 run.name=short": "other values",
+        },
+    ),
+    "eval": Page(
+        "Evaluate a checkpoint of train.py, with the settings of its run.",
+        ["ckpt_path=<file.ckpt> [key=value …]"],
+        {"trainer": "what it runs on"},
+        ["ckpt_path", "run.name", *DATA_KEYS, "data.eval_split", "data.dense_windows", "data.min_coverage"],
+        {
+            "ckpt_path=logs/separate/latest/checkpoints/last.ckpt": "the newest run",
+            "ckpt_path=logs/segment/latest/checkpoints/best.ckpt data.eval_split=val": "on another split",
+            "ckpt_path=last.ckpt data.root=/datasets/music data.batch_size=8": "data elsewhere",
+        },
+    ),
+    "predict": Page(
+        "Use a trained network on any video: separate, segment, classify, or features.",
+        ["task=<task> video=<file> [key=value …]", "task=features input=<folder, list or file> [key=value …]"],
+        {},
+        [
+            *("task", "video", "input", "ckpt_path", "output", "device", "batch_size", "boxes", "sources"),
+            *("masks_per_second", "hop_seconds", "top_k", "level", "windows", "num_workers"),
+        ],
+        {
+            "task=separate video=clip.mp4": "a WAV and an mp4 for each source",
+            "task=segment video='my clip (1).mp4' output=masks": "single quotes for any name",
+            "task=features input=videos/ output=features.npz level=tokens": "embeddings of a folder",
+        },
+    ),
+    "prepare": Page(
+        "Prepare data: generate the demo, check a dataset's clips, or pack them.",
+        [
+            "command=demo [key=value …]",
+            "command=verify data=<name> data.root=<folder> [key=value …]",
+            "command=pack data=<name> data.root=<folder> output=<folder> [key=value …]",
+        ],
+        {"data": "layout of the dataset"},
+        [
+            *("command", "root", "sets", "data.root", "splits", "time_limit", "output", "workers", "force"),
+            *("pack.short_side", "pack.quality", "pack.clips_per_chunk"),
+        ],
+        {
+            "command=demo": "about 3 minutes on two cores",
+            "command=verify data=vggsound data.root=/datasets/vggsound": "writes verify.csv, which runs read",
+            "command=pack data=music data.root=/datasets/music output=/datasets/packed": "for training to stream",
+        },
+    ),
+    "benchmark": Page(
+        "Measure this machine: reading clips, the networks, the training loop.",
+        ["benchmark=<name> [benchmark.<key>=value …]"],
+        {"benchmark": "what to measure"},
+        ["reference", "run.name", "benchmark.clips", "benchmark.rounds", "paths.log_dir"],
+        {
+            "benchmark=data": "clips/s from raw and packed files",
+            "benchmark=model reference=true": "time and memory beside the plain reference",
+            "benchmark=step benchmark.steps=20": "the training loop",
+        },
+    ),
+    "convert": Page(
+        "Convert a checkpoint, ours or published, to a .safetensors file of weights.",
+        ["input=<checkpoint> output=<file.safetensors>"],
+        {},
+        ["input", "output"],
+        {
+            "input=deepavfusion.pth output=deepavfusion.safetensors": "the authors' weights",
+            "input=mae_pretrain_vit_base.pth output=mae.safetensors": "for model.image_weights=",
+            "input=logs/pretrain/latest/checkpoints/last.ckpt output=mine.safetensors": "ours, to share",
+        },
+    ),
+    "doctor": Page(
+        "Check whether this machine can train: packages, GPUs, decoders, disks, data.",
+        ["[data=<name> data.root=<folder>] [key=value …]"],
+        {"data": "dataset to look for"},
+        ["data.root", "paths.log_dir", "smoke_train", "time_limit", "free_gb", "write_mb", "least_mb_per_s"],
+        {
+            "": "exit status 0 if all is ok, else 1",
+            "data=music data.root=/datasets/music": "and a dataset outside of data/",
+            "smoke_train=false": "without the training steps",
+        },
+    ),
+}
+
+
+def print_help(script: str, words: list[str]) -> None:
+    """Print the page of a script, or that of the experiment that the words name."""
+    keys = Keys(script, [])
+    flags, given = parse(script, [word for word in words if word not in ("-h", "--help", "help")], keys.knows)
+    check(script, flags, given)
+    chosen = [word.override.partition("=")[2] for word in given if word.override.startswith("experiment=")]
+    print("\n".join(of_experiment(chosen[-1]) if script == "train" and chosen else of_script(script)))
+
+
+def of_script(script: str) -> list[str]:
+    """The lines of its page."""
+    page, command = PAGES[script], f"python src/{script}.py"
+    lines = [page.what, "", "Usage"]
+    for usage in page.usage:
+        lines += _wrapped(f"  {command} {usage}", 6)
+    for group, what in page.groups.items():
+        lines += ["", f"{group}=…  {what}"]
+        files = {name: Path(CONFIG_DIR, group, f"{name}.yaml") for name in choices(group)}
+        lines += [line for name, file in files.items() for line in _entry(name, _first_sentence(file))]
+    lines += ["", "Keys" + " " * 22 + "(--cfg job prints all of them, with their values)"]
+    lines += [line for key in page.keys for line in _entry(key, explanation(script, key))]
+    lines += ["", "Examples"]
+    for words, what in page.examples.items():
+        lines += [f"  # {what}", *_command(f"{command} {words}".rstrip())]
+    return lines
+
+
+def explanation(script: str, key: str) -> str:
+    """The comment behind a key in the config files."""
+    section, _, name = key.rpartition(".")
+    for file, wanted in ((script, key), ("train", key), (FILES.get(section, script), name)):
+        found = _comments(Path(CONFIG_DIR, f"{file}.yaml")).get(wanted)
+        if found:
+            return found
+    return ""
+
+
+def of_experiment(name: str) -> list[str]:
+    """What it is, needs, costs and gives: the comment of its file, and the values of its recipe and of the demo."""
+    lines = list[str]()
+    for paragraph in _header(Path(CONFIG_DIR, "experiment", f"{name}.yaml")):
+        if lines:
+            lines.append("")
+        label, text = "", ""
+        for line in [*paragraph, "end  "]:
+            start = re.match(r"(\w+)  +(.*)", line)
+            if start:
+                lines += _labelled(label, text)
+                label, text = start[1], start[2]
+            elif label:
+                text += f" {line.strip()}"
+            else:
+                lines += _wrapped(line, 0)
+    cfgs = [compose("train", [f"experiment={name}", f"scale={scale}"]) for scale in ("paper", "demo")]
+    lines += ["", "  " + "key".ljust(33) + "scale=paper".ljust(16) + "scale=demo"]
+    shown = ("batch_size", "image_size", "audio_seconds"), ("blr", "warmup_epochs"), ("max_epochs",)
+    for section, names in zip(("data", "model", "trainer"), shown, strict=True):
+        for key in (f"{section}.{each}" for each in names):
+            values = [str(OmegaConf.select(cfg, key)) for cfg in cfgs]
+            lines.append("  " + key.ljust(33) + values[0].ljust(16) + values[1])
+    cfg = cfgs[0]
+    root = re.sub(r".*/data/", "data/", str(cfg.data.root))
+    lines += [
+        "",
+        *_labelled(
+            "needs",
+            f"the clips and lists of docs/datasets.md in {root} or data.root=<folder>; without "
+            "them, demo data are generated",
+        ),
+    ]
+    first = cfg.callbacks.run_summary.get("headline", [])
+    lines += _labelled(
+        "gives",
+        f"logs/{cfg.task}/latest: checkpoints, TensorBoard, metrics.json"
+        + (f" with {', '.join(first[:3])}" if first else ""),
+    )
+    lines += ["", "Keys: python src/train.py --help. All values: the same command with --cfg job."]
+    return lines
+
+
+def _labelled(label: str, text: str) -> list[str]:
+    if not label:
+        return []
+    if text.startswith("python "):
+        first, *rest = _command(text, " " * 11)
+        return [label.ljust(11) + first.strip(), *rest]
+    return _wrapped(label.ljust(11) + text, 11)
+
+
+def _command(text: str, indent: str = "  ") -> list[str]:
+    """A command on several lines, which can be copied as they are."""
+    lines = textwrap.wrap(text, WIDTH - len(indent) - 4, break_long_words=False, break_on_hyphens=False)
+    return [
+        indent + ("  " if n else "") + line + (" \\" if line is not lines[-1] else "") for n, line in enumerate(lines)
+    ]
+
+
+def _entry(name: str, text: str) -> list[str]:
+    head = f"  {name}".ljust(32)
+    return _wrapped(head + (" " if not head.endswith(" ") else "") + text, 32)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _header(path: Path) -> list[list[str]]:
+    """The paragraphs of the comment a file begins with."""
+    paragraphs: list[list[str]] = [[]]
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line[1:].removeprefix(" ").rstrip()
+        if text.startswith("@package"):
+            continue
+        if text:
+            paragraphs[-1].append(text)
+        else:
+            paragraphs.append([])
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def _first_sentence(path: Path) -> str:
+    text = " ".join(next(iter(_header(path)), []))
+    return re.split(r"(?<=[.:;]) ", text)[0].rstrip(".:;")
+
+
+def _comments(path: Path) -> dict[str, str]:
+    """Dotted key -> the comment behind it, of a YAML file."""
+    found: dict[str, str] = {}
+    parents: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key = re.match(r"( *)(\w+):(?:.*?\s# +(.*))?", line)
+        more = re.match(r" {8,}# +(.*)", line)
+        if key:
+            parents = [*parents[: len(key[1]) // 2], key[2]]
+            found[".".join(parents)] = key[3] or ""
+        elif more and parents:
+            found[".".join(parents)] += f" {more[1]}"
+    return found
