@@ -158,7 +158,8 @@ def of_script(script: str) -> list[str]:
     for group, what in page.groups.items():
         lines += ["", f"{group}=…  {what}"]
         files = {name: Path(CONFIG_DIR, group, f"{name}.yaml") for name in choices(group)}
-        lines += [line for name, file in files.items() for line in _entry(name, _first_sentence(file))]
+        for name, file in files.items():
+            lines.append(f"  {name:<28}{textwrap.shorten(_first_sentence(file), WIDTH - 30, placeholder=' …')}")
     lines += ["", "Keys" + " " * 22 + "(--cfg job prints all of them, with their values)"]
     lines += [line for key in page.keys for line in _entry(key, explanation(script, key))]
     lines += ["", "Examples"]
@@ -183,7 +184,7 @@ def of_experiment(name: str) -> list[str]:
     for paragraph in _header(Path(CONFIG_DIR, "experiment", f"{name}.yaml")):
         if lines:
             lines.append("")
-        label, text = "", ""
+        label, text, plain = "", "", list[str]()
         for line in [*paragraph, "end  "]:
             start = re.match(r"(\w+)  +(.*)", line)
             if start:
@@ -191,8 +192,9 @@ def of_experiment(name: str) -> list[str]:
                 label, text = start[1], start[2]
             elif label:
                 text += f" {line.strip()}"
-            else:
-                lines += _wrapped(line, 0)
+            elif line != "end  ":
+                plain.append(line)
+        lines += _wrapped(" ".join(plain), 0)
     cfgs = [compose("train", [f"experiment={name}", f"scale={scale}"]) for scale in ("paper", "demo")]
     lines += ["", "  " + "key".ljust(33) + "scale=paper".ljust(16) + "scale=demo"]
     shown = ("batch_size", "image_size", "audio_seconds"), ("blr", "warmup_epochs"), ("max_epochs",)
@@ -238,8 +240,7 @@ def _command(text: str, indent: str = "  ") -> list[str]:
 
 
 def _entry(name: str, text: str) -> list[str]:
-    head = f"  {name}".ljust(32)
-    return _wrapped(head + (" " if not head.endswith(" ") else "") + text, 32)
+    return _wrapped(f"  {name:<32} {text}", 35)
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
@@ -264,7 +265,7 @@ def _header(path: Path) -> list[list[str]]:
 
 def _first_sentence(path: Path) -> str:
     text = " ".join(next(iter(_header(path)), []))
-    return re.split(r"(?<=[.:;]) ", text)[0].rstrip(".:;")
+    return re.split(r"(?<=[.:;])(?<!al\.) ", text)[0].rstrip(".:;")
 
 
 def _comments(path: Path) -> dict[str, str]:
