@@ -176,7 +176,7 @@ def _fix_key(keys: Keys, override: str, key: str, value: str) -> Fix:
             fix.experiment, fix.better = [f"experiment={experiments[0]}"], [f"{key}={value}"]
         return fix
     near = nearest_keys(keys, plain)
-    if not near or alike(plain, near[0]) < NEAR_WORD:  # a misspelt word of the table?
+    if not others and (not near or alike(plain, near[0]) < NEAR_WORD):  # a misspelt word of the table?
         table = elsewhere.words(keys.script)
         for word in difflib.get_close_matches(last, table, 1, NEAR_WORD):
             if known := _elsewhere(keys, word, value):

@@ -59,7 +59,7 @@ class Keys:
         return self.node(key) is not Keys
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _composed(script: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], DictConfig]:
     cfg = compose(script, overrides, return_hydra_config=True)
     chosen = {str(name): choice for name, choice in cfg.hydra.runtime.choices.items() if "@" not in str(name)}

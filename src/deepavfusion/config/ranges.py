@@ -96,7 +96,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "run.name": NAME | NULL,
     "run.latest": FLAG,
     **dict.fromkeys(("paths.root_dir", "paths.data_dir", "paths.log_dir"), TEXT),
-    **dict.fromkeys(("paths.run_dir", "resume", "ckpt_path", "input", "output"), TEXT | NULL),
+    **dict.fromkeys(("paths.run_dir", "resume", "ckpt_path", "video", "input", "output"), TEXT | NULL),
     **dict.fromkeys(("test", "validate_before"), FLAG),
     "matmul_precision": one_of("highest", "high", "medium"),
     "compile": FLAG | TEXT,

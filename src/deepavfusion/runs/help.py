@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +148,10 @@ def print_help(script: str, words: list[str]) -> None:
     flags, given = parse(script, [word for word in words if word not in ("-h", "--help", "help")], keys.knows)
     check(script, flags, given)
     chosen = [word.override.partition("=")[2] for word in given if word.override.startswith("experiment=")]
-    print("\n".join(of_experiment(chosen[-1]) if script == "train" and chosen else of_script(script)))
+    try:
+        print("\n".join(of_experiment(chosen[-1]) if script == "train" and chosen else of_script(script)), flush=True)
+    except BrokenPipeError:  # e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def of_script(script: str) -> list[str]:
@@ -180,21 +185,7 @@ def explanation(script: str, key: str) -> str:
 
 def of_experiment(name: str) -> list[str]:
     """What it is, needs, costs and gives: the comment of its file, and the values of its recipe and of the demo."""
-    lines = list[str]()
-    for paragraph in _header(Path(CONFIG_DIR, "experiment", f"{name}.yaml")):
-        if lines:
-            lines.append("")
-        label, text, plain = "", "", list[str]()
-        for line in [*paragraph, "end  "]:
-            start = re.match(r"(\w+)  +(.*)", line)
-            if start:
-                lines += _labelled(label, text)
-                label, text = start[1], start[2]
-            elif label:
-                text += f" {line.strip()}"
-            elif line != "end  ":
-                plain.append(line)
-        lines += _wrapped(" ".join(plain), 0)
+    lines = header_lines(name)
     cfgs = [compose("train", [f"experiment={name}", f"scale={scale}"]) for scale in ("paper", "demo")]
     lines += ["", "  " + "key".ljust(33) + "scale=paper".ljust(16) + "scale=demo"]
     shown = ("batch_size", "image_size", "audio_seconds"), ("blr", "warmup_epochs"), ("max_epochs",)
@@ -216,9 +207,29 @@ def of_experiment(name: str) -> list[str]:
     lines += _labelled(
         "gives",
         f"logs/{cfg.task}/latest: checkpoints, TensorBoard, metrics.json"
-        + (f" with {', '.join(first[:3])}" if first else ""),
+        + (f" with {', '.join(list(first)[:3])}" if first else ""),
     )
     lines += ["", "Keys: python src/train.py --help. All values: the same command with --cfg job."]
+    return lines
+
+
+def header_lines(name: str) -> list[str]:
+    """The comment of an experiment's file: paragraphs, and lines with a label."""
+    lines = list[str]()
+    for paragraph in _header(Path(CONFIG_DIR, "experiment", f"{name}.yaml")):
+        if lines:
+            lines.append("")
+        label, text, plain = "", "", list[str]()
+        for line in [*paragraph, "end  "]:
+            start = re.match(r"(\w+)  +(.*)", line)
+            if start:
+                lines += _labelled(label, text)
+                label, text = start[1], start[2]
+            elif label:
+                text += f" {line.strip()}"
+            elif line != "end  ":
+                plain.append(line)
+        lines += _wrapped(" ".join(plain), 0)
     return lines
 
 
