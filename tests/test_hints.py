@@ -230,6 +230,8 @@ def test_the_table_names_keys_that_there_are() -> None:
         every = [Keys(script, [])]
         if script == "train":
             every += [Keys(script, [f"experiment={name}"]) for name in hints.KINDS]
+        if script == "benchmark":
+            every += [Keys(script, [f"benchmark={name}"]) for name in choices("benchmark")]
         for template in tables[0]:
             for part in template.split():
                 key = part.partition("=")[0]
