@@ -46,7 +46,8 @@ HIDDEN = 0.85  # grey of hidden patches
 COLOURS = [colour_of(source) for source in range(2)]
 CAPTION = (
     "Demo networks, trained for minutes on two CPU cores, and generated clips that they have not seen; of "
-    f"{CLIPS} clips per task,\nthe one with the median score. Spectrograms: 0 to 8 kHz (mel) upwards, time to the right."
+    f"{CLIPS} clips per task,\n"
+    "the one with the median score. Spectrograms: 0 to 8 kHz (mel) upwards, time to the right."
 )
 
 Cell = Callable[[Any], None]  # draws into axes
