@@ -121,7 +121,8 @@ def test_classify_with_the_newest_checkpoint(
     parts = [f"  {p['start']:.1f}–{p['end']:.1f} s  {p['class']} {p['probability']:.2f}" for p in listed["parts"]]
     assert [line for line in out.splitlines() if line.startswith("  0.0–")] == parts[:1]
     assert all(part in out.splitlines() for part in parts)
-    assert out.startswith(f"network {checkpoints / 'last.ckpt'} (classify on vggsound, ")
+    assert out.splitlines()[0] == "loading PyTorch, then the network …"
+    assert out.splitlines()[1].startswith(f"network {checkpoints / 'last.ckpt'} (classify on vggsound, ")
     assert f"  trained on {len(listed['classes'])} classes: {listed['classes'][0]} · " in out
     assert "demo network" not in out
     assert listed["network"]["checkpoint"] == str(checkpoints / "last.ckpt")

@@ -25,7 +25,7 @@ from deepavfusion.config.words import parse
 from deepavfusion.runs.command import recorded
 from deepavfusion.runs.help import print_help
 from deepavfusion.runs.signals import STOPPED, StopRequested
-from deepavfusion.utils.console import rank_zero
+from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.quiet import quiet
 
@@ -33,6 +33,12 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HELP = {"--help", "-h"}
 UNCHECKED = {"--hydra-help", "--version", "--shell-completion", "-sc", "--config-dir", "-cd", "--experimental-rerun"}
 PRINTS = {"--cfg", "-c", "--info", "-i"}  # their output may be read by programs
+LOADS = {  # what a script is about to do, which takes seconds before it prints anything else
+    "train": "loading PyTorch, then the lists of clips …",
+    "eval": "loading PyTorch and the checkpoint, then the lists of clips …",
+    "predict": "loading PyTorch, then the network …",
+    "benchmark": "loading PyTorch …",
+}
 Complete = Callable[[list[str]], tuple[list[str], str | None]]
 
 
@@ -108,16 +114,26 @@ def _completed(script: str, words: list[str], complete: Complete | None) -> list
     earlier = recorded(script, overrides)
     if earlier is not None and rank_zero():
         check(script, flags, given, earlier)
+    quietly = bool(PRINTS & {flag.partition("=")[0] for flag in flags})
+    if earlier is None and not quietly:  # the checkpoint will be opened
+        _say_loading(script)
     demo_reason = None
     if complete:
         overrides, demo_reason = complete(overrides)
     if earlier is None and rank_zero():
         check(script, flags, given, overrides)
-    if demo_reason and rank_zero() and not PRINTS & {flag.partition("=")[0] for flag in flags}:
+    if earlier is not None and not quietly:
+        _say_loading(script)
+    if demo_reason and rank_zero() and not quietly:
         text = f"[bold]Demo scale[/]: {demo_reason}.\nA tiny network is trained on generated clips; "
         text += "for a real run give data.root=<folder>."
         get_console().print(Panel(text, style="yellow", expand=False))
     return [*flags, *overrides]
+
+
+def _say_loading(script: str) -> None:
+    if script in LOADS:
+        say_once(LOADS[script], "dim")
 
 
 def overrides_of_run() -> list[str]:
