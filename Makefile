@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+LOGS ?= logs
+TASKS := pretrain classify separate segment
 KILLS ?= 25
 HOURS ?= 2
 
@@ -68,9 +70,19 @@ readme-picture: $(STAMP)  ## Draw the README's picture, after pretrain, separate
 demo-table: $(STAMP)  ## Train every demo with five seeds and print the table of docs/results.md (an hour and a half)
 	$(BIN)/python notebooks/demo_table.py $(ARGS)
 
+# TensorBoard follows links, so that logs/<task>/latest would show a run twice: it gets a folder of links without it.
+# (Its --logdir_spec would do, but for the projector, which then finds nothing.)
 .PHONY: tensorboard
-tensorboard: $(STAMP)  ## Show all runs at http://localhost:6006
-	$(BIN)/tensorboard --logdir logs --host localhost $(ARGS)
+tensorboard: $(STAMP)  ## Show all runs at http://localhost:6006; task=pretrain: those of a task
+	@test -z "$(filter-out $(TASKS),$(task))" || { echo "task=$(task): expected one of $(TASKS)" >&2; exit 2; }
+	@mkdir -p "$(LOGS)" $(VENV)/runs/$(or $(task),all)
+	@logs=$$(cd "$(LOGS)" && pwd) && cd $(VENV)/runs/$(or $(task),all) && for task in $(or $(task),$(TASKS)); do \
+	  ln -sfn "$$logs/$$task/runs" $$task && ln -sfn "$$logs/$$task/evals" $${task}_evals; done
+	$(BIN)/tensorboard --logdir $(VENV)/runs/$(or $(task),all) --host localhost $(ARGS)
+
+.PHONY: notebook
+notebook: $(STAMP)  ## Run notebooks/01_data.ipynb and store its outputs, without audio
+	DEEPAVFUSION_PLAYERS=no $(BIN)/jupyter execute --inplace notebooks/01_data.ipynb
 
 .PHONY: test
 test: $(STAMP)  ## Run the quick tests, minutes on two cores

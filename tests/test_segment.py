@@ -19,7 +19,18 @@ from deepavfusion.demo import demo
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.types import Clip
 from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, errors, highlight, palette
-from helpers.runs import SEGMENT, assert_learns, compose, evaluate, events, numbers, read_table, sentence, train
+from helpers.runs import (
+    SEGMENT,
+    assert_learns,
+    check_dashboard,
+    compose,
+    evaluate,
+    events,
+    numbers,
+    read_table,
+    sentence,
+    train,
+)
 
 
 def test_a_run_ends_with_the_numbers_of_the_test_split(segmented):
@@ -62,6 +73,7 @@ def test_tensorboard_has_overlays_sounds_classes_and_failures(segmented):
     assert len(sounds) == len({tag.split("_v1s_")[1] for tag in sounds}) == 8
     failures = [tag for tag in tags["audio"] if tag.startswith("failures/")]
     assert [tag.split("/")[1][0] for tag in sorted(failures)] == ["1", "2", "3", "4"]  # one a clip
+    check_dashboard(segmented, {"train_loss", "val_loss", "val_miou_fg"})
 
 
 def test_classes_of_the_data_become_those_of_the_network(avsbench_root, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from deepavfusion.callbacks.show.separation import class_table
 from deepavfusion.config.compose import instantiate
 from deepavfusion.models.separator import target_mask
 from deepavfusion.tasks.separate import Separate
-from helpers.runs import SEPARATE, assert_learns, compose, events, numbers, read_table, sentence, train
+from helpers.runs import SEPARATE, assert_learns, check_dashboard, compose, events, numbers, read_table, sentence, train
 
 
 def test_a_run_ends_with_the_numbers_of_the_test_split(separated):
@@ -45,11 +45,12 @@ def test_the_mixtures_and_what_came_of_them_are_in_the_run_directory(separated):
 
 def test_tensorboard_has_sounds_pictures_and_histograms(separated):
     tags = events(separated).Tags()
-    assert {"separation/mixture_0", "test_sources/sdr_by_class"} <= set(tags["images"])
+    assert {"separation/mixture_0", "sdr_by_class/test"} <= set(tags["images"])
     kinds = {tag.split("/")[1].split("_")[0] for tag in tags["audio"] if tag.startswith("mixture_0/")}
     assert kinds == {"mixture", "estimate", "truth"}
     assert len([tag for tag in tags["audio"] if tag.startswith("mixture_0/estimate")]) == 2
     assert {"test_sources/sdr", "test_sources/sdr_improvement"} <= set(tags["histograms"])
+    check_dashboard(separated, {"train_loss", "val_loss", "val_sdr"})
 
 
 def test_duets_are_separated_after_the_test(separated, music_root):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.config.compose import compose as compose_config
@@ -153,6 +157,31 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def events(run_dir: Path) -> EventAccumulator:
     """What TensorBoard shows of a run."""
     return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"audio": 0, "images": 0}).Reload()
+
+
+def check_dashboard(run_dir: Path, main: set[str]) -> None:
+    """The first page shows the main curves, every card of the layout has a curve, and the run is described once."""
+    shown = events(run_dir)
+    scalars = shown.Tags()["scalars"]
+    assert {tag.removeprefix("Overview/") for tag in scalars if tag.startswith("Overview/")} == main
+    layout = layout_pb2.Layout.FromString(shown.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    cards = {chart.title: chart.multiline.tag for section in layout.category for chart in section.chart}
+    assert "loss" in cards
+    for title, curves in cards.items():
+        assert all(any(re.match(curve, tag) for tag in scalars) for curve in curves), title
+    files = sorted((run_dir / "tensorboard").glob("events.*"))
+    found = [value for file in files for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    (session,) = [value for value in found if value.tag == SESSION_START_INFO_TAG]  # one, also if the run was resumed
+    settings = parse_session_start_info_plugin_data(session.metadata.plugin_data.content).hparams
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    assert settings["data"].string_value == cfg.data.name  # "… (demo)" where the demo data is
+    assert settings["batch"].number_value == cfg.data.batch_size
+    assert settings["lr"].number_value == pytest.approx(cfg.model.blr * cfg.data.batch_size / 256)
+    assert settings["epochs"].number_value == cfg.trainer.max_epochs
+    assert settings["fusion"].string_value == cfg.model.net.fusion
+    assert settings["start_weights"].string_value
+    assert str(run_dir) in shown.Tensors("about/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "image_size: 64" in shown.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
 def numbers(path: Path, prefix: str = "test/") -> dict[str, float]:

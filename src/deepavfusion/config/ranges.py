@@ -194,6 +194,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "callbacks.step_guard.spike_factor": number(1, 1e6, "(]") | NULL,
     "callbacks.step_guard.skip_spikes": FLAG,
     **{f"callbacks.{key}": MILLIONS for key in CALLBACK_COUNTS},
+    **dict.fromkeys(("callbacks.dashboard.metrics", "logger.tensorboard.overview"), TEXTS),
     # ---- predict.py
     **dict.fromkeys(("batch_size", "top_k", "windows"), MANY),
     "num_workers": whole(0, 1024) | NULL,

@@ -20,6 +20,7 @@ BEST = "best.ckpt"  # best weights by validation, for tasks that keep them
 OVERRIDES = "overrides.yaml"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
+PROVENANCE = "provenance.json"
 
 
 def choose_run_dir(

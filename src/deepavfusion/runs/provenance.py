@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.runs.directory import PROVENANCE
 from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.processes import cores
 
-PROVENANCE = "provenance.json"
 UNKNOWN = "unknown"
 LIBRARIES = (
     *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "numpy"),

@@ -127,7 +127,7 @@ class SeparationReport(Callback):
             finite = found[found.isfinite()]
             if len(finite):
                 writer.add_histogram(f"test_sources/{name}", finite, step)
-        writer.add_figure("test_sources/sdr_by_class", class_figure(rows, classes_of(trainer)), step)
+        writer.add_figure("sdr_by_class/test", class_figure(rows, classes_of(trainer)), step)
 
 
 def class_table(rows: list[dict[str, Any]], classes: int) -> NDArray[np.float64]:

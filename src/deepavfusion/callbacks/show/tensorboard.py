@@ -1,7 +1,8 @@
-"""What the TensorBoard callbacks share: the writer, the step, and the conversion of images and audio."""
+"""The TensorBoard logger, and what the callbacks that use it share: the step, the conversion of images and audio."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,37 @@ from torch.utils.tensorboard import SummaryWriter
 from deepavfusion.transforms.image import Normalise
 
 QUIET, LOUD = -6.0, 2.0  # log10 power of the darkest and the brightest colour
+
+
+class CurveLogger(TensorBoardLogger):
+    """Lightning's logger, with the main curves on top of the page and few learning rates.
+
+    TensorBoard sorts by name, upper case first, and opens at the top: the main curves are written a second time as
+    `Overview/<name>`.
+
+    Args:
+        overview: names of the main curves.
+        kwargs: of Lightning's logger.
+    """
+
+    def __init__(self, *, overview: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.overview = overview
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        unlike = unlike_rates(metrics)
+        shown = {name: value for name, value in metrics.items() if not name.startswith("lr/") or name in unlike}
+        main = {f"Overview/{name.replace('/', '_')}": metrics[name] for name in self.overview if name in metrics}
+        super().log_metrics({**shown, **main}, step)
+
+
+def unlike_rates(names: Iterable[str]) -> set[str]:
+    """The learning rates worth a curve: not those without weight decay, which equal those with it, and of the layers,
+    whose rates are multiples of each other, only the lowest and the highest."""
+    rates = {name for name in names if name.startswith("lr/")}
+    rates -= {f"{name}_no_decay" for name in rates}
+    layers = sorted(name for name in rates if name.startswith("lr/layer_"))
+    return rates - set(layers[1:-1])
 
 
 def step_of(trainer: Trainer) -> int:
