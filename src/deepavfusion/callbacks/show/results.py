@@ -79,5 +79,5 @@ def example_video(datamodule: Any) -> str:
     if paths and not paths[0].suffix:
         paths = sorted(Path(datamodule.root).parent.glob("*/clips/*/*.mp4"))
     videos = [path for path in paths if path.is_file()]
-    plain = [path for path in videos if not set(" ,=[]{}'\"()") & set(str(path))]
+    plain = [path for path in videos if not set(" ,=[]{}'\"()") & set(str(path)) and "/-" not in str(path)]
     return str(next(iter(plain or videos), "clip.mp4"))
