@@ -201,7 +201,7 @@ def test_what_cannot_be_done_is_one_sentence(
     (logs.parent / "file").touch()
     tasks, example = "separate, segment, classify, features", "e.g. python src/predict.py task=separate video=clip.mp4"
     assert sentence() == f"predict.py: no task was given; add task=<one of: {tasks}>, {example}."
-    assert f"there is no task 'cook'; add task=<one of: {tasks}>" in sentence("task=cook", video)
+    assert "there is no task=cook: did you mean task=separate (or task=segment, " in sentence("task=cook", video)
     assert "no video was given; add video=" in sentence("task=separate")
     assert "nothing.mp4 cannot be separated, missing" in sentence("task=separate", "video=nothing.mp4")
     assert "checkpoint nothing.ckpt does not exist" in sentence("task=separate", video, "ckpt_path=nothing.ckpt")

@@ -154,7 +154,7 @@ def test_every_dataset_composes(name: str, tmp_path: Path) -> None:
 def test_help_names_every_command_and_dataset() -> None:
     command = [sys.executable, str(SCRIPT), "--help"]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=120)
-    for word in (*(f"command={name}" for name in prepare.COMMANDS), *DATASETS, "time_limit: 30", "output: null"):
+    for word in (*(f"command={name}" for name in prepare.COMMANDS), *DATASETS, "  time_limit ", "  output "):
         assert word in done.stdout
 
 

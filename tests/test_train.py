@@ -236,8 +236,8 @@ def test_a_run_with_nothing_to_hear_stops(tmp_path, real_clips, monkeypatch, cap
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["experiment=nope"], ["'experiment/nope'", "in 'experiment': audioset_2m_finetune ", "pretrain_vggsound"]),
-        (["data.rooot=x"], ["data.rooot"]),
+        (["experiment=nope"], ["experiment=nope", "experiment=audioset_2m_finetune, ", "pretrain_vggsound"]),
+        (["data.rooot=x"], ["data.rooot", "did you mean data.root=x?", "Type: python src/train.py "]),
         (["data.root=/nowhere"], ["data.root=/nowhere", "not a folder", "omit data.root"]),
         (["data.image_size=100"], ["[100, 100]", "model.net.image.patch_size=16", "data.image_size"]),
         (["model.pretrained=/nowhere.pth"], ["/nowhere.pth", "does not exist", "expected"]),

@@ -317,7 +317,7 @@ def _fix_value(keys: Keys, key: str, value: str, many: bool) -> Fix | None:
     words = [str(choice) for choice in allowed if isinstance(choice, str)]
     near = nearest(key, value, words)
     if near:
-        return Fix(f"{key} is {value}, expected {' or '.join(words)}", [f"{key}={near[0]}"])
+        return Fix(f"{key} is {value!r}, expected {' or '.join(words)}", [f"{key}={near[0]}"])
     if (keys.script, key) in TASKS:
         return Fix(f"there is no {key}={value}", [f"{key}={words[0]}"], [f"{key}={name}" for name in words[1:]])
     return None  # check_ranges says what is expected

@@ -171,7 +171,9 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "trainer.gradient_clip_val": FACTOR | NULL,
     "trainer.gradient_clip_algorithm": one_of("norm", "value") | NULL,
     **{f"trainer.limit_{split}_batches": PART for split in ("train", "val", "test")},
-    "trainer.overfit_batches": PART,
+    "trainer.overfit_batches": Rule(
+        "0.0 (the order of clips is ours; limit_train_batches shortens epochs)", lambda v: v == 0
+    ),
     "trainer.fast_dev_run": FLAG | MANY,
     "trainer.check_val_every_n_epoch": whole(1, 10**9),
     "trainer.val_check_interval": number(0, 1, "(]") | whole(1, 10**9) | NULL,

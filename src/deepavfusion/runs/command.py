@@ -39,14 +39,18 @@ def training_overrides(given: list[str]) -> tuple[list[str], str | None]:
 
 def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
     """Those of src/eval.py, on top of the overrides that the checkpoint records; see `training_overrides`."""
-    from deepavfusion.weights.weights import read_record  # takes torch, without which mistakes are reported sooner
-
     path = value_of(given, "ckpt_path")
     if path is None:
         raise UserError(
             "ckpt_path is missing: expected the checkpoint to evaluate, e.g. "
             "ckpt_path=logs/classify/latest/checkpoints/last.ckpt, or best.ckpt under logs/segment."
         )
+    if not Path(str(path)).exists():
+        raise UserError(
+            f"checkpoint {path} does not exist: expected one that train.py wrote, <run>/checkpoints/*.ckpt."
+        )
+    from deepavfusion.weights.weights import read_record  # takes torch, without which mistakes are reported sooner
+
     found = recorded_overrides(read_record(str(path)), given, str(path))
     if not found and value_of(given, "experiment") is None:
         raise UserError(f"{path} does not record its run: add experiment=<name>, as for that run.")

@@ -47,7 +47,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     if checkpoint:
         say_once(f"resuming from {checkpoint}")
     say_training(cfg, run_dir, trainer, task, datamodule)
-    if trainer.is_global_zero and cfg.run.latest:
+    if trainer.is_global_zero and cfg.run.latest and not cfg.trainer.get("fast_dev_run"):
         # Not before the first step: a run that fails earlier leaves `latest` alone.
         trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: link_latest(run_dir)))  # type: ignore
     if checkpoint is None and cfg.validate_before:
