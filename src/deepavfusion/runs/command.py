@@ -47,7 +47,7 @@ def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
         )
     if not Path(str(path)).exists():
         raise UserError(
-            f"checkpoint {path} does not exist: expected one that train.py wrote, <run>/checkpoints/*.ckpt."
+            f"checkpoint {path} does not exist: expected one of train.py, <run>/checkpoints/last.ckpt."
         )
     from deepavfusion.weights.weights import read_record  # takes torch, without which mistakes are reported sooner
 
