@@ -60,6 +60,9 @@ def test_duets_are_separated_after_the_test(separated, music_root):
     expected = {f"{folder.name}_source{n}.{kind}" for n in (1, 2) for kind in ("wav", "mp4")}
     expected |= {f"{folder.name}_separation.png", f"{folder.name}_sources.json"}
     assert {file.name for file in folder.iterdir()} == expected
+    network = json.loads((folder / f"{folder.name}_sources.json").read_text())["network"]
+    assert (network["task"], network["data"]) == ("separate", "music")
+    assert network["checkpoint"] == str((separated / "checkpoints" / "last.ckpt").resolve())
     assert {f"duet_{folder.name}/source1", f"duet_{folder.name}/source2"} <= set(events(separated).Tags()["audio"])
 
 
