@@ -38,7 +38,7 @@ class Demo:
 
 
 DEMOS = {
-    "pretrain": Demo("pretrain_vggsound", "pretrain", "knn/fusion", "knn/fusion_before"),
+    "pretrain": Demo("pretrain_vggsound", "pretrain", "knn/combined", "knn/combined_before"),
     "probe": Demo("vggsound_linear_probe", "classify", "test/top1", "test/top1_untrained", pretrained=True),
     "finetune": Demo("vggsound_finetune", "classify", "test/top1", 1 / 8, pretrained=True),
     "separate": Demo("music_separation", "separate", "test/sdr", "test/sdr_mixture"),

@@ -46,9 +46,7 @@ def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
             "ckpt_path=logs/classify/latest/checkpoints/last.ckpt, or best.ckpt under logs/segment."
         )
     if not Path(str(path)).exists():
-        raise UserError(
-            f"checkpoint {path} does not exist: expected one of train.py, <run>/checkpoints/last.ckpt."
-        )
+        raise UserError(f"checkpoint {path} does not exist: expected one of train.py, <run>/checkpoints/last.ckpt.")
     from deepavfusion.weights.weights import read_record  # takes torch, without which mistakes are reported sooner
 
     found = recorded_overrides(read_record(str(path)), given, str(path))
