@@ -146,7 +146,7 @@ def test_the_first_lines_say_what_the_run_will_do(data_root: Any, tmp_path: Any,
     assert rows["batch"] == "6 = 6 × 1 process × 1 accumulated"
     assert rows["rate"] == "lr 3.75e-4 = blr 1.6e-2 × 6 / 256"
     assert rows["length"] == "3 epochs × 2 steps = 6 steps, validation each epoch"
-    assert rows["watch"] == f"tensorboard --logdir {tmp_path}" or rows["watch"].endswith(f"/{rows['watch']}")
+    assert rows["watch"].endswith(f"tensorboard --logdir {tmp_path}")
     trainer.accumulate_grad_batches, trainer.limit_train_batches = 2, 1
     say_training(cfg, tmp_path, trainer, task, datamodule)
     out = capsys.readouterr().out
@@ -246,8 +246,11 @@ def test_paths_are_shown_from_the_current_folder(tmp_path: Any, monkeypatch: pyt
 # ---------------------------------------------------------------- noise
 
 
-def test_notices_of_libraries_are_silent_and_ours_are_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_notices_of_libraries_are_silent_and_ours_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    written = io.StringIO()
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler(written)])
+    monkeypatch.setattr(log, "level", logging.INFO)
     with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
         patch.setattr(sys, "warnoptions", [])
@@ -255,8 +258,7 @@ def test_notices_of_libraries_are_silent_and_ours_are_not(caplog: pytest.LogCapt
         warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use another", FutureWarning, stacklevel=1)
         warnings.warn("The 'val_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
         warnings.warn("something of ours is deprecated", FutureWarning, stacklevel=1)
-        with caplog.at_level(logging.INFO, logger=log.name):
-            log.info("GPU available: False, used: False")
-            log.warning("something happened")
+        log.info("GPU available: False, used: False")
+        log.warning("something happened")
     assert [str(each.message) for each in caught] == ["something of ours is deprecated"]
-    assert caplog.messages == ["something happened"]
+    assert written.getvalue() == "something happened\n"

@@ -74,7 +74,7 @@ def test_tensorboard_shows_curves_pictures_sounds_and_the_embedding(finished):
     scalars = {"train/loss_step", "train/loss_image", "val/loss_audio", "knn/fusion", "clips_per_second"}
     assert scalars <= set(tags["scalars"])
     assert {tag for tag in tags["scalars"] if tag.startswith("lr/")} == {f"lr/{n}" for n in RATES}
-    check_dashboard(run_dir, {"train_loss", "val_loss", "knn_fusion"})
+    check_dashboard(run_dir, {"train_loss", "val_loss", "knn_combined"})
     assert set(tags["images"]) == {"reconstruction/image", "reconstruction/audio"}
     assert len([t for t in tags["audio"] if t.startswith("audio/")]) == 6
     # before training and after each of three epochs
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_with_the_same_command(finished, data_root, tmp_pat
     assert not (tmp_path / "pretrain" / "latest").exists()
     metrics, undisturbed = (json.loads((d / "metrics.json").read_text()) for d in (run_dir, whole))
     del metrics["clips_per_second"], undisturbed["clips_per_second"]
-    check_dashboard(run_dir, {"train_loss", "val_loss", "knn_fusion"})
+    check_dashboard(run_dir, {"train_loss", "val_loss", "knn_combined"})
     assert metrics == undisturbed  # masks and gains too: nothing depends on where the run was cut
     weights = [torch.load(d / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for d in (run_dir, whole)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
