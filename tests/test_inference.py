@@ -543,10 +543,22 @@ def test_list_and_figure(written: tuple[Separation, Path, dict[str, Any]]) -> No
     assert listed == {key: value for key, value in written_list.items() if key != "list"}
     assert listed["sources"][0]["level_db"] == pytest.approx(found.levels[0], abs=0.05)
     image = np.asarray(Image.open(folder / "duet_separation.png").convert("RGB"))
-    assert image.shape[1] == 1500
+    assert image.shape[1] == 1430
     assert image.std() > 30
-    texts = [axis.get_title(loc="left") for axis in draw(found).axes]
-    assert [text.split(",")[0] for text in texts[::3]][:3] == ["mixture", "source 1", "source 2"]
+    figure = draw(found)
+    texts = [axis.get_title(loc="left") for axis in figure.axes]
+    assert [text.split(",")[0] for text in texts[:9:3]] == ["mixture", "source 1", "source 2"]
+    assert texts[5] == "mask that cuts source 1 out of the mixture"
+    assert figure.axes[7].get_ylabel() == "kHz"
+    assert [axis.get_xlabel() for axis in figure.axes[-2:]] == [
+        "dB re the loudest of the mixture",
+        "mask: 0 removes, 1 keeps",
+    ]
+    for still, box in zip((figure.axes[3], figure.axes[6]), found.boxes, strict=True):
+        for patch in still.patches:
+            left, top = patch.get_xy()
+            assert box.left < left < left + patch.get_width() < box.right  # nothing hangs over the edges
+            assert box.top < top < top + patch.get_height() < box.bottom
 
 
 def test_a_silent_source_is_told_as_such(written: tuple[Separation, Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepavfusion.figures.pixels import palette
 from deepavfusion.inference.segment import Segmentation, segment_video
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.tiles import cover, decide_enlarged
@@ -26,7 +27,6 @@ from deepavfusion.models.segmenter import decide, probabilities
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise
-from deepavfusion.utils.drawing import palette
 from deepavfusion.utils.errors import UserError
 from helpers.checkpoints import SEEN, SIZE, write_segmenter
 from helpers.errors import refusal
@@ -495,7 +495,7 @@ def test_legend() -> None:
     assert (wide.shape, narrow.shape) == ((18, 640, 3), (36, 128, 3))
     for strip in (wide, narrow):
         for colour in names.values():
-            assert (strip == colour).all(axis=2).sum() >= 144  # a square of 12 × 12 pixels, and letters
+            assert (strip == colour).all(axis=2).sum() == 144  # a square of 12 × 12 pixels; letters are white
     assert (wide[:, 600:] == LEGEND_GROUND).all()
     assert (legend({"dog": colours[1]}, 640, 360) != legend({"cat": colours[1]}, 640, 360)).any()
     assert legend(names, 1280, 720).shape == (36, 1280, 3)  # larger letters in a larger image

@@ -86,3 +86,22 @@ def test_an_empty_batch_has_no_loss_and_zero_gradients():
     out.loss.backward()
     assert out.loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+def test_reconstructions_keep_what_was_kept_and_say_what_was_hidden():
+    net, masks = tiny_mae().eval(), []
+    image, audio = torch.randn(2, 3, 64, 64), torch.randn(2, 1, 32, 48)
+    masks = random_patch_mask(2, 16, 0.75), random_patch_mask(2, 6, 0.5)
+    with torch.no_grad():
+        drawn = net.reconstruct(net(image, audio, *masks), image, audio)
+    for (stream, found), x, mask in zip(drawn.items(), (image, audio), masks, strict=True):
+        assert found["hidden"].shape == (2, 1, *x.shape[2:])
+        hidden = found["hidden"].expand_as(x)
+        assert torch.equal(found["reconstructed"][~hidden], x[~hidden])
+        assert (found["reconstructed"] != x)[hidden].float().mean() > 0.99
+        size = getattr(net.encoder, stream).patch_size
+        patches = found["hidden"].unfold(2, size, size).unfold(3, size, size).flatten(4).flatten(1, 3)
+        assert (patches.all(dim=-1) == patches.any(dim=-1)).all()
+        assert [row.nonzero().flatten().tolist() for row in patches.all(dim=-1)] == [
+            sorted(m) for m in mask.masked.tolist()
+        ]

@@ -154,7 +154,7 @@ def test_a_demo_network_says_so_everywhere(
     (listed,) = (json.loads(file.read_text()) for file in output.glob("*.json"))
     assert listed["network"]["demo"] is True
     assert caveat in listed["network"]["caveat"]
-    assert any(text.startswith(caveat) for text in texts)
+    assert any(" ".join(text.split()).startswith(f"Caution: {caveat}") for text in texts)
 
 
 def test_features_of_a_folder(logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

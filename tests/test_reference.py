@@ -12,6 +12,7 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.fusion import FUSION_ATTENTION
 from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
 from deepavfusion.models.reference import (
+    LITERAL_MAPS,
     ReferenceDeepAVFusion,
     ReferenceMaskedAutoencoder,
     all_pairs,
@@ -21,6 +22,7 @@ from deepavfusion.models.reference import (
 )
 from deepavfusion.models.vit import ViT
 from deepavfusion.types import STREAMS, PatchMask
+from deepavfusion.utils.errors import UserError
 from helpers import golden as cases
 
 KINDS = tuple(FUSION_ATTENTION)
@@ -236,6 +238,40 @@ def test_every_patch_is_projected_and_every_pair_exists():
 def test_pairs_are_all_of_them_in_order():
     first, second = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[10.0], [20.0], [30.0]]])
     assert all_pairs(first, second).tolist() == [[[1, 10], [1, 20], [1, 30], [2, 10], [2, 20], [2, 30]]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layers", ["all", [1]])
+def test_attention_maps_are_those_of_the_literal_pairs(kind, layers):
+    fast = encoder(DeepAVFusion, fusion=kind, layers=layers).double().eval()
+    inputs, _, _ = batch(2)
+    image, audio = (value.double() for value in inputs.values())
+    last = max(map(int, fast.fusion_blocks))
+    seen = {}
+    fast.fusion_blocks[str(last)].attn.register_forward_pre_hook(lambda module, given: seen.update(given=given))
+    with torch.no_grad():
+        fast(image, audio)
+        of_image, of_audio = LITERAL_MAPS[FUSION_ATTENTION[kind]](fast.fusion_blocks[str(last)].attn, *seen["given"])
+        found = fast.attention_maps(image, audio)
+    tokens = (16, 6)
+    sums = [x.sum(dim=-1) for x in (of_image, of_audio)]
+    for total in sums if kind != "token" else [sum(sums)]:
+        assert torch.allclose(total, torch.ones_like(total))
+    for name, literal, count in zip(("image", "audio"), (of_image, of_audio), tokens, strict=True):
+        even = 1 / (sum(tokens) if kind == "token" else count)
+        assert found[name].shape == (2, count)
+        assert torch.allclose(found[name], literal.mean(dim=1) / even, rtol=1e-9)
+        assert found[name].std() > 1e-3  # not all alike
+
+
+def test_no_fusion_has_no_attention_maps(monkeypatch):
+    inputs, _, _ = batch(1)
+    with pytest.raises(UserError, match="fusion_layers is none"):
+        encoder(DeepAVFusion, layers="none").attention_maps(**inputs)
+    fast = encoder(DeepAVFusion)
+    monkeypatch.delattr(FUSION_ATTENTION["factorized"], "attention_maps")
+    with pytest.raises(UserError, match="FactorizedAttention has no attention_maps"):
+        fast.attention_maps(**inputs)
 
 
 def test_patches_are_embedded_alike():

@@ -16,9 +16,9 @@ from deepavfusion.callbacks.show.segmentation import Shown, draw, iou_by_class
 from deepavfusion.config.compose import instantiate
 from deepavfusion.data.mixtures import other_class_partners
 from deepavfusion.demo import demo
+from deepavfusion.figures.pixels import CORRECT, MISSED, TOO_MUCH, errors, highlight, palette
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.types import Clip
-from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, errors, highlight, palette
 from helpers.runs import (
     SEGMENT,
     assert_learns,
@@ -217,17 +217,38 @@ def test_overlays_show_what_is_right_too_much_and_missed():
     image = np.full((2, 2, 3), 100, np.uint8)
     truth, predicted = np.array([[1, 1], [0, 0]]), np.array([[1, 0], [1, 0]])
     shown = errors(image, predicted, truth).astype(int)
-    for (row, column), colour in (((0, 0), RIGHT), ((0, 1), TOO_LITTLE), ((1, 0), TOO_MUCH)):
-        assert shown[row, column].argmax() == np.argmax(colour)
+    for (row, column), colour in (((0, 0), CORRECT), ((0, 1), MISSED), ((1, 0), TOO_MUCH)):
+        assert np.abs(shown[row, column] - 0.75 * np.array(colour)).max() <= 16  # a quarter is grey
     assert len(set(shown[1, 1])) == 1  # grey
     lit = highlight(image, predicted, palette(2))
     assert (lit[0, 1] == 100 * 115 // 256).all()
     assert not (lit[0, 0] == lit[0, 1]).all()
     assert len({tuple(colour) for colour in palette(71)}) == 71
-    frame = Shown("drum_x_0.5s", image, truth.astype(np.uint8), predicted.astype(np.uint8), torch.zeros(10))
-    figure = draw([frame, frame], ["silent", "sounding"])
-    assert len(figure.axes) == 8
-    assert "IoU 0.33" in figure.axes[3].get_xlabel()
+    frame = Shown("drum", "x" * 30, 0.5, image, truth.astype(np.uint8), predicted.astype(np.uint8), torch.zeros(10))
+    figure = draw([frame, frame], ["silent", "sounding"], "Frames")
+    assert [axis.get_title() for axis in figure.axes] == ["frame", "truth", "prediction", "error"] + 4 * [""]
+    (words,) = figure.axes[4].texts
+    assert words.get_text().split("\n") == ["drum", "xxxxxxxxxxx…xxxxx", "at 0.5 s", "IoU 0.33"]
+    assert words.get_rotation() == 0
+    assert frame.name == f"drum_{'x' * 30}_0.5s"
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["error: none (correct)", "error: too much", "error: missed"]
+
+
+def test_marked_regions_are_outlined_and_the_legend_names_what_occurs():
+    image = np.full((40, 60, 3), 100, np.uint8)
+    marks = np.zeros((40, 60), np.uint8)
+    marks[10:30, 10:30], marks[10:30, 30:50] = 1, 2
+    colours = palette(4)
+    lit = highlight(image, marks, colours)
+    for row, column, n in ((10, 20, 1), (20, 10, 1), (20, 29, 1), (20, 30, 2), (29, 40, 2)):
+        assert (lit[row, column] == colours[n]).all()
+    assert (lit[20, 20] != colours[1]).any()
+    frame = Shown("drum", "x", 0.5, image, marks, marks, torch.zeros(10))
+    figure = draw([frame], ["background", "dog", "drum", "cat"], "Frames")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["error: none (correct)", "dog", "drum"]
+    silent = Shown("drum", "x", 0.5, image, 0 * marks, 0 * marks, torch.zeros(10))
+    assert draw([silent], ["silent", "sounding"], "Frames").legends == []
 
 
 def test_iou_by_class_is_a_mean_over_the_frames_of_the_class(avsbench_root):

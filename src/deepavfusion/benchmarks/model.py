@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from matplotlib.figure import Figure
 
 from deepavfusion.benchmarks import flops, memory
 from deepavfusion.benchmarks.passes import Case, Pass, Recipe
 from deepavfusion.benchmarks.report import BenchmarkReport, Row
+from deepavfusion.figures.style import BAR, BLUE, new_figure, save_figure, styled
 from deepavfusion.utils.compiler import check_compiler
 from deepavfusion.utils.console import say, track
 from deepavfusion.utils.errors import UserError
@@ -169,6 +169,7 @@ def describe(row: Row, names: Sequence[str]) -> str:
     return ", ".join(str(words.get(name, row[name])) for name in names)
 
 
+@styled
 def draw(rows: list[Row], path: Path) -> None:
     """For each setting one panel of the time per clip and one of the memory, with a bar per variant."""
     panels: dict[tuple[Any, ...], list[Row]] = {}
@@ -177,17 +178,15 @@ def draw(rows: list[Row], path: Path) -> None:
             if row[quantity]:
                 panels.setdefault((quantity, *(row[name] for name in SETTING)), []).append(row)
     counts = [len(shown) for shown in panels.values()] or [1]
-    figure = Figure(figsize=(8, 0.25 * sum(counts) + 0.7 * len(counts)), layout="constrained")
+    figure = new_figure(8, 0.28 * sum(counts) + 0.75 * len(counts), layout="constrained")
     grid = figure.subplots(len(counts), height_ratios=counts, squeeze=False)
     for ((quantity, *_), shown), axes in zip(panels.items(), grid.flat, strict=False):
         name, unit, factor = UNITS[quantity]
         labels = [f"{row['implementation']} {row['fusion']}" for row in shown]
         values = [row[quantity] * factor / row["batch"] for row in shown]
-        bars = axes.barh(labels, values, color=["C0" if row["implementation"] == "fast" else "C7" for row in shown])
-        axes.bar_label(bars, [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values], padding=3, fontsize=8)
+        bars = axes.barh(labels, values, color=[BLUE if row["implementation"] == "fast" else BAR for row in shown])
+        axes.bar_label(bars, [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values], padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.1)
-        axes.set_title(f"{name}, {unit} a clip: {describe(shown[0], SETTING)}", fontsize=8, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    figure.savefig(path, dpi=120)
+        axes.set_title(f"{name}, {unit} a clip: {describe(shown[0], SETTING)}", loc="left")
+    save_figure(figure, path)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from rich import get_console
 from rich.table import Table
 
+from deepavfusion.figures.style import new_figure, save_figure, styled
 from deepavfusion.runs.provenance import code_state, cpu_name
 from deepavfusion.utils import files
 from deepavfusion.utils.processes import cores
@@ -75,16 +75,20 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:,}" if type(value) is int else str(value)
 
 
+@styled
 def stacked_bars(rows: list[Row], names: list[str], parts: Sequence[str], unit: str, path: Path) -> None:
-    """One bar per row, stacked from its parts."""
-    figure = Figure(figsize=(7, 0.6 * len(rows) + 1.4), layout="constrained")
+    """One bar per row, stacked from its parts; those that are 0 everywhere are not in the legend."""
+    figure = new_figure(7, 0.4 * len(rows) + 1.5, layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(rows)
-    for part in parts:
+    shown = [part for part in parts if any(row[part] for row in rows)]
+    for part in shown:
         widths = [row[part] for row in rows]
-        axes.barh(names, widths, left=left, label=part.removesuffix("_ms"))
+        bars = axes.barh(names, widths, left=left, label=part.removesuffix("_ms").replace("_", " "))
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
+    axes.bar_label(bars, [f"{total:,.1f}" for total in left], padding=3)
     axes.invert_yaxis()
+    axes.margins(x=0.1)
     axes.set_xlabel(unit)
-    axes.legend(ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-    figure.savefig(path, dpi=150)
+    axes.legend(ncols=len(shown), loc="lower center", bbox_to_anchor=(0.5, 1))
+    save_figure(figure, path)

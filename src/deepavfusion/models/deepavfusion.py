@@ -109,6 +109,33 @@ class DeepAVFusion(nn.Module):
             self.image.norm(image_tokens), self.audio.norm(audio_tokens), self.fusion_norm(fusion), *layers
         )
 
+    def attention_maps(self, image: Tensor, audio: Tensor) -> dict[str, Tensor]:
+        """How much the fusion tokens of the last fusion layer attend to each patch, mean over tokens and heads.
+
+        Args:
+            image, audio: see `forward`, as many of one as of the other.
+
+        Returns:
+            {"image": [B, N], "audio": [B, M]}, multiples of even attention: 1 where they attend to all alike.
+
+        Raises:
+            UserError: no layer fuses, or this kind of fusion has no `attention_maps`.
+        """
+        if not self.fusion_blocks:
+            raise UserError("there is no attention of fusion tokens: model.net.fusion_layers is none.")
+        layer = max(map(int, self.fusion_blocks))
+        block = self.fusion_blocks[str(layer)]
+        assert isinstance(block, FusionBlock)
+        attention_maps: Any = getattr(block.attn, "attention_maps", None)
+        if attention_maps is None:
+            raise UserError(f"{type(block.attn).__name__} has no attention_maps; models/fusion.py says how to add one.")
+        streams = self.image.embed(image), self.audio.embed(audio), self.fusion_tokens.expand(image.shape[0], -1, -1)
+        for before in range(layer):
+            streams = self._layer(before, *streams)
+        image_tokens, audio_tokens, fusion = streams
+        maps = attention_maps(*block.normalise(fusion, image_tokens, audio_tokens))
+        return {stream: found.mean(dim=1) for stream, found in zip(("image", "audio"), maps, strict=True)}
+
     def _layer(self, layer: int, image: Tensor, audio: Tensor, fusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three streams after a layer. Audio shared by several images is repeated at the first fusion."""
         image_block, audio_block = self.image.blocks[layer], self.audio.blocks[layer]

@@ -19,6 +19,8 @@ To add a kind:
    `model.net.fusion=<name>`, error messages and checkpoints of this project follow. Weights without a record (.pth) are
    recognised by the names and shapes of their parameters: of kinds with the same ones, the first is assumed.
 2. For the tests and benchmark=model reference=true, enter a literal form in `LITERAL` of models/reference.py.
+3. For the figure of attention in pre-training, give it an `attention_maps` (and a literal form in `LITERAL_MAPS`);
+   without one, the figure is skipped.
 
 Shape suffixes: B clips · N tokens · H heads · D embedding dimension · K width of one head.
 """
@@ -36,6 +38,12 @@ def attend(query_BND: Tensor, key_BND: Tensor, value_BND: Tensor, num_heads: int
     """Multi-head attention on projected tokens; key and value may differ in width -> [B, N, width of value]"""
     q, k, v = (split_heads(t, num_heads) for t in (query_BND, key_BND, value_BND))
     return merge_heads(F.scaled_dot_product_attention(q, k, v, scale=scale))
+
+
+def attention_weights(query_BND: Tensor, key_BMD: Tensor, num_heads: int, scale: float) -> Tensor:
+    """The weights of `attend`, mean over the heads -> [B, N, M]; each row sums to 1"""
+    q, k = (split_heads(t, num_heads) for t in (query_BND, key_BMD))
+    return (q @ k.transpose(-2, -1) * scale).softmax(dim=-1).mean(dim=1)
 
 
 class CrossAttention(nn.Module):
@@ -95,6 +103,20 @@ class FactorizedAttention(nn.Module):
         from_audio = attend(query, *of_audio, self.num_heads, self.scale)
         return torch.cat([self.proj(from_image + from_audio), image_group, audio_group], dim=1)
 
+    def attention_maps(self, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of the first group's tokens over pairs, summed to a modality and followed through its aggregates
+        to the tokens. Arguments as of `forward` -> [B, n_fusion, N], [B, n_fusion, M], multiples of even attention.
+        """
+        mixed, image_group, audio_group = fusion.split(self.num_tokens, dim=1)
+        query, (key_image, key_audio) = self.q(mixed), self.k.weight.chunk(2, dim=1)
+
+        def through(own: CrossAttention, group: Tensor, tokens: Tensor, weight: Tensor) -> Tensor:
+            of_group = attention_weights(own.q(group), own.kv(tokens).chunk(2, dim=-1)[0], own.num_heads, own.scale)
+            key = F.linear(own(group, tokens), weight)
+            return attention_weights(query, key, self.num_heads, self.scale) @ of_group * tokens.shape[1]
+
+        return through(self.attn_v, image_group, image, key_image), through(self.attn_a, audio_group, audio, key_audio)
+
 
 class DenseAttention(nn.Module):
     """Every fusion token attends to all pairs of image and audio tokens.
@@ -122,6 +144,16 @@ class DenseAttention(nn.Module):
         from_audio = attend(query, key_audio, value_audio, self.num_heads, self.scale)
         return self.proj(from_image + from_audio)
 
+    def attention_maps(self, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention over pairs, summed to a modality -> [B, F, N], [B, F, M], multiples of even attention."""
+        query, (weight_audio, weight_image) = self.q(fusion), self.kv.weight.chunk(2, dim=1)
+
+        def of(tokens: Tensor, weight: Tensor) -> Tensor:
+            key = F.linear(tokens, weight).chunk(2, dim=-1)[0]
+            return attention_weights(query, key, self.num_heads, self.scale) * tokens.shape[1]
+
+        return of(image, weight_image), of(audio, weight_audio)
+
 
 class TokenAttention(nn.Module):
     """Every fusion token attends to all image and audio tokens in one softmax.
@@ -141,6 +173,14 @@ class TokenAttention(nn.Module):
         """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]"""
         key, value = self.kv(torch.cat([audio, image], dim=1)).chunk(2, dim=-1)
         return self.proj(attend(self.q(fusion), key, value, self.num_heads, self.scale))
+
+    def attention_maps(self, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """-> [B, F, N], [B, F, M], multiples of even attention to the tokens of both modalities"""
+        tokens = torch.cat([image, audio], dim=1)
+        key = self.kv(tokens).chunk(2, dim=-1)[0]
+        weights = attention_weights(self.q(fusion), key, self.num_heads, self.scale) * tokens.shape[1]
+        of_image, of_audio = weights.split([image.shape[1], audio.shape[1]], dim=-1)
+        return of_image, of_audio
 
 
 FUSION_ATTENTION: dict[str, type[nn.Module]] = {
@@ -184,9 +224,14 @@ class FusionBlock(nn.Module):
 
     def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
         """fusion [B, F, D], image [B, N, D], audio [B, M, D], the *inputs* of the layer -> fusion [B, F, D]"""
+        fusion, image, audio = self.normalise(fusion, image, audio)
+        fusion = fusion + self.drop_path(self.attn(fusion, image, audio))
+        return fusion + self.drop_path(self.mlp(self.norm2(fusion)))
+
+    def normalise(self, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the attention gets of the inputs of the layer, in the same order and shapes."""
         norm_image, norm_audio = self.norm1_img, self.norm1_aud
         if self.exchange_norms:
             norm_image, norm_audio = norm_audio, norm_image
-        fusion = self.norm1_mm(fusion)  # parity: the residual starts from the normalised tokens
-        fusion = fusion + self.drop_path(self.attn(fusion, norm_image(image), norm_audio(audio)))
-        return fusion + self.drop_path(self.mlp(self.norm2(fusion)))
+        # parity: the residual starts from the normalised fusion tokens
+        return self.norm1_mm(fusion), norm_image(image), norm_audio(audio)

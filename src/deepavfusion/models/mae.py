@@ -147,16 +147,16 @@ class MaskedAutoencoder(nn.Module):
         return prediction, F.mse_loss(prediction, target, reduction="sum") / max(prediction.numel(), 1)
 
     def reconstruct(self, out: MAEOutput, image: Tensor, audio: Tensor) -> dict[str, dict[str, Tensor]]:
-        """The encoder's input and the decoders' predictions, in the units of the input.
+        """Which part of the input the encoder did not get, and the decoders' predictions in units of the input.
 
         Args:
             out: of `forward` on the same input.
             image, audio: the input.
 
         Returns:
-            {"image", "audio"} -> {"masked": the input with masked patches at its mean, "reconstructed": the same with
-            the predicted patches in their place}, shaped like the input. Predictions are of normalised patches; they
-            get mean and variance of the true ones, as is usual for MAE figures.
+            {"image", "audio"} -> {"hidden": bool [B, 1, rows, columns], the pixels of masked patches; "reconstructed":
+            the input with predicted patches in their place}. Predictions are of normalised patches; they get mean and
+            variance of the true ones, as is usual for MAE figures.
         """
         return {
             "image": self._reconstruct(out.image_prediction, image, self.encoder.image, out.image_mask),
@@ -168,9 +168,8 @@ class MaskedAutoencoder(nn.Module):
         variance, mean = torch.var_mean(take_tokens(patches, mask.masked), dim=-1, keepdim=True)
         predicted = prediction.to(patches.dtype) * (variance + 1e-6).sqrt() + mean
         index = mask.masked.unsqueeze(-1).expand_as(predicted)
-        average = patches.mean(dim=(1, 2), keepdim=True).expand_as(predicted)
-        shape = (vit.patch_size, vit.patch_size, vit.in_chans)
-        return {
-            name: unpatchify(patches.scatter(1, index, fill).unflatten(2, shape).permute(0, 1, 4, 2, 3), vit.grid)
-            for name, fill in (("masked", average), ("reconstructed", predicted))
-        }
+        is_masked = torch.zeros_like(patches[..., :1]).scatter(1, index[..., :1], 1.0)
+        size = vit.patch_size
+        hidden = unpatchify(is_masked.unsqueeze(-1).expand(-1, -1, size, size).unsqueeze(2), vit.grid)
+        filled = patches.scatter(1, index, predicted).unflatten(2, (size, size, vit.in_chans))
+        return {"hidden": hidden > 0, "reconstructed": unpatchify(filled.permute(0, 1, 4, 2, 3), vit.grid)}

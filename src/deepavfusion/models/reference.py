@@ -125,6 +125,62 @@ LITERAL: dict[type[nn.Module], Callable[..., Tensor]] = {
 }
 
 
+def pair_maps(
+    query: Tensor, key: Tensor, num_heads: int, scale: float, sizes: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """query [B, F, d], key [B, n · m, d] of pairs -> the attention to each first and each second: [B, F, n], [B, F, m]
+
+    Literal: the softmax over *all pairs*, mean over the heads, summed over the other of the two.
+    """
+    q, k = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key))
+    weights = (q @ k.transpose(-2, -1) * scale).softmax(dim=-1).mean(dim=1).unflatten(-1, sizes)  # [B, F, n, m]
+    return weights.sum(dim=-1), weights.sum(dim=-2)
+
+
+def factorized_maps(attn: FactorizedAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """-> the attention of the first group to each token of both modalities, [B, n_fusion, N], [B, n_fusion, M]
+
+    Literal: to the pairs of aggregates, and from each aggregate to what it is made of.
+    """
+    scale = (fusion.shape[-1] / attn.num_heads) ** -0.5
+    mixed, *groups = fusion.split(attn.num_tokens, dim=1)
+    aggregates, made_of = [], []
+    for own, group, tokens in zip((attn.attn_v, attn.attn_a), groups, (image, audio), strict=True):
+        key, value = own.kv(tokens).chunk(2, dim=-1)
+        aggregates.append(own.proj(attention(own.q(group), key, value, own.num_heads, scale)))
+        q, k = (x.unflatten(-1, (own.num_heads, -1)).transpose(1, 2) for x in (own.q(group), key))
+        made_of.append((q @ k.transpose(-2, -1) * scale).softmax(dim=-1).mean(dim=1))  # [B, n_image, N]
+    sizes = groups[0].shape[1], groups[1].shape[1]
+    to_image, to_audio = pair_maps(attn.q(mixed), attn.k(all_pairs(*aggregates)), attn.num_heads, scale, sizes)
+    return to_image @ made_of[0], to_audio @ made_of[1]
+
+
+def dense_maps(attn: DenseAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """-> the attention to each token of both modalities, [B, F, N], [B, F, M]"""
+    scale = (fusion.shape[-1] / attn.num_heads) ** -0.5
+    key, _ = attn.kv(all_pairs(audio, image)).chunk(2, dim=-1)
+    sizes = audio.shape[1], image.shape[1]
+    to_audio, to_image = pair_maps(attn.q(fusion), key, attn.num_heads, scale, sizes)
+    return to_image, to_audio
+
+
+def token_maps(attn: TokenAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """-> the attention to each token of both modalities, [B, F, N], [B, F, M], which sum to 1 together"""
+    query = attn.q(fusion)
+    scale = (query.shape[-1] / attn.num_heads) ** -0.5
+    keys = attn.kv(torch.cat([audio, image], dim=1)).chunk(2, dim=-1)[0]
+    q, k = (x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for x in (query, keys))
+    weights = (q @ k.transpose(-2, -1) * scale).softmax(dim=-1).mean(dim=1)
+    return weights[..., audio.shape[1] :], weights[..., : audio.shape[1]]
+
+
+LITERAL_MAPS: dict[type[nn.Module], Callable[..., tuple[Tensor, Tensor]]] = {
+    FactorizedAttention: factorized_maps,
+    DenseAttention: dense_maps,
+    TokenAttention: token_maps,
+}
+
+
 def fusion_block(block: nn.Module, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
     """fusion [B, F, D], image [B, N, D], audio [B, M, D], the *inputs* of the layer -> fusion [B, F, D]"""
     assert isinstance(block, FusionBlock)

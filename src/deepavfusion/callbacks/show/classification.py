@@ -13,7 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from deepavfusion.callbacks.evaluation import first_loader, read_again
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
 from deepavfusion.callbacks.show.predictions import Verdict, choose, names, rows, truth_of, verdicts_of, write_logits
-from deepavfusion.callbacks.show.tensorboard import playable, spectrogram_image, step_of, unnormalised, writer_of
+from deepavfusion.callbacks.show.tensorboard import playable, shown_clips, step_of, unnormalised, writer_of
+from deepavfusion.figures.by_class import EXTREMES, NAMED
+from deepavfusion.figures.style import save_figure
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import HEADS, Batch
 from deepavfusion.utils.files import write_csv
@@ -26,6 +28,9 @@ class ClassificationReport(Callback):
     TensorBoard: `confusion/{val,test}` (one class a clip), `accuracy_by_class/{val,test}` or, for several classes a
     clip, `average_precision_by_class/{val,test}`; `examples/{worst,best}` with audio, in the order of
     `predictions.scores`.
+    Figures in TensorBoard are for its small cards: of many classes, they show the ends. After a test, the whole figures
+    are `confusion_test.png` and `{accuracy,average_precision}_by_class_test.png` in the run's directory.
+
     `classification_test.csv`: item, id, classes, the prediction, its probability and that of the truth; the same for
     each stream, and for the dense windows if there are any. `predictions_test.npz`: logits to compute metrics from,
     see `predictions.write_logits`. A test without clips writes nothing.
@@ -35,7 +40,7 @@ class ClassificationReport(Callback):
         num_examples: number of the best clips shown, and of the worst.
     """
 
-    def __init__(self, run_dir: str, num_examples: int = 8) -> None:
+    def __init__(self, run_dir: str, num_examples: int = 6) -> None:
         self.run_dir, self.num_examples = Path(run_dir), num_examples
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,7 +76,9 @@ class ClassificationReport(Callback):
                     verdict_of = {stream: verdicts[stream][n] for stream in HEADS}
                     examples.append(_example(batch, truth[n], verdict_of, classes))
             if examples:
-                writer.add_figure(f"examples/{kind}", draw_examples(examples), step)
+                order = "lowest" if kind == "worst" else "highest"
+                title = f"The {kind} {len(examples)} {shown_clips(pl_module)}, {order} probability of the truth first"
+                writer.add_figure(f"examples/{kind}", draw_examples(examples, title), step)
             for place, example in enumerate(examples, 1):
                 writer.add_audio(f"examples/{kind}_{place}_{example.name}", example.waveform, step, SAMPLE_RATE)
 
@@ -81,14 +88,21 @@ class ClassificationReport(Callback):
         target = metrics.table()["target"]
         if not len(target):
             return
+        files = split == "test"
         if not metrics.multi_label:
-            figure = draw_confusion(metrics.confusion().cpu().numpy(), classes, split)
-            writer.add_figure(f"confusion/{split}", figure, step)
+            counts = metrics.confusion().cpu().numpy()
+            writer.add_figure(f"confusion/{split}", draw_confusion(counts, classes, split), step)
+            if files and len(classes) > NAMED:
+                figure = draw_confusion(counts, classes, split, everything=True)
+                save_figure(figure, self.run_dir / f"confusion_{split}.png")
         measure = "average precision" if metrics.multi_label else "accuracy"
         clips = truth_of(target, len(classes)).sum(dim=0).tolist()
         if any(clips):
-            figure = draw_classes(by_class, clips, classes, f"{measure}, {split}")
-            writer.add_figure(f"{measure.replace(' ', '_')}_by_class/{split}", figure, step)
+            shown = (by_class, clips, classes, measure, split)
+            name = f"{measure.replace(' ', '_')}_by_class"
+            writer.add_figure(f"{name}/{split}", draw_classes(*shown), step)
+            if files and sum(map(bool, clips)) > 2 * EXTREMES + 1:
+                save_figure(draw_classes(*shown, everything=True), self.run_dir / f"{name}_{split}.png")
 
 
 def _example(batch: Batch, truth: Tensor, verdicts: dict[str, Verdict], classes: list[str]) -> Example:
@@ -101,6 +115,6 @@ def _example(batch: Batch, truth: Tensor, verdicts: dict[str, Verdict], classes:
             for stream, v in verdicts.items()
         },
         frame=unnormalised(batch.image[:1])[0],
-        spectrogram=spectrogram_image(batch.spectrogram[:1])[0],
+        spectrogram=10 * batch.spectrogram[0, 0].float().cpu(),
         waveform=playable(batch.waveform[0]),
     )

@@ -6,29 +6,26 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepavfusion.transforms.audio import FRAMES_PER_SECOND
-from deepavfusion.types import ALL, HEADS, STREAMS
+from deepavfusion.figures.by_class import LINE, NAMED, draw_bars, draw_matrix
+from deepavfusion.figures.panels import DECIBELS, LOUDNESS, colour_bar, grid, head, show_image, show_mel
+from deepavfusion.figures.style import BAR, BLACK, POWER, RIGHT, SHARE, STREAMS, WIDTH, WRONG, new_figure, short, styled
+from deepavfusion.types import ALL
 
-NAMED = 30  # classes, at most, with names in the confusion matrix
-EXTREMES = 20  # best and worst classes shown, of many; and confused pairs listed
-MARKS = {"image": ("o", "#0072b2", -0.27), "audio": ("^", "#d55e00", 0.0), "fusion": ("s", "#009e73", 0.27)}
-RIGHT, WRONG = "#b5e0b8", "#f3bcb4"
+PAIRS = 12  # confused pairs listed, of many classes
 
 
 @dataclass
 class Example:
-    """A clip to draw: frame [3, H, W] in 0…1, spectrogram RGB [3, M, F] in 0…1, waveform [1, T].
+    """A clip to draw: frame [3, H, W] in 0…1, spectrogram [M, F] in dB, waveform [1, T].
 
     `verdicts`: stream -> the likeliest class, its probability, that of the truth, whether the class is true.
     """
@@ -41,133 +38,120 @@ class Example:
     waveform: Tensor
 
 
-def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], split: str) -> Figure:
-    """Fraction of the clips of each class (row) that are predicted as each class (column).
+def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], split: str, everything: bool = False) -> Figure:
+    """Percentage of the clips of each class (row) that are predicted as each class (column).
 
-    Up to `NAMED` classes have names and percentages, up to 12 also counts. More classes are drawn by number, with small
-    fractions enhanced, next to a list of the most frequently confused pairs.
+    Of more than `NAMED` classes, the pairs most frequently confused instead, unless `everything` is asked for.
 
     Args:
         counts: int [C, C], rows truth, columns prediction.
+        classes: their names.
+        split: of the data, for the title.
+        everything: the whole matrix of many classes, for a file.
     """
     total = counts.sum(axis=1, keepdims=True)
-    share = np.where(total > 0, counts / np.maximum(total, 1), np.nan)  # classes without clips: grey rows
-    if len(classes) > NAMED:
-        return _draw_many(counts, share, classes, split)
-    size = max(4.5, 0.42 * len(classes) + 1.5) if len(classes) > 12 else max(4.5, 0.75 * len(classes) + 1.5)
-    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    labels = [_short(name, 28) for name in classes]
-    axis.set_xticks(range(len(classes)), labels, rotation=90)
-    axis.set_yticks(range(len(classes)), labels)
-    for (i, j), value in np.ndenumerate(share):
-        if counts[i, j]:
-            text = f"{100 * value:.0f}" + (f"\n({counts[i, j]})" if len(classes) <= 12 else "")
-            colour = "white" if value > 0.55 else "0.15"
-            axis.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
-    _label(axis, figure, image, counts, split)
-    return figure
+    percent = np.where(total > 0, 100 * counts / np.maximum(total, 1), np.nan)  # classes without clips
+    right = f"{np.trace(counts)} of {counts.sum()} clips right"
+    if len(classes) > NAMED and not everything:
+        return _draw_pairs(counts, percent, classes, f"Classes confused most often, {split}: {right}")
+    names = [f"{short(name, 24)} ({number})" for name, number in zip(classes, total[:, 0], strict=True)]
+    return draw_matrix(
+        percent, names, f"Confusion matrix, {split}: {right}", "truth (clips)", "predicted class (its number)",
+        "% of the clips of the true class", SHARE, 0, 100, zeros=False,
+    )  # fmt: skip
 
 
-def _draw_many(counts: NDArray[np.int64], share: NDArray[np.float64], classes: Sequence[str], split: str) -> Figure:
-    side = max(6.5, len(classes) / 50)  # inches: two pixels a class
-    figure = Figure(figsize=(side + 8.0, side + 0.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(side + 1.0, 3.0))
-    image = left.imshow(share, cmap="magma", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    _label(left, figure, image, counts, split)
-    left.set(xlabel="predicted (number of the class)", ylabel="truth (number of the class)")
+@styled
+def _draw_pairs(counts: NDArray[np.int64], percent: NDArray[np.float64], classes: Sequence[str], title: str) -> Figure:
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    rank = np.lexsort((np.arange(wrong.size), -np.nan_to_num(share).ravel(), -wrong.ravel()))[:EXTREMES]
+    rank = np.lexsort((np.arange(wrong.size), -np.nan_to_num(percent).ravel(), -wrong.ravel()))[:PAIRS]
     pairs = [divmod(int(n), len(classes)) for n in rank if wrong.flat[n]]
-    texts = [" → ".join(f"{_short(classes[n], 34)} ({n})" for n in pair) for pair in pairs]
-    shares = [float(share[pair]) for pair in pairs]
-    right.barh(range(len(pairs)), shares, color="#c6a0b8")
-    for place, (pair, value) in enumerate(zip(pairs, shares, strict=True)):
-        right.text(value, place, f" {counts[pair]} of {counts[pair[0]].sum()}", va="center", fontsize=8)
-    right.set_yticks(range(len(pairs)), texts, fontsize=8)
-    right.set(xlim=(0, 1.4 * max(shares, default=1.0)), ylim=(EXTREMES - 0.4, -0.6), xlabel="share of the true clips")
-    right.set_title("most often confused: truth → prediction (numbers)", loc="right", fontsize=9)
+    figure = new_figure(WIDTH, 2 * LINE * PAIRS + 1.0, layout="constrained")
+    axis = figure.subplots()
+    shares = [float(percent[pair]) for pair in pairs]
+    axis.barh(range(len(pairs)), shares, color=BAR, height=0.6)
+    for place, (pair, share) in enumerate(zip(pairs, shares, strict=True)):
+        axis.text(share, place, f" {counts[pair]} of {counts[pair[0]].sum()}", va="center")
+    axis.set_yticks(range(len(pairs)), ["\n→ ".join(short(classes[n], 36) for n in pair) for pair in pairs])
+    axis.tick_params(axis="y", length=0)
+    axis.set(xlim=(0, 1.3 * max(shares, default=100.0)), ylim=(PAIRS - 0.4, -0.6))
+    axis.set_xlabel("% of the clips of the true class")
+    figure.suptitle(title + "\ntruth → prediction")
     return figure
 
 
-def _label(axis: Axes, figure: Figure, image: Any, counts: NDArray[np.int64], split: str) -> None:
-    axis.set(xlabel="predicted", ylabel="truth", facecolor="0.85")  # the background shows where a class has no clips
-    axis.set_title(f"{split}: {np.trace(counts)} of {counts.sum()} clips right", fontsize=9)
-    figure.colorbar(image, ax=axis, label="share of the clips of a class", shrink=0.8)
-
-
-def _short(name: str, letters: int) -> str:
-    """At most so many letters; a dollar sign is escaped, so that it starts no formula."""
-    return (name if len(name) <= letters else f"{name[: letters - 1]}…").replace("$", r"\$")
-
-
-def draw_classes(values: dict[str, list[float]], clips: Sequence[int], classes: Sequence[str], measure: str) -> Figure:
+def draw_classes(
+    values: dict[str, list[float]],
+    clips: Sequence[int],
+    classes: Sequence[str],
+    measure: str,
+    split: str,
+    everything: bool = False,
+) -> Figure:
     """Bars for the mean of the heads, the best class first, and marks for each head; only the two ends of many classes.
 
     Args:
         values: stream -> value of each class, nan where it does not occur.
         clips: number of clips of each class.
-        measure: name of the metric and the split.
+        classes: their names.
+        measure: name of the metric.
+        split: of the data.
+        everything: all classes, for a file.
     """
-    known = [n for n, value in enumerate(values[ALL]) if not math.isnan(value)]
-    order = sorted(known, key=lambda n: [-values[stream][n] for stream in (ALL, *STREAMS[::-1])])
-    parts = {f"all {len(order)} classes (clips)": order}
-    if len(order) > 2 * EXTREMES:
-        best = f"the best {EXTREMES} of {len(order)} classes (clips)"
-        parts = {best: order[:EXTREMES], f"the worst {EXTREMES}": order[-EXTREMES:]}
-    lines = max(len(part) for part in parts.values())
-    figure = Figure(figsize=(6.5 * len(parts), 0.24 * lines + 1.6), layout="constrained")
-    axes = figure.subplots(1, len(parts), squeeze=False)[0]
-    for axis, (title, part) in zip(axes, parts.items(), strict=True):
-        places = np.arange(len(part))
-        heights = [values[ALL][n] for n in part]
-        axis.barh(places, heights, color="0.85")
-        for stream, (mark, colour, shift) in MARKS.items():
-            axis.plot([values[stream][n] for n in part], places + shift, mark, color=colour, markersize=3.5)
-        for place, value in zip(places, heights, strict=True):
-            axis.text(1.03, place, f"{value:.2f}", va="center", fontsize=8)
-        axis.set_yticks(places, [f"{_short(classes[n], 36)} ({clips[n]})" for n in part], fontsize=8)
-        axis.set(xlim=(-0.02, 1.13), ylim=(len(part) - 0.4, -0.6))  # room for the number
-        axis.set(xticks=[0, 0.2, 0.4, 0.6, 0.8, 1], xlabel=measure)
-        axis.set_title(title, fontsize=9)
-    means = {stream: math.fsum(values[stream][n] for n in known) / len(known) for stream in HEADS}
-    handles: list[Any] = [Patch(color="0.85", label=f"mean of the heads, {means[ALL]:.3f}")]
-    for stream, (mark, colour, _) in MARKS.items():
-        label = f"{stream}, {means[stream]:.3f}"
-        handles.append(Line2D([], [], color=colour, marker=mark, markersize=4, linestyle="", label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, title="mean over the classes",
-                  title_fontsize=8)  # fmt: skip
-    return figure
+    known = sum(not math.isnan(value) for value in values[ALL])
+    some = f"{known} classes" if known == len(classes) else f"{known} of {len(classes)} classes occur"
+    marks = {stream: (mark, colour, values[stream]) for stream, (mark, colour) in STREAMS.items()}
+    return draw_bars(
+        values[ALL],
+        [f"{short(name, 26)} ({number})" for name, number in zip(classes, clips, strict=True)],
+        f"{measure.capitalize()} by class, {split}: {some} (clips)",
+        measure,
+        marks,
+        "all heads",
+        everything=everything,
+    )
 
 
-def draw_examples(examples: Sequence[Example]) -> Figure:
-    """A row for each clip: frame, spectrogram, and for each stream a bar for the likeliest class and, to its right, the
-    probability of the truth."""
-    figure = Figure(figsize=(10, 1.75 * len(examples) + 0.5), layout="constrained")
-    axes = figure.subplots(len(examples), 3, squeeze=False, width_ratios=(1, 1.9, 3))
+@styled
+def draw_examples(examples: Sequence[Example], title: str) -> Figure:
+    """A row for each clip: frame, spectrogram, and for each stream the likeliest class and the truth's probability.
+
+    Args:
+        examples: what to draw.
+        title: what they are.
+    """
+    figure, axes = grid(len(examples), (1, 1.4, 3.4), left=0.1, right=0.15, top=0.72, bottom=1.42,
+                        gaps=(0.46, 0.56), down=0.34)  # fmt: skip
     for line, example in zip(axes, examples, strict=True):
-        seconds = example.spectrogram.shape[-1] / FRAMES_PER_SECOND
-        line[0].imshow(example.frame.permute(1, 2, 0))
-        line[0].set_xticks([])
-        line[0].set_ylabel(_short(example.name, 24), fontsize=7)
-        line[1].imshow(example.spectrogram.permute(1, 2, 0), aspect="auto", extent=(0, seconds, 0, 1))
-        line[1].tick_params(labelsize=7)
-        for axis in line[:2]:
-            axis.set_yticks([])
-        truth = textwrap.wrap(f"truth: {example.truth}".replace("$", r"\$"), 76, max_lines=2, placeholder=" …")
-        line[2].set_title("\n".join(truth), loc="left", fontsize=8)
-        for place, (name, probability, of_truth, right) in enumerate(example.verdicts.values()):
-            line[2].barh(place, probability, color=RIGHT if right else WRONG)
-            line[2].text(0.01, place, f"{_short(name, 40)}  {100 * probability:.1f} %", va="center", fontsize=8)
-            if not math.isnan(of_truth):
-                line[2].text(1.02, place, f"{100 * of_truth:.1f} %", va="center", fontsize=8)
-        line[2].set_yticks(range(len(example.verdicts)), list(example.verdicts), fontsize=8)
-        line[2].set(xlim=(0, 1), ylim=(len(example.verdicts) - 0.5, -0.5), xticks=[0, 0.5, 1])
-        line[2].tick_params(axis="x", labelsize=7)
-    axes[-1, 1].set_xlabel("s", fontsize=8)
-    axes[-1, 2].set_xlabel("probability; right: of the truth (the least likely of several)", fontsize=8)
-    handles = [Patch(color=RIGHT, label="the likeliest class is true"), Patch(color=WRONG, label="it is not")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+        show_image(line[0], example.frame.permute(1, 2, 0))
+        show_mel(line[1], example.spectrogram, labels="xy" if line is axes[-1] else "y")
+        _draw_verdicts(line[2], example)
+        truth = textwrap.shorten(example.truth, 62, placeholder=" …")
+        line[0].set_title(f"{truth}   ({short(example.name, 24)})", loc="left", pad=4, fontweight="bold")
+        line[2].tick_params(labelbottom=line is axes[-1])
+    axes[-1][2].set_xlabel("probability", labelpad=1)
+    colour_bar(figure, POWER, LOUDNESS, DECIBELS, left=0.2, bottom=0.45, width=2.3)
+    handles = [
+        Patch(color=RIGHT, label="✓ the likeliest class, and right"),
+        Patch(color=WRONG, label="✗ the likeliest class, and wrong"),
+        Line2D([], [], color=BLACK, linewidth=2.5, label="probability of the true class"),
+    ]
+    width, height = figure.get_size_inches()
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(2.9 / width, 0.08 / height), borderaxespad=0)
+    head(figure, title)
     return figure
+
+
+def _draw_verdicts(axis: Axes, example: Example) -> None:
+    for place, (name, probability, of_truth, right) in enumerate(example.verdicts.values()):
+        axis.barh(place - 0.09, probability, color=RIGHT if right else WRONG, height=0.74)
+        axis.text(
+            0.015, place - 0.09, f"{'✓' if right else '✗'} {short(name, 30)}  {100 * probability:.0f} %", va="center"
+        )
+        if not math.isnan(of_truth):
+            axis.barh(place + 0.36, of_truth, color=BLACK, height=0.14)
+    axis.set_yticks(range(len(example.verdicts)), list(example.verdicts))
+    axis.set(xlim=(0, 1), ylim=(len(example.verdicts) - 0.5, -0.5), xticks=[0, 0.25, 0.5, 0.75, 1])
+    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="x", length=2.5, pad=2)

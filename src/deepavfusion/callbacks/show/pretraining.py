@@ -1,4 +1,4 @@
-"""What a pre-training run shows: nearest neighbours, reconstructions, and the embedding in TensorBoard's projector."""
+"""What a pre-training run shows: nearest neighbours, reconstructions, attention, and the embedding in TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.utils import make_grid
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback
-from deepavfusion.callbacks.show.tensorboard import classes_of, spectrogram_image, step_of, unnormalised, writer_of
+from deepavfusion.callbacks.show.pretraining_figures import class_names, draw_attention, draw_reconstruction
+from deepavfusion.callbacks.show.tensorboard import classes_of, shown_clips, step_of, unnormalised, writer_of
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.console import say_once
+from deepavfusion.utils.errors import UserError
 
 
 class ReconstructionImages(EvaluationCallback):
-    """Original | masked | reconstructed image and spectrogram of the same clips in each validation; their audio once.
+    """The same clips in each validation, as images and spectrograms: original, masked, reconstructed; and what the
+    fusion tokens of the last fusion layer attend to in them. Their audio once.
+
+    TensorBoard: `reconstruction/{image,audio}`, `attention/fusion`.
 
     Args:
         num_clips: how many to show, from the first validation batch.
     """
 
     def __init__(self, num_clips: int = 6) -> None:
-        self.num_clips = num_clips
+        self.num_clips, self.reported = num_clips, False
         self.clips: Batch | None = None
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
@@ -42,13 +46,21 @@ class ReconstructionImages(EvaluationCallback):
         writer = writer_of(trainer)
         if writer is None or self.clips is None:
             return
-        drawn = cast(Any, pl_module).draw(self.clips)
-        assert self.clips.spectrogram is not None
-        image, audio = self.clips.image, self.clips.spectrogram
-        for stream, original, to_rgb in (("image", image, unnormalised), ("audio", audio, spectrogram_image)):
-            images = [to_rgb(x) for x in (original, *drawn[stream].values())]
-            rows = torch.stack(images, dim=1).flatten(0, 1)  # original, masked, reconstructed of clip 0, 1, …
-            writer.add_image(f"reconstruction/{stream}", make_grid(rows, nrow=3), step_of(trainer))
+        clips, step, module = self.clips, step_of(trainer), cast(Any, pl_module)
+        names, what = class_names(clips, classes_of(trainer)), shown_clips(pl_module)
+        for stream, drawn in module.draw(clips).items():
+            figure = draw_reconstruction(stream, clips, names, drawn["hidden"], drawn["reconstructed"], what)
+            writer.add_figure(f"reconstruction/{stream}", figure, step)
+        encoder = module.net.encoder
+        try:
+            maps = encoder.attention_maps(clips.image, clips.spectrogram)
+        except UserError as reason:
+            if not self.reported:
+                say_once(f"attention/fusion is not drawn: {reason}", "yellow")
+            self.reported = True
+            return
+        grids = {stream: getattr(encoder, stream).grid for stream in ("image", "audio")}
+        writer.add_figure("attention/fusion", draw_attention(clips, names, grids, maps, what), step)
 
 
 class EmbeddingProjector(EvaluationCallback):

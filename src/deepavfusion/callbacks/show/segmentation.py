@@ -17,10 +17,13 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader, read_again
-from deepavfusion.callbacks.show.tensorboard import playable, step_of, unnormalised, writer_of
+from deepavfusion.callbacks.show.tensorboard import playable, shown_clips, step_of, unnormalised, writer_of
+from deepavfusion.figures.by_class import EXTREMES, draw_bars
+from deepavfusion.figures.panels import caption, grid, head, show_image
+from deepavfusion.figures.pixels import CORRECT, MISSED, TOO_MUCH, Pixels, errors, highlight, palette
+from deepavfusion.figures.style import save_figure, short, styled
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Batch
-from deepavfusion.utils.drawing import RIGHT, TOO_LITTLE, TOO_MUCH, Pixels, errors, highlight, palette
 from deepavfusion.utils.files import write_csv
 
 TITLES = ("frame", "truth", "prediction", "error")
@@ -28,13 +31,21 @@ TITLES = ("frame", "truth", "prediction", "error")
 
 @dataclass
 class Shown:
-    """A frame to draw: pixels uint8 [H, W, 3], truth and prediction uint8 [H, W], waveform [1, T]."""
+    """A frame to draw: pixels uint8 [H, W, 3], truth and prediction uint8 [H, W], waveform [1, T]; the names of its
+    classes, the clip's id, and its time, s."""
 
-    name: str
+    classes: str
+    clip: str
+    time: float
     pixels: Pixels
     truth: Pixels
     predicted: Pixels
     waveform: Tensor
+
+    @property
+    def name(self) -> str:
+        """For a tag."""
+        return f"{self.classes}_{self.clip}_{self.time:.1f}s"
 
 
 class SegmentationImages(EvaluationCallback):
@@ -46,7 +57,7 @@ class SegmentationImages(EvaluationCallback):
         num_frames: how many to show, evenly spread over the split.
     """
 
-    def __init__(self, num_frames: int = 8) -> None:
+    def __init__(self, num_frames: int = 6) -> None:
         self.num_frames, self.audio_written = num_frames, False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,7 +78,8 @@ class SegmentationImages(EvaluationCallback):
         if writer is None or not self.shown:
             return
         frames, step = self.shown[: self.num_frames], step_of(trainer)
-        writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer)), step)
+        title = f"What sounds in {shown_clips(pl_module, 'validation frames')}: truth and prediction"
+        writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer), title), step)
         if not self.audio_written:
             for frame in frames:
                 writer.add_audio(f"audio/{frame.name}", frame.waveform, step, SAMPLE_RATE)
@@ -78,14 +90,15 @@ class SegmentationReport(Callback):
     """IoU by class of every validation and test; after a test the worst frames, and a table of all frames.
 
     `segmentation_test.csv`: item, id, second, classes, the metrics of each frame, and its IoU with the wrong audio.
-    TensorBoard: `iou_by_class/{val,test}`, `failures/frames` with their audio.
+    TensorBoard: `iou_by_class/{val,test}`, `failures/frames` with their audio. Of many classes, TensorBoard shows the
+    best and the worst, and `iou_by_class_test.png` in the run's directory all.
 
     Args:
         run_dir: where the table goes.
         num_failures: how many frames to show, the worst first, at most one per clip.
     """
 
-    def __init__(self, run_dir: str, num_failures: int = 8) -> None:
+    def __init__(self, run_dir: str, num_failures: int = 6) -> None:
         self.run_dir, self.num_failures = Path(run_dir), num_failures
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,7 +123,10 @@ class SegmentationReport(Callback):
         if writer is None:
             return
         step = step_of(trainer)
-        writer.add_figure("iou_by_class/test", draw_classes(iou_by_class(metrics, dataset), "test"), step)
+        means = iou_by_class(metrics, dataset)
+        writer.add_figure("iou_by_class/test", draw_classes(means, "test"), step)
+        if len(means) > 2 * EXTREMES + 1:
+            save_figure(draw_classes(means, "test", everything=True), self.run_dir / "iou_by_class_test.png")
         worst: dict[int, int] = {}  # clip -> its worst frame
         for row in sorted(rows, key=lambda row: row["iou"]):
             worst.setdefault(dataset.first_clip(row["item"]), row["item"])
@@ -120,7 +136,8 @@ class SegmentationReport(Callback):
             if len(batch):
                 frames += shown(batch, module.mark(batch), [0], dataset)
         if frames:
-            writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer)), step)
+            title = f"The worst {shown_clips(pl_module, 'test frames')}: truth and prediction"
+            writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer), title), step)
         for place, frame in enumerate(frames, 1):
             writer.add_audio(f"failures/{place}_{frame.name}", frame.waveform, step, SAMPLE_RATE)
 
@@ -152,21 +169,23 @@ def shown(batch: Batch, marked: Tensor, rows: Sequence[int], dataset: Any) -> li
     out = []
     for n, row in enumerate(rows):
         names = "+".join(class_names(dataset, int(batch.item[row])))
-        name = f"{names}_{batch.id[row]}_{batch.frame_time[row].item():.1f}s"
-        out.append(Shown(name, pixels[n], truth[n], predicted[n], playable(batch.waveform[row])))
+        known = (names, batch.id[row], batch.frame_time[row].item())
+        out.append(Shown(*known, pixels[n], truth[n], predicted[n], playable(batch.waveform[row])))
     return out
 
 
-def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
+@styled
+def draw(frames: Sequence[Shown], classes: Sequence[str], title: str) -> Figure:
     """A row for each frame: the frame, truth, prediction and error.
 
     Args:
         frames: what to draw.
         classes: names of the masks' values, the background first.
+        title: what they are.
     """
-    figure = Figure(figsize=(2.3 * len(TITLES), 2.3 * len(frames) + 0.8), layout="constrained")
-    axes = figure.subplots(len(frames), len(TITLES), squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     colours = palette(len(classes))
+    legend = _legend(frames, classes, colours)
+    figure, axes = grid(len(frames), (1, 1, 1, 1), bottom=0.15 + 0.19 * math.ceil(len(legend) / 3), down=0.06)
     for line, frame in zip(axes, frames, strict=True):
         images = (
             frame.pixels,
@@ -175,20 +194,35 @@ def draw(frames: Sequence[Shown], classes: Sequence[str]) -> Figure:
             errors(frame.pixels, frame.predicted, frame.truth),
         )
         for axis, image in zip(line, images, strict=True):
-            axis.imshow(image)
+            show_image(axis, image)
         either = int(((frame.predicted > 0) | (frame.truth > 0)).sum())
         both = int(((frame.predicted == frame.truth) & (frame.truth > 0)).sum())
-        line[0].set_ylabel("\n".join(frame.name.split("_", 1)), fontsize=7)
-        line[-1].set_xlabel(f"IoU {both / either:.2f}" if either else "nothing sounds", fontsize=7)
-    for axis, title in zip(axes[0], TITLES, strict=True):
-        axis.set_title(title)
-    legend = [(RIGHT, "right"), (TOO_MUCH, "too much"), (TOO_LITTLE, "missed")]
-    if len(classes) > 2:
-        present = np.unique([part for frame in frames for part in (frame.truth, frame.predicted)])
-        legend += [(colours[n], classes[n]) for n in present if n]
-    handles = [Patch(color=np.divide(colour, 255), label=label) for colour, label in legend]  # type: ignore[arg-type]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)
+        iou = f"IoU {both / either:.2f}" if either else "nothing sounds"
+        caption(line[0], frame.classes, f"{frame.clip}\nat {frame.time:.1f} s\n{iou}")
+    for axis, name in zip(axes[0], TITLES, strict=True):
+        axis.set_title(name, pad=4)
+    if legend:
+        height = figure.get_size_inches()[1]
+        figure.legend(handles=legend, loc="lower center", bbox_to_anchor=(0.5, 0.04 / height), ncols=3, borderaxespad=0)
+    head(figure, title)
     return figure
+
+
+def _legend(frames: Sequence[Shown], classes: Sequence[str], colours: Pixels) -> list[Patch]:
+    """What occurs in the columns: classes, if there are several, and kinds of errors."""
+    pairs = [(frame.truth, frame.predicted) for frame in frames]
+    kinds = {
+        "error: none (correct)": (CORRECT, any(((a == b) & (a > 0)).any() for a, b in pairs)),
+        "error: too much" + " or wrong class" * (len(classes) > 2): (
+            TOO_MUCH, any(((a != b) & (b > 0)).any() for a, b in pairs)
+        ),
+        "error: missed": (MISSED, any(((b == 0) & (a > 0)).any() for a, b in pairs)),
+    }  # fmt: skip
+    found: list[tuple[Any, str]] = [(colour, name) for name, (colour, occurs) in kinds.items() if occurs]
+    if len(classes) > 2:
+        present = np.unique([part for pair in pairs for part in pair])
+        found += [(colours[n], short(classes[n], 24)) for n in present if n]
+    return [Patch(color=np.divide(colour, 255), label=label) for colour, label in found]
 
 
 def iou_by_class(metrics: Any, dataset: Any) -> dict[str, float]:
@@ -203,16 +237,10 @@ def iou_by_class(metrics: Any, dataset: Any) -> dict[str, float]:
     return {name: math.fsum(found) / len(found) for name, found in sorted(values.items())}
 
 
-def draw_classes(means: dict[str, float], split: str) -> Figure:
-    """Bars, the best class first."""
-    best = sorted(means.items(), key=lambda pair: -pair[1])
-    figure = Figure(figsize=(6, 0.22 * len(best) + 1), layout="constrained")
-    axis = figure.subplots()
-    bars = axis.barh([name for name, _ in best], [value for _, value in best], color="0.5")
-    axis.bar_label(bars, fmt=" %.2f", fontsize=8)
-    axis.invert_yaxis()
-    axis.set(xlim=(0, 1.08), xlabel=f"IoU, {split}")  # room for the number
-    return figure
+def draw_classes(means: dict[str, float], split: str, everything: bool = False) -> Figure:
+    """Bars, the best class first; see `draw_bars`."""
+    title = f"IoU by class, {split}: {len(means)} classes"
+    return draw_bars(list(means.values()), list(means), title, "IoU (1: the masks are the same)", everything=everything)
 
 
 def _mask_classes(trainer: Trainer) -> list[str]:

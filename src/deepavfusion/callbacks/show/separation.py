@@ -8,17 +8,28 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
-from deepavfusion.callbacks.show.tensorboard import LOUD, QUIET, classes_of, playable, step_of, unnormalised, writer_of
-from deepavfusion.transforms.audio import FRAMES_PER_SECOND, LOG_OFFSET, SAMPLE_RATE
+from deepavfusion.callbacks.show.tensorboard import (
+    classes_of,
+    playable,
+    shown_clips,
+    step_of,
+    unnormalised,
+    writer_of,
+)
+from deepavfusion.figures.by_class import NAMED, draw_bars, draw_matrix
+from deepavfusion.figures.panels import DECIBELS, LOUDNESS, SHARES, colour_bar, grid, head, show_image, show_mel
+from deepavfusion.figures.style import POWER, VALUE, WIDTH, save_figure, short, styled
+from deepavfusion.transforms.audio import LOG_OFFSET, SAMPLE_RATE
 from deepavfusion.types import Batch, SeparationOutput
 from deepavfusion.utils.files import write_csv
 
-TITLES = ("frame", "mixture", "truth", "estimate", "ideal mask", "mask")
+ROWS = ("frame", "mixture", "truth", "estimate", "ideal mask", "predicted\nmask")
 
 
 class SeparationImages(EvaluationCallback):
@@ -39,7 +50,7 @@ class SeparationImages(EvaluationCallback):
         if writer is None or outputs is None or self.drawn:
             return
         step, classes = step_of(trainer), classes_of(trainer)
-        frames = unnormalised(batch.image)
+        what = shown_clips(task, "validation clips")
         for mixture in range(min(self.num_mixtures, batch.items)):
             rows = range(mixture * batch.group, (mixture + 1) * batch.group)
             names = [classes[int(batch.label[row])] if classes else batch.id[row] for row in rows]
@@ -49,35 +60,47 @@ class SeparationImages(EvaluationCallback):
                 audio.append(("mixture", outputs.mixture[mixture]))
             for name, waveform in audio:
                 writer.add_audio(f"mixture_{mixture}/{name}", playable(waveform), step, SAMPLE_RATE)
-            writer.add_figure(f"separation/mixture_{mixture}", _figure(batch, outputs, frames, mixture, names), step)
+            figure = draw_mixture(batch, outputs, mixture, names, what)
+            writer.add_figure(f"separation/mixture_{mixture}", figure, step)
         self.drawn = self.truths_written = True
 
 
-def _figure(batch: Batch, outputs: SeparationOutput, frames: Tensor, mixture: int, names: list[str]) -> Figure:
-    """A row for each source of a mixture: frame, spectrograms and masks side by side."""
+@styled
+def draw_mixture(batch: Batch, outputs: SeparationOutput, mixture: int, names: list[str], what: str) -> Figure:
+    """A column for each source of a mixture: its frame, the spectrograms, and the ideal and the predicted mask."""
     assert batch.spectrogram is not None
-    figure = Figure(figsize=(2.4 * len(TITLES), 2.1 * batch.group), layout="constrained")
-    axes = figure.subplots(batch.group, len(TITLES), squeeze=False)
+    left, height = 1.55, 0.85
+    wide = (WIDTH - left - 0.1) / height / batch.group - 0.1
+    figure, axes = grid(len(ROWS), [wide] * batch.group, left=left, top=0.85, bottom=0.95, gaps=0.1 * height, down=0.07)
     mixed = outputs.mixture_mel[mixture, 0].float().cpu()
-    seconds = mixed.shape[-1] / FRAMES_PER_SECOND
-    for line, name in enumerate(names):
-        row = mixture * batch.group + line
-        mask, target = outputs.mask[row, 0].float().cpu(), outputs.target_mask[row, 0].float().cpu()
+    for column, name in enumerate(names):
+        row = mixture * batch.group + column
+        frame = unnormalised(batch.image[row : row + 1])[0].permute(1, 2, 0)
+        ideal, mask = outputs.target_mask[row, 0].float().cpu(), outputs.mask[row, 0].float().cpu()
         truth = batch.spectrogram[row, 0].float().cpu()
         powers = [(mixed + LOG_OFFSET).log10(), truth, (mixed * mask + LOG_OFFSET).log10()]
-        axes[line, 0].imshow(frames[row].permute(1, 2, 0))
-        shades = 3 * [("magma", QUIET, LOUD)] + 2 * [("gray", 0.0, 1.0)]
-        for axis, values, (cmap, low, high) in zip(axes[line, 1:], (*powers, target, mask), shades, strict=True):
-            axis.imshow(values, cmap, aspect="auto", vmin=low, vmax=high, origin="lower", extent=(0, seconds, 0, 1))
-        axes[line, 0].set_ylabel(name)
-        for axis, title in zip(axes[line], TITLES, strict=True):
-            axis.set_yticks([])
-            if title == "frame" or line + 1 < batch.group:
-                axis.set_xticks([])
-            if line == 0:
-                axis.set_title(title)
-        axes[-1, 1].set_xlabel("s")
+        line = [panels[column] for panels in axes]
+        show_image(line[0], frame).axes.set_aspect("equal")
+        side = "" if column else "y"
+        for axis, values in zip(line[1:4], powers, strict=True):
+            show_mel(axis, 10 * values, labels=side)
+        for axis, values in zip(line[4:], (ideal, mask), strict=True):
+            show_mel(axis, values, VALUE, SHARES, labels=side + "x" * (axis is line[-1]))
+        line[0].set_title(f"{short(name, 26)}\n{short(batch.id[row], 26)}", pad=4)
+    for panels, label in zip(axes, ROWS, strict=True):
+        panels[0].text(0, 0.5, label, transform=_at_left(panels[0], left), ha="right", va="center")
+    width = (WIDTH - 0.9) / 2
+    colour_bar(figure, POWER, LOUDNESS, DECIBELS, left=0.3, bottom=0.42, width=width)
+    colour_bar(figure, VALUE, SHARES, "mask: 0 removes, 1 keeps", left=0.6 + width, bottom=0.42, width=width)
+    head(figure, f"Mixture of {what}, separated")
     return figure
+
+
+def _at_left(axis: Axes, left: float) -> Any:
+    """Coordinates with x in inches from where the captions of rows end, and y from 0 to 1 along an axis."""
+    figure = axis.figure
+    edge = ScaledTranslation(left - 0.45, 0, figure.dpi_scale_trans)
+    return blended_transform_factory(figure.dpi_scale_trans + edge, axis.transAxes)
 
 
 class SeparationReport(Callback):
@@ -85,7 +108,7 @@ class SeparationReport(Callback):
 
     `mixtures_test.csv` (before the test): mixture, source, id, class, path. `separation_test.csv` (after it): the same
     mixtures with all metrics of each source. TensorBoard: histograms, and the mean SDR by the class of the source and
-    the class it is mixed with.
+    the class it is mixed with; of many classes as `sdr_by_class_test.png` in the run's directory.
 
     Args:
         run_dir: where the files go.
@@ -127,7 +150,10 @@ class SeparationReport(Callback):
             finite = found[found.isfinite()]
             if len(finite):
                 writer.add_histogram(f"test_sources/{name}", finite, step)
-        writer.add_figure("sdr_by_class/test", class_figure(rows, classes_of(trainer)), step)
+        classes = classes_of(trainer)
+        writer.add_figure("sdr_by_class/test", class_figure(rows, classes), step)
+        if len(classes) > NAMED:
+            save_figure(class_figure(rows, classes, everything=True), self.run_dir / "sdr_by_class_test.png")
 
 
 def class_table(rows: list[dict[str, Any]], classes: int) -> NDArray[np.float64]:
@@ -142,19 +168,19 @@ def class_table(rows: list[dict[str, Any]], classes: int) -> NDArray[np.float64]
         return total / number
 
 
-def class_figure(rows: list[dict[str, Any]], classes: list[str]) -> Figure:
-    """`class_table` as a figure with names and numbers."""
+def class_figure(rows: list[dict[str, Any]], classes: list[str], everything: bool = False) -> Figure:
+    """`class_table`; of more than `NAMED` classes only the best and worst, unless `everything` is asked for."""
     table = class_table(rows, len(classes))
-    size = max(4.0, 0.5 * len(classes) + 2)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(table, cmap="viridis")
-    axis.set_xticks(range(len(classes)), classes, rotation=90)
-    axis.set_yticks(range(len(classes)), classes)
-    axis.set(xlabel="mixed with", ylabel="source")
-    if len(classes) <= 25:
-        for (i, j), value in np.ndenumerate(table):
-            if np.isfinite(value):
-                axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="white", fontsize=8)
-    figure.colorbar(image, ax=axis, label="SDR (dB)")
-    return figure
+    finite = table[np.isfinite(table)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if len(classes) <= NAMED or everything:
+        return draw_matrix(
+            table, classes, "Mean SDR of a class (row), mixed with another (column)", "source",
+            "mixed with (number of the class)", "SDR (dB)", VALUE, low, max(high, low + 1), digits=1,
+        )  # fmt: skip
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.nansum(table, axis=1) / np.isfinite(table).sum(axis=1)
+    return draw_bars(
+        means.tolist(), classes, f"Mean SDR by class of the source: {np.isfinite(means).sum()} classes", "SDR (dB)",
+        low=min(low, 0.0), high=max(high, 1.0),
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -65,6 +65,12 @@ def classes_of(trainer: Trainer) -> list[str]:
     """Class names of the data module, if it has any."""
     datamodule: Any = getattr(trainer, "datamodule", None)
     return getattr(datamodule, "classes", [])
+
+
+def shown_clips(pl_module: LightningModule, kind: str = "test clips") -> str:
+    """What is in a figure, for its title: test clips; or that they are generated, as a demo's numbers mean little."""
+    record: dict[str, Any] = getattr(pl_module, "record", {})
+    return f"generated {kind} (demo)" if record.get("data", {}).get("demo") else kind
 
 
 def playable(waveform: Tensor) -> Tensor:

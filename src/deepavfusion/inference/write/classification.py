@@ -13,24 +13,25 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from deepavfusion.figures import panels
+from deepavfusion.figures.style import LINES, new_figure, short, styled
 from deepavfusion.inference.classify import Classification, best, spans
 from deepavfusion.inference.write.film import film_frames
 from deepavfusion.inference.write.saving import saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.types import HEADS
-from deepavfusion.utils.drawing import colour_of
 from deepavfusion.utils.files import write_csv
 from deepavfusion.weights.origin import Origin
 
 COLUMNS = ("start", "end", "stream", "rank", "class", "probability", "novelty")
 TITLES = {"image": "image tokens", "audio": "audio tokens", "fusion": "fusion tokens", "all": "all three"}
-SIZE, HEIGHTS = (15.0, 8.7), (1.05, 1.35, 1.35, 1.35, 1.35)  # of the figure, inches; of its parts
-EDGES = {"left": 0.05, "right": 0.783, "top": 0.943, "bottom": 0.063}  # shares of it; right of them the legends
+SIZE, HEIGHTS = (12.0, 8.2), (1.0, 1.3, 1.3, 1.3, 1.3)  # of the figure, inches; of its parts
+EDGES = {"left": 0.065, "right": 0.745, "top": 0.935, "bottom": 0.065}  # shares of it; right of them the legends
 MAX_FRAMES, FRAME_ROWS = 16, 120
-HUES, DARKER = 7, (0.85, 0.5, 0.3)  # number of hues; brightness of their first, second and third use
+DASHES = ("-", "--", ":", "-.")  # of the first use of the colours, the second, …
 MAX_POINTS = 400  # of a line; with more windows, neighbours are averaged
 MAX_MARKED = 40  # windows up to which each is marked by a dot
-MAX_LABEL = 34  # characters of a class in a legend
+MAX_LABEL = 30  # characters of a class in a legend
 
 
 def write_classification(
@@ -108,40 +109,40 @@ def _rows(found: Classification, top_k: int) -> Iterator[tuple[object, ...]]:
                 yield *_times(found, start), head, rank, found.classes[n], round(float(scores[n]), 6), ratio
 
 
+@styled
 def draw(found: Classification, top_k: int = 5) -> Figure:
     """Frames of the video above, and the scores of each stream's top classes below, on one time axis."""
-    figure = Figure(SIZE, dpi=100)
-    axes = figure.subplots(1 + len(HEADS), height_ratios=HEIGHTS, gridspec_kw={**EDGES, "hspace": 0.23})
+    figure = new_figure(*SIZE)
+    axes = figure.subplots(1 + len(HEADS), height_ratios=HEIGHTS, gridspec_kw={**EDGES, "hspace": 0.26})
     count = len(found.starts)
     windows = f"{count} windows of {found.window:g} s" if count > 1 else "one window"
     if count > MAX_POINTS:
         windows += f", drawn as means over {math.ceil(count / MAX_POINTS)}"
-    figure.text(EDGES["left"], 0.968, f"{Path(found.video).name} · {found.seconds:.1f} s · {windows}")
+    panels.head(figure, f"{Path(found.video).name} · {found.seconds:.1f} s · {windows}: probability of each class")
     _draw_frames(axes[0], found)
     top = [best(mean, top_k) for mean in found.mean]
     order = list(dict.fromkeys(n for classes in (top[-1], *top) for n in classes))
-    colours = {n: DARKER[place // HUES % len(DARKER)] * colour_of(place) for place, n in enumerate(order)}
+    looks = {n: (DASHES[place // len(LINES) % len(DASHES)], LINES[place % len(LINES)]) for place, n in enumerate(order)}
     drawn = np.unique(order)
     shown, times = _thinned(found, drawn)
     highest = min(1.0, 1.12 * max(float(shown.max()), 1e-3))
-    for number, (head, panel) in enumerate(zip(HEADS, axes[1:], strict=True)):
+    for number, (stream, panel) in enumerate(zip(HEADS, axes[1:], strict=True)):
         for n in top[number]:
-            scores, name = shown[:, number, np.searchsorted(drawn, n)], found.classes[n]
-            name = name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…"
-            label = f"{name}  {found.mean[number, n]:.2f}"
-            panel.plot(times, scores, color=colours[n], linewidth=1.6, label=label, clip_on=False)
+            scores, (dash, colour) = shown[:, number, np.searchsorted(drawn, n)], looks[n]
+            label = f"{found.mean[number, n]:.2f}  {short(found.classes[n], MAX_LABEL)}"
+            panel.plot(times, scores, dash, color=colour, linewidth=1.8, label=label, clip_on=False)
             if count <= MAX_MARKED:  # all points but the two ends, which are not windows
-                panel.plot(times[1:-1], scores[1:-1], ".", color=colours[n], markersize=6, clip_on=False)
+                panel.plot(times[1:-1], scores[1:-1], ".", color=colour, markersize=7, clip_on=False)
         panel.set(xlim=(0, found.seconds), ylim=(0, highest if highest < 0.6 else 1.0))
-        panel.set_title(TITLES[head], fontsize=10, loc="left", pad=3)
-        panel.grid(alpha=0.3)
-        panel.tick_params(labelsize=8, labelbottom=number == len(HEADS) - 1)
-        panel.set_ylabel("probability", fontsize=8)
+        panel.set_title(TITLES[stream], loc="left", pad=3)
+        panel.grid()
+        panel.tick_params(labelbottom=number == len(HEADS) - 1)
+        panel.set_ylabel("probability")
         panel.legend(
-            title="mean over the video" if number == 0 else None, title_fontsize=8, fontsize=8, alignment="left",
-            loc="upper left", bbox_to_anchor=(1.005, 1.06), frameon=False, borderaxespad=0,
+            title="mean over the video" if number == 0 else None, alignment="left", loc="upper left",
+            bbox_to_anchor=(1.005, 1.12), borderaxespad=0, labelspacing=0.3,
         )  # fmt: skip
-    panel.set_xlabel("time (s)", fontsize=9)
+    panel.set_xlabel("time (s)")
     return figure
 
 

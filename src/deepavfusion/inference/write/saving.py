@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from deepavfusion.figures.style import CAVEAT, CAVEAT_GROUND, LARGE, new_figure, styled
 from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.utils.files import whole, write_whole
 from deepavfusion.weights.origin import Origin
@@ -50,14 +52,24 @@ def write_list(
     listed["network"] = network.described() if network else None
     figures = [figure]
     if network and network.caveat:
-        figures.append(Figure((figure.get_size_inches()[0], 0.3), dpi=figure.dpi))
-        figures[1].text(0.01, 0.4, network.caveat, fontsize=8, color="#b00020")
+        figures.append(_strip(network.caveat, figure))
     with whole(folder / listed["picture"]) as partial:
         Image.fromarray(np.vstack([_pixels(part) for part in figures])).save(partial, format="PNG")
     text = json.dumps(listed, indent=2, ensure_ascii=False) + "\n"
     # A file name that is not UTF-8 holds lone surrogates: escaped, they are valid JSON.
     write_whole(folder / name, text.encode(errors="backslashreplace").decode())
     return {**listed, "list": name}
+
+
+@styled
+def _strip(caveat: str, above: Figure) -> Figure:
+    """A caveat in large letters on a coloured ground, as wide as the figure above it."""
+    width = above.get_size_inches()[0]
+    lines = textwrap.wrap(f"Caution: {caveat}", int(width * 12))
+    height = 0.2 * len(lines) + 0.16
+    strip = new_figure(width, height, dpi=above.dpi, facecolor=CAVEAT_GROUND)
+    strip.text(0.15 / width, 0.5, "\n".join(lines), fontsize=LARGE, color=CAVEAT, va="center")
+    return strip
 
 
 def _pixels(figure: Figure) -> NDArray[np.uint8]:

@@ -15,19 +15,21 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from deepavfusion.figures.panels import caption, grid, head, show_image
+from deepavfusion.figures.pixels import Pixels, highlight, palette
+from deepavfusion.figures.style import short, styled
 from deepavfusion.inference.segment import Segmentation
 from deepavfusion.inference.video import audio_blocks
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
 from deepavfusion.inference.write.saving import saving, write_list
 from deepavfusion.media import Media
-from deepavfusion.utils.drawing import Pixels, highlight, palette
 from deepavfusion.utils.files import whole
 from deepavfusion.weights.origin import Origin
 
 SOUNDING = 255  # in the mask of a model without classes
 FIGURE_TIMES = 6
 FIGURE_PIXELS = 480  # of a frame's shorter side
-LEGEND_COLUMNS = 8
+COLUMN_INCHES, LEGEND_INCHES = 2.3, 1.9  # of the figure: a time, and a class in the legend
 FONT = "fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib and covers most scripts
 MIN_TEXT = 12  # pixels high
 LEGEND_GROUND = (24, 24, 24)
@@ -144,7 +146,7 @@ def _mask(path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
 
 
 def legend(names: dict[str, Any], width: int, height: int) -> Pixels:
-    """The names of classes, each in its colour (RGB, 0…255), in a grid below a frame.
+    """The names of classes, each beside its colour (RGB, 0…255), in a grid below a frame.
 
     Names that would take more than `LEGEND_SHARE` of the frame's height are left out and counted.
 
@@ -171,10 +173,11 @@ def legend(names: dict[str, Any], width: int, height: int) -> Pixels:
         rgb = None if colour is None else tuple(map(int, colour))
         if rgb:
             pen.rectangle([x, middle - size // 2, x + size - 1, middle - size // 2 + size - 1], fill=rgb)
-        pen.text((x + size + gap, middle), name, fill=rgb or "white", font=font, anchor="lm")
+        pen.text((x + size + gap, middle), name, fill="white", font=font, anchor="lm")
     return np.asarray(strip)
 
 
+@styled
 def draw(segmentation: Segmentation, folder: Path, listed: dict[str, Any]) -> Figure:
     """Evenly spaced times, a column each: the frame, and its sounding pixels in colour, from the written masks."""
     shown = min(FIGURE_TIMES, len(listed["moments"]))
@@ -184,21 +187,24 @@ def draw(segmentation: Segmentation, folder: Path, listed: dict[str, Any]) -> Fi
     with Media(segmentation.video) as media:
         frames = list(film_frames(media, [segmentation.times[n] for n in chosen], rows, columns))
     colours, found = palette(len(segmentation.classes or [0, 1])), shares(listed)
-    across, lines = 15 / FIGURE_TIMES, math.ceil(len(found) / LEGEND_COLUMNS)
-    size = (max(across * shown, 5.0), 2 * across * rows / columns + 1.0 + 0.25 * lines)
-    figure = Figure(figsize=size, layout="constrained", dpi=100)
-    axes = figure.subplots(2, shown, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
-    per_second = f"{segmentation.masks_per_second:g} masks per second"
-    figure.suptitle(f"{Path(segmentation.video).name} · {segmentation.seconds:.1f} s · {per_second}")
-    for (above, below), frame, n in zip(axes.T, frames, chosen, strict=True):
+    of_class = dict(zip(segmentation.classes or [], colours / 255, strict=False))
+    names = [name for name, share in found.items() if share > 0 and name in of_class]
+    width = max(COLUMN_INCHES * shown + 1.3, 6.0)
+    across = max(1, int(width / LEGEND_INCHES))
+    figure, axes = grid(2, [columns / rows] * shown, left=1.2, top=0.72, down=0.1, width=width,
+                        bottom=0.42 + 0.19 * math.ceil(len(names) / across))  # fmt: skip
+    for (above, below), frame, n in zip(zip(*axes, strict=True), frames, chosen, strict=True):
         entry = listed["moments"][n]
-        above.imshow(frame)
-        below.imshow(highlight(frame, _mask(folder / entry["file"], rows, columns), colours))
-        above.set_title(f"{entry['time']:.1f} s", fontsize=10)
-        below.set_xlabel(f"{100 * entry['share']:.0f} % marked", fontsize=9)
-    axes[0, 0].set_ylabel("frame", fontsize=9)
-    axes[1, 0].set_ylabel("sounding pixels", fontsize=9)
-    if segmentation.classes and found:
-        handles = [Patch(color=colours[segmentation.classes.index(name)] / 255, label=name) for name in found]
-        figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=9)
+        show_image(above, frame)
+        show_image(below, highlight(frame, _mask(folder / entry["file"], rows, columns), colours))
+        above.set_title(f"at {entry['time']:.1f} s", pad=4)
+        below.set_xlabel(f"{100 * entry['share']:.0f} % of the pixels")
+    caption(axes[0][0], "frame")
+    caption(axes[1][0], "sounding pixels")
+    if names:
+        handles = [Patch(color=of_class[name], label=short(name, 22)) for name in names]
+        height = figure.get_size_inches()[1]
+        figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.05 / height), ncols=across)
+    per_second = f"{segmentation.masks_per_second:g} masks per second"
+    head(figure, f"{Path(segmentation.video).name} · {segmentation.seconds:.1f} s · {per_second}: sounding pixels")
     return figure

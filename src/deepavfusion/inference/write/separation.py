@@ -7,25 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
+from deepavfusion.figures.panels import MANY, SHARES, colour_bar, grid, head, show_image, show_mel
+from deepavfusion.figures.pixels import colour_of
+from deepavfusion.figures.style import BACKDROP, BLACK, POWER, VALUE, styled
 from deepavfusion.inference.separate import Separation, separate_video
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
 from deepavfusion.inference.write.saving import made, saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.media.encode import write_wav
 from deepavfusion.tasks.separate import Separate
-from deepavfusion.transforms.audio import LOG_OFFSET, N_MELS, SAMPLE_RATE
-from deepavfusion.utils.drawing import colour_of
+from deepavfusion.transforms.audio import LOG_OFFSET
 from deepavfusion.utils.files import whole
 from deepavfusion.weights.origin import Origin
 
 RANGE = 70.0  # dB below the loudest of the mixture, drawn as black
-TICKS = (0.25, 0.5, 1, 2, 4, 8)  # kHz
+WIDE = 13.0  # inches, of the figure
+DROP = Normalize(-RANGE, 0)  # dB
+DASHES = ("-", "--", ":", "-.")
 
 
 def write_separation(separation: Separation, folder: Path, network: Origin | None = None) -> dict[str, Any]:
@@ -95,73 +101,71 @@ def _write_source_film(path: Path, separation: Separation, source: int) -> None:
         write_film(path, map(outlined, film_frames(media, times, rows, columns)), fps, waveform, rate)
 
 
+@styled
 def draw(separation: Separation) -> Figure:
     """The mixture and each source, a row each: frame, spectrogram, and the mask from the mixture to the source."""
     sources, seconds = len(separation.boxes), separation.seconds
-    figure = Figure(figsize=(15, 2.6 * (sources + 1) + 0.6), layout="constrained", dpi=100)
-    axes = figure.subplots(sources + 1, 3, width_ratios=[1.1, 2.2, 2.2], squeeze=False)
+    rows, columns = separation.frame.shape[:2]
+    figure, axes = grid(sources + 1, [min(max(columns / rows, 0.6), 1.8), 2.3, 2.3], left=0.15, right=0.15, top=0.75,
+                        bottom=1.0, gaps=(0.55, 0.6), down=0.42, width=WIDE)  # fmt: skip
     by = "boxes chosen by the model" if separation.chosen_by == "model" else "boxes given"
-    figure.suptitle(f"{Path(separation.video).name} · {seconds:.1f} s · {by}")
     mels = [separation.mixture_mel, *separation.source_mel]
     loudest = float(_decibels(mels[0]).max())
     for row, level in enumerate([separation.mixture_level, *separation.levels]):
         still, spectrogram, mask = axes[row]
-        still.imshow(separation.frame)
-        still.set_axis_off()
-        shown = f"{level:.0f} dB".replace("-", "−") if math.isfinite(level) else "silent"
-        still.set_title(f"{f'source {row}' if row else 'mixture'}, {shown}", fontsize=10, loc="left")
+        show_image(still, separation.frame).axes.set_aspect("equal")
+        shown = f"{level:.0f} dBFS".replace("-", "−") if math.isfinite(level) else "silent"
+        still.set_title(f"{f'source {row}' if row else 'mixture'}, {shown}", loc="left")
         for source in range(sources) if row == 0 else [row - 1]:
-            left, top, right, bottom = separation.boxes[source]
-            edge: Any = {"fill": False, "linewidth": 3, "color": colour_of(source), "clip_on": False}
-            still.add_patch(Rectangle((left, top), right - left, bottom - top, **edge))
-        decibels = _show(spectrogram, _decibels(mels[row]) - loudest, seconds, "magma", -RANGE, 0)
+            _outline(still, separation.boxes[source], colour_of(source))
+        common: dict[str, Any] = {"seconds": seconds, "ticks": MANY, "labels": "xy" if row == sources else "y"}
+        show_mel(spectrogram, _decibels(mels[row]) - loudest, POWER, DROP, **common)
         if row:
-            share = _show(mask, separation.mask[row - 1], seconds, "viridis", 0, 1)
-    _draw_levels(axes[0, 2], separation)
-    axes[0, 1].set_title("spectrogram", fontsize=10, loc="left")
-    axes[0, 2].set_title("level of each source", fontsize=10, loc="left")
-    axes[1, 2].set_title("mask: share of the mixture that belongs to the source", fontsize=10, loc="left")
-    for axis in axes[:-1, 1:].flat:
-        axis.tick_params(labelbottom=False)
-    for axis in axes[-1, 1:]:
-        axis.set_xlabel("time (s)")
-    bar: dict[str, Any] = {"fraction": 0.03, "pad": 0.01, "aspect": 20 * sources}
-    figure.colorbar(decibels, ax=axes[:, 1], label="dB from the loudest of the mixture", **bar)
-    figure.colorbar(share, ax=axes[1:, 2], label="mask", **bar)
+            show_mel(mask, separation.mask[row - 1], VALUE, SHARES, **common)
+    _draw_levels(axes[0][2], separation)
+    axes[0][1].set_title("spectrogram of the mixture", loc="left")
+    axes[0][2].set_title("level over time (dB re the peak of the mixture)", loc="left")
+    for row in range(1, sources + 1):
+        axes[row][1].set_title(f"spectrogram of source {row}", loc="left")
+        axes[row][2].set_title(f"mask that cuts source {row} out of the mixture", loc="left")
+    for column, (colours, scale, label) in enumerate(
+        [(POWER, DROP, "dB re the loudest of the mixture"), (VALUE, SHARES, "mask: 0 removes, 1 keeps")], 1
+    ):
+        box = axes[-1][column].get_position()
+        colour_bar(figure, colours, scale, label, left=box.x0 * WIDE, bottom=0.42, width=box.width * WIDE)
+    head(figure, f"{Path(separation.video).name} · {seconds:.1f} s · separated into {sources}, {by}")
     return figure
+
+
+def _outline(axis: Axes, box: Any, colour: Any) -> None:
+    """A box drawn inside its edges, so that it does not hang over those of the frame; its rim of black shows it on any
+    background."""
+    left, top, right, bottom = box
+    rows, columns = axis.images[0].get_array().shape[:2]  # type: ignore[union-attr]
+    inset = 0.012 * max(rows, columns)
+    shape = (left + inset, top + inset), right - left - 2 * inset, bottom - top - 2 * inset
+    for width, edge in ((5.0, BLACK), (3.0, colour)):
+        axis.add_patch(Rectangle(*shape, fill=False, linewidth=width, edgecolor=edge, joinstyle="miter"))
 
 
 def _decibels(power: Tensor) -> Tensor:
     return 10 * (power + LOG_OFFSET).log10()
 
 
-def _show(axis: Any, values: Tensor, seconds: float, colours: str, low: float, high: float) -> Any:
-    """A map [M, columns] over seconds and kHz."""
-    axis.set_yticks([_band(kilohertz) for kilohertz in TICKS], [f"{kilohertz:g}" for kilohertz in TICKS])
-    axis.set_ylabel("kHz", labelpad=1)
-    return axis.imshow(
-        values.numpy(), cmap=colours, vmin=low, vmax=high, extent=(0, seconds, 0, N_MELS), origin="lower",
-        aspect="auto", interpolation="nearest",
-    )  # fmt: skip
-
-
-def _draw_levels(axis: Any, separation: Separation) -> None:
+def _draw_levels(axis: Axes, separation: Separation) -> None:
     """Levels of the sources over time, in front of that of the mixture."""
     mixture, sources = separation.mixture_mel.sum(dim=0), separation.source_mel.sum(dim=1)
     top = float(_decibels(mixture).max())
     times = (np.arange(len(mixture)) + 0.5) * separation.seconds / len(mixture)
-    axis.fill_between(times, _decibels(mixture) - top, -RANGE, color="0.85", label="mixture")
+    axis.fill_between(times, _decibels(mixture) - top, -RANGE, color=BACKDROP, label="mixture")
     for source, power in enumerate(sources):
-        axis.plot(times, _decibels(power) - top, color=0.8 * colour_of(source), label=f"source {source + 1}")
+        colour = 0.85 * colour_of(source)
+        style = DASHES[source % len(DASHES)]
+        axis.plot(times, _decibels(power) - top, style, color=colour, linewidth=1.8, label=f"source {source + 1}")
     axis.set(xlim=(0, separation.seconds), ylim=(-RANGE, 3))
     axis.set_ylabel("dB", labelpad=1)
-    axis.legend(fontsize=8, ncols=len(sources) + 1, loc="lower right")
-
-
-def _band(kilohertz: float) -> float:
-    """The position of a frequency among the mel bands (HTK's formula); band n is drawn from n to n + 1."""
-    share = math.log10(1 + 1000 * kilohertz / 700) / math.log10(1 + SAMPLE_RATE / 2 / 700)
-    return min((N_MELS + 1) * share - 0.5, N_MELS)
+    axis.tick_params(labelbottom=False)
+    axis.legend(ncols=len(sources) + 1, loc="lower right", frameon=True)
 
 
 def separate_to_folder(task: Separate, video: str | Path, folder: Path) -> tuple[Tensor, int]:
