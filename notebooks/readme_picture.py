@@ -25,6 +25,7 @@ from PIL import Image
 from deepavfusion.demo.plans import NAMES, STAGE, rng_of
 from deepavfusion.demo.scenes import Scene
 from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, Signal, melody, mix, perform
+from deepavfusion.figures.pixels import colour_of, highlight
 from deepavfusion.inference import load_task, segment_video, separate_video
 from deepavfusion.inference.video import VideoReader, open_video, whole_waveform
 from deepavfusion.media.encode import write_mp4
@@ -33,7 +34,6 @@ from deepavfusion.models.layers import unpatchify
 from deepavfusion.models.mae import random_patch_mask
 from deepavfusion.transforms.audio import LogMel
 from deepavfusion.transforms.image import Normalise, centre_view
-from deepavfusion.utils.drawing import colour_of, highlight
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SEED = 2024  # of the clips; that of the demo data is 0

@@ -284,6 +284,18 @@ def test_figure(task: Classify, tmp_path: Path) -> None:
     assert len(set(colours.values())) == len(colours)
 
 
+def test_windows_unlike_the_training_clips_are_hatched(tmp_path: Path) -> None:
+    found = made_up([0, 1, 0, 1], window=2.0)
+    found.video = str(film(tmp_path / "clip.mp4", 2.0))
+    assert not [patch for panel in draw(found).axes[1:] for patch in panel.patches]
+    found.novelty = [0.5, 2.0, 0.5, 0.5]
+    panel = draw(found).axes[-1]
+    (patch,) = panel.patches
+    assert (patch.get_x(), patch.get_x() + patch.get_width()) == tuple(found.edges()[1:3])
+    assert patch.get_hatch()
+    assert [text.get_text() for text in panel.texts] == ["hatched: unlike the training clips"]
+
+
 def test_a_long_figure_draws_means(tmp_path: Path) -> None:
     found = made_up([0, 1] * 450, window=2.0)
     found.video = str(film(tmp_path / "clip.mp4", 2.0))

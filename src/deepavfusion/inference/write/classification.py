@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepavfusion.figures import panels
-from deepavfusion.figures.style import LINES, new_figure, short, styled
+from deepavfusion.figures.style import BACKDROP, LINES, SMALL, new_figure, short, styled
 from deepavfusion.inference.classify import Classification, best, spans
 from deepavfusion.inference.write.film import film_frames
 from deepavfusion.inference.write.saving import saving, write_list
@@ -126,6 +126,11 @@ def draw(found: Classification, top_k: int = 5) -> Figure:
     drawn = np.unique(order)
     shown, times = _thinned(found, drawn)
     highest = min(1.0, 1.12 * max(float(shown.max()), 1e-3))
+    edges = found.edges()
+    unlike = [(edges[n], edges[n + 1]) for n, novel in enumerate(found.novel()) if novel]
+    if unlike:
+        words = "hatched: unlike the training clips"
+        axes[-1].text(1.005, -0.12, words, transform=axes[-1].transAxes, va="top", fontsize=SMALL)
     for number, (stream, panel) in enumerate(zip(HEADS, axes[1:], strict=True)):
         for n in top[number]:
             scores, (dash, colour) = shown[:, number, np.searchsorted(drawn, n)], looks[n]
@@ -133,6 +138,8 @@ def draw(found: Classification, top_k: int = 5) -> Figure:
             panel.plot(times, scores, dash, color=colour, linewidth=1.8, label=label, clip_on=False)
             if count <= MAX_MARKED:  # all points but the two ends, which are not windows
                 panel.plot(times[1:-1], scores[1:-1], ".", color=colour, markersize=7, clip_on=False)
+        for begin, end in unlike:
+            panel.axvspan(begin, end, facecolor=BACKDROP, hatch="///", linewidth=0, zorder=0)
         panel.set(xlim=(0, found.seconds), ylim=(0, highest if highest < 0.6 else 1.0))
         panel.set_title(TITLES[stream], loc="left", pad=3)
         panel.grid()
