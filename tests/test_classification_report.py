@@ -473,7 +473,7 @@ def test_examples_show_frame_spectrogram_and_words():
     assert heard.get_xlim() == (0, 3)
     texts = [text.get_text() for text in verdicts.texts]
     assert texts == [
-        "✗ a rather long name …ith a comma  70 %",
+        "✗ a rather long name o…h a comma  70 %",
         "✓ banjo $5 to $6  60 %",
         "✗ drum  100 %",
         "✗ flute  1 %",

@@ -262,7 +262,7 @@ def test_figure(task: Classify, tmp_path: Path) -> None:
     found = classify_video(task, film(tmp_path / "clip.mp4", 5.5))
     figure = draw(found, top_k=2)
     images, *panels = figure.axes
-    assert len(images.images) == 8  # 11 × 1.05 inches of 4:3
+    assert len(images.images) == 6  # 8.2 × 1 inches of 4:3
     assert images.get_xlim() == (0, found.seconds)
     colours: dict[str, Any] = {}
     for number, panel in enumerate(panels):
