@@ -251,6 +251,7 @@ def test_notices_of_libraries_are_silent_and_ours_are_not(monkeypatch: pytest.Mo
     written = io.StringIO()
     monkeypatch.setattr(log, "handlers", [logging.StreamHandler(written)])
     monkeypatch.setattr(log, "level", logging.INFO)
+    monkeypatch.setattr(log, "disabled", False)  # as Hydra leaves it
     with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
         patch.setattr(sys, "warnoptions", [])
