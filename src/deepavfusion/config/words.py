@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,9 +100,10 @@ def _stray(script: str, word: str, rest: list[str], known: Callable[[str], bool]
     spaced = re.fullmatch(r"([\w./@+-]+)\s*[=:]\s*(.*)", word, re.DOTALL)
     if spaced and known(spaced[1]):
         return Word(word, f"{spaced[1]}={spaced[2]}")
-    if before and before[-1].override and Path(f"{before[-1].override.partition('=')[2]} {word}").exists():
-        last = before.pop()
-        return Word(f"{last.typed} {word}", f"{last.override} {word}")
+    if before and before[-1].override and (more := _end_of_name(before[-1].override, [word, *rest])):
+        last, end = before.pop(), " ".join([word, *rest[: more - 1]])
+        del rest[: more - 1]
+        return Word(f"{last.typed} {end}", f"{last.override} {end}")
     if override := next(_meant(script, word), ""):
         return Word(word, override)
     if known(name) and rest and _is_plain(rest[0]):
@@ -110,6 +112,20 @@ def _stray(script: str, word: str, rest: list[str], known: Callable[[str], bool]
     if known(name) and not known(f"{name}."):
         return Word(word, f"{name}=true")
     return Word(word, "")
+
+
+def _end_of_name(override: str, words: list[str]) -> int:
+    """How many words continue the name of a file that the shell has cut at its blanks."""
+    key, _, value = override.partition("=")
+    plain = list(itertools.takewhile(_is_plain, words))
+    for n in range(1, len(plain) + 1):
+        if Path(" ".join([value, *plain[:n]])).exists():
+            return n
+    if key in ("video", "input", "ckpt_path") and value and not value.lower().endswith((*MEDIA, *WEIGHTS)):
+        ends = [n for n, word in enumerate(plain, 1) if word.lower().endswith((*MEDIA, *WEIGHTS))]
+        if ends and not ("/" in plain[ends[0] - 1] or value.endswith("/") or Path(value).exists()):
+            return ends[0]
+    return 0
 
 
 def _meant(script: str, word: str) -> Iterator[str]:
