@@ -110,6 +110,12 @@ ELSEWHERE = {  # by other projects' names -> by ours
     "predict --task segment -i a.mp4 -o out": "predict task=segment video=a.mp4 output=out",
     "predict task=separation video=a.mp4 device=gpu": "predict task=separate video=a.mp4 device=cuda",
     "predict task=features input=a level=pool": "predict task=features input=a level=pooled",
+    "predict task=classify --input clip.mp4": "predict task=classify video=clip.mp4",
+    "predict task=features video=a.mp4 output=a.npz": "predict task=features input=a.mp4 output=a.npz",
+    "predict task=segment video=a.mp4 top_k=3 sources=2": "predict task=segment video=a.mp4",
+    "predict task=classify video=a.mp4 'b c.mp4'": "predict task=classify 'video=b c.mp4'",
+    "prepare command=demo output=/x pack.quality=80": "prepare command=demo root=/x",
+    "prepare verify --data music --root /x": "prepare command=verify data=music data.root=/x",
     "prepare demo": "prepare command=demo",
     "prepare command=check dataset=vgg data_dir=/x": "prepare command=verify data=vggsound data.root=/x",
     "prepare command=demo jobs=2 overwrite=true": "prepare command=demo workers=2 force=true",
@@ -212,6 +218,11 @@ def test_names_are_taken_as_they_are(where: str) -> None:
     assert [parser.parse_override(override).value() for override in literal(overrides)] == NAMES
     assert literal(literal(overrides)) == literal(overrides)  # as the processes of a run do
     assert completed(script, overrides[:1]) == literal(overrides[:1])
+
+
+def test_a_name_that_the_shell_has_cut_is_one_name() -> None:
+    words = ["task=classify", "video=my", "long", "clip.mp4", "output=x"]
+    assert completed("predict", words) == ["task=classify", "video=my long clip.mp4", "output=x"]
 
 
 def test_other_values_stay_what_they_are() -> None:

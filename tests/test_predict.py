@@ -236,7 +236,8 @@ def test_what_cannot_be_done_is_one_sentence(
     assert "checkpoint of segment, task=classify needs one of classify" in sentence("task=classify", video, ckpt)
     features = ["task=features", classifier]
     asked = "no input was given; add input=<folder of videos, list of them or video>"
-    assert f"{asked}, e.g. python src/predict.py task=features input=videos/." in sentence("task=features", video)
+    assert f"{asked}, e.g. python src/predict.py task=features input=videos/." in sentence("task=features")
+    assert "did you mean input=" in sentence("task=features", video)
     assert "input nothing does not exist" in sentence(*features, "input=nothing")
     assert "pretrain/latest/checkpoints/last.ckpt does not exist" in sentence("task=features", "input=nothing")
     assert "level is 'all', expected" in sentence(*features, "input=nothing", "level=all")

@@ -31,6 +31,27 @@ TASKS = {  # of predict.py and prepare.py, which have a function for each
     ("predict", "task"): ("separate", "segment", "classify", "features"),
     ("prepare", "command"): ("demo", "verify", "pack"),
 }
+READ_BY = {  # keys, and sections, that not every task or command reads
+    ("predict", "task"): {
+        "video": ("separate", "segment", "classify"),
+        **dict.fromkeys(("boxes", "sources"), ("separate",)),
+        "masks_per_second": ("segment",),
+        **dict.fromkeys(("hop_seconds", "top_k"), ("classify",)),
+        **dict.fromkeys(("input", "level", "windows", "num_workers"), ("features",)),
+    },
+    ("prepare", "command"): {
+        **dict.fromkeys(("root", "sets"), ("demo",)),
+        **dict.fromkeys(("data", "splits"), ("verify", "pack")),
+        "time_limit": ("verify",),
+        **dict.fromkeys(("output", "pack"), ("pack",)),
+    },
+}
+INSTEAD = {  # what such a key is called in other tasks
+    ("video", "features"): "input",
+    **{("input", task): "video" for task in ("separate", "segment", "classify")},
+    **{(key, "demo"): "root" for key in ("output", "data.root")},
+    **{("root", command): "data.root" for command in ("verify", "pack")},
+}
 KINDS = ("music_separation", "music_duet_separation", "avsbench_s4", "vggsound_finetune", "vggsound_linear_probe")
 NEAR_WORD = 0.84  # how alike two names are, from 0 to 1
 NEEDED = ("data", "model", "model/net", "trainer", "callbacks", "logger", "paths", "benchmark", "data/samples")
@@ -101,9 +122,15 @@ def check(script: str, flags: list[str], words: Sequence[Word], recorded: Sequen
         meant += fix.better if fix else [override]
     if meant != given:  # choices that are put right bring further keys
         keys = Keys(script, [*recorded, *meant])
+    given_keys = [split_override(word.override)[1] for word in words]
     clauses, line, runs = list[str](), list[str](), False
-    for word in words:
+    for n, word in enumerate(words):
         fix = _fix(keys, word.override, added, many) if word.override else Fix("it is no key=value")
+        fix = _fix_unread(script, fix.better if fix else [word.override], meant) or fix
+        key = split_override(word.override)[1]
+        if script == "predict" and key in ("video", "input") and key in given_keys[n + 1 :]:
+            why = f"-m {key}=a.mp4,b.mp4 takes one after the other"
+            fix = Fix(f"{word.override!r}: {key} is given again, and only the last one would be read", why=why)
         if fix is None and word.typed == word.override:
             line.append(word.override)
             continue
@@ -115,6 +142,22 @@ def check(script: str, flags: list[str], words: Sequence[Word], recorded: Sequen
         runs |= fix.runs
     if clauses:
         raise Hint(script, clauses, [*flags, *(["-m"] if runs else []), *line])
+
+
+def _fix_unread(script: str, overrides: Sequence[str], meant: Sequence[str]) -> Fix | None:
+    """For a key that the task, or the command, among what is `meant` does not read."""
+    for (name, chooser), readers in READ_BY.items():
+        given = [split_override(each)[2] for each in meant if split_override(each)[1] == chooser]
+        if name != script or not given or given[-1] not in TASKS[script, chooser] or len(overrides) != 1:
+            continue
+        _, key, value = split_override(overrides[0])
+        takes = readers.get(key.partition(".")[0], given)
+        if given[-1] not in takes and value != "null":
+            names = [split_override(each)[1] for each in meant]
+            better = INSTEAD.get((key, given[-1]))
+            problem = f"{chooser}={given[-1]} does not read {key}, which is for {chooser}={' or '.join(takes)}"
+            return Fix(problem, [f"{better}={value}"] if better and better not in names else [])
+    return None
 
 
 def _fix(keys: Keys, override: str, added: set[str], many: bool) -> Fix | None:
