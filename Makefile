@@ -12,6 +12,13 @@ TASKS := pretrain classify separate segment
 KILLS ?= 25
 HOURS ?= 2
 
+# make takes key=value for a variable of its own, which nothing would read; UPPER=1 goes to the environment.
+STRAY := $(filter-out task SHELL -% %_proxy,$(foreach name,$(.VARIABLES),$(if \
+  $(filter command,$(firstword $(origin $(name)))),$(name))))
+STRAY := $(if $(STRAY),$(firstword $(shell printf '%s\n' $(STRAY) | grep '[a-z]')))
+$(if $(STRAY),$(error $(STRAY)= is no variable of this Makefile: settings go into ARGS, e.g. \
+  make pretrain ARGS='$(STRAY)=$($(STRAY))'))
+
 .PHONY: help
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
