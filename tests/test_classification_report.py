@@ -380,7 +380,7 @@ def test_a_small_confusion_matrix_has_names_and_percentages():
     shown = axis.images[0].get_array()
     assert shown[0].tolist() == [75, 25, 0]
     assert np.ma.getmaskarray(np.ma.masked_invalid(shown))[2].all()  # no clip of that class
-    assert figure.get_suptitle() == "Confusion matrix, val: 13 of 14 clips right"
+    assert figure.texts[0].get_text() == "Confusion matrix, val: 13 of 14 clips right"
     assert colours.get_ylabel() == "% of the clips of the true class"
     assert colours.get_ylim() == (0, 100)  # in the unit of the cells
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from deepavfusion.figures.style import BACKDROP, BAR, BLUE, WIDTH, ink, new_figure, short, styled
+from deepavfusion.figures.style import BACKDROP, BAR, BLUE, LARGE, WIDTH, ink, new_figure, short, styled
 
 NUMBERED = 15  # classes up to which the cells of a matrix have room for a number
 ROOMY = 10  # classes up to which it may have decimals
@@ -23,6 +23,7 @@ EXTREMES = 10  # best and worst classes shown in TensorBoard, of many
 LINE = 0.19  # inches a line of names
 COLUMN = 70  # lines in a column of bars of a file
 LETTERS = 28  # of a name
+NAMES = 2.75  # inches left of a matrix
 
 Marks = Mapping[str, tuple[str, str, Sequence[float]]]  # name -> marker, colour, a value for each class
 
@@ -56,8 +57,10 @@ def draw_matrix(
     """
     classes = len(names)
     side = max(2.6, LINE * classes) if classes > NUMBERED else 3.3
-    figure = new_figure(max(WIDTH, side + 3.1), side + 1.05, layout="constrained")
-    axis = figure.subplots()
+    width, height = side + NAMES + 0.9, side + 0.95
+    figure = new_figure(width, height)  # placed by hand: a layout that is searched for cuts names off here
+    axis = figure.add_axes((NAMES / width, 0.45 / height, side / width, side / height))
+    beside = figure.add_axes(((NAMES + side + 0.12) / width, 0.45 / height, 0.15 / width, side / height))
     axis.patch.set(facecolor=BACKDROP, hatch="////")  # seen where there is no value
     image = axis.imshow(values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     axis.set_yticks(range(classes), [f"{short(name, LETTERS)}  {n}" for n, name in enumerate(names, 1)])
@@ -79,8 +82,9 @@ def draw_matrix(
                     va="center",
                     color=ink(fill[:3]),
                 )
-    figure.colorbar(image, ax=axis, label=label, fraction=0.05, pad=0.02)
-    figure.suptitle(title)
+    figure.colorbar(image, cax=beside, label=label)
+    figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=LARGE, va="top")
+    axis.yaxis.set_label_coords(-(NAMES - 0.15) / side, 0.5)
     return figure
 
 

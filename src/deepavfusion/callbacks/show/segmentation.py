@@ -185,7 +185,8 @@ def draw(frames: Sequence[Shown], classes: Sequence[str], title: str) -> Figure:
     """
     colours = palette(len(classes))
     legend = _legend(frames, classes, colours)
-    figure, axes = grid(len(frames), (1, 1, 1, 1), bottom=0.15 + 0.19 * math.ceil(len(legend) / 3), down=0.06)
+    across = 2 if len(classes) > 2 else 3
+    figure, axes = grid(len(frames), (1, 1, 1, 1), bottom=0.15 + 0.19 * math.ceil(len(legend) / across), down=0.06)
     for line, frame in zip(axes, frames, strict=True):
         images = (
             frame.pixels,
@@ -203,7 +204,9 @@ def draw(frames: Sequence[Shown], classes: Sequence[str], title: str) -> Figure:
         axis.set_title(name, pad=4)
     if legend:
         height = figure.get_size_inches()[1]
-        figure.legend(handles=legend, loc="lower center", bbox_to_anchor=(0.5, 0.04 / height), ncols=3, borderaxespad=0)
+        figure.legend(
+            handles=legend, loc="lower center", bbox_to_anchor=(0.5, 0.04 / height), ncols=across, borderaxespad=0
+        )
     head(figure, title)
     return figure
 

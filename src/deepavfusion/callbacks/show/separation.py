@@ -182,5 +182,5 @@ def class_figure(rows: list[dict[str, Any]], classes: list[str], everything: boo
         means = np.nansum(table, axis=1) / np.isfinite(table).sum(axis=1)
     return draw_bars(
         means.tolist(), classes, f"Mean SDR by class of the source: {np.isfinite(means).sum()} classes", "SDR (dB)",
-        low=min(low, 0.0), high=max(high, 1.0),
+        low=min(float(np.nanmin(means)), 0.0), high=max(float(np.nanmax(means)), 1.0),
     )  # fmt: skip
