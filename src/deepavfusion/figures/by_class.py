@@ -22,7 +22,7 @@ NAMED = 30  # classes up to which a matrix with names is readable in TensorBoard
 EXTREMES = 10  # best and worst classes shown in TensorBoard, of many
 LINE = 0.19  # inches a line of names
 COLUMN = 70  # lines in a column of bars of a file
-LETTERS = 28  # of a name
+LETTERS = 30  # of a name
 NAMES = 2.75  # inches left of a matrix
 
 Marks = Mapping[str, tuple[str, str, Sequence[float]]]  # name -> marker, colour, a value for each class

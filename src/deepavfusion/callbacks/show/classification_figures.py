@@ -54,7 +54,7 @@ def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], split: str
     right = f"{np.trace(counts)} of {counts.sum()} clips right"
     if len(classes) > NAMED and not everything:
         return _draw_pairs(counts, percent, classes, f"Classes confused most often, {split}: {right}")
-    names = [f"{short(name, 21)} ({number})" for name, number in zip(classes, total[:, 0], strict=True)]
+    names = [f"{short(name, 23)} ({number})" for name, number in zip(classes, total[:, 0], strict=True)]
     return draw_matrix(
         percent, names, f"Confusion matrix, {split}: {right}", "truth (clips)", "predicted class (its number)",
         "% of the clips of the true class", SHARE, 0, 100, zeros=False,

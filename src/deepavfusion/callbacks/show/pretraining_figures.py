@@ -92,7 +92,7 @@ def draw_attention(
         maps: "image" [B, N] and "audio" [B, M], see `DeepAVFusion.attention_maps`.
         what: the clips are, for the title.
     """
-    figure, axes = grid(len(clips), (1, 1, 1.5, 1.5), bottom=1.35, gaps=(0.06, 0.5, 0.06), down=0.06)
+    figure, axes = grid(len(clips), (1, 1, 1.5, 1.5), bottom=1.55, gaps=(0.06, 0.5, 0.06), down=0.06)
     titles = ("frame", "attention", "spectrogram", "attention")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, pad=4)
@@ -115,7 +115,7 @@ def draw_attention(
         caption(line[0], names[row], clips.id[row])
     label = "attention relative to an even spread over all patches (1 ×)"
     ticks = {"ticks": [1 / 4, 1 / 2, 1, 2, 4], "format": "%g ×", "extend": "both"}
-    colour_bar(figure, VALUE, TIMES, label, left=CAPTION_WIDTH, bottom=0.66, width=4.5, **ticks)
+    colour_bar(figure, VALUE, TIMES, label, left=CAPTION_WIDTH, bottom=0.85, width=4.5, **ticks)
     figure.axes[-1].minorticks_off()
     note = "Mean over the fusion tokens and heads of the last fusion layer. The network gets all patches, none masked."
     head(figure, f"What the fusion tokens attend to in {what}", note)
