@@ -20,12 +20,15 @@ $(if $(STRAY),$(error $(STRAY)= is no variable of this Makefile: settings go int
   make pretrain ARGS='$(STRAY)=$($(STRAY))'))
 
 .PHONY: help
-help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
-	@echo "  ARGS='key=value …' is passed to the command, e.g. make pretrain ARGS='trainer.max_epochs=5'"
+help:
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "  python src/predict.py --help: a trained network on any video"
+	@echo "for work on the project:"
+	@grep -hE '^[a-z-]+:.*#- ' $(MAKEFILE_LIST) | awk -F ':.*#- ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@echo "  ARGS='key=value …' goes to it: make pretrain ARGS='trainer.max_epochs=5'"
 
 .PHONY: setup
-setup: $(STAMP)  ## Set up .venv with the locked dependencies and the package
+setup: $(STAMP)  ## Install the packages in .venv (the others do it, too)
 
 $(STAMP): requirements.lock setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -33,8 +36,9 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "$(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@echo "installing the packages of requirements.lock in $(VENV): 5 GB, some minutes …"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 .PHONY: doctor
@@ -46,15 +50,15 @@ pretrain: $(STAMP)  ## Pre-train on data/vggsound, or on generated demo data
 	$(BIN)/python src/train.py experiment=pretrain_vggsound $(ARGS)
 
 .PHONY: probe
-probe: $(STAMP)  ## Linear probe of the pre-trained encoder, on data/vggsound or demo data
+probe: $(STAMP)  ## Linear probe of the pre-trained encoder, on the same data
 	$(BIN)/python src/train.py experiment=vggsound_linear_probe $(ARGS)
 
 .PHONY: finetune
-finetune: $(STAMP)  ## Fine-tune a classifier on data/vggsound, or on demo data
+finetune: $(STAMP)  ## Fine-tune a classifier, on the same data
 	$(BIN)/python src/train.py experiment=vggsound_finetune $(ARGS)
 
 .PHONY: separate
-separate: $(STAMP)  ## Train source separation on data/music, or on demo data
+separate: $(STAMP)  ## Train separation on data/music, or on demo data
 	$(BIN)/python src/train.py experiment=music_separation $(ARGS)
 
 .PHONY: segment
@@ -66,21 +70,21 @@ datasets:  ## Show docs/datasets.md: lists, layouts, counts, download
 	@cat docs/datasets.md
 
 .PHONY: benchmark
-benchmark: $(STAMP)  ## Measure reading clips; ARGS=benchmark=model: the network, ARGS=benchmark=step: the training loop
+benchmark: $(STAMP)  ## Measure reading; ARGS=benchmark=model (or step): others
 	$(BIN)/python src/benchmark.py $(ARGS)
 
 .PHONY: readme-picture
-readme-picture: $(STAMP)  ## Draw the README's picture, after pretrain, separate and segment (two minutes)
+readme-picture: $(STAMP)  #- Draw the README's picture from trained demos (2 minutes)
 	$(BIN)/python notebooks/readme_picture.py $(ARGS)
 
 .PHONY: demo-table
-demo-table: $(STAMP)  ## Train every demo with five seeds and print the table of docs/results.md (an hour and a half)
+demo-table: $(STAMP)  #- All demos, five seeds: docs/results.md (1½ hours)
 	$(BIN)/python notebooks/demo_table.py $(ARGS)
 
 # TensorBoard follows links, so that logs/<task>/latest would show a run twice: it gets a folder of links without it.
 # (Its --logdir_spec would do, but for the projector, which then finds nothing.)
 .PHONY: tensorboard
-tensorboard: $(STAMP)  ## Show all runs at http://localhost:6006; task=pretrain: those of a task
+tensorboard: $(STAMP)  ## Show all runs at localhost:6006; task=pretrain: of one task
 	@test -z "$(filter-out $(TASKS),$(task))" || { echo "task=$(task): expected one of $(TASKS)" >&2; exit 2; }
 	@mkdir -p "$(LOGS)" $(VENV)/runs/$(or $(task),all)
 	@logs=$$(cd "$(LOGS)" && pwd) && cd $(VENV)/runs/$(or $(task),all) && for task in $(or $(task),$(TASKS)); do \
@@ -88,43 +92,43 @@ tensorboard: $(STAMP)  ## Show all runs at http://localhost:6006; task=pretrain:
 	$(BIN)/tensorboard --logdir $(VENV)/runs/$(or $(task),all) --host localhost $(ARGS)
 
 .PHONY: notebook
-notebook: $(STAMP)  ## Run notebooks/01_data.ipynb and store its outputs, without audio
+notebook: $(STAMP)  #- Run the notebook and store its outputs
 	DEEPAVFUSION_PLAYERS=no $(BIN)/jupyter execute --inplace notebooks/01_data.ipynb
 
 .PHONY: test
-test: $(STAMP)  ## Run the quick tests, minutes on two cores
+test: $(STAMP)  #- Run the quick tests, minutes on two cores
 	$(BIN)/python -m pytest -n 2 --durations=25 $(ARGS)
 
 .PHONY: test-full
-test-full: $(STAMP)  ## Run every test, including the long ones
+test-full: $(STAMP)  #- Run every test, including the long ones
 	$(BIN)/python -m pytest -m "full or not full" $(ARGS)
 
 .PHONY: chaos
-chaos: $(STAMP)  ## Kill a run KILLS times at random, and compare it with an uninterrupted one
+chaos: $(STAMP)  #- Kill a run KILLS times, compare it with a whole one
 	$(BIN)/python tests/chaos.py --kills $(KILLS) $(ARGS)
 
 .PHONY: soak
-soak: $(STAMP)  ## Watch memory and open files during HOURS of demo training
+soak: $(STAMP)  #- Watch memory and open files during HOURS of training
 	$(BIN)/python tests/soak.py $(HOURS) $(ARGS)
 
 .PHONY: lint
-lint: $(STAMP)  ## Check style, types and imports
+lint: $(STAMP)  #- Check style, types and imports
 	$(BIN)/ruff check src tests notebooks
 	$(BIN)/ruff format --check src tests notebooks
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 
 .PHONY: format
-format: $(STAMP)  ## Format the code
+format: $(STAMP)  #- Format the code
 	$(BIN)/ruff check --fix src tests notebooks
 	$(BIN)/ruff format src tests notebooks
 
 .PHONY: lock
-lock: $(STAMP)  ## Resolve the dependencies of setup.cfg into requirements.lock
+lock: $(STAMP)  #- Resolve the dependencies into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-header --upgrade \
 	  --output-file requirements.lock setup.cfg
 
 .PHONY: clean
-clean:  ## Remove .venv, caches and demo data; keep the runs in logs/
+clean:  #- Remove .venv, caches, demo data; keep logs/
 	rm -rf $(VENV) data/demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -176,10 +176,12 @@ def test_start_weights_are_named_with_their_run_data_steps_and_date(pretrained, 
 
     torch.save(content | {"global_step": 30}, copy)
     _, unfinished, other = started(latest, "auto", "audioset")
-    assert unfinished.startswith(f"note: of {copy}: its training is not finished (30 of 400 steps); run.latest=false")
+    assert unfinished.startswith(
+        "note: the training of these weights is not finished (30 of 400 steps); run.latest=false"
+    )
     assert "trained on vggsound, this run uses audioset" in other
     torch.save(content | {"global_step": 2, "record": record | {"steps": 2}}, copy)
-    assert "it was trained for 2 steps only" in started(tmp_path, copy)[1]
+    assert "these weights were trained for 2 steps only" in started(tmp_path, copy)[1]
     assert started(tmp_path, "null") == ["encoder from scratch (model.pretrained=null)"]
 
 

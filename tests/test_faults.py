@@ -241,7 +241,9 @@ def test_a_run_that_is_asked_to_stop_saves_after_the_step(command, tmp_path, mon
     assert torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
     text = capfd.readouterr().err
     assert f"{signal.Signals(number).name}: stopping after this step" in text
-    assert f"stopped by {signal.Signals(number).name}: the same command, or resume={run_dir}, resumes from" in text
+    by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    assert f"stopped by {by}; to continue from step_00000003, type: " in text
+    assert f"train.py resume={run_dir}" in text
     assert (tmp_path / "requeued").exists() == (number == signal.SIGUSR1)
     if number == signal.SIGUSR1:
         assert (tmp_path / "requeued").read_text() == "requeue 4216\n"
@@ -269,8 +271,7 @@ def test_a_run_that_cannot_come_to_a_stop_leaves_in_time(command, tmp_path, monk
     assert wait_for(process) == STOPPED
     assert time.monotonic() - begin < 30
     text = (tmp_path / "output.txt").read_text()
-    assert "stopped by SIGTERM: the same command" in text
-    assert "step_00000002" in text
+    assert "stopped by SIGTERM; to continue from step_00000002, type: " in text
 
 
 @pytest.mark.parametrize("cut", ["none", "line", "field", "header"])

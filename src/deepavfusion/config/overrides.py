@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from deepavfusion.config.compose import CONFIG_DIR, compose
 from deepavfusion.config.ranges import RULES
 from deepavfusion.utils.addresses import is_remote
+from deepavfusion.utils.console import from_here
 from deepavfusion.utils.errors import UserError
 
 RENAMED = {  # keys in records of earlier commits -> today's; None: no longer used
@@ -193,4 +194,4 @@ def _demo_reason(name: str, overrides: list[str]) -> str | None:
             f"data.root={data.root} is not a folder: expected a dataset in the {data.name} layout; give its folder, or "
             f"omit data.root to use generated demo data."
         )
-    return f"no data.root was given and {data.root} does not exist"
+    return f"no data.root was given and {from_here(str(data.root))} does not exist"

@@ -33,6 +33,6 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     write_start(run_dir, cfg, overrides, trainer, datamodule, [origin.described()])
     say_once(f"evaluating {origin}")
     for doubt in origin.doubts(task.record["data"]["name"], task.record["data"]["demo"]):
-        say_once(f"note: of {origin.path}: {doubt}", "yellow")
+        say_once(f"note: {doubt}", "yellow")
     say_evaluation(cfg, run_dir, trainer, task, datamodule)
     trainer.test(task, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False, weights_only=True)

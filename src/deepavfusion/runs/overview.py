@@ -104,6 +104,10 @@ def _length(trainer: Trainer, datamodule: ClipDataModule) -> str:
     total = steps * epochs if trainer.max_steps < 0 else min(steps * epochs, trainer.max_steps)
     every = trainer.check_val_every_n_epoch or 1
     often = "each epoch" if every == 1 else f"every {every} epochs"
+    if every > epochs:
+        often = "at the end"
+    elif epochs % every:
+        often += " and at the end"
     return f"{_count(epochs, 'epoch')} × {_count(steps, 'step')} = {total} steps, validation {often}"
 
 

@@ -61,7 +61,7 @@ def _load_encoder(task: Task, pretrained: str | None, latest: Path) -> list[dict
     data = task.record.get("data", {})
     for doubt in weights.origin.doubts(data.get("name"), data.get("demo", False)) if weights.origin else []:
         hint = "; run.latest=false keeps a trial from becoming the latest" if auto else ""
-        say_once(f"note: of {weights.path}: {doubt}{hint}", "yellow")
+        say_once(f"note: {doubt}{hint}", "yellow")
     return [_origin(weights)]
 
 

@@ -48,11 +48,13 @@ class Origin:
         """
         found = []
         if self.steps is not None and self.planned is not None and self.steps < self.planned:
-            found.append(f"its training is not finished ({self.steps} of {self.planned} steps)")
+            found.append(f"the training of these weights is not finished ({self.steps} of {self.planned} steps)")
         elif self.steps is not None and self.steps < FEW_STEPS:
-            found.append(f"it was trained for {self.steps} steps only")
+            found.append(f"these weights were trained for {self.steps} steps only")
         if data and self.data and (self.data, self.demo) != (data, demo):
-            found.append(f"it was trained on {_named(self.data, self.demo)}, this run uses {_named(data, demo)}")
+            found.append(
+                f"these weights were trained on {_named(self.data, self.demo)}, this run uses {_named(data, demo)}"
+            )
         return found
 
     @property

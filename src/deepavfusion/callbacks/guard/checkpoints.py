@@ -16,6 +16,7 @@ from torch import distributed
 
 from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
 from deepavfusion.runs.signals import STOPPED, StopRequested, StopSignals
+from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.files import whole
 
@@ -174,8 +175,11 @@ class Checkpoints(Checkpoint):
 
     def _farewell(self, number: signal.Signals) -> str:
         last = self.folder / LAST
-        where = f"{last} ({last.resolve().stem})" if last.exists() else "the beginning, as there is no checkpoint yet"
-        return f"stopped by {number.name}: the same command, or resume={self.folder.parent}, resumes from {where}."
+        by = "Ctrl-C" if number == signal.SIGINT else number.name
+        if not last.exists():
+            return f"stopped by {by} before the first checkpoint: give the same command again, it starts anew."
+        again = command("train.py resume={run_dir}", run_dir=self.folder.parent)
+        return f"stopped by {by}; to continue from {last.resolve().stem}, type: {again}"
 
     def _leave(self) -> None:
         """End the process from a thread, because it did not reach a place to stop in time."""

@@ -19,11 +19,11 @@ COMPARED = {  # suffix of the metric that a result is compared with -> title of 
 }
 CHANCE = "chance"
 TITLES = [*dict.fromkeys(["untrained", CHANCE, *COMPARED.values()])]
-ROWS = 10
+ROWS = 8  # with the next commands they fit a screen of 24 lines
 
 
 def results_table(metrics: Mapping[str, float], headline: Mapping[str, str], chance: Mapping[str, float]) -> Table:
-    """At most ten rows: label, name, value, and what it is compared with, in the columns that are not empty.
+    """At most `ROWS` rows: label, name, value, and what it is compared with, in the columns that are not empty.
 
     Args:
         metrics: name -> value.
