@@ -6,9 +6,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from deepavfusion.cli.entry import entry, run
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import entry, run
 from deepavfusion.runs.directory import choose_run_dir, link_latest, remove_if_empty, write_record
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError

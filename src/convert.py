@@ -6,8 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from deepavfusion.cli.entry import entry, run
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import entry, run
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 

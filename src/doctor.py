@@ -15,11 +15,11 @@ try:
 except ImportError as error:
     sys.exit(f"{sys.executable} cannot import {error.name} ({error}): run make doctor; if you did, delete .venv first.")
 
+from deepavfusion.cli.entry import entry, run
 from deepavfusion.config.compose import REPOSITORY, choices, compose
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
-from deepavfusion.runs.cli import entry, run
 from deepavfusion.utils.processes import decoding_workers
 
 # Torch may be what is broken: only the processes of the checks import it.

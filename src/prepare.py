@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from deepavfusion.cli.entry import entry, run
 from deepavfusion.config.compose import REPOSITORY, choices, instantiate
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import entry, run
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from deepavfusion.cli.complete import training_overrides
+from deepavfusion.cli.entry import entry, overrides_of_run, run
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.runs.cli import entry, overrides_of_run, run
-from deepavfusion.runs.command import training_overrides
 
 
 @entry("train", training_overrides)

@@ -170,9 +170,9 @@ def start_forked(command: list[str], folder: Path) -> int:
         torch.set_num_threads = lambda _: None
         os.environ.pop("DEEPAVFUSION_RUN_DIR", None)
         sys.argv = command
-        from deepavfusion.runs import cli
+        from deepavfusion.cli import entry
 
-        cli.run(importlib.import_module(Path(command[0]).stem).main)
+        entry.run(importlib.import_module(Path(command[0]).stem).main)
         status = 0
     except SystemExit as end:
         status = end.code or 0

@@ -12,10 +12,10 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from deepavfusion.cli.complete import evaluation_overrides, training_overrides
 from deepavfusion.config.compose import choices, compose, instantiate
 from deepavfusion.config.overrides import RENAMED, merged, renamed, renamed_model, with_scale
 from deepavfusion.runs import start_weights
-from deepavfusion.runs.command import evaluation_overrides, training_overrides
 from deepavfusion.tasks.base import learning_rate
 from deepavfusion.utils.errors import UserError
 from helpers.runs import SMALL, evaluate, train

@@ -11,10 +11,10 @@ from pathlib import Path
 import hydra
 import pytest
 
+from deepavfusion.cli.hints import check
+from deepavfusion.cli.words import Word
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose
-from deepavfusion.config.hints import check
 from deepavfusion.config.ranges import check_ranges
-from deepavfusion.config.words import Word
 
 README = REPOSITORY / "README.md"
 PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 import doctor as entry_point
+from deepavfusion.cli import entry
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.demo import demo
 from deepavfusion.doctor import machine, smoke, software
 from deepavfusion.doctor.examine import Found, examine
 from deepavfusion.media import Media
 from deepavfusion.media import frames as frame_reader
-from deepavfusion.runs import cli
 from deepavfusion.utils.errors import UserError
 from helpers.errors import refusal
 from helpers.runs import compose
@@ -95,10 +95,10 @@ def test_each_line_is_ok_or_fix_and_the_status_tells(broken, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["doctor.py"])
     if broken:
         with pytest.raises(SystemExit) as end:
-            cli.run(entry_point.main)
+            entry.run(entry_point.main)
         assert end.value.code == 1
     else:
-        cli.run(entry_point.main)
+        entry.run(entry_point.main)
     lines = [line.rstrip() for line in capsys.readouterr().out.strip().splitlines()]
     assert lines[0] == "disk      ok 20 GB free"
     assert lines[1:] == (

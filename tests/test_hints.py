@@ -12,16 +12,18 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import Trainer
 
-from deepavfusion.config import elsewhere, hints
+from deepavfusion.cli import elsewhere, hints
+from deepavfusion.cli import help as pages
+from deepavfusion.cli.complete import recorded, training_overrides
+from deepavfusion.cli.fixes import Hint
+from deepavfusion.cli.hints import check
+from deepavfusion.cli.keys import Keys
+from deepavfusion.cli.targets import parameters_of
+from deepavfusion.cli.unread import TASKS
+from deepavfusion.cli.words import parse
 from deepavfusion.config.compose import REPOSITORY, choices, compose
-from deepavfusion.config.hints import Hint, check
-from deepavfusion.config.keys import Keys
 from deepavfusion.config.overrides import literal, merged
 from deepavfusion.config.ranges import RULES, check_ranges
-from deepavfusion.config.targets import parameters_of
-from deepavfusion.config.words import parse
-from deepavfusion.runs import help as pages
-from deepavfusion.runs.command import recorded, training_overrides
 from helpers.runs import call, sentence
 
 
@@ -180,8 +182,8 @@ def test_what_a_target_takes_is_read_without_its_import() -> None:
 def test_a_mistake_is_reported_without_torch_and_without_the_notice_of_the_demo() -> None:
     code = (
         "import sys; sys.argv = ['train.py', 'model.lrr=1', '+trainer.nonsense=2']; import train; "
-        "from deepavfusion.runs import cli\n"
-        "try:\n    cli.run(train.main)\n"
+        "from deepavfusion.cli import entry\n"
+        "try:\n    entry.run(train.main)\n"
         "finally:\n    print(sorted({'torch', 'lightning', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "src", capture_output=True, text=True)
@@ -251,14 +253,14 @@ def test_the_table_names_keys_that_there_are() -> None:
 
 def test_choices_elsewhere_are_ours() -> None:
     for key, table in elsewhere.CHOICES.items():
-        task = [names for (_, name), names in hints.TASKS.items() if name == key]
+        task = [names for (_, name), names in TASKS.items() if name == key]
         known = task[0] if task else choices(key) or [str(choice) for choice in RULES[key].choices]
         assert set(table) <= set(known), key
 
 
 def test_tasks_have_a_function_each() -> None:
     predict, prepare = importlib.import_module("predict"), importlib.import_module("prepare")
-    assert {("predict", "task"): tuple(predict.TASKS), ("prepare", "command"): tuple(prepare.COMMANDS)} == hints.TASKS
+    assert {("predict", "task"): tuple(predict.TASKS), ("prepare", "command"): tuple(prepare.COMMANDS)} == TASKS
 
 
 def test_common_keys_of_the_trainer_are_in_the_config() -> None:

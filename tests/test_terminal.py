@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 from torchmetrics import MeanMetric
 
-from deepavfusion.callbacks.show import progress
-from deepavfusion.callbacks.show.progress import RunProgress
-from deepavfusion.callbacks.show.results import chances, results_table
-from deepavfusion.callbacks.show.summary import RunSummary
+from deepavfusion.callbacks.terminal import progress
+from deepavfusion.callbacks.terminal.progress import RunProgress
+from deepavfusion.callbacks.terminal.results import chances, results_table
+from deepavfusion.callbacks.terminal.summary import RunSummary
 from deepavfusion.runs.build import build
 from deepavfusion.runs.overview import say_training
 from deepavfusion.utils import console as consoles

@@ -20,9 +20,9 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
+from deepavfusion.cli import entry
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.config.compose import compose as compose_config
-from deepavfusion.runs import cli
 from deepavfusion.types import Batch
 
 CONFIGS = REPOSITORY / "configs"
@@ -104,7 +104,7 @@ def call(monkeypatch: pytest.MonkeyPatch, script: str, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
     monkeypatch.delenv("DEEPAVFUSION_RUN_DIR", raising=False)
     threads = torch.get_num_threads()
-    cli.run(importlib.import_module(script).main)
+    entry.run(importlib.import_module(script).main)
     torch.set_num_threads(threads)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepavfusion.runs import cli
+from deepavfusion.cli import entry
 
 Refused = Callable[..., str]
 
@@ -23,7 +23,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         before = sorted(tmp_path.rglob("*"))
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            cli.run(cli.run_and_report(call))
+            entry.run(entry.run_and_report(call))
         assert end.value.code == 2
         (text,) = capsys.readouterr().err.splitlines()
         assert [word for word in words if word not in text] == [], text

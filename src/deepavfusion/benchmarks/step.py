@@ -15,11 +15,11 @@ from omegaconf import open_dict
 
 from deepavfusion.benchmarks import memory
 from deepavfusion.benchmarks.report import BenchmarkReport, stacked_bars
+from deepavfusion.cli.complete import training_overrides
 from deepavfusion.config.compose import compose
 from deepavfusion.config.overrides import value_of
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.build import build
-from deepavfusion.runs.command import training_overrides
 from deepavfusion.types import Batch
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError

@@ -27,7 +27,7 @@ ResultT = TypeVar("ResultT")
 
 CALLS = 100  # of a worker before it is replaced
 ATTEMPTS = 5  # pools in a row that may break without a result
-PRELOAD = ["deepavfusion.verify.verify", "deepavfusion.runs.cli"]  # the second: workers import the main script, too
+PRELOAD = ["deepavfusion.verify.verify", "deepavfusion.cli.entry"]  # the second: workers import the main script, too
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from deepavfusion.cli.hints import check
+from deepavfusion.cli.keys import Keys
+from deepavfusion.cli.words import parse
 from deepavfusion.config.compose import CONFIG_DIR, choices, compose
-from deepavfusion.config.hints import check
-from deepavfusion.config.keys import Keys
-from deepavfusion.config.words import parse
 
 WIDTH = 80
 FILES = {  # where the keys of a section are explained

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from deepavfusion.config import elsewhere
+from deepavfusion.cli import elsewhere
 from deepavfusion.config.compose import choices, compose
 from deepavfusion.config.overrides import split_override
 

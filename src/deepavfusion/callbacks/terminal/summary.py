@@ -11,7 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from rich import get_console
 
-from deepavfusion.callbacks.show.results import chances, example_video, results_table
+from deepavfusion.callbacks.terminal.results import chances, example_video, results_table
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, METRICS
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say

@@ -9,96 +9,28 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from deepavfusion.config import elsewhere
+from deepavfusion.cli import elsewhere
+from deepavfusion.cli.fixes import Fix, Hint
+from deepavfusion.cli.keys import Keys, alike, nearest_keys
+from deepavfusion.cli.targets import parameters_of
+from deepavfusion.cli.unread import TASKS, fix_unread
+from deepavfusion.cli.words import Word
 from deepavfusion.config.compose import choices
-from deepavfusion.config.keys import Keys, alike, nearest_keys
 from deepavfusion.config.overrides import literal, split_override
 from deepavfusion.config.ranges import RULES
-from deepavfusion.config.targets import parameters_of
-from deepavfusion.config.words import Word
-from deepavfusion.utils.errors import UserError
 
-TASKS = {  # of predict.py and prepare.py, which have a function for each
-    ("predict", "task"): ("separate", "segment", "classify", "features"),
-    ("prepare", "command"): ("demo", "verify", "pack"),
-}
-READ_BY = {  # keys, and sections, that not every task or command reads
-    ("predict", "task"): {
-        "video": ("separate", "segment", "classify"),
-        **dict.fromkeys(("boxes", "sources"), ("separate",)),
-        "masks_per_second": ("segment",),
-        **dict.fromkeys(("hop_seconds", "top_k"), ("classify",)),
-        **dict.fromkeys(("input", "level", "windows", "num_workers"), ("features",)),
-    },
-    ("prepare", "command"): {
-        **dict.fromkeys(("root", "sets"), ("demo",)),
-        **dict.fromkeys(("data", "splits"), ("verify", "pack")),
-        "time_limit": ("verify",),
-        **dict.fromkeys(("output", "pack"), ("pack",)),
-    },
-}
-INSTEAD = {  # what such a key is called in other tasks
-    ("video", "features"): "input",
-    **{("input", task): "video" for task in ("separate", "segment", "classify")},
-    **{(key, "demo"): "root" for key in ("output", "data.root")},
-    **{("root", command): "data.root" for command in ("verify", "pack")},
-}
 KINDS = ("music_separation", "music_duet_separation", "avsbench_s4", "vggsound_finetune", "vggsound_linear_probe")
 NEAR_WORD = 0.84  # how alike two names are, from 0 to 1
 NEEDED = ("data", "model", "model/net", "trainer", "callbacks", "logger", "paths", "benchmark", "data/samples")
 OPEN = ("callbacks", "logger")  # sections that take further entries
 OFF, NOTHING = ("false", "0", "no", "off", "none", "null", ""), ("null", "none", "false", "no", "off", "")
-
-
-class Hint(UserError):
-    """Words of a command line that mean nothing, what was probably meant, and a line that works.
-
-    Args:
-        clauses: a problem each.
-        line: the words of the command, without `python src/<script>.py`.
-    """
-
-    def __init__(self, script: str, clauses: Sequence[str], line: Sequence[str]) -> None:
-        self.line = list(line)
-        shown = shlex.join(["python", f"src/{script}.py", *line])
-        Exception.__init__(self, f"{' '.join(clauses)} Type: {shown}")  # blanks in names stay as they are
-
-
-@dataclass
-class Fix:
-    """What is wrong with a word, and overrides to give instead of it: none, if it is to be left out.
-
-    Args:
-        problem: a clause.
-        better: these overrides.
-        others: further ones that may be meant.
-        why: an explanation.
-        experiment: the override that brings the key.
-        runs: whether several runs are meant.
-    """
-
-    problem: str
-    better: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    why: str = ""
-    experiment: list[str] = field(default_factory=list)
-    runs: bool = False
-
-    def __str__(self) -> str:
-        others = f" (or {', '.join(self.others)})" if self.others else ""
-        advice = f"choose one of {', '.join(self.others)}, or leave it out." if self.others else "leave it out."
-        if self.better:
-            advice = f"did you mean {shlex.join([*self.experiment, *self.better])}{others}?"
-        return f"{self.problem}{f' ({self.why})' if self.why else ''}: {advice}"
 
 
 def check(script: str, flags: list[str], words: Sequence[Word], recorded: Sequence[str] = ()) -> None:
@@ -126,7 +58,7 @@ def check(script: str, flags: list[str], words: Sequence[Word], recorded: Sequen
     clauses, line, runs = list[str](), list[str](), False
     for n, word in enumerate(words):
         fix = _fix(keys, word.override, added, many) if word.override else Fix("it is no key=value")
-        fix = _fix_unread(script, fix.better if fix else [word.override], meant) or fix
+        fix = fix_unread(script, fix.better if fix else [word.override], meant) or fix
         key = split_override(word.override)[1]
         if script == "predict" and key in ("video", "input") and key in given_keys[n + 1 :]:
             why = f"-m {key}=a.mp4,b.mp4 takes one after the other"
@@ -142,22 +74,6 @@ def check(script: str, flags: list[str], words: Sequence[Word], recorded: Sequen
         runs |= fix.runs
     if clauses:
         raise Hint(script, clauses, [*flags, *(["-m"] if runs else []), *line])
-
-
-def _fix_unread(script: str, overrides: Sequence[str], meant: Sequence[str]) -> Fix | None:
-    """For a key that the task, or the command, among what is `meant` does not read."""
-    for (name, chooser), readers in READ_BY.items():
-        given = [split_override(each)[2] for each in meant if split_override(each)[1] == chooser]
-        if name != script or not given or given[-1] not in TASKS[script, chooser] or len(overrides) != 1:
-            continue
-        _, key, value = split_override(overrides[0])
-        takes = readers.get(key.partition(".")[0], given)
-        if given[-1] not in takes and value != "null":
-            names = [split_override(each)[1] for each in meant]
-            better = INSTEAD.get((key, given[-1]))
-            problem = f"{chooser}={given[-1]} does not read {key}, which is for {chooser}={' or '.join(takes)}"
-            return Fix(problem, [f"{better}={value}"] if better and better not in names else [])
-    return None
 
 
 def _fix(keys: Keys, override: str, added: set[str], many: bool) -> Fix | None:

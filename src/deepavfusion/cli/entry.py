@@ -17,13 +17,13 @@ from rich import get_console
 from rich.console import Console
 from rich.panel import Panel
 
+from deepavfusion.cli.complete import recorded
+from deepavfusion.cli.help import print_help
+from deepavfusion.cli.hints import check
+from deepavfusion.cli.keys import Keys
+from deepavfusion.cli.words import parse
 from deepavfusion.config.compose import CONFIG_DIR
-from deepavfusion.config.hints import check
-from deepavfusion.config.keys import Keys
 from deepavfusion.config.overrides import literal, merged
-from deepavfusion.config.words import parse
-from deepavfusion.runs.command import recorded
-from deepavfusion.runs.help import print_help
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import UserError
