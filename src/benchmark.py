@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.cli.entry import entry, run
 from deepavfusion.config.compose import REPOSITORY, instantiate
-from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.directory import choose_run_dir, link_latest, remove_if_empty, write_record
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
@@ -16,7 +15,6 @@ from deepavfusion.utils.errors import UserError
 
 @entry("benchmark")
 def main(cfg: DictConfig) -> None:
-    check_ranges(cfg)
     import torch  # takes seconds, as the next two, which a mistake should not cost
     from lightning.pytorch.utilities import rank_zero_only
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from deepavfusion.cli.entry import entry, run
-from deepavfusion.config.ranges import check_ranges
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
@@ -16,7 +15,6 @@ KINDS = {"ours": "this project's", "original": "a published DeepAVFusion", "vit"
 
 @entry("convert")
 def main(cfg: DictConfig) -> None:
-    check_ranges(cfg)
     for key in ("input", "output"):
         if not cfg[key]:
             raise UserError(f"convert.py: no {key} was given; add {key}=<file>, see configs/convert.yaml.")

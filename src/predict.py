@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.cli.entry import entry, run
-from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 from deepavfusion.utils.console import Bars, say
 from deepavfusion.utils.errors import UserError
@@ -187,7 +186,6 @@ def check_task(cfg: DictConfig) -> None:
 
 @entry("predict")
 def main(cfg: DictConfig) -> None:
-    check_ranges(cfg)
     check_task(cfg)
     output = output_of(cfg)
     folder = output.parent if cfg.task == "features" else output

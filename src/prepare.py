@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from deepavfusion.cli.entry import entry, run
 from deepavfusion.config.compose import REPOSITORY, choices, instantiate
-from deepavfusion.config.ranges import check_ranges
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
 
@@ -111,7 +110,6 @@ COMMANDS = {"demo": make_demo, "verify": verify_data, "pack": pack_data}
 
 @entry("prepare")
 def main(cfg: DictConfig) -> None:
-    check_ranges(cfg)
     if cfg.command not in COMMANDS:
         given = "no command was given" if cfg.command is None else f"there is no command {cfg.command!r}"
         raise UserError(f"prepare.py: {given}; add command=<one of: {', '.join(COMMANDS)}>.")

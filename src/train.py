@@ -6,12 +6,10 @@ from omegaconf import DictConfig
 
 from deepavfusion.cli.complete import training_overrides
 from deepavfusion.cli.entry import entry, overrides_of_run, run
-from deepavfusion.config.ranges import check_ranges
 
 
 @entry("train", training_overrides)
 def main(cfg: DictConfig) -> None:
-    check_ranges(cfg)
     from deepavfusion.runs.training import train  # takes seconds, which a mistake should not cost
 
     train(cfg, overrides_of_run())

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
 from rich.console import Console
@@ -24,12 +25,14 @@ from deepavfusion.cli.keys import Keys
 from deepavfusion.cli.words import parse
 from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.config.overrides import literal, merged
+from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.quiet import quiet
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DEMO = "A tiny network is trained on generated clips; for a real run give data.root=<folder>."
 HELP = {"--help", "-h"}
 UNCHECKED = {"--hydra-help", "--version", "--shell-completion", "-sc", "--config-dir", "-cd", "--experimental-rerun"}
 PRINTS = {"--cfg", "-c", "--info", "-i"}  # their output may be read by programs
@@ -81,7 +84,7 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
 
     Before Hydra composes the config, the words of the command are checked, so that a mistake is reported before
     anything is imported for the run, and its overrides are completed: what Hydra prints, passes to `main` and to the
-    jobs it launches is what runs.
+    jobs it launches is what runs. The values of the config are checked before `main`.
 
     Args:
         script: its name.
@@ -89,7 +92,16 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
     """
 
     def decorate(main: Callable[..., Any]) -> Callable[[], Any]:
-        hydra_main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=script)(run_and_report(main))
+        notices: list[str] = []  # to print once everything is checked
+
+        @functools.wraps(main)
+        def checked(cfg: DictConfig) -> Any:
+            check_ranges(cfg)
+            if notices and rank_zero():
+                get_console().print(Panel("\n".join(notices), style="yellow", expand=False))
+            return main(cfg)
+
+        hydra_main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=script)(run_and_report(checked))
 
         @functools.wraps(main)
         def wrapped() -> Any:
@@ -97,7 +109,9 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
             if HELP & set(words) or words == ["help"]:
                 print_help(script, words)
                 return None
-            sys.argv = [sys.argv[0], *_completed(script, words, complete)]
+            overrides, demo_reason = _completed(script, words, complete)
+            sys.argv = [sys.argv[0], *overrides]
+            notices[:] = [] if demo_reason is None else [f"[bold]Demo scale[/]: {demo_reason}.", DEMO]
             return hydra_main()
 
         return wrapped
@@ -105,11 +119,11 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
     return decorate
 
 
-def _completed(script: str, words: list[str], complete: Complete | None) -> list[str]:
-    """The words for Hydra."""
+def _completed(script: str, words: list[str], complete: Complete | None) -> tuple[list[str], str | None]:
+    """The words for Hydra, and why the demo was chosen, if it was."""
     flags, given = parse(script, words, Keys(script, []).knows)
     if UNCHECKED & {flag.partition("=")[0] for flag in flags}:
-        return words
+        return words, None
     overrides = merged(literal([word.override for word in given], sweeps=bool({"-m", "--multirun"} & set(flags))))
     earlier = recorded(script, overrides)
     if earlier is not None and rank_zero():
@@ -124,11 +138,7 @@ def _completed(script: str, words: list[str], complete: Complete | None) -> list
         check(script, flags, given, overrides)
     if earlier is not None and not quietly:
         _say_loading(script)
-    if demo_reason and rank_zero() and not quietly:
-        text = f"[bold]Demo scale[/]: {demo_reason}.\nA tiny network is trained on generated clips; "
-        text += "for a real run give data.root=<folder>."
-        get_console().print(Panel(text, style="yellow", expand=False))
-    return [*flags, *overrides]
+    return [*flags, *overrides], demo_reason
 
 
 def _say_loading(script: str) -> None:

@@ -127,7 +127,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "data.index.lists": TEXTS,
     **{f"data.index.{key}": TEXT for key in INDEX_TEXTS},
     # ---- model
-    **{f"model.net.{stream}.{key}": rule for stream in ("image", "audio") for key, rule in VIT.items()},
+    **{f"model.net.{stream}.{key}": VIT[key] for stream in ("image", "audio") for key in VIT if key != "input_size"},
     "model.net.image.in_chans": one_of(3),
     "model.net.audio.in_chans": one_of(1),
     "model.net.fusion": TEXT,  # which ones there are: models/fusion.py
@@ -230,7 +230,9 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "benchmark.overrides": TEXTS,
     **{f"benchmark.recipe.{key}": rule for key, rule in RECIPE.items()},
     "benchmark.recipe.lr": FACTOR,
-    "trainer.precision": PRECISION | NULL,  # last, since torch is imported to see what the machine can do
+    # Last, since torch is imported for them: to count spectrogram frames, and to see what the machine can do.
+    **dict.fromkeys(("model.net.image.input_size", "model.net.audio.input_size"), VIT["input_size"]),
+    "trainer.precision": PRECISION | NULL,
 }
 MULTIPLES: list[tuple[str, str | int]] = [  # the first is a multiple of the second
     *((f"model.net.{stream}.input_size", f"model.net.{stream}.patch_size") for stream in ("image", "audio")),
