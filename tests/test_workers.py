@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deepavfusion.data.datamodule import ClipDataModule
@@ -128,6 +130,19 @@ def test_workers_that_are_killed_again_and_again_end_in_a_sentence(data_root, ca
     _, starved = loader(data_root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGKILL)))
     with pytest.raises(UserError, match=r"4 times in a row by SIGKILL.*data.num_workers"):
         epoch(starved)
+
+
+def test_the_death_of_a_worker_interrupts_no_other_code(data_root, monkeypatch):
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    former = signal.signal(signal.SIGCHLD, handler := lambda *_: None)
+    try:
+        assert list(DataLoader(range(2), num_workers=1)) == [0, 1]  # a loader of torch's, with torch's handler
+        assert signal.getsignal(signal.SIGCHLD) is not handler
+        _, ours = loader(data_root)
+        next(iter(ours))
+        assert signal.getsignal(signal.SIGCHLD) is handler
+    finally:
+        signal.signal(signal.SIGCHLD, former)
 
 
 def test_a_folder_that_vanishes_is_named_before_the_step(data_root, tmp_path):

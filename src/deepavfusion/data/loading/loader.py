@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
+from threading import current_thread, main_thread
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from deepavfusion.data.loading.sampler import ClipSampler
 from deepavfusion.data.loading.workers import Board, hang_watch, start_worker
@@ -106,13 +109,15 @@ class ResumableLoader(DataLoader[Any]):
                 ) from failure
 
     def _start(self) -> Any:
-        # With the first workers, torch installs a SIGCHLD handler that raises a RuntimeError when a worker dies, in
-        # whatever code the main process runs at that time: a training step, or a checkpoint being written. `next` above
-        # notices a dead worker anyway, where it can be handled, so the former handler is restored.
-        handler = signal.getsignal(signal.SIGCHLD)
+        # With the first workers of a process, those of any DataLoader, torch installs a SIGCHLD handler that raises a
+        # RuntimeError when a worker dies, in whatever code the main process runs at that time: a training step, a
+        # checkpoint being written, the end of the other workers below. `next` above notices a dead worker anyway, where
+        # it can be handled, so the former handler is restored.
         iterator = super().__iter__()
-        if signal.getsignal(signal.SIGCHLD) is not handler:
-            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", None) == signal_handling.__name__ and current_thread() is main_thread():
+            former = inspect.getclosurevars(handler).nonlocals.get("previous_handler")  # type: ignore[arg-type]
+            signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
         return iterator
 
     def _clear_away(self, iterator: Any, hung: set[int]) -> tuple[bool, str]:
