@@ -1,12 +1,35 @@
-"""Atomic writes: a file is either complete or absent."""
+"""Atomic writes: a file is either complete or absent. Reads of regular files only."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+KINDS = {  # that are no regular files
+    stat.S_IFDIR: "it is a folder",
+    stat.S_IFIFO: "it is a named pipe",
+    stat.S_IFSOCK: "it is a socket",
+    stat.S_IFCHR: "it is a device",
+    stat.S_IFBLK: "it is a device",
+}
+
+
+def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
+    """The status of a file, before it is opened: opening a named pipe waits for ever, and a device has no end.
+
+    Raises:
+        OSError: it does not exist, or is not a regular file, which `strerror` says in a clause.
+    """
+    status = os.stat(path)
+    if kind := KINDS.get(stat.S_IFMT(status.st_mode)):
+        code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+        raise OSError(code, f"{kind}, not a regular file", os.fspath(path))
+    return status
 
 
 @contextmanager
