@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepavfusion.data.lists.text import count, read_rows
+from deepavfusion.data.lists.text import count, read_csv
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import regular_file
 
 MEDIA = (
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
@@ -32,7 +33,8 @@ def read_input(path: str | Path) -> Inputs:
     Args:
         path: a folder, searched with all its subfolders for files with an ending of `MEDIA`, sorted by name; or a list
             of paths, absolute or relative to the list's folder: .txt with a path per line, or .csv with a column
-            `path`, else the first one, where empty lines and those with # first are skipped; or one video of any name.
+            `path`, else the first one, where empty lines and those with # first are skipped,
+            unless there is such a file; or one video of any name.
 
     Raises:
         UserError: nothing there, no video in the folder, an empty or unreadable list.
@@ -40,11 +42,14 @@ def read_input(path: str | Path) -> Inputs:
     given, path = path, Path(path)
     if path.is_dir():
         return _read_folder(path)
-    if not path.is_file():
+    try:
+        regular_file(path)
+    except OSError as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(
-            f"input {given} does not exist: expected a folder of videos, a list of them (.txt or .csv, a path per "
-            f"line), or one video."
-        )
+            f"input {given} {what}: expected a folder of videos, a list of them (.txt or .csv, a path per line), or "
+            "one video."
+        ) from None
     if path.suffix.lower() not in LISTS:
         return Inputs({str(given): str(given)})
     names = list(_read_csv(path) if path.suffix.lower() == ".csv" else _read_text(path))
@@ -104,13 +109,18 @@ def _read_text(path: Path) -> Iterator[str]:
         raise UserError(
             f"input {path} is not UTF-8 text ({error}): expected a path per line; save it as UTF-8."
         ) from None
-    yield from (line for line in map(str.strip, lines) if line and not line.startswith("#"))
+    yield from (line for line in map(str.strip, lines) if line and not _is_comment(line, path.parent))
+
+
+def _is_comment(line: str, folder: Path) -> bool:
+    """Whether a line is none of a video: it begins with "#", and there is no such file."""
+    return line.startswith("#") and not os.path.exists(folder / line)
 
 
 def _read_csv(path: Path) -> Iterator[str]:
     column = None
-    for _, cells in read_rows(path.parent, path.name, "path,…", "input"):
-        if cells[0].startswith("#"):
+    for _, cells in read_csv(path.parent, path.name, "path,…", "input"):
+        if _is_comment(cells[0], path.parent):
             continue
         if column is None:  # the header, if there is one
             names = [cell.lower() for cell in cells]

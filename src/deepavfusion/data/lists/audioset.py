@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import fill_in, list_clips, unique, unlisted_files
-from deepavfusion.data.lists.text import check_choice, check_name, count, read_rows, read_table, suggestion
+from deepavfusion.data.lists.text import check_choice, check_name, count, malformed, read_rows, read_table, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
@@ -78,7 +78,9 @@ def audioset(
     notes: list[str] = []
     listed: list[Clip] = []
     for name in LISTS_OF_SPLIT[split]:
-        clips, repeated = unique(_segments(base, files[name], name, clip_pattern, position), files[name], "labels")
+        clips, repeated = unique(
+            _segments(base, files[name], name, clip_pattern, position), files[name], "labels", base
+        )
         notes += repeated
         known = {clip.id for clip in listed}  # of the short list, or none
         if twice := [clip.id for clip in clips if clip.id in known]:
@@ -119,16 +121,11 @@ def _segments(
     # Two million lines have few different times and sets of labels: parse each once and share the result.
     labels_of: dict[str, tuple[int, tuple[int, ...]]] = {}  # the first in the line, and all of them sorted
     folder, file = str(root), str(root / annotations)
-    for line, cells in read_rows(root, annotations, COLUMNS, f"data.index.{name}"):
-        if cells[0].startswith("#"):
-            continue
+    for line, cells in read_rows(root, annotations, COLUMNS, f"data.index.{name}", comments=True):
         where = f"{file}, line {line}"
         seconds = _whole_seconds(cells[1], cells[2]) if len(cells) == 4 else None
         if not seconds:
-            raise UserError(
-                f"{where}, reads `{', '.join(cells)}`; expected `{COLUMNS}` with 0 ≤ start < end and double quotes "
-                "around the labels: fix the line."
-            )
+            raise malformed(where, cells, f"`{COLUMNS}` with 0 ≤ start < end and double quotes around the labels")
         start, end = seconds
         video, mids = check_name(cells[0], "id", where), cells[3]
         if mids not in labels_of:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deepavfusion.data.lists.clip_list import DEMO, ClipList, Folders
+from deepavfusion.data.lists.spreadsheet import PUBLISHED, YOUTUBE
 from deepavfusion.data.lists.text import count, leads_out, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
 STRAYS_BY_NAME = 3  # up to this many folders without a label get a note each; more share one
+
+FEW = 0.2  # share of the ids that may be damaged; with more, the list has ids of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +65,19 @@ def _bad_pattern(pattern: str, wrong: str, expected: str) -> UserError:
     return UserError(f"The pattern {pattern!r} {wrong}; expected {expected}: fix data.index.clip_pattern.")
 
 
-def unique(listed: Iterable[tuple[int, AnyListed]], source: str, differing: str) -> tuple[list[AnyListed], list[str]]:
+def unique(
+    listed: Iterable[tuple[int, AnyListed]], source: str, differing: str, youtube: Path | None = None
+) -> tuple[list[AnyListed], list[str]]:
     """The first item of each clip, in the order of the list, and notes about repeated ones.
 
     Args:
         listed: line number and item.
         source: name of the list.
         differing: what two items of one clip may disagree on, e.g. "labels".
+        youtube: the data folder, if the videos have ids of YouTube; None: any ids.
+
+    Raises:
+        UserError: a few of YouTube's ids are too short.
     """
     first: dict[str, AnyListed] = {}
     lines = array("L")
@@ -79,6 +88,8 @@ def unique(listed: Iterable[tuple[int, AnyListed]], source: str, differing: str)
         else:
             first[item.id] = item
             lines.append(line)
+    if youtube:
+        _check_lengths(list(first.values()), lines, youtube / source)
 
     def example(line: int, item: AnyListed) -> str:
         return f"e.g. {item.id} in lines {lines[list(first).index(item.id)]} and {line}; the first line counts."
@@ -90,6 +101,17 @@ def unique(listed: Iterable[tuple[int, AnyListed]], source: str, differing: str)
     if at_odds:
         notes.append(f"{source} gives {count(len(at_odds), 'clip')} different {differing}, {example(*at_odds[0])}")
     return list(first.values()), notes
+
+
+def _check_lengths(items: Sequence[AnyListed], lines: Sequence[int], path: Path) -> None:
+    """Raise a `UserError` if a few ids lost characters; not if most are short, as in a list of one's own."""
+    short = [n for n, item in enumerate(items) if len(item.video) < YOUTUBE]
+    if short and len(short) < FEW * len(items):
+        raise UserError(
+            f"{path}, line {lines[short[0]]}, has the id {items[short[0]].video!r} of {len(items[short[0]].video)} "
+            f"characters; expected {YOUTUBE}: {count(len(short), 'id')} lost a '-' or zeros at the beginning, which a "
+            f"spreadsheet program may take away: {PUBLISHED}."
+        )
 
 
 def clips_of(rows: Iterable[ListedClip], root: Path, classes: Sequence[str]) -> Iterator[Clip]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from deepavfusion.data.lists.spreadsheet import PUBLISHED, fault, looks_changed
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import regular_file
 
+MAX_SHOWN = 200  # characters of a line in a message
 SPLIT_KEYS = "data.train_split, data.val_split or data.eval_split"
 
 
@@ -26,9 +28,28 @@ def check_choice(what: str, value: str, known: Iterable[str], key: str = SPLIT_K
 
 
 def read_rows(
-    root: Path, annotations: str, columns: str, key: str = "data.index.annotations"
+    root: Path, annotations: str, columns: str, key: str = "data.index.annotations", comments: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """Lines of a CSV file with their numbers from 1, without blank ones."""
+    """Lines of a CSV file with their numbers from 1, without blank ones.
+
+    Args:
+        comments: whether lines `# …` at the top are comments; elsewhere a line that begins with "#" is an error.
+
+    Raises:
+        UserError: no such file, or not UTF-8; a line that is no CSV, or that a spreadsheet program changed.
+    """
+    path, top = root / annotations, comments
+    for line, cells in read_csv(root, annotations, columns, key):
+        if top and cells[0].startswith("# "):
+            continue
+        top = False
+        if looks_changed(cells[0]) and (cells[0].startswith("#") or fault(cells)):
+            raise malformed(f"{path}, line {line}", cells, f"`{columns}`")
+        yield line, cells
+
+
+def read_csv(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a CSV file of any content, as `read_rows` gives them."""
     path = _list_file(root, annotations, f"a CSV file with lines `{columns}`", key)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, skipinitialspace=True, strict=True)
@@ -41,10 +62,38 @@ def read_rows(
             raise UserError(
                 f"{path}, line {reader.line_num}, cannot be read as CSV ({error}); expected `{columns}`: fix the line."
             ) from None
+        except UnicodeDecodeError:
+            raise _not_utf8(path, columns) from None
+
+
+def malformed(where: str, cells: Sequence[str], expected: str) -> UserError:
+    """The error of a line: what it reads, why, where that can be seen, what was expected, and what to do."""
+    line = ",".join(cells)
+    line = line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}…"
+    why = fault(cells)
+    if not why and cells and cells[0].startswith("#"):
+        why = "it begins with '#', as comments do, which are read at the top of AudioSet's lists only"
+        return UserError(f"{where}, reads `{line}`: {why}; expected {expected}: fix the line, or remove it.")
+    if why:
+        return UserError(f"{where}, reads `{line}`: {why}; expected {expected}: {PUBLISHED}.")
+    return UserError(f"{where}, reads `{line}`; expected {expected}: fix the line.")
+
+
+def _not_utf8(path: Path, columns: str) -> UserError:
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:1000]:
+        where, why = "", "is UTF-16 text, as spreadsheet programs write it"
+    else:
+        try:
+            content.decode()
+            line = 0
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 text ({error}); expected lines `{columns}`: save it as UTF-8."
-            ) from None
+            line = len(content[: error.start].splitlines()) or 1
+        where, why = f", line {line},", "is not UTF-8 text"
+    return UserError(
+        f"{path}{where} {why}; expected UTF-8 with lines `{columns}`: save it as UTF-8 (in a spreadsheet program, 'CSV "
+        "UTF-8'), or put the published file there."
+    )
 
 
 def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -58,10 +107,8 @@ def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator
         )
     for line, cells in rows:
         if len(cells) != len(header):
-            raise UserError(
-                f"{root / annotations}, line {line}, reads `{','.join(cells)}`; expected `{','.join(header)}` and, "
-                "around cells with commas, double quotes: fix the line."
-            )
+            expected = f"`{','.join(header)}` and, around cells with commas, double quotes"
+            raise malformed(f"{root / annotations}, line {line}", cells, expected)
         yield line, dict(zip(header, cells, strict=True))
 
 
@@ -87,11 +134,17 @@ def _list_file(root: Path, annotations: str, content: str, key: str) -> Path:
     if not isinstance(annotations, str) or leads_out(annotations):
         raise UserError(f"The path {annotations!r} leaves the data folder {root}; expected one below it: fix {key}.")
     path = root / annotations
-    if not os.path.isfile(path):
-        raise UserError(
-            f"The list {path} does not exist; expected {content}: put it there, or set {key} to its place under {root}."
-        )
-    return path
+    try:
+        regular_file(path)
+    except FileNotFoundError:
+        what = "does not exist"
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+    else:
+        return path
+    raise UserError(
+        f"The list {path} {what}; expected {content}: put it there, or set {key} to its place under {root}."
+    )
 
 
 def leads_out(path: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, clips_of, fill_in, list_clips, unique, unlisted_files
-from deepavfusion.data.lists.text import check_choice, check_name, read_rows
+from deepavfusion.data.lists.text import check_choice, check_name, malformed, read_rows
 from deepavfusion.utils.errors import UserError
 
 COLUMNS = "id,start,label,train|test"
@@ -44,7 +44,7 @@ def vggsound(
     """
     check_choice("split of VGGSound", split, SPLITS)
     folders = Folders(root)
-    rows, notes = unique(_rows(folders.root, annotations, clip_pattern), annotations, "labels or splits")
+    rows, notes = unique(_rows(folders.root, annotations, clip_pattern), annotations, "labels or splits", folders.root)
     classes = sorted({row.label for row in rows})
     chosen = [row for row in rows if row.split == split]
     if not chosen and split == "train":
@@ -71,9 +71,7 @@ def _rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[int, Lis
     for line, cells in read_rows(root, annotations, COLUMNS):
         where = f"{root / annotations}, line {line}"
         if len(cells) != 4 or not SECONDS.fullmatch(cells[1]) or cells[3] not in SPLITS:
-            raise UserError(
-                f"{where}, reads `{','.join(cells)}`; expected `{COLUMNS}` with whole seconds and, around labels with "
-                "commas, double quotes: fix the line."
-            )
+            expected = f"`{COLUMNS}` with whole seconds and, around labels with commas, double quotes"
+            raise malformed(where, cells, expected)
         video, label = check_name(cells[0], "id", where), check_name(cells[2], "label", where)
         yield line, ten_seconds(pattern, video, int(cells[1]), label, folder_name(label), cells[3])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, clips_of, list_clips, unique, unlisted_files
-from deepavfusion.data.lists.text import check_choice, check_name, count, read_rows, read_table, suggestion
+from deepavfusion.data.lists.text import check_choice, check_name, count, malformed, read_rows, read_table, suggestion
 from deepavfusion.data.lists.vggsound import folder_name, ten_seconds
 from deepavfusion.utils.errors import UserError
 
@@ -55,7 +55,7 @@ def vggsound_music(
     folders = Folders(root)
     base = folders.root
     train_file, test_file = f"{split_dir}/{train_list}", f"{split_dir}/{test_list}"
-    train, notes = unique(_train_rows(base, train_file, clip_pattern), train_file, "instruments")
+    train, notes = unique(_train_rows(base, train_file, clip_pattern), train_file, "instruments", base)
     pairs = list(_pairs(base, test_file, clip_pattern))
     uses: dict[ListedClip, int] = {}  # line of the first pair that uses it
     for line, *rows in pairs:
@@ -98,7 +98,7 @@ def _train_rows(root: Path, annotations: str, pattern: str) -> Iterator[tuple[in
     for line, cells in read_rows(root, annotations, TRAIN_COLUMNS, "data.index.split_dir or data.index.train_list"):
         where = f"{root / annotations}, line {line}"
         if len(cells) != 2:
-            raise UserError(f"{where}, reads `{','.join(cells)}`; expected `{TRAIN_COLUMNS}`: fix the line.")
+            raise malformed(where, cells, f"`{TRAIN_COLUMNS}`")
         yield line, _row(cells[0], cells[1], pattern, where, TRAIN_COLUMNS)
 
 
