@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
+import tempfile
 import time
 from contextlib import contextmanager
+from multiprocessing.process import current_process
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.vggsound import vggsound
+from deepavfusion.data.loading import watch
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.utils.errors import UserError
@@ -143,6 +149,79 @@ def test_the_death_of_a_worker_interrupts_no_other_code(data_root, monkeypatch):
         assert signal.getsignal(signal.SIGCHLD) is handler
     finally:
         signal.signal(signal.SIGCHLD, former)
+
+
+def test_a_signal_from_outside_is_no_clips_fault(data_root, capsys):
+    module, _ = loader(data_root)
+    _, ended = loader(data_root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGTERM)))
+    with pytest.raises(UserError, match=r"4 times in a row by SIGTERM: another program or a time limit"):
+        epoch(ended)
+    assert module.lists["train"].clips[2].id not in capsys.readouterr().out
+
+
+def no_room(*_: object) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: Success (0)")
+
+
+def no_socket(*_: object) -> None:
+    raise OSError("AF_UNIX path too long")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken", "said"),
+    [
+        (torch.UntypedStorage, "_share_fd_cpu_", no_room, "allocate shared memory"),
+        (reductions.multiprocessing.reduction, "DupFd", no_socket, "AF_UNIX path too long"),
+        (resource, "getrlimit", lambda _: (200, 4096), "200 files may be open at a time"),
+    ],
+)
+def test_batches_that_cannot_be_shared_come_through_a_pipe(data_root, monkeypatch, capfd, where, name, broken, said):
+    _, undisturbed = loader(data_root)
+    expected = epoch(undisturbed)
+    monkeypatch.setattr(where, name, broken)
+    _, piped = loader(data_root)
+    assert same(epoch(piped), expected)
+    assert said in capfd.readouterr().out
+
+
+def test_processes_meet_in_a_folder_with_a_short_name(data_root, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 80)))
+    Path(tempfile.tempdir).mkdir()
+    monkeypatch.setitem(current_process()._config, "tempdir", None)
+    _, undisturbed = loader(data_root)
+    epoch(undisturbed)
+    assert "through pipes" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_without_batches_ends_with_the_reason(data_root, tmp_path, monkeypatch, workers):
+    """In collating, which is no clip's fault; without decoding processes, a thread has to end the run."""
+    monkeypatch.setattr(watch, "PATIENCE", 0.5)
+    monkeypatch.setattr(watch, "LOW_SHM", 1 << 60)
+    report = tmp_path / "report"
+
+    def child() -> None:
+        os.dup2(os.open(report, os.O_CREAT | os.O_WRONLY), 2)
+        module, stuck = loader(data_root, num_workers=workers, hang_seconds=1.0)
+        stuck.collate_fn.collate = lambda _: time.sleep(3600)
+        if not workers:
+            source = Treacherous(module.lists["train"].clips[2].id, lambda: time.sleep(3600))
+            _, stuck = loader(data_root, source, num_workers=0, hang_seconds=1.0)
+        try:
+            epoch(stuck)
+        except UserError as error:
+            report.write_text(str(error))
+            os._exit(2)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 2
+    text = report.read_text()
+    assert "no batch came for 1 s (data.hang_seconds)" in text
+    assert "/dev/shm has" in text
+    if not workers:
+        assert f"reading clip {loader(data_root)[0].lists['train'].clips[2].id} (" in text
 
 
 def test_a_folder_that_vanishes_is_named_before_the_step(data_root, tmp_path):

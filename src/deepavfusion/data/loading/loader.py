@@ -15,13 +15,16 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
 from deepavfusion.data.loading.sampler import ClipSampler
-from deepavfusion.data.loading.workers import Board, hang_watch, start_worker
+from deepavfusion.data.loading.transport import Sender, shorten_socket_names
+from deepavfusion.data.loading.watch import PATIENCE, HangWatch
+from deepavfusion.data.loading.workers import Board, start_worker
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 TRIES = 2  # of a clip before it is excluded
 KILLS = 3  # from outside, without a batch in between
+CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
 CRASHES = 100  # blamed on clips, without a batch in between: then the decoder or the machine is at fault
 
 
@@ -46,11 +49,12 @@ class ResumableLoader(DataLoader[Any]):
 
     Args:
         dataset: a dataset of its own: the loader sets its `reading`.
-        hang_seconds: time after which reading one item counts as hung, s.
+        hang_seconds: time after which reading one item counts as hung, s; without any sign of life for as long, the run
+            stops.
         kwargs: of `DataLoader`.
 
     Raises:
-        UserError: while iterating, if decoding processes die again and again.
+        UserError: while iterating, if decoding processes die again and again, or no batch comes.
     """
 
     sampler: ClipSampler
@@ -63,6 +67,7 @@ class ResumableLoader(DataLoader[Any]):
         self.items = dataset
         self.hang_seconds = hang_seconds
         self.ends: Counter[int] = Counter()  # of processes while they read an item
+        kwargs["collate_fn"] = Sender(kwargs["collate_fn"], self.board.piped)
         super().__init__(dataset, worker_init_fn=start_worker, **kwargs)  # type: ignore[arg-type]  # a `Dataset`, too
 
     def state_dict(self) -> dict[str, int]:
@@ -78,14 +83,18 @@ class ResumableLoader(DataLoader[Any]):
         while True:
             self.sampler.items_done = self.batches_done * self.batch_size
             iterator = self._start()
-            with hang_watch(self.board, self.hang_seconds) as hung:
+            workers = getattr(iterator, "_workers", [])
+            with HangWatch(self.board, self.hang_seconds, workers, self._described) as watch:
                 while True:
                     try:
-                        batch = next(iterator)
+                        with watch.waiting():
+                            batch = next(iterator)
                     except StopIteration:
                         return
                     except (RuntimeError, EOFError, OSError) as error:  # the latter two: it died while sending
-                        if not wait([worker.sentinel for worker in getattr(iterator, "_workers", ())], timeout=1):
+                        if watch.stalled:
+                            raise UserError(watch.stalled) from error
+                        if not wait([worker.sentinel for worker in workers], timeout=1):
                             raise  # no process has died: an error of the dataset
                         failure = error
                         break
@@ -94,14 +103,16 @@ class ResumableLoader(DataLoader[Any]):
                     if self.batches_done == len(self):  # Lightning does not ask for more; this ends the workers
                         next(iterator, None)
                     yield batch
-            blamed, how = self._clear_away(iterator, hung)
+            blamed, how = self._clear_away(iterator, watch)
             kills, crashes = kills + (not blamed), crashes + blamed
             ended = f"times in a row by {how}"
             if kills > KILLS:
-                raise UserError(
-                    f"decoding processes were ended {kills} {ended}: the machine has too little memory, or shared "
-                    f"memory (df -h /dev/shm), for {self.num_workers} of them; set data.num_workers lower."
-                ) from failure
+                why = "another program or a time limit ends them"
+                if how == "SIGKILL":  # as the system does
+                    why = (
+                        f"the machine has too little memory for {self.num_workers} of them; set data.num_workers lower"
+                    )
+                raise UserError(f"decoding processes were ended {kills} {ended}: {why}.") from failure
             if crashes > CRASHES:
                 raise UserError(
                     f"decoding processes were ended {crashes} {ended}, on clip after clip: make doctor checks whether "
@@ -113,6 +124,7 @@ class ResumableLoader(DataLoader[Any]):
         # RuntimeError when a worker dies, in whatever code the main process runs at that time: a training step, a
         # checkpoint being written, the end of the other workers below. `next` above notices a dead worker anyway, where
         # it can be handled, so the former handler is restored.
+        shorten_socket_names()
         iterator = super().__iter__()
         handler = signal.getsignal(signal.SIGCHLD)
         if getattr(handler, "__module__", None) == signal_handling.__name__ and current_thread() is main_thread():
@@ -120,27 +132,33 @@ class ResumableLoader(DataLoader[Any]):
             signal.signal(signal.SIGCHLD, former or signal.SIG_DFL)
         return iterator
 
-    def _clear_away(self, iterator: Any, hung: set[int]) -> tuple[bool, str]:
+    def _clear_away(self, iterator: Any, watch: HangWatch) -> tuple[bool, str]:
         """End all processes; returns whether a clip is to blame, and how one ended by itself."""
         dead = [(number, worker.exitcode) for number, worker in enumerate(iterator._workers) if not worker.is_alive()]
         blamed, how = False, ""
         for number, code in dead:
-            item = self.board.item(number)
+            item, hung = self.board.item(number), number in watch.ended
             how = signal.Signals(-code).name if code < 0 else f"status {code}"
-            if item is None or (number not in hung and how == "SIGKILL"):
+            if item is None or not (hung or code > 0 or -code in CRASH_SIGNALS):  # a signal from outside
                 say(f"a decoding process was ended by {how}; all are restarted", "yellow")
                 continue
             blamed = True
-            what = f"did not finish within {self.hang_seconds:g} s" if number in hung else f"was ended by {how}"
-            reason = "hung" if number in hung else "undecodable"
+            what = f"did not finish within {self.hang_seconds:g} s" if hung else f"was ended by {how}"
+            reason = "hung" if hung else "undecodable"
             self._blame(item, reason, f"the decoding process {what} while reading it")
         for worker in iterator._workers:
             worker.kill()
-            worker.join()
+            worker.join(PATIENCE)
+            if worker.is_alive():
+                raise UserError(f"a decoding process cannot be ended: {watch.reason()}")
         iterator._shutdown_workers()
         self._iterator = None
         self.board.rows.zero_()
         return blamed, how
+
+    def _described(self, item: int) -> str:
+        clip = self.items.clips[self.items.first_clip(item)]
+        return f"clip {clip.id} ({clip.path})"
 
     def _blame(self, item: int, reason: str, detail: str) -> None:
         clip = self.items.clips[self.items.first_clip(item)]
@@ -148,7 +166,7 @@ class ResumableLoader(DataLoader[Any]):
             detail += " or a clip it is mixed with"
         self.ends[item] += 1
         if self.ends[item] < TRIES:
-            say(f"clip {clip.id} ({clip.path}): {detail}; it will be tried again", "yellow")
+            say(f"{self._described(item)}: {detail}; it will be tried again", "yellow")
         else:
             detail += f", {self.ends[item]} times"
             self.board.excluded[item] = Problem(clip.id, clip.path, reason, detail, used=False)

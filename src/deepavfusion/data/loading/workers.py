@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 
 from deepavfusion.types import Problem
 
-LOOK_EVERY = 0.5  # s
-
 
 class Board:
-    """Which item each of so many decoding processes is reading, and since when; in memory that all of them share."""
+    """Which item each of so many decoding processes is reading, and since when; in memory that all of them share.
+
+    Without decoding processes, the training process reads, and has the only row.
+    """
 
     def __init__(self, workers: int) -> None:
         # process id · item + 1, or 0 between two · start, ns of the monotonic clock, which is the machine's
-        self.rows = torch.zeros(workers, 3, dtype=torch.int64).share_memory_()
+        self.rows = _shared(max(1, workers), 3)
+        self.piped = _shared(1, 1)  # see `transport.Sender`
         self.excluded: dict[int, Problem] = {}  # items that are not read again
 
     @contextmanager
     def reading(self, item: int) -> Iterator[Problem | None]:
-        """Note in a decoding process that an item is being read; gives its problem if it is excluded."""
-        info = torch.utils.data.get_worker_info()
-        if info is None or item in self.excluded:
-            yield self.excluded.get(item)
+        """Note that this process reads an item; gives its problem if it is excluded."""
+        if item in self.excluded:
+            yield self.excluded[item]
             return
-        row = self.rows[info.id]
+        info = torch.utils.data.get_worker_info()
+        row = self.rows[info.id if info else 0]
         row[0], row[2] = os.getpid(), time.monotonic_ns()
         row[1] = item + 1
         yield None
@@ -42,27 +45,9 @@ class Board:
         return int(self.rows[worker, 1]) - 1 if self.rows[worker, 1] else None
 
 
-@contextmanager
-def hang_watch(board: Board, seconds: float) -> Iterator[set[int]]:
-    """Within it, a decoding process that reads an item for longer is ended, from a thread; gives those ended so far."""
-    ended: set[int] = set()
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(LOOK_EVERY):
-            now = time.monotonic_ns()
-            for worker, (pid, item, since) in enumerate(board.rows.tolist()):
-                if item and now - since > seconds * 1e9 and worker not in ended:
-                    ended.add(worker)
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-
-    if len(board.rows):
-        threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield ended
-    finally:
-        over.set()
+def _shared(*shape: int) -> torch.Tensor:
+    """Zeros that forked processes share, int64; not a file in /dev/shm, which may be full."""
+    return torch.frombuffer(mmap.mmap(-1, 8 * math.prod(shape)), dtype=torch.int64).view(shape)
 
 
 def start_worker(_: int) -> None:
