@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deepavfusion.config.compose import REPOSITORY
-from deepavfusion.config.overrides import quoted, recorded_overrides, with_scale
+from deepavfusion.config.overrides import quoted, with_scale
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.runs import build
 from deepavfusion.runs.directory import choose_run_dir
@@ -213,47 +213,6 @@ def test_no_resolver_makes_a_config_of_a_record(
     changed = {"net": {"net": text}, "value": {"mask": text}, "key": {text: 1}, "list": {"betas": [{"a": (text,)}]}}
     path = write_separator(tmp_path / "a.ckpt", {**SEPARATOR, **changed[where]})
     refused(lambda: load_task(path, "separate"), "has ${…} in its record", "was not loaded")
-
-
-# ---------------------------------------------------------------- overrides that a checkpoint brings along
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "model._target_=os.system",
-        "+callbacks.a={_target_: os.system, command: touch x}",
-        "+callbacks.a={'_target_':os.system}",
-        "model.net=${oc.create:{_target_:os.system}}",
-        "data=../../../tmp/a",
-        "hydra.searchpath=[file:///tmp]",
-        "+hydra.searchpath=[file:///tmp]",
-        "+model@callbacks.a=pretrain",
-    ],
-)
-def test_recorded_overrides_choose_nothing_that_is_called(override: str, refused: Refused) -> None:
-    record = {"overrides": ["trainer=cpu", override]}
-    words = ("checkpoint a.ckpt records the override ", "give the same override")
-    refused(lambda: recorded_overrides(record, ["ckpt_path=a.ckpt"], "a.ckpt"), *words)
-    assert recorded_overrides({"overrides": [override]}, [override], "a.ckpt") == [override]
-
-
-def test_recorded_overrides_of_a_run_come_back() -> None:
-    usual = [
-        "experiment=music_separation",
-        "model/net=tiny",
-        "data.root='/a b/c'",
-        "trainer.max_epochs=3",
-        "+a.b=[1,2]",
-    ]
-    usual += ["data.root=../data/music", "paths.log_dir=/logs/a@b"]
-    assert recorded_overrides({"overrides": usual}, [], "a.ckpt") == usual
-    of_the_run = ["ckpt_path=/runs/x/checkpoints/last.ckpt", "run.name=x", "run.latest=false"]
-    assert recorded_overrides({"overrides": [*of_the_run, *usual]}, [], "a.ckpt") == usual
-    assert recorded_overrides({}, [], "a.ckpt") == []
-    for wrong in (5, "experiment=x", [5], {"a": 1}, None):
-        with pytest.raises(UserError, match="expected a list of overrides"):
-            recorded_overrides({"overrides": wrong}, [], "a.ckpt")
 
 
 # ---------------------------------------------------------------- overrides

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from deepavfusion.config.overrides import merged, recorded_overrides, renamed, value_of, with_scale
+from deepavfusion.config.overrides import OF_ONE_RUN, merged, value_of, with_scale
+from deepavfusion.config.records import accepted
 from deepavfusion.runs.directory import OVERRIDES, read_overrides
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.signing import is_signed
 
 
 def recorded(script: str, given: list[str]) -> list[str] | None:
@@ -17,14 +18,19 @@ def recorded(script: str, given: list[str]) -> list[str] | None:
     None: its checkpoint records them.
     """
     if script == "train" and (resume := value_of(given, "resume")):
-        return renamed(read_overrides(str(resume)))
+        return _of_run_dir(Path(str(resume)), given)
     if script == "eval" and (path := value_of(given, "ckpt_path")):
         run_dir = Path(str(path)).resolve().parent.parent
         try:
-            return renamed(read_overrides(run_dir)) if (run_dir / OVERRIDES).is_file() else None
-        except (yaml.YAMLError, UnicodeError, TypeError):  # not what train.py wrote
+            return _of_run_dir(run_dir, given) if (run_dir / OVERRIDES).is_file() else None
+        except UserError:  # the checkpoint has its own record
             return None
     return []
+
+
+def _of_run_dir(run_dir: Path, given: list[str]) -> list[str]:
+    found, own = read_overrides(run_dir)
+    return accepted(found, given, f"{run_dir / OVERRIDES}", own, name=run_dir.resolve().name)
 
 
 def training_overrides(given: list[str]) -> tuple[list[str], str | None]:
@@ -49,7 +55,12 @@ def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
         raise UserError(f"checkpoint {path} does not exist: expected one of train.py, <run>/checkpoints/last.ckpt.")
     from deepavfusion.weights.weights import read_record  # takes torch, without which mistakes are reported sooner
 
-    found = recorded_overrides(read_record(str(path)), given, str(path))
+    record = read_record(str(path))
+    overrides: Any = record.get("overrides", [])
+    own = isinstance(overrides, list) and is_signed(record.get("made_here"), overrides)
+    if isinstance(overrides, list):
+        overrides = [each for each in overrides if not str(each).startswith(OF_ONE_RUN)]
+    found = accepted(overrides, given, f"checkpoint {path}", own)
     if not found and value_of(given, "experiment") is None:
         raise UserError(f"{path} does not record its run: add experiment=<name>, as for that run.")
     return with_scale("eval", merged(found, given))

@@ -122,35 +122,6 @@ def renamed_model(model: dict[str, Any]) -> dict[str, Any]:
     return {new.removeprefix("model."): model[key] for key, new in keys.items() if new is not None}
 
 
-def recorded_overrides(record: dict[str, Any], given: list[str], path: str) -> list[str]:
-    """The overrides that the run of a checkpoint was started with, except those for that run only.
-
-    Args:
-        record: of the checkpoint, which may come from anyone.
-        given: overrides of the command, which are trusted.
-        path: of the checkpoint.
-
-    Raises:
-        UserError: they are not overrides, or one chooses what is called or read as a config and is not among `given`.
-    """
-    found = record.get("overrides", [])
-    if not isinstance(found, list) or not all(isinstance(value, str) for value in found):
-        raise UserError(
-            f"checkpoint {path} records {found!r:.80}, expected a list of overrides, as train.py writes it."
-        )
-    found = renamed([value for value in found if not value.startswith(OF_ONE_RUN)])
-    for value in found:
-        key, _, choice = value.lstrip("+~").partition("=")
-        calls = "_target_" in value or "${" in value or "@" in key or key.startswith("hydra")
-        elsewhere = "." not in key and (".." in choice or choice.startswith("/"))  # a file outside of configs/
-        if (calls or elsewhere) and value not in given:
-            raise UserError(
-                f"checkpoint {path} records the override {value!r}, which chooses what code runs; nothing was run: "
-                f"if you trust it, give the same override with the command."
-            )
-    return found
-
-
 def with_scale(name: str, overrides: list[str]) -> tuple[list[str], str | None]:
     """Decide scale=auto: the demo where no data root is given and the default one does not exist, else the paper.
 

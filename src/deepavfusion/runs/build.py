@@ -24,6 +24,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
+from deepavfusion.utils.signing import signed
 
 SWITCHES = {
     "enable_progress_bar": ProgressBar,
@@ -60,6 +61,7 @@ def build(
         "data": {key: plain["data"][key] for key in ("name", "image_size", "audio_seconds")} | {"demo": is_demo},
         "classes": list(datamodule.classes),
         "overrides": overrides,
+        "made_here": signed(overrides),  # tells this user's own checkpoints from those of others, see config/records.py
     }
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     # Lightning refuses a callback whose kind is switched off, as eval.yaml does with checkpoints.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from datetime import datetime
 from pathlib import Path
 
 import yaml
 
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.files import read_text, write_whole
+from deepavfusion.utils.signing import is_signed, signed
 
 RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # environment variable: tells the other processes on this machine
 CHECKPOINTS = "checkpoints"
@@ -21,6 +23,8 @@ OVERRIDES = "overrides.yaml"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
+MADE_HERE = "# made here: "  # begins the last line of overrides.yaml
+MOST_BYTES = 2**18  # of overrides.yaml
 
 
 def choose_run_dir(
@@ -54,6 +58,7 @@ def choose_run_dir(
                 f"{processes} processes were started by a launcher and need one common directory: add run.name=<name>."
             )
         run_dir = _named(Path(log_dir) / task / kind, name)
+    _check_links(run_dir)
     if (run_dir / METRICS).exists():
         weights = f", or start from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
         raise UserError(
@@ -62,6 +67,20 @@ def choose_run_dir(
         )
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
     return run_dir
+
+
+def _check_links(run_dir: Path) -> None:
+    """Raise a `UserError` if a run directory of someone else would write, through a link, outside of itself."""
+    place = run_dir.resolve()
+    if read_overrides(run_dir)[1]:
+        return
+    for folder, folders, files in os.walk(place):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(place):
+                raise UserError(
+                    f"{path} leads to {path.resolve()}, outside of this run directory, which no run of yours wrote "
+                    "here; nothing was run: replace the link by what it leads to."
+                )
 
 
 def _named(runs: Path, name: str | None) -> Path:
@@ -98,15 +117,34 @@ def remove_if_empty(run_dir: Path) -> None:
 
 
 def write_record(run_dir: Path, config: str, overrides: list[str]) -> None:
-    """Write the composed config and its overrides to the run directory."""
+    """Write the composed config and its overrides to the run directory, with a code that says they are ours."""
     write_whole(run_dir / CONFIG, config)
-    write_whole(run_dir / OVERRIDES, yaml.safe_dump(overrides))
+    code = signed(overrides, str(run_dir.resolve()))
+    write_whole(run_dir / OVERRIDES, yaml.safe_dump(overrides) + (f"{MADE_HERE}{code}\n" if code else ""))
 
 
-def read_overrides(run_dir: str | Path) -> list[str]:
-    """The overrides a run was started with; none if it left no record."""
+def read_overrides(run_dir: str | Path) -> tuple[object, bool]:
+    """The overrides a run was started with, and whether this user's run wrote them in this place.
+
+    They are not checked; an empty list if the run left no record.
+
+    Raises:
+        UserError: the file is larger than any record, or cannot be read.
+    """
     path = Path(run_dir) / OVERRIDES
-    return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []
+    if not path.exists():
+        return [], False
+    text = read_text(path, MOST_BYTES, "the overrides of a run, as train.py writes them")
+    try:
+        found = yaml.safe_load(text) or []
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as YAML ({textwrap.shorten(str(error), 100)}): expected a list of overrides, as "
+            "train.py writes it; give them with the command and remove the file."
+        ) from None
+    code = text.rpartition(MADE_HERE)[2].strip() if MADE_HERE in text else None
+    texts = isinstance(found, list) and all(isinstance(each, str) for each in found)
+    return found, texts and is_signed(code, found, str(Path(run_dir).resolve()))
 
 
 def link_latest(run_dir: Path) -> None:

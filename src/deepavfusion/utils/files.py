@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deepavfusion.utils.errors import UserError
+
 KINDS = {  # that are no regular files
     stat.S_IFDIR: "it is a folder",
     stat.S_IFIFO: "it is a named pipe",
@@ -32,6 +34,29 @@ def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
     return status
 
 
+def read_text(path: Path, most: int, expected: str) -> str:
+    """The text of a record, of at most so many bytes; for files that anyone may have written.
+
+    Args:
+        path: of a regular file.
+        most: bytes.
+        expected: what it should hold, for messages.
+
+    Raises:
+        UserError: it cannot be read, is too large, or not UTF-8.
+    """
+    try:
+        size = regular_file(path).st_size
+        if size > most:
+            raise UserError(f"{path} has {size} bytes, expected {expected}, at most {most}: fetch or copy it again.")
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): expected {expected}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): expected {expected}.") from None
+
+
 @contextmanager
 def whole(path: Path, durable: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it replaces `path` when the block ends, and is removed if it fails.
@@ -41,6 +66,8 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
         durable: sync to the disk, so that this also holds when the machine loses power.
     """
     partial = path.with_name(f"{path.name}.partial")
+    if partial.is_symlink():  # through which this would write to another file
+        partial.unlink()
     try:
         yield partial
         if durable:
