@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import hydra
@@ -22,16 +21,17 @@ from deepavfusion.cli.complete import recorded
 from deepavfusion.cli.help import print_help
 from deepavfusion.cli.hints import check
 from deepavfusion.cli.keys import Keys
+from deepavfusion.cli.streams import secure_streams
 from deepavfusion.cli.words import parse
-from deepavfusion.config.compose import CONFIG_DIR
+from deepavfusion.config.compose import CONFIG_DIR, TRACEBACK
 from deepavfusion.config.overrides import literal, merged
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import UserError, explained
+from deepavfusion.utils.processes import settle_in
 from deepavfusion.utils.quiet import quiet
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DEMO = "A tiny network is trained on generated clips; for a real run give data.root=<folder>."
 HELP = {"--help", "-h"}
 UNCHECKED = {"--hydra-help", "--version", "--shell-completion", "-sc", "--config-dir", "-cd", "--experimental-rerun"}
@@ -48,33 +48,29 @@ Complete = Callable[[list[str]], tuple[list[str], str | None]]
 def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate the function below `@hydra.main`: a `UserError` is printed in red and exits with status 2.
 
-    A run that was asked to stop and can be resumed says so and exits with status 75 (`signals.STOPPED`). A full disk is
-    reported like a `UserError`. Every other exception is a bug and keeps its traceback.
+    A run that was asked to stop and can be resumed says so and exits with status 75 (`signals.STOPPED`). What the
+    system refuses (a full disk, a permission, a failing disk) is reported like a `UserError`. Every other exception is
+    a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(cfg: DictConfig) -> Any:
         try:
-            return main(*args, **kwargs)
+            return main(cfg)
         except UserError as error:
-            _fail(str(error))
+            _fail(str(error), error)
         except StopRequested as stop:
             if rank_zero():
                 Console(stderr=True, soft_wrap=True).print(str(stop), style="yellow", markup=False, highlight=False)
             # Lightning's first process watches those it started and takes any other status for a failure.
             sys.exit(STOPPED if rank_zero() else 0)
         except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            where = error.filename or "a file of the run"
-            _fail(
-                f"{where} could not be written ({error.strerror}): free some space and run the same command again, "
-                "with resume=<run directory> if the run has no name; it resumes from its last checkpoint."
-            )
+            _fail_if_explained(error, [*cfg.get("paths", {}).values()])
+            raise
         except HydraException as error:
             if isinstance(error, InstantiationException):
                 raise
-            _fail(one_sentence(error))
+            _fail(one_sentence(error), error)
 
     return wrapped
 
@@ -154,15 +150,21 @@ def overrides_of_run() -> list[str]:
 def run(main: Callable[[], Any]) -> None:
     """Call a `@hydra.main` function; Hydra's own errors, such as an unknown key, are reported in one sentence too."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise exceptions instead of printing them
+    secure_streams()
+    settle_in()
     quiet()
     try:
         main()
+        sys.stdout.flush()
     except InstantiationException:
         raise
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), error)
+    except OSError as error:
+        _fail_if_explained(error)
+        raise
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(one_sentence(error))
+        _fail(one_sentence(error), error)
 
 
 def one_sentence(error: Exception) -> str:
@@ -173,6 +175,13 @@ def one_sentence(error: Exception) -> str:
     return " ".join(f"{message}{options} {' '.join(shown)}".split())
 
 
-def _fail(sentence: str) -> NoReturn:
+def _fail_if_explained(error: OSError, places: Iterable[Any] = ()) -> None:
+    if sentence := explained(error, [str(place) for place in places if place]):
+        _fail(sentence, error)
+
+
+def _fail(sentence: str, error: Exception) -> NoReturn:
+    if os.environ.get(TRACEBACK):
+        raise error
     Console(stderr=True, soft_wrap=True).print(sentence, style="bold red", markup=False, highlight=False)
     sys.exit(2)

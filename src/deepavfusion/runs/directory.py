@@ -9,8 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import read_text, write_whole
+from deepavfusion.utils.files import link, read_text, write_whole
+from deepavfusion.utils.processes import launched_processes
 from deepavfusion.utils.signing import is_signed, signed
 
 RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # environment variable: tells the other processes on this machine
@@ -52,7 +54,7 @@ def choose_run_dir(
                 f"{Path(log_dir) / task}/runs/<name>."
             )
     else:
-        processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+        processes = launched_processes()
         if processes > 1 and name is None:
             raise UserError(
                 f"{processes} processes were started by a launcher and need one common directory: add run.name=<name>."
@@ -150,6 +152,5 @@ def read_overrides(run_dir: str | Path) -> tuple[object, bool]:
 def link_latest(run_dir: Path) -> None:
     """Point logs/<task>/latest to this run."""
     latest = run_dir.parent.parent / "latest"
-    new = latest.with_name(f"latest.{os.getpid()}")
-    new.symlink_to(os.path.relpath(run_dir, latest.parent))
-    new.replace(latest)
+    if not link(latest, os.path.relpath(run_dir, latest.parent)):
+        say(f"{latest} cannot be made, since its disk has no links: name this run by its path, {run_dir}", "yellow")

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+FULL = 2 * 2**20  # bytes free
+
 
 class UserError(Exception):
     """One sentence: what is wrong, where, what was expected, and the command or key that fixes it.
@@ -32,3 +41,56 @@ class DecodeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason.replace('_', ' ')}: {self.detail}"
+
+
+REMEDIES = {  # errno of an OSError that no code can prevent -> how to fix it
+    (errno.EACCES, errno.EPERM): "give your user the right to it (ls -ld shows whose it is), or choose another place",
+    (errno.EROFS,): "the disk is read-only; choose a place on another",
+    (errno.ENOTDIR,): "a part of this path is a file; choose another",
+    (errno.EISDIR,): "a file was expected; choose another path",
+    (errno.ENAMETOOLONG,): "choose a shorter name",
+    (errno.ELOOP,): "its links lead in a circle; remove one",
+    (errno.ENOENT,): "it is not there, or was moved or unmounted meanwhile",
+    (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO): (
+        "the disk or network drive fails; check it (mount, dmesg), then give the same command again"
+    ),
+    (errno.EMFILE, errno.ENFILE): "too many files are open; type ulimit -n 4096 in this shell",
+    (errno.ENOMEM,): "memory is exhausted; end other programs",
+    (errno.EOPNOTSUPP, errno.ENOSYS): "its disk cannot do this; choose a place on another",
+}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def explained(error: OSError, places: Iterable[str | Path] = ()) -> str | None:
+    """One sentence for what the system refused; None if a bug is more likely.
+
+    Args:
+        error: raised anywhere, with or without the name of a file.
+        places: folders that the command writes to, searched for one that is full.
+    """
+    what = f"{error.strerror or error}".rstrip(".")
+    where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    if error.errno in DISK_FULL:
+        full = sorted(
+            {text for place in (*places, tempfile.gettempdir(), ".", "/dev/shm") if (text := _if_full(place))}
+        )
+        disk = f"; full: {', '.join(full)}" if full else ""
+        return (
+            f"{where or 'a file'} could not be written ({what}{disk}): free some space and run the same command again, "
+            "with resume=<run directory> if the run has no name; it resumes from its last checkpoint."
+        )
+    remedy = next((remedy for codes, remedy in REMEDIES.items() if error.errno in codes), None)
+    return f"{where}: {what}: {remedy}." if where and remedy else None
+
+
+def _if_full(place: str | Path) -> str:
+    """The disk that a folder lies on and its free space, if that is little; else nothing."""
+    path = Path(place).absolute()
+    while not path.exists():
+        path = path.parent
+    with suppress(OSError):
+        if (free := shutil.disk_usage(path).free) < FULL:
+            while not path.is_mount():
+                path = path.parent
+            return f"{path}, {free / 1e6:.0f} MB free"
+    return ""

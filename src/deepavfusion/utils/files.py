@@ -19,6 +19,7 @@ KINDS = {  # that are no regular files
     stat.S_IFCHR: "it is a device",
     stat.S_IFBLK: "it is a device",
 }
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
@@ -79,6 +80,23 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def link(path: Path, target: str) -> bool:
+    """Make or replace a symbolic link atomically; False where the disk has none, as exFAT, CIFS or a cloud drive.
+
+    Args:
+        path: of the link.
+        target: relative to its folder.
+    """
+    try:
+        with whole(path) as partial:
+            partial.symlink_to(target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def write_whole(path: Path, text: str, durable: bool = False) -> None:

@@ -1,10 +1,15 @@
-"""Numbers of worker processes, and workers that end with their parent."""
+"""Numbers of processes, workers that end with their parent, and what a process needs of its environment."""
 
 from __future__ import annotations
 
+import getpass
 import multiprocessing
 import os
+import resource
+import tempfile
 import threading
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 
 MAX_WORKERS = 16  # decoding for one training process
 
@@ -29,3 +34,28 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def settle_in(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Adapt this process to where it runs, before a library asks for what is not there.
+
+    A user id without a name or home, as in many containers, gets both, since torch fails without. As many files may be
+    open as the system allows. In a shell of salloc, Lightning would wait for processes that nobody starts.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        environment["USER"] = f"uid{os.getuid()}"
+    if os.path.expanduser("~") == "~":
+        environment["HOME"] = tempfile.gettempdir()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if "SLURM_NTASKS" in environment and "SLURM_PROCID" not in environment:
+        environment["SLURM_JOB_NAME"] = "interactive"
+
+
+def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """Processes of this run that srun or torchrun started; 1 without them, as in a shell of salloc."""
+    name = "SLURM_NTASKS" if "SLURM_PROCID" in environment else "WORLD_SIZE"
+    return int(environment.get(name) or environment.get("WORLD_SIZE") or 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,7 +19,7 @@ from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
 from deepavfusion.runs.signals import STOPPED, StopRequested, StopSignals
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
-from deepavfusion.utils.files import whole
+from deepavfusion.utils.files import link, whole
 
 BEFORE_VALIDATION = 1.0  # min of training that may be lost by a kill during validation, which writes no checkpoints
 
@@ -149,8 +150,10 @@ class Checkpoints(Checkpoint):
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if flush is not None:
                 flush()
-        with whole(self.folder / LAST) as link:
-            link.symlink_to(written.name)
+        last = self.folder / LAST
+        if not link(last, written.name):
+            with whole(last, durable=True) as partial:
+                shutil.copyfile(written, partial)
         steps = sorted(self.folder.glob(STEPS_PATTERN))
         until_now = [path for path in steps if path.name <= written.name]
         for path in steps:  # newer ones are from a killed run, or damaged: this run did not resume from them

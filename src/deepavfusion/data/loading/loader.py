@@ -107,12 +107,10 @@ class ResumableLoader(DataLoader[Any]):
             kills, crashes = kills + (not blamed), crashes + blamed
             ended = f"times in a row by {how}"
             if kills > KILLS:
-                why = "another program or a time limit ends them"
+                why = "by another program or a time limit"
                 if how == "SIGKILL":  # as the system does
-                    why = (
-                        f"the machine has too little memory for {self.num_workers} of them; set data.num_workers lower"
-                    )
-                raise UserError(f"decoding processes were ended {kills} {ended}: {why}.") from failure
+                    why = f"for lack of memory: set data.num_workers lower, it is {self.num_workers}"
+                raise UserError(f"decoding processes were ended {kills} {ended}, probably {why}.") from failure
             if crashes > CRASHES:
                 raise UserError(
                     f"decoding processes were ended {crashes} {ended}, on clip after clip: make doctor checks whether "
