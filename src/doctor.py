@@ -44,7 +44,9 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
         "writing": partial(machine.writing, places),
         "log disk": partial(machine.log_disk, logs, cfg.free_gb, cfg.write_mb, cfg.least_mb_per_s),
         "shared memory": partial(machine.shared_memory, batch, workers),
+        "temporary files": partial(machine.temporary_files, places["TMPDIR"]),
         "open files": machine.open_files,
+        "user": machine.user,
         "variables": partial(machine.variables, dict(os.environ)),
     }
     shared = [value for value in overrides if not value.lstrip("+~").startswith(("data=", "data."))]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import pwd
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
 from importlib import metadata
@@ -25,6 +27,7 @@ from deepavfusion.doctor.examine import Found, examine
 from deepavfusion.media import Media
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import name_user
 from helpers.errors import refusal
 from helpers.runs import compose
 
@@ -285,16 +288,52 @@ def test_memory_of_a_container_counts(tmp_path: Path):
 
 
 def test_few_open_files(monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
-    assert "ulimit -n 1024" in refusal(machine.open_files)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    assert "may open 256 files at a time" in refusal(machine.open_files)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert machine.open_files() == "no limit"
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("SLURM_NTASKS", "8"), ("LOCAL_RANK", "1")])
 def test_variables_that_make_a_run_wait(name, value):
-    assert f"type unset {name}" in refusal(machine.variables, {name: value})
+    assert f"type unset {name}" in refusal(machine.variables, {name: value, "SLURM_PROCID": "0"})
     assert machine.variables({"WORLD_SIZE": "1", "SLURM_NTASKS": "", "LOCAL_RANK": "0"}).startswith("none")
+    assert machine.variables({"SLURM_NTASKS": "4"}).startswith("none")  # the shell of salloc
+
+
+def test_a_disk_for_logs_replaces_creates_and_links(tmp_path, monkeypatch):
+    assert "links" not in machine.log_disk(tmp_path, 0, 1, 0)
+    monkeypatch.setattr(machine, "link", lambda *_: False)
+    assert "last.ckpt is a copy" in machine.log_disk(tmp_path, 0, 1, 0)
+    shared = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags, *mode, **at: shared(path, flags & ~os.O_EXCL, *mode, **at))
+    assert "cannot be replaced or locked" in refusal(machine.log_disk, tmp_path, 0, 1, 0)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_temporary_files_need_room_and_a_name_for_sockets(tmp_path, monkeypatch):
+    assert machine.temporary_files(tmp_path, 0).startswith(str(tmp_path))
+    assert "TMPDIR=" in refusal(machine.temporary_files, tmp_path, 1e6)
+
+    def unwritable(**_: str):
+        raise OSError(13, "Permission denied")
+
+    long = tmp_path / ("x" * 80)
+    assert str(long) in machine.temporary_files(long, 0)
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", unwritable)
+    assert "too long for sockets" in refusal(machine.temporary_files, long, 0)
+
+
+def test_a_user_without_a_name_is_given_one(monkeypatch):
+    def nameless(_: int):
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    environment = {}
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    monkeypatch.setattr(os, "environ", environment)
+    name_user(environment)
+    assert environment == {"USER": f"uid{os.getuid()}", "HOME": tempfile.gettempdir()}
+    assert "without a name" in machine.user()
 
 
 def test_data_that_are_there_absent_and_in_another_layout(tmp_path: Path):

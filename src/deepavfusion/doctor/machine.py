@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import getpass
 import os
+import pwd
 import resource
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,7 +19,8 @@ from omegaconf import DictConfig
 from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.processes import cores
+from deepavfusion.utils.files import link, write_whole
+from deepavfusion.utils.processes import MAX_FOLDER, cores
 
 GB, GIB = 10**9, 2**30
 BLOCK = 8 * 2**20  # bytes
@@ -88,7 +93,26 @@ def log_disk(folder: Path, min_gb: float, megabytes: int, min_speed: float) -> s
             f"{folder} writes {written:.0f} and reads {read:.0f} MB/s, expected {min_speed:g} or more: a checkpoint "
             "would take minutes; set paths.log_dir=<folder on a faster disk>."
         )
-    return f"{folder}: {free:.0f} GB free, writes {written:.0f} MB/s, reads {read:.0f} MB/s"
+    return f"{folder}: {free:.0f} GB free, writes {written:.0f} MB/s, reads {read:.0f} MB/s{_abilities(folder)}"
+
+
+def _abilities(folder: Path) -> str:
+    """Checks that files can be replaced and created exclusively, as checkpoints and the lock of a run need; remarks."""
+    with tempfile.TemporaryDirectory(dir=existing(folder), prefix=".doctor_") as place:
+        old, new = Path(place, "old"), Path(place, "new")
+        try:
+            write_whole(old, "1", durable=True)
+            write_whole(old, "2", durable=True)
+            os.close(os.open(new, os.O_CREAT | os.O_EXCL))
+            with suppress(FileExistsError):
+                os.close(os.open(new, os.O_CREAT | os.O_EXCL))
+                raise OSError(errno.EOPNOTSUPP, "a file was created exclusively twice")
+        except OSError as error:
+            raise UserError(
+                f"{folder}: files cannot be replaced or locked there ({error.strerror}): set paths.log_dir=<folder on "
+                "another disk>."
+            ) from None
+        return "" if link(Path(place, "link"), "old") else "; no links there: last.ckpt is a copy, latest is not made"
 
 
 def read_rate(files: Iterable[Path]) -> float:
@@ -118,20 +142,46 @@ def shared_memory(batch_bytes: int, workers: int, folder: Path = Path("/dev/shm"
     return f"{folder}: {free / GB:.1f} GB free, workers need {needed / GB:.2f}"
 
 
+def temporary_files(folder: Path, min_gb: float = 1.0) -> str:
+    """The folder of temporary files has room; for sockets, a long name of it is avoided."""
+    free = shutil.disk_usage(existing(folder)).free / GB
+    if free < min_gb:
+        raise UserError(f"{folder} has {free:.1f} GB free, expected {min_gb:g}: make room, or set TMPDIR=<folder>.")
+    if len(os.fsencode(folder / "pymp-12345678")) > MAX_FOLDER:
+        try:
+            tempfile.TemporaryFile(dir="/tmp").close()
+        except OSError as error:
+            raise UserError(
+                f"the name of {folder} is too long for sockets, and /tmp cannot be written to ({error.strerror}), so "
+                "that batches come through slow pipes: set TMPDIR=<folder with a short name>."
+            ) from None
+    return f"{folder}: {free:.0f} GB free"
+
+
 def open_files() -> str:
-    """How many files a process may have open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < MIN_FILES:
+    """How many files a process may have open; a run raises the limit as far as the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_FILES:
         raise UserError(
-            f"a process may open {soft} files at a time, a run with workers needs {MIN_FILES}: type ulimit -n "
-            f"{MIN_FILES} in this shell; if refused, have the system limit ({hard}) raised."
+            f"a process may open {hard} files at a time, a run with workers needs {MIN_FILES}: have the system limit "
+            "raised (ulimit -Hn shows it); batches come through slow pipes otherwise."
         )
-    return "no limit" if soft == resource.RLIM_INFINITY else f"{soft} at a time"
+    return "no limit" if hard == resource.RLIM_INFINITY else f"{hard} at a time"
+
+
+def user() -> str:
+    """Who runs; an id without a name is given one, see `utils.processes.name_user`."""
+    try:
+        return f"{pwd.getpwuid(os.getuid()).pw_name}, home {Path.home()}"
+    except KeyError:
+        return f"id {os.getuid()} without a name: {getpass.getuser()} is used, home {Path.home()}"
 
 
 def variables(environment: Mapping[str, str]) -> str:
     """No variable makes a run wait for other processes or write nothing."""
     for name, one in (("WORLD_SIZE", "1"), ("SLURM_NTASKS", "1"), ("LOCAL_RANK", "0")):
+        if name == "SLURM_NTASKS" and "SLURM_PROCID" not in environment:
+            continue  # the shell of salloc
         if (value := environment.get(name) or one) != one:
             raise UserError(
                 f"{name}={value} means that a launcher starts the processes; without one a run waits forever or writes "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import getpass
-import multiprocessing
+import multiprocessing.util
 import os
 import resource
+import shutil
 import tempfile
 import threading
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
+from multiprocessing.process import current_process
 
 MAX_WORKERS = 16  # decoding for one training process
+MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
 
 
 def cores() -> int:
@@ -36,18 +39,30 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def settle_in(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Adapt this process to where it runs, before a library asks for what is not there.
+def shorten_socket_names() -> None:
+    """Let processes started from here on meet in a folder with a short name, also where TMPDIR is long."""
+    with suppress(OSError):  # then they cannot share memory
+        if len(os.fsencode(multiprocessing.util.get_temp_dir())) > MAX_FOLDER:
+            folder = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
+            multiprocessing.util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
+            current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # children inherit it
 
-    A user id without a name or home, as in many containers, gets both, since torch fails without. As many files may be
-    open as the system allows. In a shell of salloc, Lightning would wait for processes that nobody starts.
-    """
+
+def name_user(environment: MutableMapping[str, str] = os.environ) -> None:
+    """A user id without a name or home, as in many containers, gets both: torch cannot be imported without."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
         environment["USER"] = f"uid{os.getuid()}"
     if os.path.expanduser("~") == "~":
         environment["HOME"] = tempfile.gettempdir()
+
+
+def settle_in(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let this process open as many files as the system allows; in a shell of salloc, run without other processes.
+
+    Lightning would wait for as many as the job has tasks, which nobody starts there.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
 from deepavfusion.data.loading.sampler import ClipSampler
-from deepavfusion.data.loading.transport import Sender, shorten_socket_names
+from deepavfusion.data.loading.transport import Sender
 from deepavfusion.data.loading.watch import PATIENCE, HangWatch
 from deepavfusion.data.loading.workers import Board, start_worker
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import shorten_socket_names
 
 TRIES = 2  # of a clip before it is excluded
 KILLS = 3  # from outside, without a batch in between

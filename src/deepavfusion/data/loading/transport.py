@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import io
-import multiprocessing.util
-import os
 import pickle
 import resource
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from multiprocessing.process import current_process
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -20,7 +14,6 @@ import torch
 from deepavfusion.utils.console import say
 
 MIN_FILES = 512  # that a process may have open, for batches in shared memory, which takes one for each tensor
-MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
 
 
 class Sender:
@@ -73,12 +66,3 @@ class _Parcel:
 
 def _read(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), weights_only=False)  # from a process of this run
-
-
-def shorten_socket_names() -> None:
-    """Let processes started from here on meet in a folder with a short name, also where TMPDIR is long."""
-    with suppress(OSError):  # then batches come through pipes
-        if len(os.fsencode(multiprocessing.util.get_temp_dir())) > MAX_FOLDER:
-            folder = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
-            multiprocessing.util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
-            current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # children inherit it

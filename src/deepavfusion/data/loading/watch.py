@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from deepavfusion.data.loading.transport import MAX_FOLDER, MIN_FILES
+from deepavfusion.data.loading.transport import MIN_FILES
 from deepavfusion.data.loading.workers import Board
+from deepavfusion.utils.processes import MAX_FOLDER
 
 LOOK_EVERY = 0.5  # s
 PATIENCE = 15.0  # s, for a hung process to end and be replaced, and for the training process to stop the run
