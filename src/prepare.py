@@ -57,7 +57,7 @@ def pack_data(cfg: DictConfig) -> None:
     from rich.table import Column, Table
 
     from deepavfusion.data.stores.pack import PackSettings, pack
-    from deepavfusion.utils.console import say
+    from deepavfusion.utils.console import cell, say
 
     data = datamodule(cfg)
     if not cfg.output:
@@ -67,9 +67,9 @@ def pack_data(cfg: DictConfig) -> None:
         say(f"{clips.split}: {clips.coverage}")
     counts = pack(lists, Path(cfg.output), data.dataset_name, PackSettings(**cfg.pack), workers(cfg), data.reader)
     names = ("listed", "packed", "missing", "excluded")
-    table = Table("split", *(Column(name, justify="right") for name in names), title=f"Packed in {cfg.output}")
+    table = Table("split", *(Column(name, justify="right") for name in names), title=cell(f"Packed in {cfg.output}"))
     for split, found in counts.items():
-        table.add_row(split, *(str(found[name]) for name in names))
+        table.add_row(cell(split), *(str(found[name]) for name in names))
     get_console().print(table)
     choice = HydraConfig.get().runtime.choices["data"]
     say(f"Use it: python src/train.py experiment=<name> data={choice} data.root={cfg.output}")

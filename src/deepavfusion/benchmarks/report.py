@@ -16,6 +16,7 @@ from rich.table import Table
 from deepavfusion.figures.style import new_figure, save_figure, styled
 from deepavfusion.runs.provenance import code_state, cpu_name
 from deepavfusion.utils import files
+from deepavfusion.utils.console import cell
 from deepavfusion.utils.processes import cores
 
 Row = dict[str, Any]
@@ -52,7 +53,7 @@ def show(rows: list[Row], title: str) -> None:
     if len(rows) == 1:
         table = Table(title=title, title_justify="left", show_header=False)
         for name, value in rows[0].items():
-            table.add_row(name, _cell(value))
+            table.add_row(name, cell(_cell(value)))
         get_console().print(table)
         return
     values = {name: [row[name] for row in rows] for name in rows[0]}
@@ -65,7 +66,7 @@ def show(rows: list[Row], title: str) -> None:
             right = name in numbers or any(type(value) is int for value in values[name])
             table.add_column(name.replace("_", "\n"), justify="right" if right else "left", no_wrap=right)
     for row in rows:
-        table.add_row(*(_cell(value).replace("_", " ") for name, value in row.items() if name not in shared))
+        table.add_row(*(cell(_cell(value).replace("_", " ")) for name, value in row.items() if name not in shared))
     get_console().print(table)
 
 

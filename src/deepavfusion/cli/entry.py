@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 
 from deepavfusion.cli.complete import recorded
@@ -29,6 +30,7 @@ from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import UserError, explained
+from deepavfusion.utils.names import printable
 from deepavfusion.utils.processes import settle_in
 from deepavfusion.utils.quiet import quiet
 
@@ -61,7 +63,9 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
             _fail(str(error), error)
         except StopRequested as stop:
             if rank_zero():
-                Console(stderr=True, soft_wrap=True).print(str(stop), style="yellow", markup=False, highlight=False)
+                Console(stderr=True, soft_wrap=True).print(
+                    printable(str(stop)), style="yellow", markup=False, highlight=False
+                )
             # Lightning's first process watches those it started and takes any other status for a failure.
             sys.exit(STOPPED if rank_zero() else 0)
         except OSError as error:
@@ -107,7 +111,9 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
                 return None
             overrides, demo_reason = _completed(script, words, complete)
             sys.argv = [sys.argv[0], *overrides]
-            notices[:] = [] if demo_reason is None else [f"[bold]Demo scale[/]: {demo_reason}.", DEMO]
+            notices[:] = (
+                [] if demo_reason is None else [f"[bold]Demo scale[/]: {escape(printable(demo_reason))}.", DEMO]
+            )
             return hydra_main()
 
         return wrapped
@@ -183,5 +189,5 @@ def _fail_if_explained(error: OSError, places: Iterable[Any] = ()) -> None:
 def _fail(sentence: str, error: Exception) -> NoReturn:
     if os.environ.get(TRACEBACK):
         raise error
-    Console(stderr=True, soft_wrap=True).print(sentence, style="bold red", markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(printable(sentence), style="bold red", markup=False, highlight=False)
     sys.exit(2)

@@ -31,6 +31,7 @@ from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.utils.console import track
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import printable
 from deepavfusion.utils.processes import die_with_parent
 
 VERSION = 3  # increase it whenever the same seed gives other files
@@ -71,7 +72,7 @@ def ensure(
         stale = [name for name in sets if force or not is_complete(root, name, seed, counts)]
         if stale:
             text = f"Generating demo data in {root}: {', '.join(stale)}"
-            Console(stderr=True).print(text, soft_wrap=True, highlight=False)
+            Console(stderr=True).print(printable(text), soft_wrap=True, highlight=False, markup=False)
             _generate(root, stale, seed, workers or os.cpu_count() or 1, counts)
     return [root / name for name in sets]
 

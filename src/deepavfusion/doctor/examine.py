@@ -15,6 +15,7 @@ from rich.text import Text
 
 from deepavfusion.doctor.software import ANEW
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import printable
 
 Check = Callable[[], str]
 
@@ -74,7 +75,7 @@ def as_table(found: Sequence[Found], running: str | None = None) -> Table:
     table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for each in found:
         state = ("ok", "green") if each.ok else ("fix:", "bold red")
-        table.add_row(each.name, Text.assemble(state, " ", (each.text, "" if each.ok else "red")))
+        table.add_row(each.name, Text.assemble(state, " ", (printable(each.text), "" if each.ok else "red")))
     if running:
         table.add_row(running, "…")
     return table

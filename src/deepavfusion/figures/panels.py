@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from deepavfusion.figures.style import LARGE, NOTE, POWER, SMALL, WIDTH, new_figure, short
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, N_MELS, SAMPLE_RATE
+from deepavfusion.utils.names import printable
 
 LOUDNESS = Normalize(-60, 20)  # dB re a mel power of 1: the darkest and the brightest colour
 SHARES = Normalize(0, 1)
@@ -64,7 +65,7 @@ def grid(
 def head(figure: Figure, title: str, note: str = "") -> None:
     """What a figure shows, on top; and at its lower left edge what has to be known to read it."""
     width, height = figure.get_size_inches()
-    figure.text(0.1 / width, 1 - 0.08 / height, title, fontsize=LARGE, va="top")
+    figure.text(0.1 / width, 1 - 0.08 / height, printable(title), fontsize=LARGE, va="top")
     if note:
         lines = textwrap.fill(note, round(width * 14.2))
         figure.text(0.1 / width, 0.08 / height, lines, fontsize=SMALL, color=NOTE, va="bottom")

@@ -20,6 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from deepavfusion.utils.files import whole
+from deepavfusion.utils.names import printable
 
 BLUE, SKY, ORANGE, VERMILLION = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
 PURPLE, YELLOW, BLACK = "#CC79A7", "#F0E442", "#202020"
@@ -102,7 +103,13 @@ def ink(colour: Any) -> str:
 
 def short(text: str, letters: int) -> str:
     """At most so many letters: the middle is left out, as ids and class names often differ at both ends."""
+    text = printable(text)
     if len(text) <= letters:
         return text
     tail = (letters - 1) // 3
     return f"{text[: letters - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def in_legend(name: str) -> str:
+    """A name as label of a legend, from which matplotlib leaves out those that begin with "_"."""
+    return f" {name}" if name.startswith("_") else name

@@ -19,6 +19,7 @@ from deepavfusion.config.overrides import renamed_model
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import distinct
 from deepavfusion.weights.file import read_file
 from deepavfusion.weights.origin import origin_of
 
@@ -92,7 +93,7 @@ def recorded_classes(task: Task, most: int | None = None) -> list[str]:
             f"the checkpoint names {len(names)} classes and its network has {count}, expected the same "
             f"number{at_most}: use a checkpoint that train.py wrote."
         )
-    return names
+    return distinct(names)
 
 
 def _checked_model(recorded: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def write_mp4(
     if height % 2 or width % 2:
         raise ValueError(f"{path}: H.264 with 4:2:0 colour needs even sizes, got {height} × {width}")
 
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with av.open(f"file:{path}", "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.time_base = video.codec_context.time_base = Fraction(1, VIDEO_TICKS)

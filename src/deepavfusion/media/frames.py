@@ -127,8 +127,8 @@ def decord_frames(path: str, wanted: list[int], count: int) -> NDArray[np.uint8]
         if len(reader) != count:
             return None
         return np.asarray(reader.get_batch(wanted).asnumpy(), dtype=np.uint8)
-    except (decord.DECORDError, RuntimeError, AssertionError, StopIteration):
-        return None
+    except (decord.DECORDError, RuntimeError, AssertionError, StopIteration, UnicodeEncodeError):
+        return None  # the last: a name that is not UTF-8
 
 
 class _FrameReader:

@@ -14,12 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from deepavfusion.utils.names import printable
+
 T = TypeVar("T")
 
 
 def say(text: str, style: str | None = None) -> None:
     """Print a line as it is: not wrapped, and without markup. Paths below the current folder are made relative."""
-    get_console().print(from_here(text), style=style, markup=False, highlight=False, soft_wrap=True)
+    get_console().print(printable(from_here(text)), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def cell(name: str) -> Text:
+    """A name in a table: without markup, see `printable`."""
+    return Text(printable(name))
 
 
 def say_once(text: str, style: str | None = None) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from deepavfusion.utils.names import printable
+
 FULL = 2 * 2**20  # bytes free
 
 
@@ -19,7 +21,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
 
 class DecodeError(Exception):
@@ -47,6 +49,7 @@ REMEDIES = {  # errno of an OSError that no code can prevent -> how to fix it
     (errno.EACCES, errno.EPERM): "give your user the right to it (ls -ld shows whose it is), or choose another place",
     (errno.EROFS,): "the disk is read-only; choose a place on another",
     (errno.ENOTDIR,): "a part of this path is a file; choose another",
+    (errno.ENXIO,): "give a file; one that is piped in has to be saved first",
     (errno.EISDIR,): "a file was expected; choose another path",
     (errno.ENAMETOOLONG,): "choose a shorter name",
     (errno.ELOOP,): "its links lead in a circle; remove one",

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import to_cell
 
 KINDS = {  # that are no regular files
     stat.S_IFDIR: "it is a folder",
@@ -30,7 +31,7 @@ def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
     """
     status = os.stat(path)
     if kind := KINDS.get(stat.S_IFMT(status.st_mode)):
-        code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+        code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENXIO
         raise OSError(code, f"{kind}, not a regular file", os.fspath(path))
     return status
 
@@ -106,12 +107,12 @@ def write_whole(path: Path, text: str, durable: bool = False) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]], end: str = "\r\n") -> None:
-    """Write a CSV file atomically, the header first; `end` ends its lines."""
+    """Write a CSV file atomically, the header first; `end` ends its lines. `names.from_cell` reads its texts."""
     with (
         whole(path, durable=True) as partial,
         partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        csv.writer(file, lineterminator=end).writerows(rows)
+        csv.writer(file, lineterminator=end).writerows(map(to_cell, row) for row in rows)
 
 
 def sync(path: Path) -> None:

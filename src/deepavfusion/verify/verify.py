@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.verified import STATUSES, USABLE, ReportRow, below, check_statuses, signature, unchanged
 from deepavfusion.types import Clip
-from deepavfusion.utils.console import progress_bar, say
+from deepavfusion.utils.console import cell, progress_bar, say
 from deepavfusion.utils.files import write_csv
 from deepavfusion.verify.clip import Verdict, check_clip
 from deepavfusion.verify.pool import Lost, call_apart
@@ -209,7 +209,7 @@ def _print_classes(rows: Listed, file: Path) -> None:
     columns = (Column(name, justify="right") for name in numbers)
     table = Table("split", "class", *columns, title="Classes that lose clips")
     for line in losing[:WORST]:
-        table.add_row(*map(str, line))
+        table.add_row(*(cell(str(each)) for each in line))
     get_console().print(table)
     shown = f"the worst {WORST} of {len(losing)}; " if len(losing) > WORST else ""
     say(f"{shown}all classes are in {file}")

@@ -15,6 +15,7 @@ from deepavfusion.types import Batch, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.names import from_cell, to_cell
 
 COLUMNS = ("id", "reason", "used", "detail", "path")
 NOT_ON_DISK = "not_on_disk"  # listed, never tried; a file that vanishes during the run is "missing", a failure
@@ -44,12 +45,13 @@ class DataReport(EvaluationCallback):
         if trainer.global_rank:
             self.path = self.base.with_stem(f"{self.base.stem}_rank{trainer.global_rank}")
         if self.path.is_file():  # the run is resumed
-            text = self.path.read_bytes().decode(errors="ignore")
+            text = self.path.read_bytes().decode(errors="surrogateescape")
             complete = text[: text.rfind("\n") + 1]
             if complete != text:  # it was killed while it wrote a line, which will be written again
                 write_whole(self.path, complete or f"{','.join(COLUMNS)}\n")
             rows = csv.DictReader(io.StringIO(complete, newline=""))
-            known = [Problem(**{**row, "used": row["used"] == "True"}) for row in rows]  # type: ignore[arg-type]
+            texts = ({name: from_cell(cell) for name, cell in row.items()} for row in rows)
+            known = [Problem(**{**row, "used": row["used"] == "True"}) for row in texts]  # type: ignore[arg-type]
             self.seen = {(problem.id, problem.path): problem for problem in known}
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,11 +80,11 @@ class DataReport(EvaluationCallback):
         if new:
             self.seen = by_file | self.seen
             header = not self.path.exists()
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 rows = csv.writer(file)
                 if header:
                     rows.writerow(COLUMNS)
-                rows.writerows([getattr(problem, column) for column in COLUMNS] for problem in new)
+                rows.writerows([to_cell(getattr(problem, column)) for column in COLUMNS] for problem in new)
         return new
 
     def _report(self, problems: list[Problem]) -> None:

@@ -19,6 +19,7 @@ from deepavfusion.figures.style import save_figure
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import HEADS, Batch
 from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.names import printable
 
 
 class ClassificationReport(Callback):
@@ -80,7 +81,9 @@ class ClassificationReport(Callback):
                 title = f"The {kind} {len(examples)} {shown_clips(pl_module)}, {order} probability of the truth first"
                 writer.add_figure(f"examples/{kind}", draw_examples(examples, title), step)
             for place, example in enumerate(examples, 1):
-                writer.add_audio(f"examples/{kind}_{place}_{example.name}", example.waveform, step, SAMPLE_RATE)
+                writer.add_audio(
+                    f"examples/{kind}_{place}_{printable(example.name)}", example.waveform, step, SAMPLE_RATE
+                )
 
     def _draw(self, writer: SummaryWriter, metrics: Any, classes: list[str], split: str, step: int) -> None:
         """The figures of a split; none if no clip was evaluated."""

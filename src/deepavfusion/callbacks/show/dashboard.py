@@ -12,6 +12,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from deepavfusion.callbacks.show.tensorboard import writer_of
 from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, PROVENANCE
+from deepavfusion.utils.names import code, fence_of, printable
 
 
 class Dashboard(Callback):
@@ -59,7 +60,8 @@ class Dashboard(Callback):
         writer.add_text("about", run_table(self.run_dir, start))
         config = self.run_dir / CONFIG
         if config.is_file():
-            writer.add_text("config", f"```yaml\n{config.read_text()}\n```")
+            text = config.read_text()
+            writer.add_text("config", f"{fence_of(text)}yaml\n{text}\n{fence_of(text)}")
 
 
 def layout(cards: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, dict[str, list[Any]]]:
@@ -74,7 +76,7 @@ def plain(value: Any) -> float | int | str:
     """A number or a text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
-    return value if isinstance(value, (int, float)) else str(value)
+    return value if isinstance(value, (int, float)) else printable(str(value))
 
 
 def last_start(run_dir: Path) -> dict[str, Any]:
@@ -92,9 +94,9 @@ def start_weights(start: Mapping[str, Any]) -> str:
 
 def run_table(run_dir: Path, start: Mapping[str, Any]) -> str:
     """Command, place and origin of a run, as Markdown."""
-    rows = {"command": f"`{start.get('command', '')}`", "run directory": f"`{run_dir}`"}
+    rows = {"command": code(str(start.get("command", ""))), "run directory": code(str(run_dir))}
     if start:
-        rows["commit"] = f"`{start['commit']}`{' with changes' if start['dirty'] is True else ''}"
+        rows["commit"] = f"{code(str(start['commit']))}{' with changes' if start['dirty'] is True else ''}"
         rows["started"] = start["date"]
-    rows["start weights"] = "<br>".join(f"`{each['checkpoint']}`" for each in start.get("weights", [])) or "none"
+    rows["start weights"] = "<br>".join(code(str(each["checkpoint"])) for each in start.get("weights", [])) or "none"
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from deepavfusion.callbacks.show.tensorboard import step_of, writer_of
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import file_names, printable
 
 
 class SeparateDuets(Callback):
@@ -36,14 +37,17 @@ class SeparateDuets(Callback):
             say(f"duets: none separated: {error}", "yellow")
             return
         done, writer = 0, writer_of(trainer)
-        for clip in clips.clips[: self.limit]:
+        some = clips.clips[: self.limit]
+        for clip, name in zip(some, file_names(clip.id for clip in some), strict=True):
             try:
-                waveforms, rate = self.separate(pl_module, clip.path, self.folder / clip.id)
+                waveforms, rate = self.separate(pl_module, clip.path, self.folder / name)
             except UserError as error:
                 say(f"duets: {clip.id} skipped: {error}", "yellow")
                 continue
             done += 1
             if writer is not None:
                 for n, waveform in enumerate(waveforms, 1):
-                    writer.add_audio(f"duet_{clip.id}/source{n}", waveform.unsqueeze(0), step_of(trainer), rate)
+                    writer.add_audio(
+                        f"duet_{printable(clip.id)}/source{n}", waveform.unsqueeze(0), step_of(trainer), rate
+                    )
         say(f"duets: {done} of {len(clips.clips)} separated, see {self.folder}")

@@ -17,6 +17,7 @@ from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import printable
 
 
 class ReconstructionImages(EvaluationCallback):
@@ -39,7 +40,7 @@ class ReconstructionImages(EvaluationCallback):
             return
         self.clips = batch.first(self.num_clips)
         for clip_id, waveform in zip(self.clips.id, self.clips.waveform, strict=True):
-            writer.add_audio(f"audio/{clip_id}", waveform.unsqueeze(0), step_of(trainer), SAMPLE_RATE)
+            writer.add_audio(f"audio/{printable(clip_id)}", waveform.unsqueeze(0), step_of(trainer), SAMPLE_RATE)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

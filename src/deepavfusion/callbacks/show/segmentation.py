@@ -21,10 +21,11 @@ from deepavfusion.callbacks.show.tensorboard import playable, shown_clips, step_
 from deepavfusion.figures.by_class import EXTREMES, draw_bars
 from deepavfusion.figures.panels import caption, grid, head, show_image
 from deepavfusion.figures.pixels import CORRECT, MISSED, TOO_MUCH, Pixels, errors, highlight, palette
-from deepavfusion.figures.style import save_figure, short, styled
+from deepavfusion.figures.style import in_legend, save_figure, short, styled
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Batch
 from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.names import printable
 
 TITLES = ("frame", "truth", "prediction", "error")
 
@@ -82,7 +83,7 @@ class SegmentationImages(EvaluationCallback):
         writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer), title), step)
         if not self.audio_written:
             for frame in frames:
-                writer.add_audio(f"audio/{frame.name}", frame.waveform, step, SAMPLE_RATE)
+                writer.add_audio(f"audio/{printable(frame.name)}", frame.waveform, step, SAMPLE_RATE)
         self.audio_written, self.shown = True, []
 
 
@@ -139,7 +140,7 @@ class SegmentationReport(Callback):
             title = f"The worst {shown_clips(pl_module, 'test frames')}: truth and prediction"
             writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer), title), step)
         for place, frame in enumerate(frames, 1):
-            writer.add_audio(f"failures/{place}_{frame.name}", frame.waveform, step, SAMPLE_RATE)
+            writer.add_audio(f"failures/{place}_{printable(frame.name)}", frame.waveform, step, SAMPLE_RATE)
 
     def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: Any) -> None:
         values = [name for name in rows[0] if name != "item"]
@@ -224,7 +225,7 @@ def _legend(frames: Sequence[Shown], classes: Sequence[str], colours: Pixels) ->
     found: list[tuple[Any, str]] = [(colour, name) for name, (colour, occurs) in kinds.items() if occurs]
     if len(classes) > 2:
         present = np.unique([part for pair in pairs for part in pair])
-        found += [(colours[n], short(classes[n], 24)) for n in present if n]
+        found += [(colours[n], in_legend(short(classes[n], 24))) for n in present if n]
     return [Patch(color=np.divide(colour, 255), label=label) for colour, label in found]
 
 

@@ -28,6 +28,7 @@ from deepavfusion.figures.style import POWER, VALUE, WIDTH, save_figure, short, 
 from deepavfusion.transforms.audio import LOG_OFFSET, SAMPLE_RATE
 from deepavfusion.types import Batch, SeparationOutput
 from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.names import distinct, printable
 
 ROWS = ("frame", "mixture", "truth", "estimate", "ideal mask", "predicted\nmask")
 
@@ -53,7 +54,8 @@ class SeparationImages(EvaluationCallback):
         what = shown_clips(task, "validation clips")
         for mixture in range(min(self.num_mixtures, batch.items)):
             rows = range(mixture * batch.group, (mixture + 1) * batch.group)
-            names = [classes[int(batch.label[row])] if classes else batch.id[row] for row in rows]
+            names = [printable(classes[int(batch.label[row])] if classes else batch.id[row]) for row in rows]
+            names = distinct(names)  # both sources may be of one class
             audio = [(f"estimate_{name}", outputs.estimate[row]) for row, name in zip(rows, names, strict=True)]
             if not self.truths_written:
                 audio += [(f"truth_{name}", batch.waveform[row]) for row, name in zip(rows, names, strict=True)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import distinct
 
 DEMO = "python src/prepare.py command=demo"
 
@@ -21,7 +22,7 @@ class ClipList:
 
     split: str  # its name
     clips: list[Clip]  # listed and on disk, sorted by id; whether they decode is unknown
-    classes: list[str]  # label names; `Clip.label` is a position in them
+    classes: list[str]  # label names, of which equal ones get a number; `Clip.label` is a position in them
     missing: list[Clip] = field(default_factory=list)  # listed but not on disk, sorted by id
     notes: list[str] = field(default_factory=list)  # sentences to print about the list and the files
     multi_label: bool = False  # whether a clip may have several classes (`Clip.labels`)
@@ -30,6 +31,9 @@ class ClipList:
     # On disk but excluded by the report of `command=verify`, with the status.
     excluded: list[tuple[Clip, str]] = field(default_factory=list)
     lost_frames: int = 0  # annotated frames that the clips on disk lack
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", distinct(self.classes))
 
     def __len__(self) -> int:
         return len(self.clips)

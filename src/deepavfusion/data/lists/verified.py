@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import from_cell
 
 STATUSES = (
     *("ok", "missing", "hung", "no_video", "no_audio", "truncated", "undecodable", "bad_mask"),
@@ -90,7 +91,8 @@ def read_report(report: Path) -> Iterator[ReportRow]:
     try:
         with open(report, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             reader = csv.reader((line for line in file if line.endswith("\n")), strict=True)
-            for number, cells in enumerate(reader):
+            for number, row in enumerate(reader):
+                cells = [from_cell(cell) for cell in row]
                 if number == 0:
                     good = cells == list(ReportRow._fields)
                 else:

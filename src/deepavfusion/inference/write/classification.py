@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.table import Table
 
 from deepavfusion.figures import panels
@@ -20,7 +19,9 @@ from deepavfusion.inference.write.film import film_frames
 from deepavfusion.inference.write.saving import saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.types import HEADS
+from deepavfusion.utils.console import cell
 from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.names import stem_of
 from deepavfusion.weights.origin import Origin
 
 COLUMNS = ("start", "end", "stream", "rank", "class", "probability", "novelty")
@@ -52,7 +53,7 @@ def write_classification(
     Raises:
         UserError: the folder cannot be written to; the video stops decoding.
     """
-    stem = Path(found.video).stem
+    stem = stem_of(found.video)
     listed: dict[str, Any] = {
         "video": found.video,
         "checkpoint": str(network.path) if network else "",
@@ -91,7 +92,7 @@ def as_table(listed: dict[str, Any]) -> Table:
     """The whole video's top classes of each stream, for the terminal; see `write_classification`."""
     table = Table("", *HEADS, title="mean over the windows")
     for rank, row in enumerate(zip(*(listed["whole"][head] for head in HEADS), strict=True), 1):
-        table.add_row(str(rank), *(escape(f"{cell['probability']:.2f} {cell['class']}") for cell in row))
+        table.add_row(str(rank), *(cell(f"{each['probability']:.2f} {each['class']}") for each in row))
     return table
 
 

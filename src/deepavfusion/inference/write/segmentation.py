@@ -17,13 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deepavfusion.figures.panels import caption, grid, head, show_image
 from deepavfusion.figures.pixels import Pixels, highlight, palette
-from deepavfusion.figures.style import short, styled
+from deepavfusion.figures.style import in_legend, short, styled
 from deepavfusion.inference.segment import Segmentation
 from deepavfusion.inference.video import audio_blocks
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
 from deepavfusion.inference.write.saving import saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.utils.files import whole
+from deepavfusion.utils.names import stem_of
 from deepavfusion.weights.origin import Origin
 
 SOUNDING = 255  # in the mask of a model without classes
@@ -34,6 +35,7 @@ FONT = "fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib and covers most scrip
 MIN_TEXT = 12  # pixels high
 LEGEND_GROUND = (24, 24, 24)
 LEGEND_SHARE = 1 / 3  # of the height of the frame above it, at most
+LETTERS = 60  # of a name in a legend
 MIN_LINES = 4  # of a legend, allowed below any frame
 
 
@@ -57,7 +59,7 @@ def write_segmentation(
     Raises:
         UserError: the folder cannot be written to, or the video stops decoding.
     """
-    stem = Path(segmentation.video).stem
+    stem = stem_of(segmentation.video)
     listed: dict[str, Any] = {
         "video": segmentation.video,
         "seconds": round(segmentation.seconds, 3),
@@ -160,10 +162,10 @@ def legend(names: dict[str, Any], width: int, height: int) -> Pixels:
     size = max(MIN_TEXT, height // 30)
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), FONT)), size)
     line, gap = 2 * ((3 * size) // 4), size // 2
-    cell = max([int(font.getlength(name)) for name in names], default=0) + 2 * size + gap
+    cell = max([int(font.getlength(short(name, LETTERS))) for name in names], default=0) + 2 * size + gap
     columns = max(1, (width - gap) // cell)
     room = columns * max(MIN_LINES, int(height * LEGEND_SHARE) // line)
-    cells: list[tuple[str, Any]] = list(names.items())
+    cells: list[tuple[str, Any]] = [(short(name, LETTERS), colour) for name, colour in names.items()]
     if len(cells) > room:
         cells = [*cells[: room - 1], (f"+ {len(cells) - room + 1} more", None)]
     strip = Image.new("RGB", (width, math.ceil(len(cells) / columns) * line), LEGEND_GROUND)
@@ -202,7 +204,7 @@ def draw(segmentation: Segmentation, folder: Path, listed: dict[str, Any]) -> Fi
     caption(axes[0][0], "frame")
     caption(axes[1][0], "sounding pixels")
     if names:
-        handles = [Patch(color=of_class[name], label=short(name, 22)) for name in names]
+        handles = [Patch(color=of_class[name], label=in_legend(short(name, 22))) for name in names]
         height = figure.get_size_inches()[1]
         figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.05 / height), ncols=across)
     per_second = f"{segmentation.masks_per_second:g} masks per second"

@@ -26,6 +26,7 @@ from deepavfusion.media.encode import write_wav
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import LOG_OFFSET
 from deepavfusion.utils.files import whole
+from deepavfusion.utils.names import stem_of
 from deepavfusion.weights.origin import Origin
 
 RANGE = 70.0  # dB below the loudest of the mixture, drawn as black
@@ -48,7 +49,7 @@ def write_separation(separation: Separation, folder: Path, network: Origin | Non
     Raises:
         UserError: the folder cannot be written to, or the video stops decoding.
     """
-    stem = Path(separation.video).stem
+    stem = stem_of(separation.video)
     listed: dict[str, Any] = {
         "video": separation.video,
         "boxes_chosen_by": separation.chosen_by,
