@@ -17,6 +17,7 @@ from PIL import Image
 
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.demo import demo
+from helpers.runs import read_table
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LEAST = {"01_data.ipynb": (9, 12)}  # images and audio players that a notebook shows, with two examples a section
@@ -122,8 +123,7 @@ def check_data(shown: list[list[list[str]]], root: Path) -> None:
 
     with (root / "annotations" / "vggsound.csv").open(newline="") as file:
         listed = {(f"{video}_{int(start):06d}", split) for video, start, _, split in csv.reader(file)}
-    with (root / "verify.csv").open(newline="") as file:
-        assert {(row["id"], row["split"]) for row in csv.DictReader(file)} == listed
+    assert {(row["id"], row["split"]) for row in read_table(root / "verify.csv")} == listed
     (report,) = [table for table in shown if table[0][0] == "status"]
     assert [dict(zip(report[0], row, strict=True)) for row in report[1:]] == [
         {"status": status, "train": "8", "test": "8"} for status in ("ok", "clips")

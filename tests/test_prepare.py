@@ -23,7 +23,7 @@ from deepavfusion.config.compose import CONFIG_DIR
 from deepavfusion.data.stores.packed import MANIFEST
 from deepavfusion.demo import demo
 from deepavfusion.utils.errors import UserError
-from helpers.runs import call
+from helpers.runs import call, read_table
 from helpers.runs import compose as compose_config
 
 SCRIPT = Path(prepare.__file__)
@@ -54,8 +54,7 @@ def test_verify_then_pack(
     monkeypatch.chdir(raw.parent)
     call(monkeypatch, "prepare", "command=verify", "data=vggsound", f"data.root={raw.name}")
     assert f"{raw.name}/verify.csv has a row for every clip" in capsys.readouterr().out
-    with (raw / "verify.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(raw / "verify.csv")
     assert [row["split"] for row in rows] == ["test"] * 8 + ["train"] * 8
     (bad,) = (row for row in rows if row["usable"] == "no")
     assert (bad["split"], bad["status"]) == ("test", "truncated")

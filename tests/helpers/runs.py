@@ -24,6 +24,7 @@ from deepavfusion.cli import entry
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.config.compose import compose as compose_config
 from deepavfusion.types import Batch
+from deepavfusion.utils.names import from_cell
 
 CONFIGS = REPOSITORY / "configs"
 NETWORK = ["model.net.image.embed_dim=32", "model.net.image.depth=2", "model.net.image.num_heads=2"]
@@ -150,8 +151,9 @@ def assert_learns(task: LightningModule, batch: Batch, lr: float) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
+    """A CSV file that we wrote."""
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [{name: from_cell(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def events(run_dir: Path) -> EventAccumulator:
