@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,14 @@ def start_command(command: list[str], folder: Path) -> int:
         ).pid
 
 
-def start_forked(command: list[str], folder: Path) -> int:
-    """The same in a copy of this process, which has imported everything: for tests, which have little time."""
+def start_forked(command: list[str], folder: Path, fault: Callable[[], None] = lambda: None) -> int:
+    """The same in a copy of this process, which has imported everything: for tests, which have little time.
+
+    Args:
+        command: script and words.
+        folder: of output.txt.
+        fault: called before the script.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -163,13 +170,14 @@ def start_forked(command: list[str], folder: Path) -> int:
         output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(output, stream)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = os.fdopen(1, "w"), os.fdopen(2, "w")
         os.chdir(REPOSITORY)
         # The threads of OpenMP do not survive a fork, but it believes they do: a run with two would hang, or crash.
         torch.set_num_threads(1)
         torch.set_num_threads = lambda _: None
         os.environ.pop("DEEPAVFUSION_RUN_DIR", None)
         sys.argv = command
+        fault()
         from deepavfusion.cli import entry
 
         entry.run(importlib.import_module(Path(command[0]).stem).main)
@@ -179,8 +187,9 @@ def start_forked(command: list[str], folder: Path) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        with suppress(OSError, AttributeError):
+            for stream in (sys.stderr, sys.stdout):
+                stream.flush()
         os._exit(status)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -120,10 +121,9 @@ def write_weights(weights: Weights, path: Path) -> Path:
         tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
         with whole(path) as partial:
             save_file(tensors, partial, metadata={"crc32": checksum(tensors)})
-    except OSError as error:
-        raise UserError(
-            f"output {path} cannot be written: {error.strerror or error}; choose another output."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"output {path} cannot be written: {reason}; choose another output.") from error
     return path
 
 

@@ -1,0 +1,100 @@
+"""Every script on every bad disk and terminal: it does its work or says in one sentence why not; never a traceback."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from chaos import start_forked, wait_for
+from helpers.runs import PRETRAIN
+
+SCRIPTS = {  # script -> its words; {out}: where to write; {data}, {probed}: to read
+    "train": (
+        *(*PRETRAIN, "trainer.max_epochs=1", "validate_before=false", "trainer.limit_train_batches=1"),
+        *("~callbacks.knn", "data.gallery_clips=0", "run.latest=false", "data.root={data}", "paths.log_dir={out}"),
+    ),
+    "eval": ("ckpt_path={probed}", "data.root={data}", "paths.log_dir={out}", "trainer.limit_test_batches=1"),
+    "predict": ("task=classify", "video={video}", "ckpt_path={probed}", "output={out}/p"),
+    "prepare": ("command=pack", "data=vggsound", "data.root={data}", "output={out}/p", "workers=1", "splits=[test]"),
+    "convert": ("input={probed}", "output={out}/p.safetensors"),
+    "benchmark": ("benchmark.clips=1", "benchmark.seconds=4", "benchmark.rounds=1", "paths.log_dir={out}"),
+    "doctor": ("smoke_train=false", "free_gb=0", "write_mb=1", "least_mb_per_s=0", "paths.log_dir={out}"),
+}
+CLAUSES = {"permission": "ermission denied", "folder": "ot a directory", "full": "too large"}
+
+
+def without_privileges() -> None:
+    """As root, permissions would not be checked: gives up its capabilities."""
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, data) == 0
+
+
+def full_disk() -> None:
+    """Every file ends after 2 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+
+def closed() -> None:
+    os.close(1)
+    sys.stdout = sys.__stdout__ = None
+
+
+def broken_pipe() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+
+
+def ascii_only() -> None:
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "permission": without_privileges,
+    "folder": lambda: None,
+    "full": full_disk,
+    "bytes": lambda: None,
+    "closed": closed,
+    "pipe": broken_pipe,
+    "ascii": ascii_only,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_works_or_says_why_not(script, fault, data_root, probed, tmp_path):
+    out, data = tmp_path / "out", data_root
+    out.mkdir()
+    if fault == "permission":
+        out.chmod(0o500)
+    elif fault == "folder":
+        out = out / "file" / "logs"
+        out.parent.touch()
+    elif fault == "bytes":
+        out = out / os.fsdecode(b"caf\xe9")
+        data = out / "data"
+        out.mkdir()
+        shutil.copytree(data_root, data)
+    video = next((data / "clips").rglob("*.mp4"))
+    if fault == "bytes":
+        video = shutil.copy(video, video.with_name(os.fsdecode(b"\xff.mp4")))
+    values = {"out": out, "data": data, "probed": probed / "checkpoints/last.ckpt", "video": video}
+    words = [word.format_map(values) for word in SCRIPTS[script]]
+    status = wait_for(start_forked([f"src/{script}.py", *words], tmp_path, FAULTS[fault]))
+    output = (tmp_path / "output.txt").read_text(errors="surrogateescape")
+    assert "Traceback" not in output, output
+    if fault in CLAUSES and script != "doctor":
+        assert status == 2, output
+        assert CLAUSES[fault] in output.strip().splitlines()[-1]
+    elif script == "doctor":
+        assert status in (0, 1, 2), output
+    else:
+        assert status == 0, output
