@@ -13,12 +13,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from deepavfusion.config.rules import Rule, is_text, list_of, number, one_of, whole
+from deepavfusion.config.rules import Rule, is_text, is_utf8, list_of, number, one_of, whole
 from deepavfusion.utils.errors import UserError
 
 ABSENT = object()
 NULL, FLAG = one_of(None), one_of(True, False)
 TEXT = Rule("text (in quotes, where it looks like something else)", is_text, literal=True)
+LOGS = Rule("a path in UTF-8, as TensorBoard needs for its files", lambda v: is_text(v) and is_utf8(v), literal=True)
 PATH = Rule("a path", lambda v: is_text(v) and v != "", literal=True)
 TEXTS = list_of(TEXT)
 CASES = Rule(
@@ -95,8 +96,10 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "task": NAME | NULL,
     "run.name": NAME | NULL,
     "run.latest": FLAG,
-    **dict.fromkeys(("paths.root_dir", "paths.data_dir", "paths.log_dir"), TEXT),
-    **dict.fromkeys(("paths.run_dir", "resume", "ckpt_path", "video", "input", "output"), TEXT | NULL),
+    **dict.fromkeys(("paths.root_dir", "paths.data_dir"), TEXT),
+    **dict.fromkeys(("paths.run_dir", "ckpt_path", "video", "input", "output"), TEXT | NULL),
+    "paths.log_dir": LOGS,
+    "resume": LOGS | NULL,
     **dict.fromkeys(("test", "validate_before"), FLAG),
     "matmul_precision": one_of("highest", "high", "medium"),
     "compile": FLAG | TEXT,

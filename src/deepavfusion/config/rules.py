@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,4 +58,14 @@ def list_of(rule: Rule, count: int | None = None) -> Rule:
 
 
 def is_text(value: Any) -> bool:
-    return isinstance(value, str) and "\0" not in value and value.encode(errors="replace").decode() == value
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)  # a name of a file need not be UTF-8
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_utf8(text: str) -> bool:
+    return text.encode(errors="replace").decode() == text
