@@ -65,7 +65,8 @@ def pack_data(cfg: DictConfig) -> None:
     lists = {split: data.read(split)[0] for split in splits(cfg, data)}
     for clips in lists.values():
         say(f"{clips.split}: {clips.coverage}")
-    counts = pack(lists, Path(cfg.output), data.dataset_name, PackSettings(**cfg.pack), workers(cfg), data.reader)
+    settings, most = PackSettings(**cfg.pack), cfg.time_limit
+    counts = pack(lists, Path(cfg.output), data.dataset_name, settings, workers(cfg), data.reader, most)
     names = ("listed", "packed", "missing", "excluded")
     table = Table("split", *(Column(name, justify="right") for name in names), title=cell(f"Packed in {cfg.output}"))
     for split, found in counts.items():

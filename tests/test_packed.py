@@ -29,6 +29,7 @@ from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 from helpers.runs import PRETRAIN
+from helpers.verify import Trap
 
 SMALL = PackSettings(clips_per_chunk=5)
 
@@ -173,6 +174,32 @@ def test_workers_do_not_change_a_byte(raw_root, packed_root, tmp_path):
     manifest = json.loads((packed_root / "packed.json").read_text())
     assert [chunk["items"] for chunk in manifest["splits"]["train"]["chunks"]] == [4, 5, 5, 3]
     assert not list(packed_root.rglob("*.partial"))
+
+
+def test_clips_that_kill_or_hang_a_worker_are_named_and_left_out(tmp_path, capsys):
+    """Twice, that is; what another program ends is no clip's fault. The rest has the bytes it always has."""
+    film = tmp_path / "film.mp4"
+    write_mp4(film, np.zeros((30, 32, 32, 3), np.uint8), 10, np.full(48_000, 0.1))
+    kinds = ["crash", "hang", "memory", "crash-once", "end-once", "memory-once"]
+    traps = []
+    for kind in kinds:
+        shutil.copy(film, tmp_path / f"{kind}.mp4")
+        traps.append(Trap(kind, str(tmp_path / f"{kind}.mp4"), 0))
+    good = [Clip(name, str(film), 0) for name in ("a", "b", *kinds[3:])]
+    one, other = ClipList("train", [*good[:2], *traps], ["x"]), ClipList("train", good, ["x"])
+    counts = pack({"train": one}, tmp_path / "out", "x", PackSettings(), 2, time_limit=2.0)
+    assert counts == {"train": {"listed": 8, "packed": 5, "missing": 0, "excluded": 3}}
+    pack({"train": other}, tmp_path / "good", "x", PackSettings(), 2)
+    chunk = "train/chunk-00000.bin"
+    assert (tmp_path / "out" / chunk).read_bytes() == (tmp_path / "good" / chunk).read_bytes()
+    excluded = packed_list(str(tmp_path / "out"), "train", "x")[0].excluded
+    assert {clip.id: why for clip, why in excluded} == {"crash": "undecodable", "hang": "hung", "memory": "undecodable"}
+    said = [line for line in capsys.readouterr().out.splitlines() if "is left out" in line]
+    assert {line.partition(".mp4) is left out, ")[2] for line in said} == {
+        "undecodable: the decoding process was killed by SIGSEGV, 2 times",
+        "undecodable: the decoding process was killed by SIGKILL (out of memory?), 2 times",
+        "hung: not done after 2 s, 2 times",
+    }
 
 
 @pytest.mark.full

@@ -29,7 +29,7 @@ from deepavfusion.media import Media, scan
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
-from deepavfusion.verify.pool import CALLS, Lost, call_apart
+from deepavfusion.utils.pool import CALLS, Lost, call_apart
 from deepavfusion.verify.report import Journal
 from deepavfusion.verify.verify import verify
 from helpers.errors import decode_error

@@ -24,7 +24,7 @@ from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import UserError
-from deepavfusion.verify.pool import PRELOAD, Lost, call_apart
+from deepavfusion.utils.pool import PRELOAD, Lost, call_apart
 from deepavfusion.weights.weights import check_resumable, read_record, read_weights
 
 PRELOAD += ["deepavfusion.weights.weights", "deepavfusion.data.samples"]  # if no other test has started the server yet
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 def ask(function: Callable[[str], tuple[str, str]], paths: Iterable[Path], workers: int = 1) -> dict[str, Answer]:
     """The answer for every file, by its path; what crashes, hangs or raises anything else is an answer as well."""
     found = {}
-    with patch("deepavfusion.verify.pool.CALLS", 500):  # a worker has its memory counted over many files
+    with patch("deepavfusion.utils.pool.CALLS", 500):  # a worker has its memory counted over many files
         for path, answer in call_apart(partial(_bounded, function), map(str, paths), workers, PATIENCE):
             lost = isinstance(answer, Lost)
             found[path] = Answer("hung" if answer.hung else "lost", answer.detail, 0, 0) if lost else answer

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.types import Clip
@@ -42,3 +44,18 @@ def logged(clip: Clip) -> Verdict:
 
 def pid(_: int) -> int:
     return os.getpid()
+
+
+class Trap(Clip):
+    """A clip whose opening in a worker does what its id says; `once` only the first time, noted in a file."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "path" and multiprocessing.parent_process():
+            action, _, times = self.id.partition("-")
+            mark = Path(super().__getattribute__("path")).with_suffix(".mark")
+            if times != "once" or not mark.exists():
+                mark.touch()
+                if action == "hang":
+                    time.sleep(60)
+                os.kill(os.getpid(), {"crash": signal.SIGSEGV, "memory": signal.SIGKILL, "end": signal.SIGTERM}[action])
+        return super().__getattribute__(name)

@@ -160,3 +160,10 @@ def test_a_listed_video_may_begin_with_a_hash(tmp_path: Path, name: str) -> None
     (tmp_path / "#1 song.mp4").touch()
     (tmp_path / name).write_text("# a comment\n#1 song.mp4\n#2 song.mp4\nb.mp4\n")
     assert list(read_input(tmp_path / name).files) == ["#1 song.mp4", "b.mp4"]
+
+
+def test_a_short_id_whose_clip_is_on_disk_is_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "clips" / "ow").mkdir(parents=True)
+    (tmp_path / "clips" / "ow" / "own_000030_000040.mp4").touch()
+    kept = "".join(f"abcdefghi{n:02},30,40,/m/01\n" for n in range(9))
+    assert "own_000030" in {clip.id for clip in read_audioset(tmp_path, f"{HEAD}{kept}own,30,40,/m/01\n").clips}

@@ -21,8 +21,7 @@ READ_BY = {  # keys, and sections, that not every task or command reads
     },
     ("prepare", "command"): {
         **dict.fromkeys(("root", "sets"), ("demo",)),
-        **dict.fromkeys(("data", "splits"), ("verify", "pack")),
-        "time_limit": ("verify",),
+        **dict.fromkeys(("data", "splits", "time_limit"), ("verify", "pack")),
         **dict.fromkeys(("output", "pack"), ("pack",)),
     },
 }

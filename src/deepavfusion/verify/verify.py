@@ -19,8 +19,8 @@ from deepavfusion.data.lists.verified import STATUSES, USABLE, ReportRow, below,
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import cell, progress_bar, say
 from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.pool import Lost, call_apart
 from deepavfusion.verify.clip import Verdict, check_clip
-from deepavfusion.verify.pool import Lost, call_apart
 from deepavfusion.verify.report import Journal
 
 WORST = 20  # classes shown

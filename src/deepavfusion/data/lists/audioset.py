@@ -79,7 +79,7 @@ def audioset(
     listed: list[Clip] = []
     for name in LISTS_OF_SPLIT[split]:
         clips, repeated = unique(
-            _segments(base, files[name], name, clip_pattern, position), files[name], "labels", base
+            _segments(base, files[name], name, clip_pattern, position), files[name], "labels", folders
         )
         notes += repeated
         known = {clip.id for clip in listed}  # of the short list, or none

@@ -66,7 +66,7 @@ def _bad_pattern(pattern: str, wrong: str, expected: str) -> UserError:
 
 
 def unique(
-    listed: Iterable[tuple[int, AnyListed]], source: str, differing: str, youtube: Path | None = None
+    listed: Iterable[tuple[int, AnyListed]], source: str, differing: str, youtube: Folders | None = None
 ) -> tuple[list[AnyListed], list[str]]:
     """The first item of each clip, in the order of the list, and notes about repeated ones.
 
@@ -77,7 +77,7 @@ def unique(
         youtube: the data folder, if the videos have ids of YouTube; None: any ids.
 
     Raises:
-        UserError: a few of YouTube's ids are too short.
+        UserError: a few of YouTube's ids are too short, and one of these clips is not on disk.
     """
     first: dict[str, AnyListed] = {}
     lines = array("L")
@@ -89,7 +89,7 @@ def unique(
             first[item.id] = item
             lines.append(line)
     if youtube:
-        _check_lengths(list(first.values()), lines, youtube / source)
+        _check_lengths(list(first.values()), lines, youtube, source)
 
     def example(line: int, item: AnyListed) -> str:
         return f"e.g. {item.id} in lines {lines[list(first).index(item.id)]} and {line}; the first line counts."
@@ -103,14 +103,17 @@ def unique(
     return list(first.values()), notes
 
 
-def _check_lengths(items: Sequence[AnyListed], lines: Sequence[int], path: Path) -> None:
-    """Raise a `UserError` if a few ids lost characters; not if most are short, as in a list of one's own."""
+def _check_lengths(items: Sequence[AnyListed], lines: Sequence[int], folders: Folders, source: str) -> None:
+    """Raise a `UserError` if a few ids lost characters; not if many are short, as in a list of one's own."""
     short = [n for n, item in enumerate(items) if len(item.video) < YOUTUBE]
-    if short and len(short) < FEW * len(items):
+    if len(short) >= FEW * len(items):
+        return
+    if short := [n for n in short if not folders.has(items[n].path.removeprefix(f"{folders.root}/"))]:
+        video = items[short[0]].video
         raise UserError(
-            f"{path}, line {lines[short[0]]}, has the id {items[short[0]].video!r} of {len(items[short[0]].video)} "
-            f"characters; expected {YOUTUBE}: {count(len(short), 'id')} lost a '-' or zeros at the beginning, which a "
-            f"spreadsheet program may take away: {PUBLISHED}."
+            f"{folders.root / source}, line {lines[short[0]]}, has the id {video!r} of {len(video)} characters; "
+            f"expected {YOUTUBE}: {count(len(short), 'id')} lost a '-' or zeros at the beginning, which a spreadsheet "
+            f"program may take away: {PUBLISHED}."
         )
 
 

@@ -44,7 +44,7 @@ def vggsound(
     """
     check_choice("split of VGGSound", split, SPLITS)
     folders = Folders(root)
-    rows, notes = unique(_rows(folders.root, annotations, clip_pattern), annotations, "labels or splits", folders.root)
+    rows, notes = unique(_rows(folders.root, annotations, clip_pattern), annotations, "labels or splits", folders)
     classes = sorted({row.label for row in rows})
     chosen = [row for row in rows if row.split == split]
     if not chosen and split == "train":

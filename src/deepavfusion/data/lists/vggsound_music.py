@@ -55,7 +55,7 @@ def vggsound_music(
     folders = Folders(root)
     base = folders.root
     train_file, test_file = f"{split_dir}/{train_list}", f"{split_dir}/{test_list}"
-    train, notes = unique(_train_rows(base, train_file, clip_pattern), train_file, "instruments", base)
+    train, notes = unique(_train_rows(base, train_file, clip_pattern), train_file, "instruments", folders)
     pairs = list(_pairs(base, test_file, clip_pattern))
     uses: dict[ListedClip, int] = {}  # line of the first pair that uses it
     for line, *rows in pairs:

@@ -1,4 +1,4 @@
-"""Writes packed data (packed.py): each clip is decoded once, and never again in training.
+"""Writes packed data (packed.py): each clip is decoded once, in a process of its own, and never again in training.
 
 The list alone decides what goes into which chunk. Each chunk is written under another name, synced, and renamed, so a
 pack that was killed resumes with the missing chunks, and the bytes do not depend on interruptions or workers.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from litdata.streaming.writer import BinaryWriter
@@ -28,12 +26,14 @@ from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, INT16, MANIFES
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import OpenClip
 from deepavfusion.types import Clip
-from deepavfusion.utils.console import progress_bar
+from deepavfusion.utils.console import progress_bar, say
 from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.utils.files import sync, write_whole
-from deepavfusion.utils.processes import die_with_parent
+from deepavfusion.utils.pool import Lost, call_apart
 
 PLAN, PARTS = ".pack.json", ".parts"
+TRIES = 2  # of a clip that crashes its process or takes too long
+MAX_LINES = 20  # in the terminal, on clips that are left out
 FRAMES_AT_ONCE = 64  # frames in memory while packing a long video
 
 
@@ -50,6 +50,16 @@ class PackSettings:
     short_side: int = 256
     quality: int = 90
     clips_per_chunk: int = 64
+
+
+class Left(NamedTuple):
+    """Why a clip is left out: a status of the verify report, and a clause."""
+
+    reason: str
+    detail: str
+
+
+Packed = Item | Left
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ def pack(
     settings: PackSettings,
     workers: int,
     reader: dict[str, Any] | None = None,
+    time_limit: float = 30.0,
 ) -> dict[str, dict[str, int]]:
     """Write the splits of a dataset, or resume a pack that was interrupted.
 
@@ -82,20 +93,21 @@ def pack(
         settings: of the pack.
         workers: processes; the result does not depend on it.
         reader: the arguments of the list's reader that choose clips, recorded in the manifest.
+        time_limit: seconds that a clip may take. One that takes longer, or crashes its process, twice is left out.
 
     Returns:
         split -> how many clips are listed, packed, missing, excluded (bad by `command=verify`, or met now).
 
     Raises:
-        UserError: a folder with other content, or a clip that crashes the decoder.
+        UserError: a folder with other content, or worker processes that end again and again.
     """
     _claim(output, lists, name, settings)
     parts = [part for clips in lists.values() for part in _parts(clips, settings)]
     todo = [part for part in parts if _written(output, part) is None]
     with progress_bar() as bar:
         task = bar.add_task("packing", total=sum(len(part.clips) for part in todo))
-        for part in _run(todo, output, settings, workers):
-            bar.advance(task, len(part.clips))
+        for done in _run(todo, output, settings, workers, time_limit):
+            bar.advance(task, done)
     splits = {split: _finish(output, clips, [p for p in parts if p.split == split]) for split, clips in lists.items()}
     manifest = {"format": FORMAT, "name": name, "reader": reader or {}, "settings": asdict(settings), "splits": splits}
     write_whole(output / MANIFEST, json.dumps(manifest, indent=1) + "\n", durable=True)
@@ -133,32 +145,39 @@ def _parts(clips: ClipList, settings: PackSettings) -> Iterator[Part]:
         yield Part(clips.split, number, order[begin : begin + settings.clips_per_chunk])
 
 
-def _run(parts: Sequence[Part], output: Path, settings: PackSettings, workers: int) -> Iterator[Part]:
-    """Write the chunks; yields each when it is complete."""
-    if workers == 1 or len(parts) < 2:
-        for part in parts:
-            write_part(part, output, settings)
-            yield part
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
-        futures = {pool.submit(write_part, part, output, settings): part for part in parts}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
-        except BrokenProcessPool:
-            raise UserError(
-                f"a worker died while packing into {output} (a clip that crashes the decoder, or too little memory): "
-                "run `python src/prepare.py command=verify` with the same data first, which finds such clips, or set "
-                "workers lower; what is packed is kept."
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _run(parts: Sequence[Part], output: Path, settings: PackSettings, workers: int, time_limit: float) -> Iterator[int]:
+    """Write the chunks; yields the numbers of clips done."""
+    jobs = ((n, clip) for n, part in enumerate(parts) for clip in part.clips)
+    found: list[dict[str, Packed]] = [{} for _ in parts]  # of chunks that are not complete
+    named = 0
+    for (n, clip), result in call_apart(partial(_read, settings=settings), jobs, workers, time_limit, TRIES):
+        if isinstance(result, Lost):
+            times = "" if result.why == "raised" else f", {TRIES} times"
+            result = Left("hung" if result.hung else "undecodable", f"{result.detail}{times}")
+        if isinstance(result, Left):
+            named += 1
+            if named <= MAX_LINES:
+                say(f"clip {clip.id} ({clip.path}) is left out, {result.reason}: {result.detail}", "yellow")
+            elif named == MAX_LINES + 1:
+                say(f"… more clips are left out, see excluded in {output}/<split>/{CLIPS}", "yellow")
+        found[n][clip.id] = result
+        if len(found[n]) == len(parts[n].clips):
+            write_part(parts[n], found[n], output)
+            found[n] = {}
+        yield 1
 
 
-def write_part(part: Part, output: Path, settings: PackSettings) -> None:
+def _read(job: tuple[int, Clip], settings: PackSettings) -> Packed:
+    """The content of a clip, in a worker process."""
+    _, clip = job
+    try:
+        with RawStore().open(clip) as opened:
+            return make_item(clip, opened, settings)
+    except DecodeError as error:
+        return Left(error.reason, error.detail)
+
+
+def write_part(part: Part, found: dict[str, Packed], output: Path) -> None:
     """Write one chunk and, last, the record that says it is complete."""
     folder = output / part.split
     scratch = folder / f".{part.file}.partial"
@@ -167,11 +186,9 @@ def write_part(part: Part, output: Path, settings: PackSettings) -> None:
     packed: list[str] = []
     bad: list[tuple[str, str]] = []
     for clip in part.clips:
-        try:
-            with RawStore().open(clip) as opened:
-                item = make_item(clip, opened, settings)
-        except DecodeError as error:
-            bad.append((clip.id, error.reason))
+        item = found[clip.id]
+        if isinstance(item, Left):
+            bad.append((clip.id, item.reason))
             continue
         writer[len(packed)] = item
         packed.append(clip.id)

@@ -15,32 +15,41 @@ from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from deepavfusion.utils.errors import UserError
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+Why = Literal["hung", "raised", "crashed", "outside"]
 
 CALLS = 100  # of a worker before it is replaced
 ATTEMPTS = 5  # pools in a row that may break without a result
-PRELOAD = ["deepavfusion.verify.verify", "deepavfusion.cli.entry"]  # the second: workers import the main script, too
+# What the fork server imports: what is called, and what the main script imports, as workers import it, too.
+PRELOAD = ["deepavfusion.verify.verify", "deepavfusion.data.stores.pack", "deepavfusion.cli.entry"]
+OUTSIDE = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A call without a result: it took too long (`hung`), raised, or crashed its process."""
+    """A call without a result: it took too long, raised, or its process crashed or was ended from outside."""
 
-    hung: bool
+    why: Why
     detail: str
+
+    @property
+    def hung(self) -> bool:
+        return self.why == "hung"
 
 
 def call_apart(
-    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, time_limit: float
+    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, time_limit: float, tries: int = 1
 ) -> Iterator[tuple[ItemT, ResultT | Lost]]:
     """function(item) for every item, in any order.
 
@@ -49,22 +58,26 @@ def call_apart(
         items: picklable; read as workers become free.
         workers: processes.
         time_limit: seconds a call; a process that exceeds it is killed.
+        tries: how often an item may crash or exceed it. A signal from outside is not its fault.
 
     Raises:
-        RuntimeError: no worker can be started.
+        UserError: no worker can be started, or they are ended from outside again and again.
     """
-    waiting = iter(items)
+    waiting, again = iter(items), list[tuple[ItemT, int]]()  # the second with the tries that are left
     failed = 0
     while failed < ATTEMPTS:
         pool = ProcessPool(workers, CALLS, _start_worker, context=_fork_server())
-        pending: dict[Future[Any], ItemT] = {}
+        pending: dict[Future[Any], tuple[ItemT, int]] = {}
         try:
-            while pool.active:
-                for item in islice(waiting, 2 * workers - len(pending)):  # bounds memory; keeps every worker busy
+            while pool.active and failed < ATTEMPTS:
+                room = 2 * workers - len(pending)  # bounds memory; keeps every worker busy
+                again += [(item, tries) for item in islice(waiting, max(0, room - len(again)))]
+                for item, left in again[:room]:
                     future: Future[Any] = Future()  # never done if the pool has just broken
                     with suppress(RuntimeError):
                         future = pool.schedule(_call, (function, item, time_limit), timeout=time_limit)
-                    pending[future] = item
+                    pending[future] = item, left
+                del again[:room]
                 if not pending:
                     return
                 done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)  # a broken pool may leave some undone
@@ -74,18 +87,29 @@ def call_apart(
                     except BrokenProcessPool:
                         continue
                     except TimeoutError:
-                        result = Lost(True, f"not done after {time_limit:g} s")
+                        result = Lost("hung", f"not done after {time_limit:g} s")
                     except ProcessExpired as error:
-                        result = Lost(False, f"the decoding process {_ending(error.exitcode)}")
+                        why: Why = "outside" if -error.exitcode in OUTSIDE else "crashed"
+                        result = Lost(why, f"the decoding process {_ending(error.exitcode)}")
+                    item, left = pending.pop(future)
+                    if isinstance(result, Lost) and result.why != "raised":
+                        failed += result.why == "outside"
+                        left -= result.why != "outside"
+                        if left:
+                            again.append((item, left))
+                            continue
                     failed = 0
-                    yield pending.pop(future), result
+                    yield item, result
         finally:
             pool.stop()
             pool.join()
         # A worker died between two calls. Which one it would have taken is unknown: all are tried again.
-        waiting = chain(list(pending.values()), waiting)
+        again += pending.values()
         failed += 1
-    raise RuntimeError(f"worker processes died {ATTEMPTS} times in a row before they returned any result")
+    raise UserError(
+        f"worker processes ended {ATTEMPTS} times in a row before they returned any result, through another program, a "
+        "time limit or lack of memory: set workers lower, or run the same command again; what is done is kept."
+    )
 
 
 def _ending(code: int) -> str:
@@ -119,6 +143,6 @@ def _call(function: Callable[[ItemT], ResultT], item: ItemT, time_limit: float) 
     try:
         return function(item)
     except Exception as error:  # as text: not every exception survives pickling
-        return Lost(False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Lost("raised", f"{type(error).__name__}: {' '.join(str(error).split())}")
     finally:
         signal.alarm(0)
