@@ -23,7 +23,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         before = sorted(tmp_path.rglob("*"))
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            entry.run(entry.run_and_report(call))
+            entry.run(lambda: entry.run_and_report(lambda _: call())({}))
         assert end.value.code == 2
         (text,) = capsys.readouterr().err.splitlines()
         assert [word for word in words if word not in text] == [], text

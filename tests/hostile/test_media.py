@@ -23,7 +23,8 @@ from PIL import Image
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.pack import PackSettings, pack
-from deepavfusion.data.stores.packed import PackedClip, _checked, packed_list
+from deepavfusion.data.stores.packed import PackedClip, _checked
+from deepavfusion.data.stores.packed_list import CONFIG, packed_list
 from deepavfusion.media import Media, container
 from deepavfusion.media import audio as audio_reader
 from deepavfusion.media import frames as frame_reader
@@ -364,6 +365,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def _spec(named: str) -> str:
+    """An item's structure, as litdata writes it, that names another class."""
+    spec = {**CONFIG["data_spec"][1], "type": named}
+    return json.dumps([1, spec])
+
+
 INDEX, MANIFEST, CLIPS = "train/index.json", "packed.json", "train/clips.json"
 FIRST, OF_TRAIN = "chunks.0.", "splits.train.chunks.0."
 CHANGES = [  # file, key, and the value that it gets; ... takes it out
@@ -371,16 +378,36 @@ CHANGES = [  # file, key, and the value that it gets; ... takes it out
     *((INDEX, FIRST + key, 2**40) for key in ("chunk_bytes", "chunk_size")),
     (INDEX, "config.data_format", ["pickle"] * 11),
     (INDEX, "config.compression", "zstd"),
+    *((INDEX, "config.data_spec", value) for value in (_spec("os.system"), _spec("builtins.list"), None, 5, "[", ...)),
+    *((INDEX, f"config.{key}", value) for key, value in (("item_loader", "TokensLoader"), ("data_format", ...))),
+    *((INDEX, f"config.{key}", value) for key, value in (("encryption", {"algorithm": "x"}), ("chunk_size", "65"))),
+    *((INDEX, f"config.{key}", "x") for key in ("chunk_bytes", "compression_level", "ipc_compression", "types", "new")),
+    *((INDEX, FIRST + key, value) for key, value in (("dim", 10**12), ("dim", ...), ("new", 1), ("chunk_size", 2.0))),
+    *((INDEX, key, [{"path": "http://127.0.0.1/"}]) for key in ("shards", "keys", "updated_at")),
+    *((INDEX, key, value) for key, value in (("config", None), ("config", []), ("chunks", {}))),
     (INDEX, "chunks", None),
     (INDEX, "chunks", "twice"),
     *((MANIFEST, OF_TRAIN + "file", name) for name in ("../../x.bin", "/etc/passwd", "chunk-0\0.bin", 5)),
-    (MANIFEST, OF_TRAIN + "items", 10**12),
+    *((MANIFEST, OF_TRAIN + "items", value) for value in (10**12, 2.0, True, -2, 0)),
+    *((MANIFEST, OF_TRAIN + key, value) for key, value in (("sha256", "../x"), ("sha256", ...), ("bytes", 40))),
+    (MANIFEST, "splits.train.chunks", "twice"),
+    *((MANIFEST, key, value) for key, value in (("splits", 5), ("name", {"a": 1}))),
     (MANIFEST, "splits", ["train"]),
     (MANIFEST, "format", ...),
     *((CLIPS, "clips.label", value) for value in ([0, 7], ["0", "0"])),
     *((CLIPS, "clips.id", value) for value in (["a", "a"], ["a"])),
     (CLIPS, "clips.labels", [[0], [-9]]),
     (CLIPS, "missing", ...),
+    *((CLIPS, key, value) for key, value in (("split", "other"), ("classes", [5]), ("classes", "x"), ("notes", [[1]]))),
+    *((CLIPS, key, value) for key, value in (("mixtures", [[5]]), ("multi_label", "yes"), ("lost_frames", -1))),
+    *(
+        (CLIPS, "clips." + key, value)
+        for key, value in (("id", [5, 6]), ("video", [None, None]), ("frames", [["a"], []]))
+    ),
+    *(
+        (CLIPS, "clips." + key, value)
+        for key, value in (("frames", [[-1], []]), ("label", [0.0, 0]), ("labels", [0, 0]))
+    ),
 ]
 
 
@@ -397,6 +424,7 @@ def test_packed_lists_that_are_damaged_or_hostile(
         del inner[last]
     else:
         inner[last] = 2 * inner[last] if value == "twice" else value
+    assert json.dumps(content) != (root / file).read_text()
     (root / file).write_text(json.dumps(content))
     refused(lambda: packed_list(str(root), "train", "vggsound"), str(root), "pack")
 
@@ -410,6 +438,70 @@ def test_packed_files_of_anything(packed: Path, tmp_path: Path, file: str, conte
     refused(lambda: packed_list(str(root), "train", "vggsound"), "pack")
     (root / file).unlink()
     refused(lambda: packed_list(str(root), "train", "vggsound"), "pack")
+
+
+@pytest.mark.parametrize("file", [INDEX, MANIFEST, CLIPS, "train/chunk-00000.bin"])
+def test_packed_files_that_are_no_files(packed: Path, tmp_path: Path, file: str, refused: Refused) -> None:
+    for n, kind in enumerate((os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero"))):
+        root = tmp_path / str(n)
+        shutil.copytree(packed, root)
+        (root / file).rename(tmp_path / "elsewhere")
+        kind(root / file)
+        if file != MANIFEST or n == 0:
+            refused(lambda root=root: packed_list(str(root), "train", "vggsound"), str(root / file), "pack")
+        shutil.rmtree(root)
+        shutil.copytree(packed, root)
+        (root / file).rename(tmp_path / "elsewhere")
+        (root / file).symlink_to(tmp_path / "elsewhere")  # as a download cache does
+        assert len(packed_list(str(root), "train", "vggsound")[0]) == 2
+
+
+@pytest.mark.parametrize("file", [INDEX, MANIFEST, CLIPS])
+def test_packed_lists_are_not_read_without_end(packed: Path, tmp_path: Path, file: str, refused: Refused) -> None:
+    root = tmp_path / "p"
+    shutil.copytree(packed, root)
+    os.truncate(root / file, 2**40)  # takes no place on the disk
+    refused(lambda: packed_list(str(root), "train", "vggsound"), str(root / file), "pack", "at most")
+
+
+PART, PLAN = "train/.parts/00000.json", ".pack.json"
+OTHERS = [  # in a folder that is packed into again: key, and its value
+    *(("packed", value) for value in (["a"], ["b", "a"], ["x", "a"], 5, ["a", "b", "a"])),
+    *(("bad", value) for value in ([["x", "why"]], [["a", "why"]], [["a", 5]], 5, [["x", "y"], ["x", "y"]])),
+    *(("file", value) for value in ("../x", "chunk-00001.bin")),
+    *(("litdata.config.data_spec", value) for value in (_spec("os.system"), None)),
+    *(("litdata." + key, value) for key, value in (("chunks", []), ("config.encryption", "x"), ("config.new", "x"))),
+    *((key, value) for key, value in (("bytes", "5"), ("sha256", "../x"), ("sha256", 5), ("litdata", 5))),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), OTHERS)
+def test_records_of_a_pack_that_are_not_ours_are_written_again(
+    packed: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(packed, out)
+    record = json.loads((out / PART).read_text())
+    *parents, last = key.split(".")
+    reduce(getitem, parents, record)[last] = value
+    (out / PART).write_text(json.dumps(record))
+    clips = ClipList("train", [Clip(name, str(packed.parent / f"{name}.mp4"), 0) for name in "ab"], ["x"])
+    pack({"train": clips}, out, "vggsound", PackSettings(clips_per_chunk=5), 1)
+    for path in packed.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (out / path.relative_to(packed)).read_bytes(), path
+
+
+@pytest.mark.parametrize("content", ["", "[]", "5", "[" * 100_000, "link"])
+def test_a_plan_that_is_not_ours_is_left_alone(packed: Path, tmp_path: Path, content: str, refused: Refused) -> None:
+    out, clips = tmp_path / "out", ClipList("train", [Clip(name, f"{name}.mp4", 0) for name in "ab"], ["x"])
+    shutil.copytree(packed, out)
+    if content == "link":
+        (out / "train").rename(tmp_path / "mine")
+        (out / "train").symlink_to(tmp_path / "mine")
+    else:
+        (out / PLAN).write_text(content)
+    settings = PackSettings(clips_per_chunk=5)
+    refused(lambda: pack({"train": clips}, out, "vggsound", settings, 1), "choose another output")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from deepavfusion.data.collate import Collate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.pack import PackSettings, pack
-from deepavfusion.data.stores.packed import packed_list
+from deepavfusion.data.stores.packed_list import packed_list
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import Store
 from deepavfusion.media.encode import write_mp4

@@ -125,7 +125,8 @@ class ClipDataModule(LightningDataModule):
         Raises:
             UserError: no data, or not in the layout; see the reader.
         """
-        from deepavfusion.data.stores.packed import is_packed, packed_list  # here: litdata takes a second to import
+        from deepavfusion.data.stores.packed import is_packed  # here: litdata takes a second to import
+        from deepavfusion.data.stores.packed_list import packed_list
 
         if is_packed(self.root):
             return packed_list(self.root, split, self.dataset_name, self.reader, self.cache_dir)

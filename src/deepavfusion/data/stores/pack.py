@@ -22,18 +22,20 @@ from litdata.streaming.writer import BinaryWriter
 from PIL import Image
 
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, INT16, MANIFEST, Item, to_json
+from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, INT16, MANIFEST, Item
+from deepavfusion.data.stores.packed_list import check_index, to_json
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import OpenClip
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import progress_bar, say
 from deepavfusion.utils.errors import DecodeError, UserError
-from deepavfusion.utils.files import sync, write_whole
+from deepavfusion.utils.files import read_text, regular_file, sync, write_whole
 from deepavfusion.utils.pool import Lost, call_apart
 
 PLAN, PARTS = ".pack.json", ".parts"
 TRIES = 2  # of a clip that crashes its process or takes too long
 MAX_LINES = 20  # in the terminal, on clips that are left out
+MOST_BYTES = 2**26  # of the record of a chunk
 FRAMES_AT_ONCE = 64  # frames in memory while packing a long video
 
 
@@ -120,11 +122,16 @@ def _claim(output: Path, lists: dict[str, ClipList], name: str, settings: PackSe
     plan = {"format": FORMAT, "name": name, "settings": asdict(settings), "lists": hashes}
     path = output / PLAN
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = _read_record(path)
         if differs := [key for key in plan if before.get(key) != plan[key]]:
             raise UserError(
                 f"{output} holds packed data with another {' and '.join(differs)}: choose another output, or remove it."
             )
+        for folder in (output / split / part for split in lists for part in ("", PARTS)):
+            if folder.is_symlink():
+                raise UserError(
+                    f"{folder} is a link, and no folder that packing made; nothing was written: choose another output."
+                )
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists and holds no packed data; nothing was written: choose another output.")
     else:
@@ -251,14 +258,43 @@ def _shrunk(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def _written(output: Path, part: Part) -> dict[str, Any] | None:
-    """The record of a complete chunk."""
-    path = output / part.split / PARTS / f"{part.number:05d}.json"
-    if not path.is_file():
+    """The record of a complete chunk; None if there is none, or not of this chunk: it is written again."""
+    path, chunk = output / part.split / PARTS / f"{part.number:05d}.json", output / part.split / part.file
+    try:
+        record = _read_record(path)
+        there = regular_file(chunk).st_size if record["packed"] else 0
+        return record if there == record["bytes"] and _is_of(record, part) else None
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    record = json.loads(path.read_text())
-    chunk = output / part.split / part.file
-    there = chunk.stat().st_size if chunk.is_file() else 0
-    return record if there == record["bytes"] else None
+
+
+def _is_of(record: dict[str, Any], part: Part) -> bool:
+    """Whether a record names the clips of this chunk, each once, and describes the chunk as `write_part` does."""
+    packed, bad = record["packed"], dict(record["bad"])
+    fits = record["file"] == part.file and all(isinstance(why, str) for why in bad.values())
+    if not fits or [clip.id for clip in part.clips if clip.id not in bad] != packed or len(bad) != len(record["bad"]):
+        return False
+    if packed:
+        (info,) = record["litdata"]["chunks"]
+        index = {"chunks": [{**info, "filename": part.file}], "config": record["litdata"]["config"]}
+        check_index(index, [{"items": len(packed), **{key: record[key] for key in ("file", "bytes", "sha256")}}])
+    return set(bad) <= {clip.id for clip in part.clips}
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """A file of an earlier start.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    text = read_text(path, MOST_BYTES, "what `python src/prepare.py command=pack` wrote")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged, or not written by packing: choose another output, or remove its folder.")
+    return found
 
 
 def _finish(output: Path, clips: ClipList, parts: Sequence[Part]) -> dict[str, Any]:

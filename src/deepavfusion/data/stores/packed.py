@@ -12,9 +12,7 @@ The root is a folder or what litdata reads from: s3://…, gs://…, or local:<f
 from __future__ import annotations
 
 import io
-import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -25,26 +23,21 @@ from typing import Any
 import numpy as np
 import torch
 from litdata import StreamingDataset
-from litdata.streaming.downloader import get_downloader
 from litdata.streaming.resolver import Dir
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.store import Frame
 from deepavfusion.media.stills import read_image, read_mask
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.addresses import is_remote
-from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.errors import DecodeError
 
 FORMAT = 1  # of the files; increase it when they change
 MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
-CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
-VALUES = re.compile(r"bytes|no_header_numpy:[0-9]+")  # litdata knows others, of which one runs code
 INT16 = 32767  # the sample value of 1.0
-COLUMNS = ("id", "video", "label", "labels", "frames")  # of a clip, in clips.json
 
 Item = dict[str, Any]
 """What a chunk holds of a clip; `PackedClip` reads it, pack.py writes it.
@@ -153,134 +146,3 @@ def cache_of(root: str, cache_dir: str | None) -> Path:
     """Folder for what is fetched from a remote root."""
     base = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "deepavfusion"
     return base / sha256(root.encode()).hexdigest()[:16]
-
-
-def packed_list(
-    root: str, split: str, name: str, reader: dict[str, Any] | None = None, cache_dir: str | None = None
-) -> tuple[ClipList, PackedStore]:
-    """One split of packed data: its list, and the store that opens its clips.
-
-    Args:
-        root: of the packed data.
-        split: its name.
-        name: the dataset that is expected.
-        reader: the arguments of its reader that are expected, see `ClipDataModule.reader`.
-        cache_dir: where a remote root is kept.
-
-    Raises:
-        UserError: it cannot be reached, holds another dataset or no such split, or lacks a chunk.
-    """
-    try:
-        return _packed_list(root, split, name, reader, cache_dir)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{root} holds packed data that is damaged or written by other software ({type(error).__name__}: {words}): "
-            "copy it again, or pack it again with `python src/prepare.py command=pack`."
-        ) from error
-
-
-def _packed_list(
-    root: str, split: str, name: str, reader: dict[str, Any] | None, cache_dir: str | None
-) -> tuple[ClipList, PackedStore]:
-    manifest = json.loads(_fetched(root, MANIFEST, cache_dir))
-    if manifest["format"] != FORMAT or manifest["name"] != name:
-        raise UserError(
-            f"{root} holds {manifest['name']} packed in format {manifest['format']}, expected {name} in format "
-            f"{FORMAT}: set data and data.root to fit, or pack it again with `python src/prepare.py command=pack`."
-        )
-    for key, value in (reader or {}).items():
-        if manifest["reader"].get(key, value) != value:
-            raise UserError(
-                f"{root} was packed with data.index.{key}={manifest['reader'][key]}, expected {value}: choose the data "
-                "config that it was packed with, or pack it again into another folder."
-            )
-    if split not in manifest["splits"]:
-        known = ", ".join(manifest["splits"])
-        raise UserError(
-            f"{root} was packed without the split {split}, it has {known}: set the split, or pack {split}, too, with "
-            f"`python src/prepare.py command=pack data={name} splits=[{split}]`."
-        )
-    chunks = manifest["splits"][split]["chunks"]
-    index = json.loads(_fetched(root, f"{split}/{INDEX}", cache_dir))
-    config = index["config"] or {"compression": None, "encryption": None, "data_format": []}  # of no clips
-    listed = [[c["filename"], c["chunk_size"], c["chunk_bytes"]] for c in index["chunks"]]
-    if not all(CHUNK.fullmatch(chunk["file"]) and type(chunk["items"]) is int for chunk in chunks):
-        raise ValueError("a chunk has another name than chunk-<n>.bin")
-    if listed != [[chunk["file"], chunk["items"], chunk["bytes"]] for chunk in chunks]:
-        raise ValueError(f"{split}/{INDEX} and {MANIFEST} list other chunks")
-    if config["compression"] or config["encryption"] or not all(map(VALUES.fullmatch, config["data_format"])):
-        raise ValueError(f"{split}/{INDEX} has another format than ours")
-    if not is_remote(root):
-        for chunk in chunks:
-            path = Path(root) / split / chunk["file"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != chunk["bytes"]:
-                state = "is missing" if size is None else f"has {size} bytes, expected {chunk['bytes']}"
-                raise UserError(f"{path} {state}: copy it again, or run the pack command again, which replaces it.")
-    found = json.loads(_fetched(root, f"{split}/{CLIPS}", cache_dir))
-    if sum(chunk["items"] for chunk in chunks) != len(set(found["clips"]["id"])):
-        raise ValueError(f"{split}/{CLIPS} and {MANIFEST} list other clips")
-    files = [f"{root}/{split}/{chunk['file']}" for chunk in chunks for _ in range(chunk["items"])]
-    clips = from_json(found, files)
-    listed_clips = [*clips.clips, *clips.missing, *(clip for clip, _ in clips.excluded)]
-    if not all(-1 <= label < len(clips.classes) for clip in listed_clips for label in (clip.label, *clip.labels)):
-        raise ValueError(f"{split}/{CLIPS} has a label that is no class")
-    places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
-    return clips, PackedStore(root, split, places, cache_dir)
-
-
-def _fetched(root: str, name: str, cache_dir: str | None) -> bytes:
-    """The content of a small file below the root."""
-    if not is_remote(root):
-        return (Path(root) / name).read_bytes()
-    target = cache_of(root, cache_dir) / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # the remote data may have been packed again
-    try:
-        get_downloader(root, str(target.parent), []).download_file(f"{root}/{name}", str(target))
-        return target.read_bytes()
-    except Exception as error:  # each kind of storage has its own
-        raise UserError(
-            f"{root}/{name} cannot be fetched ({' '.join(str(error).split())}): expected data packed with "
-            "`python src/prepare.py command=pack`, and access to it; set data.root."
-        ) from error
-
-
-def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Clip, str]]) -> dict[str, Any]:
-    """A list as stored in clips.json: `packed` in the order of the chunks, without the paths of this machine."""
-
-    def columns(rows: Sequence[Clip]) -> dict[str, list[Any]]:
-        return {name: [getattr(clip, name) for clip in rows] for name in COLUMNS}
-
-    return {
-        **{key: getattr(clips, key) for key in ("split", "classes", "multi_label", "mixtures", "lost_frames", "notes")},
-        "clips": columns(packed),
-        "missing": columns(clips.missing),
-        "excluded": {**columns([clip for clip, _ in excluded]), "why": [why for _, why in excluded]},
-    }
-
-
-def from_json(found: dict[str, Any], files: Sequence[str]) -> ClipList:
-    """The list of clips.json; `files` names the chunk of each packed clip."""
-
-    def rows(key: str, paths: Sequence[str] | None = None) -> list[Clip]:
-        fields = [found[key][name] for name in COLUMNS]
-        return [
-            Clip(identifier, path, label, video, tuple(labels), tuple(frames))
-            for path, identifier, video, label, labels, frames in zip(
-                [""] * len(fields[0]) if paths is None else paths, *fields, strict=True
-            )
-        ]
-
-    return ClipList(
-        split=found["split"],
-        clips=sorted(rows("clips", files), key=lambda clip: clip.id),
-        classes=found["classes"],
-        missing=rows("missing"),
-        notes=found["notes"],
-        multi_label=found["multi_label"],
-        mixtures=[tuple(ids) for ids in found["mixtures"]],
-        excluded=list(zip(rows("excluded"), found["excluded"]["why"], strict=True)),
-        lost_frames=found.get("lost_frames", 0),  # packed before they were counted
-    )

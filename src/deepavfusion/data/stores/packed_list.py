@@ -1,0 +1,231 @@
+"""Reads what describes packed data: packed.json, and index.json and clips.json of a split.
+
+These files may come from anyone, and litdata builds what index.json names. So everything in it but the list of chunks
+has to equal what pack.py writes, the chunks have to be those of packed.json and of the disk, and every value is of its
+type, before a reader is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from litdata.streaming.downloader import get_downloader
+from litdata.utilities._pytree import tree_flatten, treespec_dumps
+
+from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, MANIFEST, PackedStore, cache_of
+from deepavfusion.types import Clip
+from deepavfusion.utils.addresses import is_remote
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import read_text, regular_file
+
+MOST = {MANIFEST: 2**26, INDEX: 2**26, CLIPS: 2**29}  # bytes; two million clips take 10 MB, 4 MB and 300 MB
+COLUMNS = ("id", "video", "label", "labels", "frames")  # of a clip, in clips.json
+CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
+SHA256 = re.compile(r"[0-9a-f]{64}")
+FLOATS, INTS = "no_header_numpy:10", "no_header_numpy:3"  # litdata's names of float64 and int64
+PARTS = {  # of an item, in their order
+    **dict.fromkeys(("id", "jpegs", "masks", "sound"), "bytes"),
+    "times": FLOATS,
+    **dict.fromkeys(("spans", "mask_seconds", "mask_spans", "labels", "shape"), INTS),
+    "ends": FLOATS,
+}
+CONFIG = {  # in index.json: how litdata reads items. It knows other formats, and some of them run code.
+    "data_format": list(PARTS.values()),
+    "data_spec": json.loads(treespec_dumps(tree_flatten(dict.fromkeys(PARTS))[1])),
+    "types": {name: "bytes" if kind == "bytes" else "json" for name, kind in PARTS.items()},
+    "item_loader": "PyTreeLoader",
+}
+
+
+def packed_list(
+    root: str, split: str, name: str, reader: dict[str, Any] | None = None, cache_dir: str | None = None
+) -> tuple[ClipList, PackedStore]:
+    """One split of packed data: its list, and the store that opens its clips.
+
+    Args:
+        root: of the packed data.
+        split: its name.
+        name: the dataset that is expected.
+        reader: the arguments of its reader that are expected, see `ClipDataModule.reader`.
+        cache_dir: where a remote root is kept.
+
+    Raises:
+        UserError: it cannot be reached, holds another dataset or no such split, or lacks a chunk.
+    """
+    try:
+        return _packed_list(root, split, name, reader, cache_dir)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{root} holds packed data that is damaged or written by other software ({type(error).__name__}: {words}): "
+            "copy it again, or pack it again with `python src/prepare.py command=pack`."
+        ) from error
+
+
+def _packed_list(
+    root: str, split: str, name: str, reader: dict[str, Any] | None, cache_dir: str | None
+) -> tuple[ClipList, PackedStore]:
+    manifest = json.loads(_fetched(root, MANIFEST, cache_dir))
+    if manifest["format"] != FORMAT or manifest["name"] != name:
+        raise UserError(
+            f"{root} holds {manifest['name']!s:.80} packed in format {manifest['format']!s:.80}, expected {name} in "
+            f"format {FORMAT}: set data and data.root to fit, or pack it again with `python src/prepare.py "
+            "command=pack`."
+        )
+    for key, value in (reader or {}).items():
+        if manifest["reader"].get(key, value) != value:
+            raise UserError(
+                f"{root} was packed with data.index.{key}={manifest['reader'][key]!s:.80}, expected {value}: choose "
+                "the data config that it was packed with, or pack it again into another folder."
+            )
+    if split not in manifest["splits"]:
+        known = ", ".join(manifest["splits"])
+        raise UserError(
+            f"{root} was packed without the split {split}, it has {known:.80}: set the split, or pack {split}, too, "
+            f"with `python src/prepare.py command=pack data={name} splits=[{split}]`."
+        )
+    chunks = manifest["splits"][split]["chunks"]
+    check_index(json.loads(_fetched(root, f"{split}/{INDEX}", cache_dir)), chunks)
+    if not is_remote(root):
+        _check_files(Path(root) / split, chunks)
+    found = json.loads(_fetched(root, f"{split}/{CLIPS}", cache_dir))
+    _check_clips(found, split, sum(chunk["items"] for chunk in chunks))
+    files = [f"{root}/{split}/{chunk['file']}" for chunk in chunks for _ in range(chunk["items"])]
+    places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
+    return from_json(found, files), PackedStore(root, split, places, cache_dir)
+
+
+def check_index(index: Any, chunks: Any) -> None:
+    """Check what litdata is about to read.
+
+    Args:
+        index: the content of index.json.
+        chunks: of packed.json.
+
+    Raises:
+        ValueError: a value is not what packing writes, or the two list other chunks.
+    """
+    for chunk in chunks:
+        numbers, named = (chunk["items"], chunk["bytes"]), CHUNK.fullmatch(chunk["file"])
+        if not named or not SHA256.fullmatch(chunk["sha256"]) or any(type(n) is not int for n in numbers):
+            raise ValueError("a chunk has another name than chunk-<n>.bin, or no numbers")
+        if not 0 < 4 * (2 + chunk["items"] * (1 + len(PARTS))) <= chunk["bytes"]:  # what litdata puts before the items
+            raise ValueError(f"{chunk['file']} is too small for its items")
+    if len({chunk["file"] for chunk in chunks}) < len(chunks):
+        raise ValueError("a chunk is listed twice")
+    of_chunks = [
+        {"chunk_bytes": chunk["bytes"], "chunk_size": chunk["items"], "dim": None, "filename": chunk["file"]}
+        for chunk in chunks
+    ]
+    if set(index) != {"chunks", "config"} or not _equal(index["chunks"], of_chunks):
+        raise ValueError(f"{INDEX} and {MANIFEST} list other chunks")
+    config = index["config"]
+    if config is None and not chunks:
+        return
+    spec = json.loads(config["data_spec"])
+    given = {**config, "data_spec": spec}
+    expected = {**dict.fromkeys(config), **CONFIG, "chunk_size": config["chunk_size"]}  # other keys are null
+    asked = {key: expected[key] for key in config} | {key: CONFIG[key] for key in ("data_format", "data_spec")}
+    if type(config["chunk_size"]) is not int or not _equal(given, asked):
+        raise ValueError(f"{INDEX} has another format than ours")
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two values are the same in JSON, where true is not 1 and 1.0 is not 1."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _check_files(folder: Path, chunks: Sequence[dict[str, Any]]) -> None:
+    for chunk in chunks:
+        path = folder / chunk["file"]
+        try:
+            size = regular_file(path).st_size
+            state = f"has {size} bytes, expected {chunk['bytes']}" if size != chunk["bytes"] else ""
+        except OSError as error:
+            state = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        if state:
+            raise UserError(f"{path} {state}: copy it again, or run the pack command again, which replaces it.")
+
+
+def _check_clips(found: Any, split: str, packed: int) -> None:
+    """Check the content of clips.json; a ValueError or TypeError if it is not what `to_json` makes."""
+    classes = found["classes"]
+    if found["split"] != split or packed != len(set(found["clips"]["id"])):
+        raise ValueError(f"{split}/{CLIPS} and {MANIFEST} list other clips")
+    lists = [found[key] for key in ("classes", "notes")] + found["mixtures"]
+    columns = [found[key] for key in ("clips", "missing", "excluded")]
+    lists += [part[name] for part in columns for name in ("id", "video")] + [found["excluded"]["why"]]
+    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
+        raise TypeError("a name is no text")
+    labels = [part["label"] for part in columns] + [each for part in columns for each in part["labels"]]
+    if not all(type(label) is int and -1 <= label < len(classes) for numbers in labels for label in numbers):
+        raise ValueError(f"{split}/{CLIPS} has a label that is no class")
+    seconds = [numbers for part in columns for numbers in part["frames"]] + [[found.get("lost_frames", 0)]]
+    if not all(type(second) is int and 0 <= second < 2**31 for numbers in seconds for second in numbers):
+        raise ValueError(f"{split}/{CLIPS} has a frame that is no number of a second")
+    if type(found["multi_label"]) is not bool:
+        raise TypeError("multi_label is neither true nor false")
+
+
+def _fetched(root: str, name: str, cache_dir: str | None) -> str:
+    """The content of a small file below the root."""
+    most, expected = MOST[name.rpartition("/")[2]], "packed data, as `python src/prepare.py command=pack` writes it"
+    if not is_remote(root):
+        return read_text(Path(root) / name, most, expected)
+    target = cache_of(root, cache_dir) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # the remote data may have been packed again
+    try:
+        get_downloader(root, str(target.parent), []).download_file(f"{root}/{name}", str(target))
+        os.stat(target)
+    except Exception as error:  # each kind of storage has its own
+        raise UserError(
+            f"{root}/{name} cannot be fetched ({' '.join(str(error).split())}): expected data packed with "
+            "`python src/prepare.py command=pack`, and access to it; set data.root."
+        ) from error
+    return read_text(target, most, expected)
+
+
+def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Clip, str]]) -> dict[str, Any]:
+    """A list as stored in clips.json: `packed` in the order of the chunks, without the paths of this machine."""
+
+    def columns(rows: Sequence[Clip]) -> dict[str, list[Any]]:
+        return {name: [getattr(clip, name) for clip in rows] for name in COLUMNS}
+
+    return {
+        **{key: getattr(clips, key) for key in ("split", "classes", "multi_label", "mixtures", "lost_frames", "notes")},
+        "clips": columns(packed),
+        "missing": columns(clips.missing),
+        "excluded": {**columns([clip for clip, _ in excluded]), "why": [why for _, why in excluded]},
+    }
+
+
+def from_json(found: dict[str, Any], files: Sequence[str]) -> ClipList:
+    """The list of clips.json; `files` names the chunk of each packed clip."""
+
+    def rows(key: str, paths: Sequence[str] | None = None) -> list[Clip]:
+        fields = [found[key][name] for name in COLUMNS]
+        return [
+            Clip(identifier, path, label, video, tuple(labels), tuple(frames))
+            for path, identifier, video, label, labels, frames in zip(
+                [""] * len(fields[0]) if paths is None else paths, *fields, strict=True
+            )
+        ]
+
+    return ClipList(
+        split=found["split"],
+        clips=sorted(rows("clips", files), key=lambda clip: clip.id),
+        classes=found["classes"],
+        missing=rows("missing"),
+        notes=found["notes"],
+        multi_label=found["multi_label"],
+        mixtures=[tuple(ids) for ids in found["mixtures"]],
+        excluded=list(zip(rows("excluded"), found["excluded"]["why"], strict=True)),
+        lost_frames=found.get("lost_frames", 0),  # packed before they were counted
+    )
