@@ -75,7 +75,7 @@ def explained(error: OSError, places: Iterable[str | Path] = ()) -> str | None:
     where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     if error.errno in DISK_FULL:
         full = sorted(
-            {text for place in (*places, tempfile.gettempdir(), ".", "/dev/shm") if (text := _if_full(place))}
+            {text for place in (*places, tempfile.gettempdir(), ".", "/dev/shm") if (text := full_disk(place))}
         )
         disk = f"; full: {', '.join(full)}" if full else ""
         return (
@@ -86,7 +86,7 @@ def explained(error: OSError, places: Iterable[str | Path] = ()) -> str | None:
     return f"{where}: {what}: {remedy}." if where and remedy else None
 
 
-def _if_full(place: str | Path) -> str:
+def full_disk(place: str | Path) -> str:
     """The disk that a folder lies on and its free space, if that is little; else nothing."""
     path = Path(place).absolute()
     while not path.exists():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import UserError, full_disk
 from deepavfusion.utils.files import whole
 
 
@@ -25,7 +26,13 @@ class SyncedCheckpointIO(TorchCheckpointIO):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path, durable=True) as partial, partial.open("wb") as file:
-                torch.save(checkpoint, file)
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError:
+                    file.flush()
+                    if disk := full_disk(path.parent):  # while what was written is still there
+                        raise OSError(errno.ENOSPC, f"the disk is full: {disk}") from None
+                    raise
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             raise UserError(
