@@ -208,16 +208,7 @@ class ClipDataModule(LightningDataModule):
         return {"delivered": batches_done, "batch_size": self.batch_size, "processes": trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._batches_done = state_dict["delivered"]
-        now = {"batch_size": self.batch_size, "processes": self._rank_and_world()[1]}
-        if self._batches_done and any(state_dict.get(key, value) != value for key, value in now.items()):
-            then = "data.batch_size={batch_size} on {processes} processes".format_map({**now, **state_dict})
-            raise UserError(
-                f"the checkpoint lies {self._batches_done} batches within an epoch of {then}, but this is "
-                f"data.batch_size={self.batch_size} on {now['processes']}, so that its remaining clips are unknown: "
-                "resume with the former values, or start a run with another name from its weights "
-                "(model.pretrained=<checkpoint>)."
-            )
+        self._batches_done = state_dict["delivered"]  # of such batches as these: runs/checkpoints.py checks it
 
     def val_dataloader(self) -> list[ResumableLoader]:
         datasets = [self._dataset("val")]

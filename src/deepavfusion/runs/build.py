@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.config.continued import described, recorded_config
 from deepavfusion.config.overrides import quoted
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.demo import demo
@@ -62,6 +64,7 @@ def build(
         "classes": list(datamodule.classes),
         "overrides": overrides,
         "made_here": signed(overrides),  # tells this user's own checkpoints from those of others, see config/records.py
+        "config": recorded_config(plain),  # what a run that resumes from it compares its own with
     }
     callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
     # Lightning refuses a callback whose kind is switched off, as eval.yaml does with checkpoints.
@@ -105,13 +108,16 @@ def write_start(
     trainer: Trainer,
     datamodule: ClipDataModule,
     weights: list[dict[str, Any]],
+    changed: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> None:
     """On the first process, write config, overrides and provenance to the run directory.
 
     Args:
         weights: origins of the files that weights were loaded from, see `weights.origin.Origin.described`.
+        changed: what has other values than before the run was resumed, see `config.continued.changes`.
     """
     if trainer.is_global_zero:
         write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
-        for sentence in record_provenance(run_dir, cfg.seed, fingerprint(datamodule.lists), weights=weights):
+        found = fingerprint(datamodule.lists)
+        for sentence in record_provenance(run_dir, cfg.seed, found, weights=weights, changed=described(changed or {})):
             say(sentence, "yellow")

@@ -1,16 +1,93 @@
-"""Which checkpoint a run resumes from."""
+"""Which checkpoint a run resumes from, and whether it can with the config that is given."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from deepavfusion.runs.directory import CHECKPOINTS, LAST, checkpoints_of
+import yaml
+from lightning import Trainer
+
+from deepavfusion.config.continued import changes, check_changes
+from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.optim.resuming import Position
+from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, checkpoints_of
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.file import read_file
 
+MAX_CONFIG = 10**6  # characters; a run writes about 10 000
 
-def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[str | None, int | None]:
+
+@dataclass
+class Resumed:
+    """What a run resumes from, without its tensors.
+
+    Args:
+        path: of the checkpoint.
+        step: optimizer steps done; None: it holds weights without a run, which `check_resumable` explains.
+        state: its parts that say where it lies in training.
+        config: that it was written with; empty: not recorded.
+    """
+
+    path: str
+    step: int | None
+    state: dict[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def position(self) -> Position | None:
+        """None: the file does not say."""
+        try:
+            return Position.of(self.state)
+        except (KeyError, TypeError, AttributeError):
+            return None
+
+    def changes(self, now: Mapping[str, Any], given: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+        """The keys of the config that have other values now, see `config.continued.changes`.
+
+        Raises:
+            UserError: one of them cannot change, or cannot change here.
+        """
+        found = changes(self.config, now, given)
+        check_changes(found, self.path, self.position.batches if self.position else 0)
+        return found
+
+    def check(self, trainer: Trainer, datamodule: ClipDataModule) -> None:
+        """Whether the rest of the run is one: it has not ended, and its epoch can be completed.
+
+        Raises:
+            UserError: it is over, or the checkpoint lies within an epoch of other batches.
+        """
+        if (position := self.position) is None:
+            return
+        done, whole = position.epochs, not position.batches
+        if trainer.max_epochs is not None and trainer.max_epochs < done + (not whole):
+            where = f"{done} epochs" if whole else f"{done} epochs and a part of the next"
+            raise UserError(
+                f"trainer.max_epochs is {trainer.max_epochs}, but {self.path} was written after {where}: give at least "
+                f"{done + (not whole)}."
+            )
+        if 0 <= trainer.max_steps < position.step:
+            raise UserError(
+                f"trainer.max_steps is {trainer.max_steps}, but {self.path} was written after {position.step} steps: "
+                "give at least as many, or -1."
+            )
+        then = self.state.get(type(datamodule).__qualname__, {})
+        now = {"batch_size": datamodule.batch_size, "processes": trainer.world_size}
+        if not whole and any(then.get(key, value) != value for key, value in now.items()):
+            former = "data.batch_size={batch_size} on {processes} processes".format_map({**now, **then})
+            raise UserError(
+                f"{self.path} lies {position.batches} batches within an epoch of {former}, but this is "
+                f"data.batch_size={datamodule.batch_size} on {trainer.world_size}, so that its remaining clips are "
+                "unknown: resume with the former values (after the epoch, others are possible), or start a run with "
+                "another name from its weights (model.pretrained=<checkpoint>)."
+            )
+
+
+def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[Resumed | None, int | None]:
     """The newest readable checkpoint of an interrupted run, else the one asked for.
 
     A damaged one is reported and the one before it is taken.
@@ -20,7 +97,8 @@ def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[str | None, int
         asked: a file, or "last", which means the run's own.
 
     Returns:
-        Checkpoint and its step; (None, 0) where a run that has logged curves restarts, (None, None) for a new run.
+        Checkpoint and the step after which logged curves are replaced: (None, 0) where a run that has logged curves
+        restarts, (None, None) for a new run.
 
     Raises:
         UserError: what was asked for does not exist, or all checkpoints are damaged.
@@ -34,12 +112,32 @@ def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[str | None, int
             continue
         for sentence in damaged:
             say_once(f"{sentence} Resuming from the one before it.", "yellow")
-        # Weights without a run have no step; check_resumable explains that.
-        return str(path), content.get("global_step") if isinstance(content, dict) else None
+        resumed = _resumed(path, content if isinstance(content, dict) else {})
+        return resumed, resumed.step
     if damaged:
         fix = "" if asked else f" There is no other: give another run.name, or delete {found[0].parent} to start again."
         raise UserError(damaged[0] + fix)
     return None, 0 if any(run_dir.glob("tensorboard/*")) else None
+
+
+def _resumed(path: Path, content: Mapping[str, Any]) -> Resumed:
+    state = {key: content[key] for key in ("global_step", "loops", ClipDataModule.__qualname__) if key in content}
+    record = content.get("record")
+    config = record.get("config") if isinstance(record, dict) else None
+    if not isinstance(config, Mapping):  # of an earlier commit
+        config = _written_config(path.parent.parent / CONFIG)
+    return Resumed(str(path), content.get("global_step"), state, config)
+
+
+def _written_config(path: Path) -> Mapping[str, Any]:
+    """As a run writes it; empty if it is not there, or is not that."""
+    try:
+        text = path.read_text()
+        plain = len(text) < MAX_CONFIG and not any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+        config = yaml.safe_load(text) if plain else {}
+    except (OSError, UnicodeError, yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return config if isinstance(config, Mapping) else {}
 
 
 def _candidates(run_dir: Path, asked: str | None) -> list[Path]:

@@ -61,14 +61,19 @@ def choose_run_dir(
             )
         run_dir = _named(Path(log_dir) / task / kind, name)
     _check_links(run_dir)
+    check_unfinished(run_dir)
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    return run_dir
+
+
+def check_unfinished(run_dir: Path) -> None:
+    """Raise a `UserError` if the run has ended."""
     if (run_dir / METRICS).exists():
         weights = f", or start from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
         raise UserError(
             f"run {run_dir} is finished ({METRICS} is there): choose another run.name"
-            f"{weights if kind == 'runs' else ''}."
+            f"{weights if run_dir.parent.name != 'evals' else ''}."
         )
-    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
-    return run_dir
 
 
 def _check_links(run_dir: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from deepavfusion.runs.build import build, write_start
-from deepavfusion.runs.directory import choose_run_dir, remove_if_empty
+from deepavfusion.runs.directory import check_unfinished, choose_run_dir, remove_if_empty
+from deepavfusion.runs.lock import locked
 from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
@@ -25,11 +28,17 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
     cfg.paths.run_dir = str(run_dir)
     try:
-        trainer, task, datamodule = build(cfg, overrides, training=False)
-        origin = check_resumable(task.net, cfg.ckpt_path)
+        with locked(run_dir):
+            check_unfinished(run_dir)
+            _evaluate(cfg, overrides, run_dir)
     except UserError:
         remove_if_empty(run_dir)
         raise
+
+
+def _evaluate(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
+    trainer, task, datamodule = build(cfg, overrides, training=False)
+    origin = check_resumable(task.net, cfg.ckpt_path)
     write_start(run_dir, cfg, overrides, trainer, datamodule, [origin.described()])
     say_once(f"evaluating {origin}")
     for doubt in origin.doubts(task.record["data"]["name"], task.record["data"]["demo"]):

@@ -33,6 +33,7 @@ def record_provenance(
     data: Mapping[str, Any],
     repository: Path = REPOSITORY,
     weights: Sequence[Mapping[str, Any]] = (),
+    changed: Sequence[str] = (),
 ) -> list[str]:
     """Add an entry for this start of a run to its `provenance.json`; to be called once, on the first process.
 
@@ -42,6 +43,7 @@ def record_provenance(
         data: `dataset_hash` and `coverage`, from `runs.fingerprint.fingerprint`.
         repository: folder of the code.
         weights: origins of the checkpoints that weights were loaded from, see `weights.origin.Origin.described`.
+        changed: values of the config that are others than before the run was resumed, a line each.
 
     Returns:
         Warnings to print, such as that the run is resumed with other code or data than it started with.
@@ -53,7 +55,8 @@ def record_provenance(
         starts = []
         aside = path.replace(path.with_suffix(".damaged"))
         warnings.append(f"{path} could not be read: it was renamed {aside.name}, and a new one starts here")
-    starts.append(provenance(repository, seed) | {"data": dict(data), "weights": [dict(each) for each in weights]})
+    start = provenance(repository, seed) | {"data": dict(data), "weights": [dict(each) for each in weights]}
+    starts.append(start | ({"changed": list(changed)} if changed else {}))
     write_whole(path, json.dumps({"starts": starts}, indent=2) + "\n")
     first, now = starts[0], starts[-1]
     pairs = {

@@ -7,11 +7,20 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from deepavfusion.config.continued import described
 from deepavfusion.runs.build import build, write_start
 from deepavfusion.runs.checkpoints import choose_checkpoint
-from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
+from deepavfusion.runs.directory import (
+    CHECKPOINTS,
+    LAST,
+    check_unfinished,
+    choose_run_dir,
+    link_latest,
+    remove_if_empty,
+)
+from deepavfusion.runs.lock import locked
 from deepavfusion.runs.overview import say_training
 from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
@@ -33,26 +42,45 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
     cfg.paths.run_dir = str(run_dir)
     try:
-        checkpoint, step = choose_checkpoint(run_dir, cfg.ckpt_path)
-        origins: list[dict[str, Any]] = []
-        trainer, task, datamodule = build(cfg, overrides, resume_step=step)
-        if checkpoint:
-            check_resumable(task.net, checkpoint)
-        else:
-            origins = load_start_weights(task, Path(cfg.paths.log_dir, "pretrain", "latest", CHECKPOINTS, LAST))
+        with locked(run_dir):
+            check_unfinished(run_dir)
+            _train(cfg, overrides, run_dir)
     except UserError:
         remove_if_empty(run_dir)
         raise
-    write_start(run_dir, cfg, overrides, trainer, datamodule, origins)
-    if checkpoint:
-        say_once(f"resuming from {checkpoint}")
+
+
+def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
+    # Nothing in the directory of a run that continues is changed before its state is restored: what is refused until
+    # then has changed nothing.
+    resumed, step = choose_checkpoint(run_dir, cfg.ckpt_path)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    changed = resumed.changes(plain, overrides) if resumed else {}
+    trainer, task, datamodule = build(cfg, overrides, resume_step=step)
+    origins: list[dict[str, Any]] = []
+    if resumed:
+        check_resumable(task.net, resumed.path)
+        resumed.check(trainer, datamodule)
+    else:
+        origins = load_start_weights(task, Path(cfg.paths.log_dir, "pretrain", "latest", CHECKPOINTS, LAST))
+
+    def record(*_: Any) -> None:
+        write_start(run_dir, cfg, overrides, trainer, datamodule, origins, changed)
+
+    if resumed:
+        trainer.callbacks.insert(0, LambdaCallback(on_train_start=record))  # type: ignore[attr-defined]
+        say_once(f"resuming from {resumed.path}")
+        for line in described(changed):
+            say_once(f"  {line}", "yellow")
+    else:
+        record()
     say_training(cfg, run_dir, trainer, task, datamodule)
     if trainer.is_global_zero and cfg.run.latest and not cfg.trainer.get("fast_dev_run"):
         # Not before the first step: a run that fails earlier leaves `latest` alone.
         trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: link_latest(run_dir)))  # type: ignore
-    if checkpoint is None and cfg.validate_before:
+    if resumed is None and cfg.validate_before:
         trainer.validate(task, datamodule, verbose=False)
-    trainer.fit(task, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(task, datamodule=datamodule, ckpt_path=resumed.path if resumed else None, weights_only=True)
     if cfg.test and not trainer.interrupted:
         last = run_dir / CHECKPOINTS / LAST
         if last.exists():  # for what a test writes with the network

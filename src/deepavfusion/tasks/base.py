@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +20,7 @@ from torchmetrics import MeanMetric, Metric
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.optim.param_groups import layer_decay_groups
+from deepavfusion.optim.resuming import Position, Progress, end_epoch_with, recipe_of, set_recipe
 from deepavfusion.optim.schedules import warmup_cosine
 from deepavfusion.types import Batch
 from deepavfusion.utils.compiler import check_compiler
@@ -61,10 +65,15 @@ class Task(LightningModule):
         self.save_hyperparameters(ignore=["net"])
         self.record: dict[str, Any] = {}
         self.train_means: dict[str, MeanMetric] = {}  # of this epoch; not a ModuleDict, to stay out of the summary
+        self.progress: Progress | None = None  # once there is a schedule
+        self._resumed: Mapping[str, Any] | None = None  # of the checkpoint that training continues from, until it does
+        self._recipe: list[ParamGroup] = []  # what the config gives the optimizer
         self._compiled_rows: int | None = None  # the batch size that is compiled for; 0: not known yet
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = self.record
+        if self.progress is not None:
+            checkpoint["progress"] = asdict(self.progress)
         mine = {name: [float(mean.mean_value), float(mean.weight)] for name, mean in self.train_means.items()}
         checkpoint["train_means"] = [mine]
         if self.trainer.world_size > 1:
@@ -72,12 +81,21 @@ class Task(LightningModule):
             torch.distributed.all_gather_object(checkpoint["train_means"], mine)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._resumed = {key: checkpoint[key] for key in ("global_step", "loops", "progress") if key in checkpoint}
         processes = checkpoint.get("train_means", [])
         if self._trainer is not None and len(processes) == self.trainer.world_size:  # otherwise the epoch restarts
             for name, (total, weight) in processes[self.trainer.global_rank].items():
                 mean = self._train_mean(name)
                 mean.update(total, 1.0)
                 mean.weight.fill_(weight)
+
+    def on_train_start(self) -> None:
+        if self._resumed is not None:  # Lightning has restored the optimizer with its former recipe
+            (config,) = self.trainer.lr_scheduler_configs
+            assert isinstance(config.scheduler, LambdaLR)
+            set_recipe(config.scheduler, self._recipe)
+            self._resumed = None
 
     def on_train_epoch_start(self) -> None:
         for mean in self.train_means.values():
@@ -162,21 +180,37 @@ class Task(LightningModule):
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise UserError(f"trainer.max_epochs is {epochs}: the learning-rate schedule needs the number of epochs.")
-        steps = self.trainer.estimated_stepping_batches
-        self.record["steps"] = steps
-        steps_per_epoch = steps / epochs
+        progress = self.progress = self._progress(epochs)
         warmup = self.hparams["warmup_epochs"]
 
         def factor(group: ParamGroup) -> Callable[[int], float]:
             def at(step: int) -> float:
-                epoch = step / steps_per_epoch
+                epoch = progress.at(step)
                 scale = group.get("lr_scale", 1.0) * (extra(group, epoch, epochs) if extra else 1.0)
                 return scale * warmup_cosine(epoch, epochs, warmup)
 
             return at
 
         schedule = LambdaLR(optimizer, [factor(group) for group in optimizer.param_groups])
+        self._recipe = recipe_of(schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def _progress(self, epochs: int) -> Progress:
+        """How the schedule proceeds with the steps; after a resume with other batches, over the steps that are left."""
+        trainer, resumed = self.trainer, self._resumed
+        steps = trainer.estimated_stepping_batches
+        self.record["steps"] = steps
+        progress = Progress(steps_per_epoch=steps / epochs)
+        if resumed is None:
+            return progress
+        if "progress" in resumed:
+            progress = Progress(**resumed["progress"])
+        position, batches = Position.of(resumed), int(trainer.num_training_batches)
+        last = position.last_step(math.ceil(batches / trainer.accumulate_grad_batches), epochs, trainer.max_steps)
+        self.record["steps"] = max(last, position.step)
+        if not position.batches:
+            end_epoch_with(resumed, batches)
+        return progress.continued(position.step, last, epochs)
 
     def check_data(self, datamodule: Any) -> None:
         """Raise a `UserError` unless data and network have the same classes."""

@@ -1,0 +1,173 @@
+"""Which values a run may change when it continues from a checkpoint: one table, and what differs.
+
+A value is applied from the first step on, or refused. Keys not named here are as the longest part of them that is.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepavfusion.config.overrides import split_override
+from deepavfusion.utils.errors import UserError
+
+ABSENT = object()
+REFUSED = {  # key -> why
+    "task": "a checkpoint is of one task",
+    "seed": "the order of clips, the splits and the masks follow from it",
+    "validate_before": "only a run that starts is validated before",
+    "data": "it decides what the network has been trained on, and how that is read",
+    "model": "it decides what the network is and what it was trained for",
+    "trainer._target_": "the checkpoint holds its state",
+    "trainer.fast_dev_run": "it trains a few batches and keeps nothing",
+    "logger.tensorboard.purge_step": "the run sets it itself",
+}
+APPLIED = (
+    # where things are, and what happens beside the training
+    *("run", "resume", "ckpt_path", "paths", "callbacks", "logger", "test"),
+    *("data.root", "data.verify_report", "data.cache_dir", "data.num_workers", "data.hang_seconds"),
+    *("data.eval_split", "data.dense_windows", "data.wrong_audio", "data.gallery_clips", "data.min_coverage"),
+    *("model.spread", "model.metric_workers"),
+    # how it is computed
+    *("trainer", "matmul_precision", "compile", "model.net.checkpoint_layers"),
+    # the recipe of the steps to come
+    *("model.blr", "model.lr", "model.weight_decay", "model.betas", "model.momentum", "model.trust_coefficient"),
+    *("model.warmup_epochs", "model.layer_decay", "model.branch_rise"),
+    *("model.mixup", "model.label_smoothing", "model.per_head", "model.weighted_loss"),
+    *("model.image_mask_ratio", "model.audio_mask_ratio", "data.max_gain_db"),
+    *("model.net.drop_path", "model.net.image.drop_path", "model.net.audio.drop_path"),
+)
+BETWEEN_EPOCHS = (  # applied from the next epoch on: they decide what its batches are
+    *("data.batch_size", "model.batch_size", "data.repeats", "data.class_balanced", "data.exclude"),
+    *("trainer.accumulate_grad_batches", "trainer.limit_train_batches"),
+)
+UNRECORDED = ("run", "resume", "ckpt_path", "paths")  # they say nothing about the training
+FILES = ("model.pretrained", "model.image_weights", "model.audio_weights")
+
+
+def verdict(key: str) -> tuple[str, str]:
+    """"applied", "between epochs" or "refused", and the entry of the table that says so."""
+    lists = {"applied": APPLIED, "between epochs": BETWEEN_EPOCHS, "refused": REFUSED}
+    parts = key.split(".")
+    for count in range(len(parts), 0, -1):
+        entry = ".".join(parts[:count])
+        found = [name for name, entries in lists.items() if entry in entries]
+        if found:
+            (name,) = found
+            return name, entry
+    return "applied", key  # of the user's own, which nothing else reads
+
+
+def recorded_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint records of a resolved config, to be compared when it is resumed."""
+    return {name: value for name, value in config.items() if name not in UNRECORDED}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Key -> its values then and now, where they differ.
+
+    A key that one of them lacks counts only if it is given: other versions of the code have other keys.
+
+    Args:
+        before: the config of a checkpoint, which may come from anyone: its values are compared and shown.
+        now: a resolved config.
+        given: its overrides.
+    """
+    typed = {key for sign, key, _ in map(split_override, given)}
+    found = {}
+    for key, value in _leaves(now):
+        former = _select(before, key)
+        if former is ABSENT and key not in typed:
+            continue
+        if key.split(".")[0] not in UNRECORDED and not _same(key, former, value):
+            found[key] = former, value
+    for key in (key for sign, key, _ in map(split_override, given) if sign == "~"):
+        if _select(now, key) is ABSENT and (former := _select(before, key)) is not ABSENT:
+            found[key] = former, ABSENT
+    return dict(sorted(found.items(), key=lambda item: item[0] not in typed))  # causes before what follows from them
+
+
+def _leaves(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        key = f"{section}{name}"
+        yield from _leaves(value, f"{key}.") if isinstance(value, Mapping) else [(key, value)]
+
+
+def _select(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        if not isinstance(config, Mapping) or name not in config:
+            return ABSENT
+        config = config[name]
+    return config
+
+
+def _same(key: str, former: Any, value: Any) -> bool:
+    if key in FILES and isinstance(former, str) and isinstance(value, str) and "auto" not in (former, value):
+        return Path(former).resolve() == Path(value).resolve()
+    strict = key.startswith(("trainer.limit_", "trainer.val_check_interval"))  # 1 is one batch, 1.0 all of them
+    return _equal(former, value, strict)
+
+
+def _equal(former: Any, value: Any, strict: bool) -> bool:
+    """Only as far as `value` goes, which is ours."""
+    if isinstance(value, (list, tuple)):
+        alike = isinstance(former, (list, tuple)) and len(former) == len(value)
+        return alike and all(_equal(a, b, strict) for a, b in zip(former, value, strict=True))
+    if isinstance(value, Mapping):
+        alike = isinstance(former, Mapping) and len(former) == len(value)
+        return alike and all(name in former and _equal(former[name], value[name], strict) for name in value)
+    if type(value) in (int, float) and type(former) in (int, float):
+        return former == value and (not strict or type(former) is type(value))
+    return type(former) is type(value) and former == value
+
+
+def check_changes(found: Mapping[str, tuple[Any, Any]], checkpoint: str, batches: int) -> None:
+    """Refuse what cannot be applied.
+
+    Args:
+        found: see `changes`.
+        checkpoint: path of the file.
+        batches: of the epoch that it lies within; 0: it was written at the end of one.
+
+    Raises:
+        UserError: names the first such key and both values, and what to give instead.
+    """
+    for wrong in ("refused", "between epochs") if batches else ("refused",):
+        keys = [key for key in found if verdict(key)[0] == wrong]
+        if not keys:
+            continue
+        key = keys[0]
+        before, now = map(_shown, found[key])
+        entry = verdict(key)[1]
+        why = (
+            f"{REFUSED[entry]}, and stays the same while a run continues"
+            if wrong == "refused"
+            else f"the checkpoint lies {batches} batches within an epoch, whose remaining clips would be unknown"
+        )
+        keep = f"give {key}={before}" if found[key][0] is not ABSENT else f"omit {key}"
+        raise UserError(
+            f"{key} is {now}, but was {before} when {checkpoint} was written: {why}; {keep} to continue that run, or "
+            f"start one with another name from its weights (model.pretrained={checkpoint})."
+        )
+
+
+def described(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """A line for each change that is applied, the derived ones of the terminal and of TensorBoard left out."""
+    return [
+        f"{key}: {_shown(now)} from here on, was {_shown(before)}"
+        for key, (before, now) in found.items()
+        if not key.startswith(("callbacks.dashboard.", "model.batch_size"))
+    ]
+
+
+def _shown(value: Any) -> str:
+    """Of a value that may come from anyone."""
+    if value is ABSENT:
+        return "not set"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = str(value) if isinstance(value, (str, int, float)) else reprlib.repr(value)
+    return textwrap.shorten(text, 120, placeholder=" …") or "''"
