@@ -278,8 +278,8 @@ def test_a_run_goes_on_only_from_a_run_of_the_same_network(finished, command, tm
     torch.save({"state_dict": {"encoder.fusion_tokens": torch.zeros(1, 9, 48)}}, weights)
     assert "model.pretrained" in sentence(monkeypatch, capsys, *command, f"ckpt_path={weights}")
     text = sentence(monkeypatch, capsys, *command, f"ckpt_path={last}", "model.decoder_embed_dim=64")
-    assert "another network" in text
-    assert "model.decoder_embed_dim=32" in text
+    assert "model.decoder_embed_dim is 64, but was 32" in text
+    assert "give model.decoder_embed_dim=32" in text
 
 
 def test_the_final_weights_are_always_validated(command, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ FILES = ("model.pretrained", "model.image_weights", "model.audio_weights")
 
 
 def verdict(key: str) -> tuple[str, str]:
-    """"applied", "between epochs" or "refused", and the entry of the table that says so."""
+    """ "applied", "between epochs" or "refused", and the entry of the table that says so."""
     lists = {"applied": APPLIED, "between epochs": BETWEEN_EPOCHS, "refused": REFUSED}
     parts = key.split(".")
     for count in range(len(parts), 0, -1):

@@ -89,12 +89,23 @@ def merged(*parts: list[str]) -> list[str]:
         sign, key, value = split_override(override)
         if sign == "+" and not Path(CONFIG_DIR, key).is_dir() and "@" not in key:
             override, sign = f"++{key}={value}", "++"
-        if sign != "~" and last.get(key, "").startswith("++") and not sign:
+        if not sign and last.get(key, "").startswith("++"):
             override = f"++{override}"
+        elif not sign:
+            _restore(last, key)
         name = sign * (sign == "~") + key
         last.pop(name, None)  # to move it to the end
         last[name] = override
     return list(last.values())
+
+
+def _restore(overrides: dict[str, str], key: str) -> None:
+    """Forget that a key, or a section it is in, was removed: it is set again."""
+    for name in [name for name in overrides if name.startswith("~")]:
+        removed = name[1:]
+        added = any(value.startswith(f"++{removed}") for value in overrides.values())
+        if (key == removed or key.startswith(f"{removed}.")) and not added:
+            del overrides[name]
 
 
 def renamed(overrides: list[str]) -> list[str]:

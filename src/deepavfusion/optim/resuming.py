@@ -1,8 +1,8 @@
-"""A run that continues from a checkpoint: its recipe is that of the config, not the one the checkpoint was trained with.
+"""A run that is resumed follows the recipe of its config, also where the checkpoint was trained with another.
 
-Restoring an optimizer and its schedule brings back the learning rate, weight decay and betas they were saved with, and a
-schedule counts steps, of which an epoch has another number once the batch is another. So the recipe is set again, and
-the schedule follows progress in epochs.
+Restoring an optimizer and its schedule brings back the learning rate, weight decay and betas that they were saved with.
+And a schedule counts steps, of which an epoch has another number with other batches. So the recipe is set again, and
+the schedule follows the progress in epochs.
 """
 
 from __future__ import annotations

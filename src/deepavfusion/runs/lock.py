@@ -123,9 +123,8 @@ class _Lock:
             if not _exists(holder.get("pid"), holder.get("began")):
                 return True
             raise UserError(self._taken(holder))
-        if holder.get("job") is not None and holder.get("job") == self.me["job"]:
-            if holder.get("restart") != self.me["restart"]:
-                return True  # SLURM ends all processes of a job before it starts it again
+        if holder.get("job") == self.me["job"] is not None and holder.get("restart") != self.me["restart"]:
+            return True  # SLURM ends all processes of a job before it starts it again
         return self._stands_still(holder, mine)
 
     def _stands_still(self, holder: dict[str, Any], mine: Path) -> bool:
@@ -153,9 +152,8 @@ class _Lock:
         return True
 
     def _taken(self, holder: dict[str, Any]) -> str:
-        return (
-            f"run {self.run_dir} is in use by {_named(holder)}: wait until that ends, stop it, or give another run.name."
-        )
+        by = _named(holder)
+        return f"run {self.run_dir} is in use by {by}: wait until that ends, stop it, or give another run.name."
 
     def _beat(self) -> None:
         """Touch the lock from a thread; end the process if the run was given to another start meanwhile, as when this

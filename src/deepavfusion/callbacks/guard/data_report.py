@@ -40,6 +40,7 @@ class DataReport(EvaluationCallback):
         self.base, self.path = Path(path), Path(path)
         self.seen: dict[tuple[str, str], Problem] = {}  # clip and file
         self.used_clips = 0
+        self.complete: str | None = None  # the file, without the end of a line that is torn
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.global_rank:
@@ -48,7 +49,7 @@ class DataReport(EvaluationCallback):
             text = self.path.read_bytes().decode(errors="surrogateescape")
             complete = text[: text.rfind("\n") + 1]
             if complete != text:  # it was killed while it wrote a line, which will be written again
-                write_whole(self.path, complete or f"{','.join(COLUMNS)}\n")
+                self.complete = complete or f"{','.join(COLUMNS)}\n"
             rows = csv.DictReader(io.StringIO(complete, newline=""))
             texts = ({name: from_cell(cell) for name, cell in row.items()} for row in rows)
             known = [Problem(**{**row, "used": row["used"] == "True"}) for row in texts]  # type: ignore[arg-type]
@@ -60,7 +61,7 @@ class DataReport(EvaluationCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.used_clips = state_dict["used_clips"]  # of the first process; only "none" or "some" matters
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         lists = {clips.split: clips for clips in getattr(trainer.datamodule, "lists", {}).values()}  # type: ignore
@@ -79,6 +80,9 @@ class DataReport(EvaluationCallback):
         new = [problem for key, problem in by_file.items() if key not in self.seen]
         if new:
             self.seen = by_file | self.seen
+            if self.complete is not None:
+                write_whole(self.path, self.complete)
+                self.complete = None
             header = not self.path.exists()
             with self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 rows = csv.writer(file)

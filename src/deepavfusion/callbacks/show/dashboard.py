@@ -40,10 +40,14 @@ class Dashboard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writer = writer_of(trainer)
-        if writer is None or trainer.global_step:  # a resumed run has written it
+        if writer is None:
+            return
+        start = last_start(self.run_dir)
+        if trainer.global_step:  # a resumed run has written it
+            if changed := start.get("changed"):
+                writer.add_text("changed", "\n".join(f"- `{line}`" for line in changed), trainer.global_step)
             return
         writer.add_custom_scalars(layout(self.cards))
-        start = last_start(self.run_dir)
         recipe, data = pl_module.hparams, cast(Any, pl_module).record["data"]
         more = {
             "data": f"{data['name']}{' (demo)' if data['demo'] else ''}",

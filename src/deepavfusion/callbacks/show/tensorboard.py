@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -32,11 +35,60 @@ class CurveLogger(TensorBoardLogger):
         super().__init__(**kwargs)
         self.overview = overview
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        if self._experiment is None:
+            self._experiment = LateWriter(self.log_dir, **self._kwargs)
+        return self._experiment
+
+    def save(self) -> None:
+        if self._experiment is not None and self._experiment.all_writers is not None:
+            super().save()
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         unlike = unlike_rates(metrics)
         shown = {name: value for name, value in metrics.items() if not name.startswith("lr/") or name in unlike}
         main = {f"Overview/{name.replace('/', '_')}": metrics[name] for name in self.overview if name in metrics}
         super().log_metrics({**shown, **main}, step)
+
+
+class LateWriter(SummaryWriter):
+    """Opens its file with the first value, not when Lightning sets things up: a start that is refused leaves none."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.made = False
+        super().__init__(*args, **kwargs)
+        self.made = True
+
+    def _get_file_writer(self) -> Any:
+        if not self.made:
+            return None
+        if self.file_writer is None:
+            folder = Path(self.log_dir)
+            put_before(folder, int(time.time()))
+            (folder / TensorBoardLogger.NAME_HPARAMS_FILE).unlink(
+                missing_ok=True
+            )  # Lightning keeps that of a former start
+        return super()._get_file_writer()
+
+
+def put_before(folder: Path, now: int) -> None:
+    """Rename the event files of earlier starts so that one which begins now follows them.
+
+    TensorBoard reads the files in the order of their names, which begin with the time in s, and takes the newest start
+    for the one that replaces what came after its step. A clock that jumped back, or two starts within a second, would
+    turn that round.
+    """
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    times = [int(stamp) if (stamp := path.name.split(".")[3]).isdigit() else 0 for path in files]
+    latest = now - 1
+    for n in reversed(range(len(files))):
+        times[n] = latest = min(times[n], latest)
+        latest -= 1
+    for path, seconds in zip(files, times, strict=True):  # the earliest first: they stay in order all the time
+        rest = path.name.split(".", 4)[4]
+        path.rename(path.with_name(f"events.out.tfevents.{seconds:010d}.{rest}"))
 
 
 def unlike_rates(names: Iterable[str]) -> set[str]:
