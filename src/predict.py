@@ -92,7 +92,8 @@ def features(cfg: DictConfig, output: Path) -> None:
     workers = decoding_workers() if cfg.num_workers is None else cfg.num_workers
     given = (cfg.level, cfg.windows, cfg.batch_size, workers)
     with progress("encoding") as (bar,):
-        found = extract_features(encoder, str(cfg.input), *given, scratch=output.parent, on_progress=bar)
+        more: Any = {"scratch": output.parent, "on_progress": bar, "time_limit": cfg.time_limit}
+        found = extract_features(encoder, str(cfg.input), *given, **more)
     failed = write_features(found, output, str(ckpt))
     for line in summary(found, output, failed):
         say(line)

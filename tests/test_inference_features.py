@@ -34,6 +34,7 @@ from helpers.checkpoints import write_classifier, write_segmenter, write_separat
 from helpers.errors import refusal
 from helpers.golden import original_name
 from helpers.media import coloured_noise, noise
+from helpers.verify import Trap
 
 STREAMS = ("image", "audio", "fusion")
 
@@ -421,6 +422,28 @@ def test_files_without_an_encoder(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "a.pth")
         assert words in refusal(open_encoder, tmp_path / "a.pth")
     assert "nothing.ckpt does not exist" in refusal(open_encoder, tmp_path / "nothing.ckpt")
+
+
+def test_videos_that_kill_or_hang_their_decoder_fail_and_the_rest_is_kept(
+    encoder: DeepAVFusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a", "crash", "b", "hang", "crash-once", "c"]
+    for n, name in enumerate(names):
+        film(tmp_path / f"{name}.mp4", 2.0, seed=n)
+    paths = [str(tmp_path / f"{name}.mp4") for name in names]
+    expected = extract_features(encoder, [paths[n] for n in (0, 2, 4, 5)], windows=2)
+
+    def trapped(id: str, path: str) -> Clip:
+        return Clip(id, path) if len(Path(path).stem) == 1 else Trap(Path(path).stem, path)
+
+    monkeypatch.setattr("deepavfusion.inference.features.Clip", trapped)
+    found = extract_features(encoder, paths, windows=2, num_workers=2, batch_size=4, time_limit=1.5)
+    assert [Path(path).stem for path in found.paths] == ["a", "b", "crash-once", "c"]
+    np.testing.assert_array_equal(found.fusion, expected.fusion)
+    assert [(Path(remark.place).stem, remark.reason) for remark in found.failed] == [
+        ("crash", "undecodable: the decoding process was ended by SIGSEGV while reading it, 2 times"),
+        ("hang", "hung: the decoding process did not finish within 1.5 s while reading it, 2 times"),
+    ]
 
 
 def test_the_public_functions_are_imported_late() -> None:

@@ -129,6 +129,7 @@ SAME = {
             "sources={}": "num_sources n_sources n speakers num_speakers",
             "boxes={}": "box bbox bboxes regions rois",
             "num_workers={}": "j workers num_worker n_workers",
+            "time_limit={}": "timeout max_time",
             "task={}": "t mode command cmd action do experiment pipeline",
             "paths.log_dir={}": "log_dir logdir logs",
         },

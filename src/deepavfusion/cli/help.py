@@ -80,7 +80,7 @@ PAGES = {
         {},
         [
             *("task", "video", "input", "ckpt_path", "output", "device", "batch_size", "boxes", "sources"),
-            *("masks_per_second", "hop_seconds", "top_k", "level", "windows", "num_workers"),
+            *("masks_per_second", "hop_seconds", "top_k", "level", "windows", "num_workers", "time_limit"),
         ],
         {
             "task=separate video=clip.mp4": "a WAV and an mp4 for each source",

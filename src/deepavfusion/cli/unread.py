@@ -17,7 +17,7 @@ READ_BY = {  # keys, and sections, that not every task or command reads
         **dict.fromkeys(("boxes", "sources"), ("separate",)),
         "masks_per_second": ("segment",),
         **dict.fromkeys(("hop_seconds", "top_k"), ("classify",)),
-        **dict.fromkeys(("input", "level", "windows", "num_workers"), ("features",)),
+        **dict.fromkeys(("input", "level", "windows", "num_workers", "time_limit"), ("features",)),
     },
     ("prepare", "command"): {
         **dict.fromkeys(("root", "sets"), ("demo",)),

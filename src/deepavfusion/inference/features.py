@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.loading.loader import ResumableLoader
 from deepavfusion.data.loading.sampler import ClipSampler
 from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
@@ -77,8 +77,10 @@ def extract_features(
     device: str | torch.device | None = None,
     scratch: str | Path | None = None,
     on_progress: Callable[[int, int], Any] | None = None,
+    time_limit: float = 60.0,
 ) -> Features:
-    """Embeddings of videos. Files that do not decode are listed in `failed` and do not stop it.
+    """Embeddings of videos. Files that do not decode are listed in `failed` and do not stop it, nor, with decoding
+    processes, do files that crash their decoder or make it hang, twice.
 
     Args:
         encoder: see `open_encoder`; or a task, whose encoder is taken.
@@ -86,10 +88,11 @@ def extract_features(
         level: "pooled" or "tokens".
         windows: 1: the window in the middle of each video; more are evenly spread over it and averaged.
         batch_size: windows at a time.
-        num_workers: decoding processes.
+        num_workers: decoding processes; 0: this one.
         device: where to compute; None: where the encoder is.
         scratch: folder for the file from which the embeddings are mapped; None: the system's for temporary files.
         on_progress: called with the videos done and their number.
+        time_limit: after which reading a video counts as hung, s.
 
     Raises:
         UserError: `paths` names no video; tokens of several windows, or another level.
@@ -108,7 +111,7 @@ def extract_features(
     used, problems, done = list[str](), list[Problem](), 0
     image_size, audio_seconds = sizes_of(model)
     transform = DeviceTransform().to(model.fusion_tokens.device)
-    for batch, files in _batches(inputs, image_size, audio_seconds, windows, batch_size, num_workers):
+    for batch, files in _batches(inputs, image_size, audio_seconds, windows, batch_size, num_workers, time_limit):
         problems += batch.problems
         if len(batch):
             for stream, values in _encode(model, transform, batch, level, batch_size).items():
@@ -132,14 +135,21 @@ def _shapes(encoder: DeepAVFusion, level: Level) -> dict[str, tuple[int, ...]]:
 
 
 def _batches(
-    inputs: Inputs, image_size: int, seconds: float, windows: int, batch_size: int, num_workers: int
+    inputs: Inputs,
+    image_size: int,
+    seconds: float,
+    windows: int,
+    batch_size: int,
+    num_workers: int,
+    time_limit: float,
 ) -> Iterator[tuple[Batch, int]]:
     """Batches in the order of the files, each with the number of files it is made of."""
     clips = ClipList("input", [Clip(id=name, path=path) for name, path in inputs.files.items()], classes=[])
     dataset = WindowDataset(clips, RawStore(), SampleSpec(image_size, seconds), windows=windows)
     files = max(1, batch_size // windows)
-    loader: DataLoader[Any] = DataLoader(
+    loader = ResumableLoader(
         dataset,
+        time_limit,
         batch_size=files,
         sampler=ClipSampler(len(dataset), shuffle=False),
         collate_fn=Collate(dataset),

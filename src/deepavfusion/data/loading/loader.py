@@ -33,7 +33,7 @@ class Items(Protocol):
     """What the loader needs of a dataset."""
 
     clips: list[Clip]  # that it reads
-    group: int  # samples per item
+    unit: str  # what its items are: clips, mixtures, …
     reading: Callable[[int], AbstractContextManager[Problem | None]] | None  # to be called around reading an item
 
     def first_clip(self, item: int) -> int:
@@ -161,7 +161,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def _blame(self, item: int, reason: str, detail: str) -> None:
         clip = self.items.clips[self.items.first_clip(item)]
-        if self.items.group > 1:
+        if self.items.unit == "mixtures":
             detail += " or a clip it is mixed with"
         self.ends[item] += 1
         if self.ends[item] < TRIES:
