@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import wave
@@ -331,12 +332,11 @@ def test_ensure_leaves_a_complete_set_alone(tmp_path: Path, capfd: pytest.Captur
 
 
 def test_ensure_mends_what_a_killed_run_left(tmp_path: Path) -> None:
-    unfinished = tmp_path / ".vggsound.partial" / "clips"
-    unfinished.mkdir(parents=True)
-    (unfinished / "half.mp4").write_bytes(b"half")
     demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
-    assert not unfinished.exists()
     complete = hashes(tmp_path / "vggsound")
+    for leftover in (".vggsound.partial", ".vggsound.old"):
+        shutil.copytree(tmp_path / "vggsound", tmp_path / leftover)
+        next((tmp_path / leftover).rglob("*.mp4")).unlink()
     next((tmp_path / "vggsound").rglob("*.mp4")).unlink()
     assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
     demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
@@ -371,12 +371,73 @@ def test_a_set_knows_its_own_counts_only(tmp_path: Path) -> None:
     assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
 
 
-def test_foreign_folders_are_never_touched(tmp_path: Path) -> None:
-    (tmp_path / "vggsound").mkdir()
-    (tmp_path / "vggsound/mine.mp4").write_bytes(b"precious")
-    with pytest.raises(UserError, match=r"no manifest\.json"):
-        demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
-    assert (tmp_path / "vggsound/mine.mp4").read_bytes() == b"precious"
+OWN = {"version": 3, "seed": 0, "counts": {"vggsound_train": 1, "vggsound_test": 0}}
+MINE = ["manifest.json", "mine.mp4"]
+
+
+@pytest.mark.parametrize("folder", ["vggsound", ".vggsound.partial", ".vggsound.old"])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        None,
+        {"name": "mine"},
+        {**OWN, "files": MINE},
+        {**OWN, "files": 2},
+        {**OWN, "files": 10},
+        {**OWN, "version": 2, "files": ["manifest.json"]},
+        {**OWN, "version": 2, "files": MINE, "name": "mine"},
+        {**OWN, "version": 2, "files": 2},
+        {**OWN, "counts": {"vggsound_train": 10**9}, "files": 10**9},
+        {**OWN, "counts": [], "files": MINE},
+        {**OWN, "files": [["mine.mp4"]]},
+        5,
+        [],
+        "[" * 5000,
+    ],
+)
+def test_foreign_folders_are_never_touched(tmp_path: Path, folder: str, manifest: Any) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "mine.mp4").write_bytes(b"precious")
+    if manifest is not None:
+        text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+        (tmp_path / folder / "manifest.json").write_text(text)
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"holds no generated demo data|is no part of the generated demo data"):
+            demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET, force=force)
+    assert (tmp_path / folder / "mine.mp4").read_bytes() == b"precious"
+
+
+def test_files_beside_the_generated_ones_are_never_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    folder, elsewhere = tmp_path / "vggsound", tmp_path / "elsewhere"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"] == sorted(hashes(folder))
+    (folder / "verify.csv").write_text("report")
+    (tmp_path / ".lock").write_text("mine")
+    for mine in ("clips/mine.mp4", "verify_notes.txt", "clips/verify.csv"):
+        (folder / mine).write_text("precious")
+        assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)  # and so is left alone
+        with pytest.raises(UserError, match=f"holds {mine}, which is no part of the generated"):
+            demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET, force=True)
+        assert (folder / mine).read_text() == "precious"
+        (folder / mine).unlink()
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": len(manifest["files"])}))
+    assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)  # of an earlier commit
+    demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET, force=True)
+    assert json.loads((folder / "manifest.json").read_text()) == manifest
+    assert (folder / "verify.csv").read_text() == "report"
+    assert (tmp_path / ".lock").read_text() == "mine"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
+    with pytest.raises(UserError, match="move it away or choose another root"):
+        demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET, force=True)
+    assert len(hashes(elsewhere)) == len(manifest["files"]) + 1
+    folder.unlink()
+    elsewhere.rename(folder)
+    monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)  # the files of another version are named, too
+    demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
+    assert json.loads((folder / "manifest.json").read_text())["version"] == demo.VERSION
 
 
 def test_two_processes_at_once_do_the_work_once(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ import fcntl
 import json
 import multiprocessing
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,11 +31,15 @@ from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.utils.console import track
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import read_text, write_whole
 from deepavfusion.utils.names import printable
 from deepavfusion.utils.processes import die_with_parent
 
 VERSION = 3  # increase it whenever the same seed gives other files
 FPS = 10.0
+MANIFEST, UNFINISHED, OLD = "manifest.json", ".{}.partial", ".{}.old"
+MOST_BYTES, MOST_FILES = 2**24, 10**6  # of a manifest
+REPORTS = ("verify.csv", "verify_classes.csv", "verify.csv.partial.jsonl")  # of prepare.py command=verify
 
 
 # ---- for the callers
@@ -60,16 +64,13 @@ def ensure(
     for name in sets:
         if name not in PLANS:
             raise UserError(f"There is no demo set {name!r}; sets may name {', '.join(PLANS)}.")
-        folder = root / name
-        if folder.exists() and not (folder / "manifest.json").is_file():
-            raise UserError(
-                f"{folder} exists but holds no generated demo data (no manifest.json); nothing was written: "
-                "move it away or choose another root."
-            )
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as file:
+    with open(root / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when this process ends, however it ends
         stale = [name for name in sets if force or not is_complete(root, name, seed, counts)]
+        for name in stale:
+            for folder in ("{}", UNFINISHED, OLD):
+                _check_ours(root / folder.format(name), name)
         if stale:
             text = f"Generating demo data in {root}: {', '.join(stale)}"
             Console(stderr=True).print(printable(text), soft_wrap=True, highlight=False, markup=False)
@@ -79,24 +80,81 @@ def ensure(
 
 def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FULL) -> bool:
     """Whether a set is there, of this version, seed and size, with no file lost."""
-    manifest = Path(root) / name / "manifest.json"
-    if not manifest.is_file():
+    folder = Path(root) / name
+    found, expected = _read_manifest(folder, name), _manifest(name, seed, counts)
+    if found is None:
         return False
-    found = {"counts": {}, **json.loads(manifest.read_text())}
-    found["counts"] = {key: found["counts"].get(key) for key in COUNTS[name]}  # older manifests hold those of all sets
-    return found == {**_manifest(name, seed, counts), "files": _count_files(manifest.parent)}
+    kept = {key: found["counts"].get(key) for key in COUNTS[name]}  # older manifests hold those of all sets
+    return {**found, "counts": kept} == expected and set(expected["files"]) <= set(_files_in(folder))
 
 
 # ---- how a set is generated
 
 
-def _manifest(name: str, seed: int, counts: Counts) -> dict[str, object]:
-    return {"version": VERSION, "seed": seed, "counts": {key: getattr(counts, key) for key in COUNTS[name]}}
+def _manifest(name: str, seed: int, counts: Counts) -> dict[str, Any]:
+    """What manifest.json says: it names every file, so that nothing else is ever removed."""
+    jobs, texts = PLANS[name](seed, counts)
+    files = [*(file for job in jobs for file in job.files), *texts, MANIFEST]
+    numbers = {key: getattr(counts, key) for key in COUNTS[name]}
+    return {"version": VERSION, "seed": seed, "counts": numbers, "files": sorted(files)}
 
 
-def _count_files(folder: Path) -> int:
-    """What the set is made of; a report of `command=verify` may lie beside it."""
-    return sum(not name.startswith("verify") for _, _, names in os.walk(folder) for name in names)
+def _read_manifest(folder: Path, name: str) -> dict[str, Any] | None:
+    """The manifest of a folder that `_generate` wrote; None if there is none, or another."""
+    try:
+        found = json.loads(read_text(folder / MANIFEST, MOST_BYTES, "the manifest of generated demo data"))
+        files, numbers = found["files"], found["counts"]
+        count = files if type(files) is int else len(files)  # earlier manifests count them
+        whole = all(type(n) is int and n >= 0 for n in (count, found["version"], found["seed"], *numbers.values()))
+        if set(found) != {"version", "seed", "counts", "files"} or not whole or sum(numbers.values()) > count:
+            return None
+        if type(files) is int or found["version"] == VERSION:
+            counts = Counts(**{key: numbers[key] for key in numbers if key in vars(FULL) and count < MOST_FILES})
+            planned = _manifest(name, found["seed"], counts)["files"] if found["version"] == VERSION else []
+            if files not in (planned, len(planned)):
+                return None
+            found["files"] = planned
+        return found if MANIFEST in found["files"] else None
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _files_in(folder: Path) -> Iterator[str]:
+    """Files, and links, below a folder; a report of `command=verify` may lie beside the set's own."""
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for path in (os.path.join(place, name) for name in (*names, *links)):
+            if (below := os.path.relpath(path, folder)) not in REPORTS:
+                yield below
+
+
+def _check_ours(folder: Path, name: str) -> None:
+    """Raise a `UserError` if a folder that would be replaced holds a file that this module has not written."""
+    if not folder.is_symlink() and set(_files_in(folder)) <= {f"{MANIFEST}.partial"}:  # not there, or just begun
+        return
+    manifest = _read_manifest(folder, name)
+    if manifest is None or folder.is_symlink():
+        raise UserError(
+            f"{folder} exists but holds no generated demo data (no {MANIFEST} that names its files); nothing was "
+            "written: move it away or choose another root."
+        )
+    if strangers := sorted(set(_files_in(folder)) - set(manifest["files"])):
+        raise UserError(
+            f"{folder} holds {strangers[0]}, which is no part of the generated demo data; nothing was written: move it "
+            "away or choose another root."
+        )
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Remove what the manifest of a folder names; itself last, in case this is killed."""
+    manifest = _read_manifest(folder, name)
+    if manifest:
+        named = set(manifest["files"])
+        for file in sorted(named.intersection(_files_in(folder)), key=lambda file: file == MANIFEST):
+            (folder / file).unlink()
+    for place, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):  # someone has put something there meanwhile
+            os.rmdir(place)
 
 
 def _generate(root: Path, sets: Sequence[str], seed: int, workers: int, counts: Counts) -> None:
@@ -104,10 +162,12 @@ def _generate(root: Path, sets: Sequence[str], seed: int, workers: int, counts: 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=die_with_parent) if workers > 1 else nullcontext() as pool:
         for name in sets:
-            unfinished, old = root / f".{name}.partial", root / f".{name}.old"
+            unfinished, old = root / UNFINISHED.format(name), root / OLD.format(name)
             for leftover in (unfinished, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+                _remove(leftover, name)
             jobs, texts = PLANS[name](seed, counts)
+            unfinished.mkdir(exist_ok=True)
+            write_whole(unfinished / MANIFEST, json.dumps(_manifest(name, seed, counts), indent=1) + "\n")
             for path in (*(job.path for job in jobs), *texts):
                 (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
             for file, content in texts.items():
@@ -116,12 +176,13 @@ def _generate(root: Path, sets: Sequence[str], seed: int, workers: int, counts: 
             done = pool.map(write, jobs, chunksize=4) if pool else map(write, jobs)
             for _ in track(done, f"making {name}", len(jobs)):
                 pass
-            manifest = {**_manifest(name, seed, counts), "files": _count_files(unfinished) + 1}
-            (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
             if (root / name).exists():
+                for report in REPORTS:  # of the files that were there; verify sees that they changed
+                    with suppress(FileNotFoundError):
+                        os.rename(root / name / report, unfinished / report)
                 os.rename(root / name, old)
             os.rename(unfinished, root / name)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old, name)
 
 
 def render(job: Job, folder: Path, seed: int) -> None:

@@ -84,6 +84,14 @@ class Job:
     masks: int = 0  # how many frames have masks; 0: an mp4 file
     stage: bool = False  # instruments play in their own register, in their usual colours and before something grey
 
+    @property
+    def files(self) -> list[str]:
+        """What is written, relative to the set's folder."""
+        if not self.masks:
+            return [self.path]
+        frames = [f"{self.path}/frames/{n}.jpg" for n in range(round(self.seconds))]
+        return [f"{self.path}/audio.wav", *frames, *(f"{self.path}/labels_semantic/{n}.png" for n in range(self.masks))]
+
 
 Texts = dict[str, str]  # file name -> content: the lists and annotations of a set
 Plan = Callable[[int, Counts], tuple[list[Job], Texts]]
