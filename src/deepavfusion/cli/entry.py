@@ -56,9 +56,9 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(main)
-    def wrapped(cfg: DictConfig) -> Any:
+    def wrapped(*args: Any) -> Any:
         try:
-            return main(cfg)
+            return main(*args)
         except UserError as error:
             _fail(str(error), error)
         except StopRequested as stop:
@@ -69,7 +69,7 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
             # Lightning's first process watches those it started and takes any other status for a failure.
             sys.exit(STOPPED if rank_zero() else 0)
         except OSError as error:
-            _fail_if_explained(error, [*cfg.get("paths", {}).values()])
+            _fail_if_explained(error, [place for cfg in args for place in cfg.get("paths", {}).values()])
             raise
         except HydraException as error:
             if isinstance(error, InstantiationException):
