@@ -274,6 +274,27 @@ def test_a_run_that_cannot_come_to_a_stop_leaves_in_time(command, tmp_path, monk
     assert "stopped by SIGTERM; to continue from step_00000002, type: " in text
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("my notes\n", "id,reason,used,detail,path,more\n", "ID,reason,used,detail,path\n", "\n", "pipe", "huge"),
+        *(f"id,reason,used,detail,path\n{line}\n" for line in ("a,b", "a,b,c,d,e,f", '"', "x" * 200_000 + ",,,,")),
+    ],
+)
+def test_a_report_of_others_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / "data_problems.csv"
+    if content == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("id,reason,used,detail,path\n" if content == "huge" else content)
+    if content == "huge":
+        os.truncate(path, 2**40)  # takes no place on the disk
+    report = DataReport(str(path))
+    with pytest.raises(UserError, match=r"data_problems.csv .*move it out of the run directory"):
+        report.setup(Trainer(logger=False, accelerator="cpu"), LightningModule(), "fit")
+    assert content in ("pipe", "huge") or path.read_text() == content
+
+
 @pytest.mark.parametrize("cut", ["none", "line", "field", "header"])
 def test_a_report_that_was_cut_while_it_was_written_loses_nothing(tmp_path, cut):
     path = tmp_path / "data_problems.csv"

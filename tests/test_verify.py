@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from PIL import Image
 from deepavfusion.config.ranges import DEFECTS
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.lists.verified import STATUSES, USABLE, bad_clips
+from deepavfusion.data.lists.verified import STATUSES, USABLE, bad_clips, read_report
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.media import Media, scan
 from deepavfusion.media.encode import write_mp4, write_wav
@@ -411,12 +412,33 @@ def test_what_is_no_report(tmp_path: Path, whole: Path) -> None:
             call()
     assert run([clips], tmp_path, force=True) == {"ok": 1}
     assert report.read_text() == good
-    report.write_text("my notes")
-    for force in (False, True):
-        with pytest.raises(UserError, match="is no verify report and is left as it is"):
-            run([clips], tmp_path, force=force)
-    assert report.read_text() == "my notes"
-    assert [path.name for path in tmp_path.glob("verify.csv*")] == ["verify.csv"]
+    mine = ["my notes", good.replace("mask_values", "mask_values,mine", 1), good.replace("id", "Id", 1), " " + good]
+    for name, texts in (
+        ("verify.csv", mine),
+        ("verify_classes.csv", ["split,class\n", "my notes"]),
+        ("verify.csv.partial.jsonl", ['{"mine": 1}\n', "my notes", "\n"]),
+    ):
+        for text, force in itertools.product(texts, (False, True)):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(UserError, match="is not what this command writes, and is left as it is"):
+                run([clips], tmp_path, force=force)
+            assert (tmp_path / name).read_text() == text
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match="it is a named pipe, not a regular file"):
+            run([clips], tmp_path, force=True)
+        (tmp_path / name).unlink()
+    assert not list(tmp_path.glob("verify*"))
+    report.write_text(good)
+    lines, row = good.splitlines(), next(iter(read_report(report)))
+    for change in ({"frames": "a"}, {"mask_values": "1" * 30}, {"also": "rm"}, {"frames": "1-2"}, {"status": "fine"}):
+        report.write_text(f"{lines[0]}\n{','.join(row._replace(**change))}\n")
+        with pytest.raises(UserError, match="is damaged: line 2"):
+            bad_clips(report, EXCLUDE)
+    os.truncate(report, 2**40)  # takes no place on the disk
+    with pytest.raises(UserError, match="more than any report"):
+        bad_clips(report, EXCLUDE)
+    report.unlink()
     with pytest.raises(UserError, match=r"cannot be written .*set data.verify_report=<file>"):
         verify([clips], tmp_path, tmp_path / "gone" / "verify.csv")
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.runs.directory import PROVENANCE
-from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import read_text, write_whole
 from deepavfusion.utils.processes import cores
 
 UNKNOWN = "unknown"
@@ -25,6 +26,7 @@ LIBRARIES = (
     *("hydra-core", "av", "decord", "litdata", "pillow"),
 )
 GIT_SECONDS = 10
+MOST_BYTES = 2**26  # of the file
 
 
 def record_provenance(
@@ -51,7 +53,7 @@ def record_provenance(
     path, warnings = run_dir / PROVENANCE, []
     try:
         starts = _read(path)
-    except (ValueError, KeyError, TypeError):  # not a reason to stop a run
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):  # not a reason to stop a run
         starts = []
         aside = path.replace(path.with_suffix(".damaged"))
         warnings.append(f"{path} could not be read: it was renamed {aside.name}, and a new one starts here")
@@ -73,7 +75,7 @@ def record_provenance(
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The earlier starts."""
-    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    starts = json.loads(read_text(path, MOST_BYTES, "the provenance of a run"))["starts"] if path.exists() else []
     if not all(
         isinstance(value, str) for start in starts for value in (start["commit"], start["data"]["dataset_hash"])
     ):

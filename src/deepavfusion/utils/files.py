@@ -59,6 +59,33 @@ def read_text(path: Path, most: int, expected: str) -> str:
         raise UserError(f"{path} is not UTF-8 text ({error}): expected {expected}.") from None
 
 
+def check_ours(path: Path, head: str, instead: str) -> None:
+    """Make sure that a file that will be replaced, or written on, is one that this project wrote, or is not there.
+
+    Args:
+        path: the file; one that was cut off within its head, or is empty, is ours, too.
+        head: its first line; with a blank at its end: what that begins with.
+        instead: what to do if it is not ours.
+
+    Raises:
+        UserError: the file is someone else's.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        regular_file(path)
+        with open(path, "rb") as file:
+            found, rest = file.read(len(head.encode())), file.read(1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {instead}.") from None
+    ends = head.endswith(" ") or rest in (b"", b"\r", b"\n")
+    if not (ends and head.encode().startswith(found)):
+        raise UserError(
+            f"{path} does not begin with `{head}`, so it is not what this command writes, and is left as it is: "
+            f"{instead}."
+        )
+
+
 @contextmanager
 def whole(path: Path, durable: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it replaces `path` when the block ends, and is removed if it fails.

@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 from typing import IO
 
-from deepavfusion.data.lists.verified import COLUMNS, ReportRow, read_report
+from deepavfusion.data.lists.verified import COLUMNS, ReportRow, is_row, read_report
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.files import check_ours, write_csv
+
+OF_CLASSES = ("split", "class", "listed", "present", "usable")  # columns of <report>_classes.csv
 
 
 class Journal:
@@ -29,7 +31,10 @@ class Journal:
     def __init__(self, path: Path, trust: bool = True) -> None:
         self.path, self.folder = path, os.path.abspath(path.parent)
         self.partial = path.with_name(f"{path.name}.partial.jsonl")
+        self.classes = path.with_name(f"{path.stem}_classes.csv")
         self.rows: dict[tuple[str, str], ReportRow] = {}  # (split, id) -> row
+        for file, head in ((path, COLUMNS), (self.classes, ",".join(OF_CLASSES)), (self.partial, '{"id": ')):
+            check_ours(file, head, "set data.verify_report=<file>, beside which nothing else has such a name")
         self.file = self._locked()
         try:
             self._load(trust)
@@ -78,23 +83,18 @@ class Journal:
 
     def _load(self, trust: bool) -> None:
         if self.path.exists():
-            with open(self.path, "rb") as raw:
-                head = raw.read(len(COLUMNS))
-            if not COLUMNS.encode().startswith(head):  # never overwrite what is not ours
-                raise UserError(
-                    f"{self.path} is no verify report and is left as it is; expected a file that begins with "
-                    f"`{COLUMNS}`, or none: set data.verify_report=<file>."
-                )
             try:
                 self.rows = {(row.split, row.id): row for row in read_report(self.path)}
             except UserError:
                 if trust:
                     raise
-        for line in self.partial.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = ReportRow(**json.loads(line))
-            except (ValueError, TypeError):
-                continue  # cut off by a kill: that clip is decoded again
-            self.rows[row.split, row.id] = row
+        with open(self.partial, encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                try:
+                    row = ReportRow(**json.loads(line))
+                except (ValueError, TypeError, RecursionError):
+                    continue  # cut off by a kill: that clip is decoded again
+                if is_row([*row]):
+                    self.rows[row.split, row.id] = row
         if self.file.tell():
             self.file.write("\n")  # ends a line that was cut off

@@ -21,7 +21,7 @@ from deepavfusion.utils.console import cell, progress_bar, say
 from deepavfusion.utils.files import write_csv
 from deepavfusion.utils.pool import Lost, call_apart
 from deepavfusion.verify.clip import Verdict, check_clip
-from deepavfusion.verify.report import Journal
+from deepavfusion.verify.report import OF_CLASSES, Journal
 
 WORST = 20  # classes shown
 OFFSETS = (0, -1, 1)  # of mask values, the most likely first
@@ -75,7 +75,7 @@ def verify(
             _decode(todo, journal, check, workers, time_limit)
     rows = [(clips, clip, journal.rows[clips.split, clip.id]) for clips in lists for clip in _all(clips)]
     total = _print_statuses([clips.split for clips in lists], rows)
-    _print_classes(rows, journal.path.with_name(f"{journal.path.stem}_classes.csv"))
+    _print_classes(rows, journal.classes)
     _print_offset(rows, label_offset)
     excluded = sum(any(word in exclude for word in row.words) for _, _, row in rows)
     place = f"data.root={root}"
@@ -196,13 +196,13 @@ def _print_statuses(splits: Sequence[str], rows: Listed) -> Counter[str]:
 
 def _print_classes(rows: Listed, file: Path) -> None:
     """Write how many clips of each class are usable, and print the classes that lose most."""
-    numbers = ("listed", "present", "usable")
+    numbers = OF_CLASSES[2:]
     counts = defaultdict[tuple[str, str], Counter[str]](Counter)
     for clips, clip, row in rows:
         for name in _classes_of(clips, clip):
             counts[clips.split, name].update(listed=1, present=row.status != "missing", usable=row.usable == "yes")
     classes = [(*key, n["listed"], n["present"], n["usable"]) for key, n in sorted(counts.items())]
-    write_csv(file, [("split", "class", *numbers), *classes], end="\n")
+    write_csv(file, [OF_CLASSES, *classes], end="\n")
     losing = sorted((line for line in classes if line[4] < line[2]), key=lambda n: (n[4] / n[2], n[4] - n[2]))
     if not losing:
         return

@@ -14,12 +14,13 @@ from deepavfusion.callbacks.evaluation import EvaluationCallback
 from deepavfusion.types import Batch, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.files import check_ours, write_whole
 from deepavfusion.utils.names import from_cell, to_cell
 
 COLUMNS = ("id", "reason", "used", "detail", "path")
 NOT_ON_DISK = "not_on_disk"  # listed, never tried; a file that vanishes during the run is "missing", a failure
 KNOWN = "known_"  # prefix of a status from an earlier `prepare.py command=verify`: not tried, either
+MOST_BYTES = 2**30  # of the file
 MAX_LINES = 20  # in the terminal; the file has all of them
 
 
@@ -45,15 +46,33 @@ class DataReport(EvaluationCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.global_rank:
             self.path = self.base.with_stem(f"{self.base.stem}_rank{trainer.global_rank}")
+        head = ",".join(COLUMNS)
+        check_ours(self.path, head, "move it out of the run directory, or set callbacks.data_report.path=<file>")
         if self.path.is_file():  # the run is resumed
-            text = self.path.read_bytes().decode(errors="surrogateescape")
+            text = self._read()
             complete = text[: text.rfind("\n") + 1]
             if complete != text:  # it was killed while it wrote a line, which will be written again
                 self.complete = complete or f"{','.join(COLUMNS)}\n"
-            rows = csv.DictReader(io.StringIO(complete, newline=""))
-            texts = ({name: from_cell(cell) for name, cell in row.items()} for row in rows)
-            known = [Problem(**{**row, "used": row["used"] == "True"}) for row in texts]  # type: ignore[arg-type]
-            self.seen = {(problem.id, problem.path): problem for problem in known}
+            self.seen = {(problem.id, problem.path): problem for problem in self._problems(complete)}
+
+    def _read(self) -> str:
+        if (size := self.path.stat().st_size) > MOST_BYTES:
+            raise UserError(f"{self.path} has {size} bytes, more than a run writes: move it out of the run directory.")
+        return self.path.read_bytes().decode(errors="surrogateescape")
+
+    def _problems(self, text: str) -> list[Problem]:
+        """The lines of an earlier start."""
+        found = []
+        try:
+            for row in list(csv.reader(io.StringIO(text, newline=""), strict=True))[1:]:
+                values = dict(zip(COLUMNS, map(from_cell, row), strict=True))
+                found.append(Problem(**{**values, "used": values["used"] == "True"}))  # type: ignore[arg-type]
+        except (csv.Error, ValueError) as error:
+            raise UserError(
+                f"{self.path} is damaged after {len(found)} clips ({error}): expected lines `{','.join(COLUMNS)}`; "
+                "move it out of the run directory, and the run names its clips again."
+            ) from None
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         return {"used_clips": self.used_clips}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import regular_file
 from deepavfusion.utils.names import from_cell
 
 STATUSES = (
@@ -49,6 +51,8 @@ class ReportRow(NamedTuple):
 
 
 COLUMNS = ",".join(ReportRow._fields)
+INTEGERS = re.compile(r"( +-?[0-9]{1,9})* *")
+MOST_BYTES = 2**31  # of a report; two million clips take a fourth of it
 
 
 def signature(path: str, seconds: Sequence[int] = ()) -> tuple[str, str] | None:
@@ -82,6 +86,14 @@ def below(path: str, folder: str) -> str:
     return path[len(folder) + 1 :] if path.startswith(f"{folder}/") else path
 
 
+def is_row(cells: Sequence[object]) -> bool:
+    """Whether these may be the cells of a `ReportRow`."""
+    if len(cells) != len(ReportRow._fields) or not all(isinstance(cell, str) for cell in cells):
+        return False
+    row = ReportRow(*cells)  # type: ignore[arg-type]
+    return all(word in STATUSES for word in row.words) and bool(INTEGERS.fullmatch(f" {row.frames} {row.mask_values}"))
+
+
 def read_report(report: Path) -> Iterator[ReportRow]:
     """The rows of a report. A last line that was cut off is skipped: older versions appended to the file.
 
@@ -89,14 +101,13 @@ def read_report(report: Path) -> Iterator[ReportRow]:
         UserError: the file is not a report, or is damaged.
     """
     try:
+        if (size := regular_file(report).st_size) > MOST_BYTES:
+            raise _damaged(report, f"it has {size} bytes, more than any report")
         with open(report, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             reader = csv.reader((line for line in file if line.endswith("\n")), strict=True)
             for number, row in enumerate(reader):
                 cells = [from_cell(cell) for cell in row]
-                if number == 0:
-                    good = cells == list(ReportRow._fields)
-                else:
-                    good = len(cells) == len(ReportRow._fields) and cells[3] in STATUSES
+                good = is_row(cells) if number else cells == list(ReportRow._fields)
                 if not good:
                     raise _damaged(report, f"line {reader.line_num}, reads `{','.join(cells)[:80]}`")
                 if number:
