@@ -103,7 +103,7 @@ def test_what_is_no_checkpoint_of_the_task(ckpt: Path, tmp_path: Path) -> None:
         assert "has no record of its model" in said[name]
     assert "is a checkpoint of pretrain, task=separate needs one of separate; " + example in said["other.ckpt"]
     for name, what in (
-        ("less.ckpt", "Error(s) in loading"),
+        ("less.ckpt", "fusion_tokens is in the model and not in the file"),
         ("newer.ckpt", "new_key"),
         ("encoder.ckpt", "DeepAVFusion"),
     ):

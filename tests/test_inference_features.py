@@ -417,7 +417,10 @@ def test_files_without_an_encoder(tmp_path: Path) -> None:
             "holds no encoder of DeepAVFusion (its tensors do not show net.image.depth, net.audio.depth)",
         ),
         ({"state_dict": narrow}, "has embed_dim 48 and no record of its heads, expected a multiple of 64"),
-        ({"state_dict": lacking}, "lacks fusion_norm.weight, fusion_norm.bias of an encoder"),
+        (
+            {"state_dict": lacking},
+            "does not hold the tensors of a whole encoder (fusion_norm.weight is in the model and not in the file)",
+        ),
     ):
         torch.save(content, tmp_path / "a.pth")
         assert words in refusal(open_encoder, tmp_path / "a.pth")

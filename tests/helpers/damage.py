@@ -25,7 +25,8 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.pool import PRELOAD, Lost, call_apart
-from deepavfusion.weights.weights import check_resumable, read_record, read_weights
+from deepavfusion.weights.file import read_file
+from deepavfusion.weights.weights import check_network, read_record, read_weights
 
 PRELOAD += ["deepavfusion.weights.weights", "deepavfusion.data.samples"]  # if no other test has started the server yet
 ROOM = 2 << 30  # bytes of addresses that a worker may take on top of its libraries
@@ -92,13 +93,17 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     return f"{shapes} {zlib.crc32(values)}"
 
 
+def resume_from(path: str) -> None:
+    check_network(small_network(), path, read_file(Path(path)))
+
+
 def open_checkpoint(path: str) -> tuple[str, str]:
     """Through every door that a checkpoint comes in by: they agree."""
     try:
         weights = read_weights(path)
         record = read_record(path)
     except UserError as error:
-        for door in (read_weights, partial(check_resumable, small_network())):
+        for door in (read_weights, resume_from):
             try:
                 door(path)
             except UserError:
@@ -107,7 +112,7 @@ def open_checkpoint(path: str) -> tuple[str, str]:
         return "refused", str(error)
     if path.endswith(".ckpt"):
         try:
-            check_resumable(small_network(), path)
+            resume_from(path)
         except UserError as error:
             return "refused", str(error)
     return "read", f"{weights.kind} {checksum(weights.tensors)} {record}"

@@ -152,7 +152,7 @@ def of_torch(data_pkl: bytes, values: bytes = bytes(400)) -> dict[str, bytes]:
     return {"a/data.pkl": data_pkl, "a/byteorder": b"little", "a/data/0": values, "a/version": b"3\n"}
 
 
-DEEP, SHARED = b"\x85" * 200_000, b"".join(b"q\1(h\1h\1t" for _ in range(60))
+DEEP, SHARED = b"\x85" * 200_000, b"q\1h\1\x86" * 60
 BOMBS = {
     "view of more values than there are": state(tensor(100, (10**5, 10**5), (0, 0))),
     "storage of more values than there are": state(tensor(10**8, (10,), (1,))),
@@ -172,7 +172,7 @@ BOMBS = {
     "meta": state(b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n(K\x05t(K\x01t\x89tR"),
     "deep key": pickled(b"}K\0", DEEP, b"K\0s"),
     "shared key": pickled(b"}K\0", SHARED, b"K\0s"),
-    "shared set": pickled(b"c__builtin__\nset\n(](K\0", SHARED, b"atR"),
+    "shared set": pickled(b"c__builtin__\nset\n(]K\0", SHARED, b"atR"),
     "deep list": pickled(b"]" * 50_000 + b"a" * 49_999),
     "list in itself": pickled(b"]q\1h\1a"),
     "dict in itself": pickled(b"}q\1", text("record"), b"h\1s"),

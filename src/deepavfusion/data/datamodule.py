@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -25,6 +25,7 @@ from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import decoding_workers
+from deepavfusion.utils.structure import Maybe
 
 HOLDOUT = "holdout"
 CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
@@ -63,6 +64,12 @@ class ClipDataModule(LightningDataModule):
         cache_dir: where chunks of a remote root are kept; None: under the home folder.
         seed: of order, windows and crops.
     """
+
+    STATE: ClassVar = {
+        "delivered": 0,
+        "batch_size": Maybe(0),
+        "processes": Maybe(0),
+    }  # see utils/structure.py
 
     def __init__(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.vit import ViT
 from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MELS
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.compare import check_plan
 from deepavfusion.weights.weights import Weights, describe, load_encoder, read_weights
 
 HEAD_DIM = 64  # channels per attention head in every ViT of the paper, base and large
@@ -40,10 +43,20 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
             f"checkpoint {path} is an MAE or AudioMAE ViT, of image or audio alone: expected a checkpoint of "
             f"DeepAVFusion."
         )
-    encoder, summary = _build(weights)
-    report = load_encoder(encoder, weights)
-    if report.new:
-        raise UserError(f"checkpoint {path} lacks {', '.join(report.new[:3])} of an encoder: fetch or copy it again.")
+    tensors = {n.removeprefix("encoder."): t for n, t in weights.tensors.items() if n.startswith("encoder.")}
+    try:
+        build, summary = _planned(weights)
+        check_plan(build, tensors, fixed="pos_embed")
+    except UserError:
+        raise
+    except Exception as error:  # sizes that no network has: a division by zero, a failed assertion, …
+        words = textwrap.shorten(str(error), 200, placeholder=" …")
+        raise UserError(
+            f"checkpoint {path} does not hold the tensors of a whole encoder ({words}): fetch or copy it again, "
+            f"or give another file."
+        ) from error
+    encoder = build()
+    load_encoder(encoder, weights)
     return encoder.eval().to(device), f"encoder of {path}, weights without a record: {summary}"
 
 
@@ -52,8 +65,8 @@ def sizes_of(encoder: DeepAVFusion) -> tuple[int, float]:
     return encoder.image.patch_embed.input_size[0], encoder.audio.patch_embed.input_size[1] / FRAMES_PER_SECOND
 
 
-def _build(weights: Weights) -> tuple[DeepAVFusion, str]:
-    """An encoder that fits these tensors, and a description of where its sizes come from."""
+def _planned(weights: Weights) -> tuple[Callable[[], DeepAVFusion], str]:
+    """What builds an encoder that fits these tensors, and a description of where its sizes come from."""
     tensors, found = weights.tensors, describe(weights.tensors)
     missing = [key for key in ("net.image.depth", "net.audio.depth", "net.num_fusion_tokens") if key not in found]
     if missing:
@@ -72,20 +85,24 @@ def _build(weights: Weights) -> tuple[DeepAVFusion, str]:
 
     def vit(stream: str, channels: int, input_size: tuple[int, int]) -> ViT:
         sizes: Any = {key: found[f"net.{stream}.{key}"] for key in ("embed_dim", "patch_size", "depth")}
-        hidden = len(tensors.get(f"encoder.{stream}.blocks.0.mlp.fc1.weight", []))
+        hidden = tensors[f"encoder.{stream}.blocks.0.mlp.fc1.weight"].shape[0]
         return ViT(input_size, in_chans=channels, num_heads=heads, mlp_ratio=hidden / sizes["embed_dim"], **sizes)
 
-    image, audio = vit("image", 3, (size, size)), vit("audio", 1, (N_MELS, round(seconds * FRAMES_PER_SECOND)))
+    def build() -> DeepAVFusion:
+        image, audio = vit("image", 3, (size, size)), vit("audio", 1, (N_MELS, round(seconds * FRAMES_PER_SECOND)))
+        return DeepAVFusion(image, audio, num_fusion_tokens=groups, **fusion)
+
     tokens = tensors["encoder.fusion_tokens"].shape[1]
     groups = (tokens - 2 * (tokens // 4), tokens // 4, tokens // 4)
     keys = ("fusion", "fusion_layers", "fusion_attn_ratio", "fusion_mlp_ratio")
     fusion: Any = {key: found[f"net.{key}"] for key in keys if f"net.{key}" in found}
-    encoder = DeepAVFusion(image, audio, num_fusion_tokens=groups, **fusion)
-    kind, layers = fusion.get("fusion", "no"), len(encoder.fusion_blocks)
-    shown = [f"embed_dim {dim}, depth {encoder.depth}, {kind} fusion in {layers} layers"]
+    layers = fusion["fusion_layers"]
+    count = 0 if layers == "none" else len(layers)
+    depth = found["net.image.depth"]
+    shown = [f"embed_dim {dim}, depth {depth}, {fusion.get('fusion', 'no')} fusion in {count} layers"]
     assumed = [f"{heads} heads, fusion tokens in groups of {groups[0]}, {groups[1]} and {groups[2]}"]
     (shown if known else assumed).append(f"images of {size} pixels, {seconds:g} s of audio")
-    return encoder, f"{', '.join(shown)} by its tensors; assumed as in the paper: {', '.join(assumed)}"
+    return build, f"{', '.join(shown)} by its tensors; assumed as in the paper: {', '.join(assumed)}"
 
 
 def _input_sizes(weights: Weights, found: dict[str, Any]) -> tuple[int, float, bool]:

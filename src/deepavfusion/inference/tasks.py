@@ -20,6 +20,7 @@ from deepavfusion.config.ranges import check_ranges
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.names import distinct
+from deepavfusion.weights.compare import check_finite, check_plan
 from deepavfusion.weights.file import read_file
 from deepavfusion.weights.origin import origin_of
 
@@ -29,8 +30,8 @@ TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)
 def load_task(path: str | Path, expected: str | None = None, device: str | torch.device = "cpu") -> Any:
     """A task with the weights of a checkpoint, in evaluation mode.
 
-    No code in the file can run: it is read with `weights_only=True`, and its record builds only modules of
-    `deepavfusion.models` and `deepavfusion.tasks`. It must hold no `${…}`: a resolver could turn that into a config.
+    No code in the file can run, see `weights.file`, and its record builds only modules of `deepavfusion.models` and
+    `deepavfusion.tasks`, of the sizes of its tensors. It must hold no `${…}`: a resolver could turn that into a config.
 
     Args:
         path: a .ckpt file that train.py wrote.
@@ -59,9 +60,10 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
     if expected not in (None, name):
         raise UserError(f"{path} is a checkpoint of {name}, task={expected} needs one of {expected}; {example}.")
     try:
-        task = instantiate(_checked_model(record["model"], path))
-        if not isinstance(task, Task) or expected not in (None, type(task).__name__.lower()):
-            raise TypeError(f"its record builds a {type(task).__name__}")
+        model = _checked_model(record["model"], path)
+        check_plan(lambda: _built(model, expected), content["state_dict"])
+        check_finite(content["state_dict"], path)
+        task = _built(model, expected)
         task.load_state_dict(content["state_dict"], strict=True)
         task.on_load_checkpoint(content)
     except Exception as error:  # a record that was tampered with raises nearly anything
@@ -74,6 +76,13 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
         ) from error
     task.record, task.origin = record, origin_of(path, content)
     return task.eval().to(device)
+
+
+def _built(model: dict[str, Any], expected: str | None) -> Task:
+    task = instantiate(model)
+    if not isinstance(task, Task) or expected not in (None, type(task).__name__.lower()):
+        raise TypeError(f"its record builds a {type(task).__name__}")
+    return task
 
 
 def recorded_classes(task: Task, most: int | None = None) -> list[str]:

@@ -14,26 +14,31 @@ from deepavfusion.config.continued import changes, check_changes
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.optim.resuming import Position
 from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, checkpoints_of
+from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.file import read_file
+from deepavfusion.weights.origin import Origin
+from deepavfusion.weights.restored import check_restorable
 
 MAX_CONFIG = 10**6  # characters; a run writes about 10 000
 
 
 @dataclass
 class Resumed:
-    """What a run resumes from, without its tensors.
+    """What a run resumes from. It is read once: what is checked is what Lightning restores.
 
     Args:
         path: of the checkpoint.
-        step: optimizer steps done; None: it holds weights without a run, which `check_resumable` explains.
+        step: optimizer steps done; None: it holds weights without a run, which `check` explains.
+        content: of the file, until `hand_over`.
         state: its parts that say where it lies in training.
         config: that it was written with; empty: not recorded.
     """
 
     path: str
     step: int | None
+    content: Any
     state: dict[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,12 +60,18 @@ class Resumed:
         check_changes(found, self.path, self.position.batches if self.position else 0)
         return found
 
-    def check(self, trainer: Trainer, datamodule: ClipDataModule) -> None:
-        """Whether the rest of the run is one: it has not ended, and its epoch can be completed.
+    def hand_over(self, trainer: Trainer) -> str:
+        """Let Lightning restore this content when it is given the path."""
+        content, self.content = self.content, None
+        return _hand_over(trainer, self.path, content)
+
+    def check(self, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> None:
+        """Whether this run can restore it, and the rest of it is one: it has not ended, and its epoch can be completed.
 
         Raises:
-            UserError: it is over, or the checkpoint lies within an epoch of other batches.
+            UserError: see `check_restorable`; it is over, or the checkpoint lies within an epoch of other batches.
         """
+        check_restorable(self.path, self.content, trainer, task, datamodule, training=True)
         if (position := self.position) is None:
             return
         done, whole = position.epochs, not position.batches
@@ -85,6 +96,25 @@ class Resumed:
                 "unknown: resume with the former values (after the epoch, others are possible), or start a run with "
                 "another name from its weights (model.pretrained=<checkpoint>)."
             )
+
+
+def open_checkpoint(path: str, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> tuple[str, Origin]:
+    """Read and check a checkpoint to be evaluated; Lightning restores this content when it is given the path.
+
+    Returns:
+        The path and the origin of the file.
+
+    Raises:
+        UserError: see `read_file` and `check_restorable`.
+    """
+    content = read_file(Path(path))
+    origin = check_restorable(path, content, trainer, task, datamodule, training=False)
+    return _hand_over(trainer, path, content), origin
+
+
+def _hand_over(trainer: Trainer, path: str, content: Any) -> str:
+    trainer.strategy.checkpoint_io.checked = (path, content)  # type: ignore[attr-defined]
+    return path
 
 
 def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[Resumed | None, int | None]:
@@ -126,7 +156,8 @@ def _resumed(path: Path, content: Mapping[str, Any]) -> Resumed:
     config = record.get("config") if isinstance(record, dict) else None
     if not isinstance(config, Mapping):  # of an earlier commit
         config = _written_config(path.parent.parent / CONFIG)
-    return Resumed(str(path), content.get("global_step"), state, config)
+    step = content.get("global_step")
+    return Resumed(str(path), step if type(step) is int else None, content, state, config)
 
 
 def _written_config(path: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.continued import described
 from deepavfusion.runs.build import build, write_start
-from deepavfusion.runs.checkpoints import choose_checkpoint
+from deepavfusion.runs.checkpoints import choose_checkpoint, open_checkpoint
 from deepavfusion.runs.directory import (
     CHECKPOINTS,
     LAST,
@@ -26,7 +26,6 @@ from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.origin import origin_of
-from deepavfusion.weights.weights import check_resumable
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> None:
@@ -59,8 +58,7 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     trainer, task, datamodule = build(cfg, overrides, resume_step=step)
     origins: list[dict[str, Any]] = []
     if resumed:
-        check_resumable(task.net, resumed.path)
-        resumed.check(trainer, datamodule)
+        resumed.check(trainer, task, datamodule)
     else:
         origins = load_start_weights(task, Path(cfg.paths.log_dir, "pretrain", "latest", CHECKPOINTS, LAST))
 
@@ -80,12 +78,15 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
         trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: link_latest(run_dir)))  # type: ignore
     if resumed is None and cfg.validate_before:
         trainer.validate(task, datamodule, verbose=False)
-    trainer.fit(task, datamodule=datamodule, ckpt_path=resumed.path if resumed else None, weights_only=True)
+    path = resumed.hand_over(trainer) if resumed else None
+    trainer.fit(task, datamodule=datamodule, ckpt_path=path, weights_only=True)
     if cfg.test and not trainer.interrupted:
         last = run_dir / CHECKPOINTS / LAST
         if last.exists():  # for what a test writes with the network
             task.origin = origin_of(last, {"record": task.record, "global_step": trainer.global_step})
-        trainer.test(task, datamodule=datamodule, ckpt_path=_best_checkpoint(trainer), verbose=False, weights_only=True)
+        if path := _best_checkpoint(trainer):
+            open_checkpoint(path, trainer, task, datamodule)
+        trainer.test(task, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
 
 
 def _best_checkpoint(trainer: Trainer) -> str | None:

@@ -27,8 +27,14 @@ from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import whole
+from deepavfusion.weights.compare import check_finite, differences
 from deepavfusion.weights.file import EXPECTED, checksum, read_file
 from deepavfusion.weights.origin import Origin, origin_of
+
+# Dimensions of the tensors that sizes are derived from, by the end of their names.
+DIMS = {"patch_embed.proj.weight": 4, "fusion_tokens": 3, "pos_embed": 3, "norm2.weight": 1, "attn.q.weight": 2}
+DIMS |= {"mlp.fc1.weight": 2, "_decoder.embed.weight": 2}
+LAYER = r"blocks\.(\d{1,3})\."
 
 
 @dataclass
@@ -77,8 +83,12 @@ def read_weights(path: Weights | str | Path) -> Weights:
     """
     if isinstance(path, Weights):
         return path
-    content = read_file(Path(path))
-    tensors = {name.removeprefix("module."): tensor for name, tensor in _tensors(content, path).items()}
+    return recognise(read_file(Path(path)), path)
+
+
+def recognise(content: object, path: str | Path) -> Weights:
+    """The weights in the content of a file, see `read_weights`."""
+    tensors = _tensors(content, path)
     if any(name.startswith("net.") for name in tensors):
         inside = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
         return Weights(str(path), "ours", inside, _record(content), origin_of(path, content))
@@ -131,6 +141,13 @@ def _tensors(content: object, path: str | Path) -> dict[str, Tensor]:
     if isinstance(content, dict):
         inside = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
         if tensors := {str(name): value for name, value in inside.items() if isinstance(value, Tensor)}:
+            for name, tensor in tensors.items():
+                dims = next((dims for end, dims in DIMS.items() if name.endswith(end)), tensor.ndim)
+                if tensor.ndim != dims or not tensor.numel():
+                    raise UserError(
+                        f"{path} holds {name} of the shape {list(tensor.shape)}, expected {dims} dimensions of at "
+                        f"least 1: fetch or copy the file again, or give another one."
+                    )
             return tensors
     raise UserError(f"{path} holds no tensors under state_dict or model: expected {EXPECTED}.")
 
@@ -179,8 +196,8 @@ def load_vit(vit: ViT, weights: Weights | str | Path) -> LoadReport:
     return _load(vit, weights)
 
 
-def check_resumable(net: nn.Module, path: str | Path) -> Origin:
-    """Check that a run with the network `net` can resume from a .ckpt file, before Lightning tries.
+def check_network(net: nn.Module, path: str | Path, content: object) -> Origin:
+    """Check that the content of a .ckpt file is of a run with the network `net`, before Lightning loads it.
 
     Returns:
         The origin of the file.
@@ -188,15 +205,13 @@ def check_resumable(net: nn.Module, path: str | Path) -> Origin:
     Raises:
         UserError: see `read_weights`; or the file holds weights without a run, or of another network.
     """
-    weights = read_weights(path)
+    weights = recognise(content, path)
     if weights.origin is None or Path(path).suffix != ".ckpt":
         raise UserError(f"{path} holds weights but no state of a run: give it as model.pretrained, not ckpt_path.")
-    own = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.tensors.items()}
-    if own != found:
-        name = next(iter(sorted(set(own.items()) ^ set(found.items()))))[0]
-        shapes = f"{name} is {list(found.get(name, []))} in the file and {list(own.get(name, []))} in the model"
-        raise UserError(f"checkpoint {path} is of another network: {_difference(net.state_dict(), weights) or shapes}.")
+    own = net.state_dict()
+    if wrong := differences(own, weights.tensors):
+        raise UserError(f"checkpoint {path} is of another network: {_difference(own, weights) or wrong[0]}.")
+    check_finite(weights.tensors, path)
     return weights.origin
 
 
@@ -214,26 +229,23 @@ def _load(module: nn.Module, weights: Weights, prefix: str = "") -> LoadReport:
     tensors = {n.removeprefix(prefix): t for n, t in weights.tensors.items() if n.startswith(prefix)}
     # The encoders' position embedding is fixed and follows from the input size, which may differ from the file's.
     fixed = {name for name in own if name.endswith(("image.pos_embed", "audio.pos_embed")) or name == "pos_embed"}
-    wrong = [
-        f"{name} is {list(tensor.shape)} in the file and {list(own[name].shape)} in the model"
-        for name, tensor in tensors.items()
-        if name in own and name not in fixed and tensor.shape != own[name].shape
-    ]
-    missing, surplus = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
-    wrong += [f"{name} is in the model and not in the file" for name in missing if "blocks." in name]
-    wrong += [f"{name} is in the file and not in the model" for name in surplus if "blocks." in name]
+    # Heads may be missing in the file, or be unused; layers may not.
+    shared = {name for name in {*own, *tensors} - fixed if name in own.keys() & tensors.keys() or "blocks." in name}
+    wrong = differences(*({name: t for name, t in side.items() if name in shared} for side in (own, tensors)))
     if wrong:
         why = _difference({prefix + name: tensor for name, tensor in own.items()}, weights)
         raise UserError(
             f"checkpoint {weights.path} does not fit the model: {why or f'{wrong[0]} ({len(wrong)} differences)'}."
         )
     usable = {name: t for name, t in tensors.items() if name in own and name not in fixed}
+    check_finite(usable, weights.path)
     module.load_state_dict(usable, strict=False)
     return LoadReport(
         str(weights.origin or weights.path),
         loaded=list(usable),
         new=[name for name in own if name not in usable and name not in fixed],
-        unused=surplus + [name for name in weights.tensors if not name.startswith(prefix)],
+        unused=[name for name in tensors if name not in own]
+        + [name for name in weights.tensors if not name.startswith(prefix)],
     )
 
 
@@ -248,19 +260,19 @@ def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
         tensors = {f"encoder.{stream}.{name}": tensor for name, tensor in tensors.items()}
     for stream in ("image", "audio"):
         prefix = f"encoder.{stream}."
-        blocks = [int(m[1]) for n in tensors if (m := re.match(re.escape(prefix) + r"blocks\.(\d+)\.", n))]
+        blocks = [int(m[1]) for n in tensors if (m := re.match(re.escape(prefix) + LAYER, n))]
         patch = tensors.get(prefix + "patch_embed.proj.weight")
         if patch is None or not blocks:
             continue
         found[f"net.{stream}.embed_dim"] = patch.shape[0]
         found[f"net.{stream}.patch_size"] = patch.shape[-1]
         found[f"net.{stream}.depth"] = max(blocks) + 1
-    layers = sorted({int(m[1]) for n in tensors if (m := re.match(r"encoder\.fusion_blocks\.(\d+)\.", n))})
+    layers = sorted({int(m[1]) for n in tensors if (m := re.match(r"encoder\.fusion_" + LAYER, n))})
     if "encoder.fusion_tokens" in tensors:
         found["net.num_fusion_tokens"] = f"<three numbers of sum {tensors['encoder.fusion_tokens'].shape[1]}>"
         found["net.fusion_layers"] = layers or "none"
-    if layers:
-        block = f"encoder.fusion_blocks.{layers[0]}."
+    block = f"encoder.fusion_blocks.{layers[0]}." if layers else ""
+    if layers and {block + "norm2.weight", block + "mlp.fc1.weight"} <= tensors.keys():
         dim = tensors[block + "norm2.weight"].shape[0]
         query = tensors.get(block + "attn.q.weight")
         width = dim if query is None else len(query)

@@ -1,4 +1,4 @@
-"""Checkpoint files that are complete or not there."""
+"""Checkpoint files that are complete or not there, and read by our own reader."""
 
 from __future__ import annotations
 
@@ -11,10 +11,25 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from deepavfusion.utils.errors import UserError, full_disk
 from deepavfusion.utils.files import whole
+from deepavfusion.weights.file import read_file
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically and durably; a run that is killed meanwhile leaves the old file."""
+    """Writes checkpoints atomically and durably; a run that is killed meanwhile leaves the old file.
+
+    Reads them as everything here does, by `weights.file`, and not a second time what was read and checked already.
+    """
+
+    checked: tuple[str, Any] | None = None  # path and content, see `runs.checkpoints.Checkpoint.hand_over`
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """See the base class; tensors are on the CPU.
+
+        Raises:
+            UserError: see `weights.file.read_file`.
+        """
+        checked, self.checked = self.checked, None
+        return checked[1] if checked and checked[0] == str(path) else read_file(Path(path))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """See the base class.

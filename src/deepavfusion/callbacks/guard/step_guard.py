@@ -9,7 +9,7 @@ import traceback
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -20,6 +20,7 @@ from deepavfusion.types import Batch
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.structure import ListOf
 
 REMEMBERED = 100  # steps whose gradient norms a spike is measured by
 PRINTED = 5  # spikes in the terminal
@@ -61,6 +62,8 @@ class StepGuard(Callback):
             `train/grad_spikes`; None: do not check.
         skip_spikes: skip such steps, too.
     """
+
+    STATE: ClassVar = {"norms": ListOf(math.nan), "skipped": 0, "spikes": 0}  # see utils/structure.py
 
     def __init__(
         self, run_dir: str, max_skips: int = 0, spike_factor: float | None = 20.0, skip_spikes: bool = False

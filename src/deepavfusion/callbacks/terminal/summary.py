@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
 from rich import get_console
@@ -16,6 +16,7 @@ from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, METRICS
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say
 from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.structure import DictOf
 
 SAME = ("scale=", "trainer=", "paths.", "model.net.", "model/net=", "data.image_size=")  # also in the next command
 
@@ -37,6 +38,8 @@ class RunSummary(Callback):
             clip of the test split, {same}, the overrides that make the network the same, {data}, those that say where
             the data is, and {demo}: as {same}, and the command is for demo runs only, as it needs other data.
     """
+
+    STATE: ClassVar = {"kept": DictOf(math.nan), "latest": DictOf(math.nan)}  # see utils/structure.py
 
     def __init__(
         self,
