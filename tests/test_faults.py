@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -136,6 +137,19 @@ def test_a_disk_that_is_full_ends_in_a_sentence(command, monkeypatch, capsys):
     text = sentence(monkeypatch, capsys, *command, *spoiler([1], what="disk_full"))
     assert "/somewhere/events.out could not be written (No space left on device)" in text
     assert "same command" in text
+
+
+def test_a_disk_without_links_keeps_copies(command, tmp_path, monkeypatch, capsys):
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refused)
+    train(monkeypatch, *command, "run.latest=true")
+    last = tmp_path / "pretrain/runs/x/checkpoints/last.ckpt"
+    assert not last.is_symlink()
+    assert last.read_bytes() == last.with_name("step_00000004.ckpt").read_bytes()
+    assert not (tmp_path / "pretrain/latest").exists()
+    assert f"{tmp_path}/pretrain/latest cannot be made" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):

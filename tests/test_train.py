@@ -289,12 +289,20 @@ def test_the_final_weights_are_always_validated(command, tmp_path, monkeypatch):
     assert len(shown.Images("reconstruction/audio")) == 2
 
 
-@pytest.mark.parametrize(("variable", "value"), [("WORLD_SIZE", "2"), ("SLURM_NTASKS", "4")])
-def test_processes_started_from_outside_need_a_name(command, monkeypatch, capsys, variable, value):
-    monkeypatch.setenv(variable, value)
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}])
+def test_processes_started_from_outside_need_a_name(command, monkeypatch, capsys, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     text = sentence(monkeypatch, capsys, *command)
-    assert f"{value} processes" in text
+    assert "2 processes" in text
     assert "run.name" in text
+
+
+def test_the_shell_of_salloc_is_one_process(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "mine")
+    train(monkeypatch, *command, "trainer.max_epochs=1")
+    assert len([*tmp_path.glob("pretrain/runs/*/metrics.json")]) == 1
 
 
 def test_the_progress_bar_comes_after_what_processes_exchange(data_root, tmp_path):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import shutil
 import signal
 import sys
+from collections import namedtuple
 from collections.abc import Callable
 
 import pytest
 
 from chaos import start_forked, wait_for
+from deepavfusion.cli import entry
+from deepavfusion.utils import errors
 from helpers.runs import PRETRAIN
 
 SCRIPTS = {  # script -> its words; {out}: where to write; {data}, {probed}: to read
@@ -66,6 +70,49 @@ FAULTS: dict[str, Callable[[], None]] = {
     "pipe": broken_pipe,
     "ascii": ascii_only,
 }
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "choose another place"),
+        (errno.EPERM, "choose another place"),
+        (errno.EROFS, "the disk is read-only"),
+        (errno.ENOTDIR, "is a file"),
+        (errno.EISDIR, "a file was expected"),
+        (errno.ENAMETOOLONG, "shorter name"),
+        (errno.ELOOP, "circle"),
+        (errno.ENOENT, "unmounted"),
+        (errno.EIO, "the disk or network drive fails"),
+        (errno.ESTALE, "the disk or network drive fails"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EOPNOTSUPP, "its disk cannot do this"),
+        (errno.EDQUOT, "free some space"),
+    ],
+)
+def test_what_the_system_refuses_has_a_path_and_a_remedy(refused, number, remedy):
+    def raises() -> None:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    refused(raises, "/some/file", os.strerror(number), remedy)
+
+
+def test_a_full_disk_is_named_where_a_library_names_no_file(refused, monkeypatch):
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(errors.shutil, "disk_usage", lambda _: usage(10, 9, 1))
+
+    def raises() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    refused(raises, "a file could not be written", "full: ", "/dev/shm, 0 MB free")
+
+
+def test_other_errors_of_the_system_are_bugs_with_a_traceback():
+    def raises() -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        entry.run(entry.run_and_report(raises))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
