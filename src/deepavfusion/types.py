@@ -126,6 +126,11 @@ class Batch:
         """The first n rows."""
         return replace(self._map(lambda tensor: tensor[:n]), id=self.id[:n])
 
+    def first_of_each(self) -> Batch:
+        """The first row of each group."""
+        every = self.group
+        return replace(self._map(lambda tensor: tensor[::every]), id=self.id[::every], group=1)
+
     def _map(self, function: Any) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})

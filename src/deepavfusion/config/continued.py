@@ -36,7 +36,8 @@ APPLIED = (
     # the recipe of the steps to come
     *("model.blr", "model.lr", "model.weight_decay", "model.betas", "model.momentum", "model.trust_coefficient"),
     *("model.warmup_epochs", "model.layer_decay", "model.branch_rise"),
-    *("model.mixup", "model.label_smoothing", "model.per_head", "model.weighted_loss"),
+    *("model.mixup", "model.label_smoothing", "model.per_head", "model.drop_unseen"),
+    *("model.weighted_loss", "model.train_images"),
     *("model.image_mask_ratio", "model.audio_mask_ratio", "data.max_gain_db"),
     *("model.net.drop_path", "model.net.image.drop_path", "model.net.audio.drop_path"),
 )

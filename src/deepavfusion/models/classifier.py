@@ -112,6 +112,7 @@ def classification_loss(
     per_head: bool = False,
     smoothing: float = 0.0,
     class_weight: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy or, for several classes a clip, binary cross entropy: a scalar, the mean over clips.
 
@@ -123,11 +124,16 @@ def classification_loss(
         smoothing: label smoothing as in torch's cross_entropy, target · (1 − smoothing) + smoothing / C, also for
             several labels.
         class_weight: [C], weight of each class in the loss.
+        seen: indices of the classes that the loss compares; None: all.
     """
+    if seen is not None:
+        logits, target = {stream: x[:, seen] for stream, x in logits.items()}, target[:, seen]
+        class_weight = None if class_weight is None else class_weight[seen]
     total = target.new_zeros(())
     rows = [logits[stream] for stream in STREAMS] if per_head else [mean_of_heads(logits)]
     for row in rows:
-        row = row.float()
+        row = row.to(torch.promote_types(row.dtype, torch.float32))  # of half precision, the loss is not
+        target = target.to(row.dtype)
         if not len(row):
             loss = row.sum()  # 0, but with a gradient: every rank of a DDP run needs one
         elif multi_label:

@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.layers import init_linear
-from deepavfusion.models.unet import DoubleConv, Level, beside, init_unet, on_grid, spread_layers
+from deepavfusion.models.unet import DoubleConv, Level, beside, init_convolutions, init_unet, on_grid, spread_layers
 from deepavfusion.types import EncoderOutput
 from deepavfusion.utils.errors import UserError
 
 LEVELS = 4  # above the bottom, each of twice the resolution: from 16-pixel patches back to pixels
 
 MaskKind = Literal["ratio", "binary", "dominant"]
+Init = Literal["torch", "kaiming"]
 
 
 class SeparationHead(nn.Module):
@@ -32,9 +33,13 @@ class SeparationHead(nn.Module):
         depth: of the encoder.
         grid: of the audio tokens, mel bands × frames.
         width: channels of the bottom; the levels above have width/2, /4, /8 and /16. None: dim, as published.
+        init: of the transposed convolutions and the bias of the last one. "torch": its defaults, as published;
+            "kaiming": as all other convolutions, without bias.
     """
 
-    def __init__(self, dim: int, depth: int, grid: tuple[int, int], width: int | None = None) -> None:
+    def __init__(
+        self, dim: int, depth: int, grid: tuple[int, int], width: int | None = None, init: Init = "torch"
+    ) -> None:
         super().__init__()
         self.grid, self.layers = grid, spread_layers(depth, LEVELS + 1)
         width = dim if width is None else width
@@ -53,7 +58,7 @@ class SeparationHead(nn.Module):
             for n, (below, channels) in enumerate(pairwise(widths), 1)
         )
         self.predict = nn.Conv2d(widths[-1], 1, 3, padding=1)
-        self.apply(init_unet)
+        self.apply(init_unet if init == "kaiming" else init_convolutions)
         self.apply(init_linear)
 
     def forward(self, encoded: EncoderOutput) -> Tensor:
@@ -79,10 +84,10 @@ class Separator(nn.Module):
 
     Args:
         encoder: the backbone.
-        head_dim: see `SeparationHead`.
+        head_dim, head_init: see `SeparationHead`.
     """
 
-    def __init__(self, encoder: DeepAVFusion, head_dim: int | None = None) -> None:
+    def __init__(self, encoder: DeepAVFusion, head_dim: int | None = None, head_init: Init = "torch") -> None:
         super().__init__()
         if encoder.audio.patch_size != 2**LEVELS:
             raise UserError(
@@ -90,7 +95,7 @@ class Separator(nn.Module):
                 f"{2**LEVELS}, not {encoder.audio.patch_size}."
             )
         self.encoder = encoder
-        self.head = SeparationHead(encoder.embed_dim, encoder.depth, encoder.audio.grid, head_dim)
+        self.head = SeparationHead(encoder.embed_dim, encoder.depth, encoder.audio.grid, head_dim, head_init)
 
     def encode(self, image: Tensor, mixture: Tensor) -> EncoderOutput:
         """The head's input; arguments as for `forward`."""

@@ -64,8 +64,14 @@ class Level(nn.Module):
         return self.conv(beside([self.up(below), self.lateral(self.enlarge(layer))], condition))
 
 
+def init_convolutions(module: nn.Module) -> None:
+    """Kaiming-normal weights (fan-out) of ordinary convolutions, and no more, for `module.apply`."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 def init_unet(module: nn.Module) -> None:
-    """Kaiming-normal convolutions (fan-out), for `module.apply`."""
+    """Kaiming-normal weights (fan-out) and zero biases of all convolutions, for `module.apply`."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -78,6 +78,7 @@ def build(
     purge = {"purge_step": resume_step}
     loggers = [instantiate(logger, **(purge if "purge_step" in logger else {})) for logger in cfg.logger.values()]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    _drop_incomplete_step(trainer, datamodule)
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision(cfg.matmul_precision)
     if isinstance(trainer.accelerator, CPUAccelerator):
@@ -85,6 +86,24 @@ def build(
         share = cores() // trainer.num_devices
         torch.set_num_threads(max(1, share - (datamodule.workers(trainer.num_devices) + 1) // 2))
     return trainer, task, datamodule
+
+
+def epoch_batches(trainer: Trainer, datamodule: ClipDataModule) -> int:
+    """Training batches of an epoch on each process."""
+    batches, limit = datamodule.train_batches(trainer.world_size), trainer.limit_train_batches or 0
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _drop_incomplete_step(trainer: Trainer, datamodule: ClipDataModule) -> None:
+    """End epochs with their last complete optimizer step, as published.
+
+    Lightning would make another one of the batches that are left, with a part of the usual gradient. It does so where
+    an epoch has too few batches for a single step.
+    """
+    batches = epoch_batches(trainer, datamodule)
+    complete = batches - batches % trainer.accumulate_grad_batches
+    if 0 < complete < batches:
+        trainer.limit_train_batches = complete
 
 
 def make_demo_data(root: Path, name: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from deepavfusion.utils.console import duration, rank_zero, say
@@ -26,6 +27,7 @@ LOCK = ".running"
 BEAT = 10.0  # s between two touches
 EXPIRES = 120.0  # s without one, after which a holder on another machine counts as dead
 LOOK_EVERY = 1.0  # s
+MOST = 4096  # characters of a lock
 SETTLE = 0.05  # s, until others that take over the same lock have done so
 
 
@@ -188,10 +190,13 @@ def _identity() -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any] | None:
     """Who holds a lock; None: nobody; empty: it does not say (yet)."""
     try:
-        found = json.loads(path.read_text())
+        if not S_ISREG(path.lstat().st_mode):  # reading a pipe would wait for ever
+            return {}
+        with path.open(errors="replace") as file:
+            found = json.loads(file.read(MOST))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
@@ -208,8 +213,11 @@ def _named(holder: dict[str, Any]) -> str:
 def _touched(path: Path) -> int | None:
     """Its time, ns; opened for it, since shared disks remember the times of files that are not."""
     try:
-        with path.open() as file:
-            return os.fstat(file.fileno()).st_mtime_ns
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return os.fstat(handle).st_mtime_ns
+        finally:
+            os.close(handle)
     except OSError:
         return None
 

@@ -12,6 +12,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from omegaconf import DictConfig
 
 from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.runs.build import epoch_batches
 from deepavfusion.tasks.base import Task, learning_rate
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
@@ -97,10 +98,8 @@ def _batch(trainer: Trainer, task: Any) -> str:
 
 
 def _length(trainer: Trainer, datamodule: ClipDataModule) -> str:
-    epochs, batches = trainer.max_epochs or 1, datamodule.train_batches(trainer.world_size)
-    limit = trainer.limit_train_batches or 0
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = -(-batches // trainer.accumulate_grad_batches)
+    epochs = trainer.max_epochs or 1
+    steps = -(-epoch_batches(trainer, datamodule) // trainer.accumulate_grad_batches)
     total = steps * epochs if trainer.max_steps < 0 else min(steps * epochs, trainer.max_steps)
     every = trainer.check_val_every_n_epoch or 1
     often = "each epoch" if every == 1 else f"every {every} epochs"

@@ -44,10 +44,13 @@ class Classify(FineTune):
         log_odds_bias: initialise the heads' biases from the class frequencies of the train clips.
         class_weighted: divide each class's part of the loss by its frequency (mean weight 1 over the classes that
             occur; 0 for the others).
+        drop_unseen: leave classes without a train clip out of the loss, as published; otherwise they are learned to be
+            absent.
         recipe: see `FineTune`; `layer_decay` only applies to fine-tuning with AdamW.
     """
 
     class_weight: Tensor | None
+    seen: Tensor | None  # indices of the classes that the loss compares; None: all
     novelty: NoveltyDetector | None = None  # fitted after the last epoch
     second_test = "dense"  # of several windows per clip
 
@@ -66,6 +69,7 @@ class Classify(FineTune):
         label_smoothing: float = 0.0,
         log_odds_bias: bool = False,
         class_weighted: bool = False,
+        drop_unseen: bool = False,
         **recipe: Any,
     ) -> None:
         super().__init__(**recipe)
@@ -77,6 +81,7 @@ class Classify(FineTune):
             for stream, head in self.untrained.heads.items():
                 head.load_state_dict(self.net.heads[stream].state_dict())
         self.register_buffer("class_weight", torch.ones(num_classes) if class_weighted else None)
+        self.register_buffer("seen", None, persistent=False)
         self.val_metrics = ClassificationMetrics(num_classes, multi_label)
         self.test_metrics = ClassificationMetrics(num_classes, multi_label)
         self.dense_metrics = ClassificationMetrics(num_classes, multi_label)
@@ -110,8 +115,12 @@ class Classify(FineTune):
         datamodule = getattr(self.trainer, "datamodule", None)
         if self.net.frozen:
             warnings.filterwarnings("ignore", r".*in eval mode at the start of training")  # intended
-        if stage == "fit" and datamodule is not None:  # a resumed checkpoint overwrites this
-            counts = torch.tensor(datamodule.class_counts, dtype=torch.float64)
+        if datamodule is None or not (stage == "fit" or self.hparams["drop_unseen"]):
+            return
+        counts = torch.tensor(datamodule.class_counts, dtype=torch.float64)
+        if self.hparams["drop_unseen"] and not counts.all():
+            self.seen = counts.nonzero()[:, 0].to(self.device)
+        if stage == "fit":  # a resumed checkpoint overwrites this
             if self.hparams["log_odds_bias"]:
                 for net in self._nets():
                     net.start_from_log_odds(counts)
@@ -144,7 +153,8 @@ class Classify(FineTune):
     def loss(self, logits: dict[str, Tensor], target: Tensor, smoothing: float = 0.0) -> Tensor:
         multi_label, per_head = self.hparams["multi_label"], self.hparams["per_head"]
         weight = None if self.class_weight is None else self.class_weight.to(target.device)
-        return classification_loss(logits, target, multi_label, per_head, smoothing, weight)
+        seen = None if self.seen is None else self.seen.to(target.device)
+        return classification_loss(logits, target, multi_label, per_head, smoothing, weight, seen)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_shapes(batch)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepavfusion.metrics.separation import SeparationMetrics
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.models.separator import MaskKind, Separator, mask_loss, target_mask
+from deepavfusion.models.separator import Init, MaskKind, Separator, mask_loss, target_mask
 from deepavfusion.tasks.base import FineTune, freeze_unread
 from deepavfusion.transforms.audio import LogMel, MelMask
 from deepavfusion.types import Batch, SeparationOutput
@@ -26,6 +26,9 @@ class Separate(FineTune):
         net: the backbone.
         head_dim: channels at the bottom of the head's U-Net; None: as wide as the encoder.
         mask: the target, see `models.separator.target_mask`.
+        train_images: "all": each image of a mixture is an example; "first": only that of the first source, as
+            published.
+        head_init: start values of the head, see `SeparationHead`.
         weighted_loss: weight the loss by the power of the mixture.
         spread: how a mel mask is applied to the waveform in evaluation, see `transforms.audio.MelMask`.
         metric_workers: threads that compute the metrics; None: one per core of this process.
@@ -37,6 +40,8 @@ class Separate(FineTune):
         net: DeepAVFusion,
         head_dim: int | None = None,
         mask: MaskKind = "ratio",
+        train_images: Literal["all", "first"] = "all",
+        head_init: Init = "torch",
         weighted_loss: bool = True,
         spread: Literal["transposed", "normalised"] = "transposed",
         metric_workers: int | None = None,
@@ -44,7 +49,7 @@ class Separate(FineTune):
     ) -> None:
         super().__init__(**recipe)
         freeze_unread(net)
-        self.net = Separator(net, head_dim)
+        self.net = Separator(net, head_dim, head_init)
         self.log_mel = LogMel()
         self.mel_mask = MelMask(spread)
         self.val_metrics = SeparationMetrics(("model",), metric_workers)
@@ -67,6 +72,8 @@ class Separate(FineTune):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_shapes(batch)
         _, log_mel = self.mix(batch)
+        if self.hparams["train_images"] == "first":
+            batch = batch.first_of_each()
         loss, _ = self._loss(batch, self.net(batch.image, log_mel), _power(log_mel))
         self.log_train({"train/loss": loss}, batch.items)
         return loss
