@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import hydra
@@ -69,7 +69,8 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
             # Lightning's first process watches those it started and takes any other status for a failure.
             sys.exit(STOPPED if rank_zero() else 0)
         except OSError as error:
-            _fail_if_explained(error, [place for cfg in args for place in cfg.get("paths", {}).values()])
+            paths = args[0].paths if args and "paths" in args[0] else {}
+            _fail_if_explained(error, {f"paths.{key}": place for key, place in paths.items() if place})
             raise
         except HydraException as error:
             if isinstance(error, InstantiationException):
@@ -181,8 +182,8 @@ def one_sentence(error: Exception) -> str:
     return " ".join(f"{message}{options} {' '.join(shown)}".split())
 
 
-def _fail_if_explained(error: OSError, places: Iterable[Any] = ()) -> None:
-    if sentence := explained(error, [str(place) for place in places if place]):
+def _fail_if_explained(error: OSError, places: Mapping[str, str] | None = None) -> None:
+    if sentence := explained(error, places):
         _fail(sentence, error)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,34 +65,35 @@ REMEDIES = {  # errno of an OSError that no code can prevent -> how to fix it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def explained(error: OSError, places: Iterable[str | Path] = ()) -> str | None:
+def explained(error: OSError, places: Mapping[str, str] | None = None) -> str | None:
     """One sentence for what the system refused; None if a bug is more likely.
 
     Args:
         error: raised anywhere, with or without the name of a file.
-        places: folders that the command writes to, searched for one that is full.
+        places: key -> folder that the command writes to.
     """
+    places = places or {}
     what = f"{error.strerror or error}".rstrip(".")
-    where = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    where = " and ".join(map(os.fsdecode, names))
     if error.errno in DISK_FULL:
-        full = sorted(
-            {text for place in (*places, tempfile.gettempdir(), ".", "/dev/shm") if (text := full_disk(place))}
-        )
-        disk = f"; full: {', '.join(full)}" if full else ""
+        full = {full_disk(place) for place in (*places.values(), tempfile.gettempdir(), ".", "/dev/shm")} - {""}
+        disk = f"; full: {', '.join(sorted(full))}" if full else ""
         return (
             f"{where or 'a file'} could not be written ({what}{disk}): free some space and run the same command again, "
             "with resume=<run directory> if the run has no name; it resumes from its last checkpoint."
         )
     remedy = next((remedy for codes, remedy in REMEDIES.items() if error.errno in codes), None)
-    return f"{where}: {what}: {remedy}." if where and remedy else None
+    keys = [f"{key}=<folder>" for key, place in places.items() if f"{where}/".startswith(f"{place}/")]
+    return f"{where}: {what}: {remedy}{f' ({keys[-1]})' if keys else ''}." if where and remedy else None
 
 
 def full_disk(place: str | Path) -> str:
     """The disk that a folder lies on and its free space, if that is little; else nothing."""
-    path = Path(place).absolute()
-    while not path.exists():
-        path = path.parent
     with suppress(OSError):
+        path = Path(place).absolute()
+        while not path.exists():
+            path = path.parent
         if (free := shutil.disk_usage(path).free) < FULL:
             while not path.is_mount():
                 path = path.parent
