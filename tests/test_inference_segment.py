@@ -319,6 +319,8 @@ def written(
     (folder / "clip_masks").mkdir()
     for name in ("0000123.png", "0000200.png", "notes.png", "12.png"):
         (folder / "clip_masks" / name).touch()
+    before = {"picture": "clip_segmentation.png", "masks": "clip_masks"}
+    (folder / "clip_segmentation.json").write_text(json.dumps(before))  # by an earlier call
     segmentation = segment_video(task, video, batch_size=5)
     listed = write_segmentation(segmentation, folder)
     return request.param, folder, segmentation, masks, listed
@@ -510,7 +512,7 @@ def test_legend() -> None:
 def test_a_folder_that_cannot_be_written(tasks: dict[int, Segment], tmp_path: Path) -> None:
     video = film(tmp_path / "a.mp4", seconds=0.4)
     (tmp_path / "a_masks").touch()
-    with pytest.raises(UserError, match="cannot be written: File exists; choose another"):
+    with pytest.raises(UserError, match="a_masks is there, and is no earlier result"):
         write_segmentation(segment_video(tasks[1], video), tmp_path)
 
 

@@ -60,7 +60,7 @@ def choose_run_dir(
                 f"{processes} processes were started by a launcher and need one common directory: add run.name=<name>."
             )
         run_dir = _named(Path(log_dir) / task / kind, name)
-    _check_links(run_dir)
+    _check_others(run_dir)
     check_unfinished(run_dir)
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
     return run_dir
@@ -76,11 +76,16 @@ def check_unfinished(run_dir: Path) -> None:
         )
 
 
-def _check_links(run_dir: Path) -> None:
-    """Raise a `UserError` if a run directory of someone else would write, through a link, outside of itself."""
+def _check_others(run_dir: Path) -> None:
+    """Raise a `UserError` if a run in this directory would write over what no run of this user has written.
+
+    That is a folder of something else, or a run directory of others with a link that leads out of it.
+    """
     place = run_dir.resolve()
     if read_overrides(run_dir)[1]:
         return
+    if (run_dir / CONFIG).exists() and not (run_dir / OVERRIDES).exists() and not checkpoints_of(run_dir):
+        raise UserError(f"{run_dir} has a {CONFIG} of something else than a run: choose another run.name.")
     for folder, folders, files in os.walk(place):
         for path in (Path(folder, name) for name in (*folders, *files)):
             if path.is_symlink() and not path.resolve().is_relative_to(place):
@@ -125,9 +130,9 @@ def remove_if_empty(run_dir: Path) -> None:
 
 def write_record(run_dir: Path, config: str, overrides: list[str]) -> None:
     """Write the composed config and its overrides to the run directory, with a code that says they are ours."""
-    write_whole(run_dir / CONFIG, config)
     code = signed(overrides, str(run_dir.resolve()))
     write_whole(run_dir / OVERRIDES, yaml.safe_dump(overrides) + (f"{MADE_HERE}{code}\n" if code else ""))
+    write_whole(run_dir / CONFIG, config)
 
 
 def read_overrides(run_dir: str | Path) -> tuple[object, bool]:

@@ -11,6 +11,7 @@ file.py opens them safely. What is inside is recognised by its keys:
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from deepavfusion.models.fusion import FUSION_ATTENTION
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import whole
+from deepavfusion.utils.files import regular_file, whole
 from deepavfusion.weights.compare import check_finite, differences
 from deepavfusion.weights.file import EXPECTED, checksum, read_file
 from deepavfusion.weights.origin import Origin, origin_of
@@ -122,10 +123,15 @@ def write_weights(weights: Weights, path: Path) -> Path:
     """Write the tensors alone, as safetensors; `read_weights` reads the file again.
 
     Raises:
-        UserError: the name does not end in .safetensors, or the file cannot be written.
+        UserError: the name does not end in .safetensors, there is a file of that name that this function has not
+            written, or the file cannot be written.
     """
     if path.suffix != ".safetensors":
         raise UserError(f"output {path}: expected a name that ends in .safetensors.")
+    if os.path.lexists(path) and not _is_converted(path):
+        raise UserError(
+            f"output {path} is there, and convert.py has not written it: it is left as it is; choose another output."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
@@ -135,6 +141,16 @@ def write_weights(weights: Weights, path: Path) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"output {path} cannot be written: {reason}; choose another output.") from error
     return path
+
+
+def _is_converted(path: Path) -> bool:
+    """Whether a file is what `write_weights` wrote: a checksum leads its header, after 8 bytes for its length."""
+    try:
+        regular_file(path)
+        with path.open("rb") as file:
+            return file.read(64)[8:].startswith(b'{"__metadata__":{"crc32":"')
+    except OSError:
+        return False
 
 
 def _tensors(content: object, path: str | Path) -> dict[str, Tensor]:

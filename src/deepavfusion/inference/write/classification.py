@@ -16,7 +16,7 @@ from deepavfusion.figures import panels
 from deepavfusion.figures.style import BACKDROP, LINES, SMALL, new_figure, short, styled
 from deepavfusion.inference.classify import Classification, best, spans
 from deepavfusion.inference.write.film import film_frames
-from deepavfusion.inference.write.saving import saving, write_list
+from deepavfusion.inference.write.saving import claimed, saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.types import HEADS
 from deepavfusion.utils.console import cell
@@ -38,7 +38,7 @@ MAX_LABEL = 30  # characters of a class in a legend
 def write_classification(
     found: Classification, folder: Path, top_k: int = 5, network: Origin | None = None
 ) -> dict[str, Any]:
-    """Write the table (CSV), the list (JSON) and the figure (PNG); existing files are replaced.
+    """Write the table (CSV), the list (JSON) and the figure (PNG); those of an earlier call are replaced.
 
     Args:
         found: of a video.
@@ -82,9 +82,10 @@ def write_classification(
         "novelty": found.novelty and [round(ratio, 4) for ratio in found.novelty],
         "classes": found.classes,
     }
-    with saving(folder):
+    name = f"{stem}_classes.json"
+    with saving(folder), claimed(folder, name, listed, listed["table"], listed["picture"]):
         write_csv(folder / listed["table"], _rows(found, top_k))
-        listed = write_list(folder, f"{stem}_classes.json", listed, draw(found, top_k), network)
+        listed = write_list(folder, name, listed, draw(found, top_k), network)
     return listed
 
 

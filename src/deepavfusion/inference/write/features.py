@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +16,9 @@ from deepavfusion.inference.features import Features, Remark
 from deepavfusion.inference.write.saving import made, saving
 from deepavfusion.types import STREAMS
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import whole
+from deepavfusion.utils.files import check_ours, regular_file, whole
 
+HEAD = "# videos that failed, of predict.py task=features: why, and the path"
 SHOWN = 3  # videos named in a message
 
 
@@ -29,7 +31,7 @@ def write_features(features: Features, output: str | Path, checkpoint: str = "")
 
     Args:
         features: of `extract_features`.
-        output: a name that ends in .npz; an existing file is replaced.
+        output: a name that ends in .npz; an earlier one is replaced.
         checkpoint: the file that the encoder came from.
 
     Returns:
@@ -39,14 +41,14 @@ def write_features(features: Features, output: str | Path, checkpoint: str = "")
         UserError: no video could be used (the list is still written); the files cannot be written.
     """
     output = check_output(output)
-    failed = output.with_name(f"{output.stem}_failed.txt")
+    failed = _failed_list(output)
     with saving(output):
         with suppress(FileNotFoundError):
             failed.unlink()  # of an earlier run
         if features.failed:
             lines = (f"# {reason}\n{Path(place).absolute()}\n" for _, reason, place in features.failed)
             with whole(failed) as partial:
-                partial.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+                partial.write_text("".join([f"{HEAD}\n", *lines]), encoding="utf-8", errors="surrogateescape")
         if not len(features):
             raise UserError(
                 f"none of {count(len(features.failed), 'video')} could be used ({'; '.join(_first(features.failed))}), "
@@ -71,13 +73,35 @@ def check_output(output: str | Path) -> Path:
     """The path of a features file; makes its folder.
 
     Raises:
-        UserError: it does not end in .npz, or the folder cannot be made or written to.
+        UserError: it does not end in .npz, the folder cannot be made or written to, or there are files of such names
+            that are not ours.
     """
     path = Path(output)
     if path.suffix != ".npz" or path.is_dir():
         raise UserError(f"output={output} is not the name of a features file: expected one that ends in .npz.")
     if not os.access(made(path.parent), os.W_OK):
         raise UserError(f"folder {path.parent} cannot be written to; give another output.")
+    if os.path.lexists(path) and not _is_ours(path):
+        raise UserError(f"output {path} is there, and holds no features: it is left as it is; choose another output.")
+    _failed_list(path)
+    return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what `write_features` wrote."""
+    try:
+        regular_file(path)
+        with zipfile.ZipFile(path) as archive:
+            return {"path.npy", "failed_reason.npy", *(f"{stream}.npy" for stream in STREAMS)} <= {*archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _failed_list(output: Path) -> Path:
+    """The list of the videos that failed; a `UserError` if there is something else of its name."""
+    path = output.with_name(f"{output.stem}_failed.txt")
+    if not _is_ours(output):  # earlier lists lack the head
+        check_ours(path, HEAD, "choose another output")
     return path
 
 

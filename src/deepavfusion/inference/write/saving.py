@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from PIL import Image
 
 from deepavfusion.figures.style import CAVEAT, CAVEAT_GROUND, LARGE, new_figure, styled
 from deepavfusion.utils.errors import DecodeError, UserError
-from deepavfusion.utils.files import whole, write_whole
+from deepavfusion.utils.files import read_text, whole, write_whole
 from deepavfusion.weights.origin import Origin
+
+MOST_BYTES = 2**28  # of a list of results
 
 
 @contextmanager
@@ -30,6 +33,60 @@ def saving(output: Path) -> Iterator[None]:
         raise UserError(f"output {output} cannot be written: {error.strerror or error}; choose another.") from error
     except DecodeError as error:
         raise UserError(f"video {error.path} stops half-way: {error.detail}; fetch or copy it again.") from error
+
+
+@contextmanager
+def claimed(folder: Path, name: str, listed: dict[str, Any], *files: str) -> Iterator[None]:
+    """Replace results of an earlier call, but no other files.
+
+    What the earlier list names is ours. Until the list is written, the same names stand in `<name>.partial`, so that a
+    call that was interrupted can be repeated.
+
+    Args:
+        folder: where to.
+        name: of the list, see `write_list`.
+        listed: its content, as far as it is known: it names all files.
+        files: that are written, or folders of them.
+
+    Raises:
+        UserError: one exists that is not ours.
+    """
+    claim = f"{name}.partial"
+    ours = {text for file in (name, claim) for text in _named_by(folder / file, file, listed["picture"])}
+    for file in (name, claim, *files):
+        path = folder / file
+        free = not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+        if not free and (file not in ours or path.is_symlink()):
+            raise UserError(
+                f"output {path} is there, and is no earlier result that {name} names: it is left as it is; move it "
+                "away, or choose another output."
+            )
+    write_whole(folder / claim, _as_json(listed))
+    try:
+        yield
+    except BaseException:
+        if not any(os.path.lexists(folder / file) for file in files):
+            (folder / claim).unlink(missing_ok=True)
+        raise
+
+
+def _named_by(path: Path, name: str, picture: str) -> set[str]:
+    """The texts in a list of results, and its own name; none if it is of something else."""
+    if not os.path.lexists(path):
+        return set()
+    try:
+        found = json.loads(read_text(path, MOST_BYTES, "a list of results"))
+        return {name, *_texts(found)} if found["picture"] == picture else set()
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value
 
 
 def made(folder: Path) -> Path:
@@ -55,10 +112,14 @@ def write_list(
         figures.append(_strip(network.caveat, figure))
     with whole(folder / listed["picture"]) as partial:
         Image.fromarray(np.vstack([_pixels(part) for part in figures])).save(partial, format="PNG")
+    write_whole(folder / name, _as_json(listed))
+    return {**listed, "list": name}
+
+
+def _as_json(listed: dict[str, Any]) -> str:
     text = json.dumps(listed, indent=2, ensure_ascii=False) + "\n"
     # A file name that is not UTF-8 holds lone surrogates: escaped, they are valid JSON.
-    write_whole(folder / name, text.encode(errors="backslashreplace").decode())
-    return {**listed, "list": name}
+    return text.encode(errors="backslashreplace").decode()
 
 
 @styled

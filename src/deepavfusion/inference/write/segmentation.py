@@ -21,7 +21,7 @@ from deepavfusion.figures.style import in_legend, short, styled
 from deepavfusion.inference.segment import Segmentation
 from deepavfusion.inference.video import audio_blocks
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
-from deepavfusion.inference.write.saving import saving, write_list
+from deepavfusion.inference.write.saving import claimed, saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.utils.files import whole
 from deepavfusion.utils.names import stem_of
@@ -45,7 +45,7 @@ def write_segmentation(
     on_progress: Callable[[int, int], Any] | None = None,
     network: Origin | None = None,
 ) -> dict[str, Any]:
-    """Write the masks as they are made, then the film, the figure and the list; existing files are replaced.
+    """Write the masks as they are made, then the film, the figure and the list; those of an earlier call are replaced.
 
     Args:
         segmentation: of a video; its masks are consumed.
@@ -71,10 +71,11 @@ def write_segmentation(
         "masks": f"{stem}_masks",
         "classes": segmentation.classes,
     }
-    with saving(folder):
+    name = f"{stem}_segmentation.json"
+    with saving(folder), claimed(folder, name, listed, *(listed[key] for key in ("film", "picture", "masks"))):
         listed["moments"] = _write_masks(segmentation, folder, listed["masks"])
         _write_overlay_film(folder, segmentation, listed, on_progress)
-        listed = write_list(folder, f"{stem}_segmentation.json", listed, draw(segmentation, folder, listed), network)
+        listed = write_list(folder, name, listed, draw(segmentation, folder, listed), network)
     return listed
 
 

@@ -20,7 +20,7 @@ from deepavfusion.figures.pixels import colour_of
 from deepavfusion.figures.style import BACKDROP, BLACK, POWER, VALUE, styled
 from deepavfusion.inference.separate import Separation, separate_video
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
-from deepavfusion.inference.write.saving import made, saving, write_list
+from deepavfusion.inference.write.saving import claimed, made, saving, write_list
 from deepavfusion.media import Media
 from deepavfusion.media.encode import write_wav
 from deepavfusion.tasks.separate import Separate
@@ -36,7 +36,7 @@ DASHES = ("-", "--", ":", "-.")
 
 
 def write_separation(separation: Separation, folder: Path, network: Origin | None = None) -> dict[str, Any]:
-    """Write the WAVs, the mp4s, the figure and the list; existing files are replaced.
+    """Write the WAVs, the mp4s, the figure and the list; those of an earlier call are replaced.
 
     Args:
         separation: of a video.
@@ -67,12 +67,14 @@ def write_separation(separation: Separation, folder: Path, network: Origin | Non
         ],
         "picture": f"{stem}_separation.png",
     }
-    with saving(folder):
+    name = f"{stem}_sources.json"
+    files = [source[kind] for source in listed["sources"] for kind in ("wav", "mp4")]
+    with saving(folder), claimed(folder, name, listed, *files, listed["picture"]):
         for n, source in enumerate(listed["sources"]):
             with whole(folder / source["wav"]) as partial:
                 write_wav(partial, separation.waveforms[n].numpy(), separation.sample_rate)
             _write_source_film(folder / source["mp4"], separation, n)
-        listed = write_list(folder, f"{stem}_sources.json", listed, draw(separation), network)
+        listed = write_list(folder, name, listed, draw(separation), network)
     return listed
 
 
