@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,27 @@ def test_the_main_curves_are_written_a_second_time_under_a_name_that_sorts_first
 )
 def test_learning_rates_that_follow_from_others_have_no_curve(logged: list[str], shown: list[str]) -> None:
     assert unlike_rates(logged) == set(shown)
+
+
+@pytest.mark.parametrize("jumps", [[0, 0, 0], [10, 5, 0], [0, -3600, 10**7, -(10**6)], [5, 5, 4, 4, -(10**9)]], ids=str)
+def test_curves_stay_in_order_whatever_the_clock_says(jumps: list[int], tmp_path: Path, monkeypatch) -> None:
+    """Each start resumes one step before the last one of the start before it, as after a kill."""
+    clock = time.time()
+    for number, jump in enumerate(jumps):
+        monkeypatch.setattr(time, "time", lambda jump=jump: clock + jump)
+        monkeypatch.setattr(os, "getpid", lambda number=number: 1000 - 100 * number)  # it is in the name, too
+        purge = {} if number == 0 else {"purge_step": 2 * number}
+        logger = CurveLogger(save_dir=tmp_path, name="tensorboard", version="", **purge)
+        assert logger.experiment is not None
+        logger.save()
+        assert len(list(tmp_path.rglob("events.*"))) == number  # not before there is a value
+        for step in range(2 * number, 2 * number + 3):
+            logger.log_metrics({"loss": 100.0 * number + step}, step)
+        logger.finalize("success")
+    found = [(event.step, event.value) for event in events(tmp_path).Scalars("loss")]
+    last = len(jumps) - 1
+    expected = [(step, 100.0 * (step // 2) + step) for step in range(2 * last)]
+    assert found == [*expected, *((step, 100.0 * last + step) for step in range(2 * last, 2 * last + 3))]
 
 
 # ---- settings and origin

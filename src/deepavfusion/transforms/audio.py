@@ -46,7 +46,8 @@ class LogMel(nn.Module):
         if not len(waveform):  # the STFT refuses an empty batch
             return waveform.new_zeros(0, 1, N_MELS, waveform.shape[-1] // HOP_LENGTH)
         with torch.autocast(waveform.device.type, enabled=False):  # bfloat16 has 8 bits of precision, too few for audio
-            return (self.mel(waveform)[..., :-1] + LOG_OFFSET).log10().unsqueeze(1)
+            power = self.mel(waveform.to(self.mel.mel_scale.fb.dtype))[..., :-1]
+            return (power + LOG_OFFSET).log10().unsqueeze(1).to(waveform.dtype)
 
 
 class MelMask(nn.Module):

@@ -25,4 +25,5 @@ class DeviceTransform(nn.Module):
         """Applies `gain_db` to `waveform`, fills `spectrogram` and normalises `image`."""
         waveform = apply_gain(batch.waveform, batch.gain_db)
         spectrogram = self.log_mel(waveform)
-        return replace(batch, image=self.normalise(batch.image), waveform=waveform, spectrogram=spectrogram)
+        image = self.normalise(batch.image).to(waveform.dtype)  # the precision of the model, which Lightning gives it
+        return replace(batch, image=image, waveform=waveform, spectrogram=spectrogram)

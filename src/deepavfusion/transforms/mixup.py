@@ -11,7 +11,7 @@ from torch.distributions import Beta
 
 def draw_shares(count: int, alpha: float, device: torch.device | str = "cpu") -> Tensor:
     """The weight of each clip itself: `count` draws from Beta(alpha, alpha), alpha > 0, [count]"""
-    concentration = torch.tensor(alpha, device=device)
+    concentration = torch.tensor(alpha, dtype=torch.float32, device=device)  # there is no Dirichlet of half precision
     return Beta(concentration, concentration).sample((count,))
 
 

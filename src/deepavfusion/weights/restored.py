@@ -132,5 +132,7 @@ def _after_a_step(optimizer: Optimizer) -> dict[str, Any]:
     # A parameter that has no gradient, such as that of a frozen part, has no state.
     example["state"] = {index: Maybe(state) for index, state in twin.state_dict()["state"].items()}
     for group in example["param_groups"]:
-        group.update({key: Exactly(value) for key, value in group.items() if key == "params" or type(value) is bool})
+        # Not `fused`, which is the device's: tasks set it again.
+        exact = {key for key, value in group.items() if key == "params" or (type(value) is bool and key != "fused")}
+        group.update({key: Exactly(group[key]) for key in exact})
     return example
