@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import deepavfusion.inference as inference
 from deepavfusion.data.lists.clip_list import ClipList
@@ -431,6 +432,8 @@ def test_a_video_that_hangs_its_decoder_fails_and_the_rest_is_kept(
     encoder: DeepAVFusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that kills it; see the tests of the loader."""
+    often = (0.2,)  # s between two looks at the processes, 5 s in torch
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", often)
     names = ["a", "b", "hang", "hang-once", "c"]
     for n, name in enumerate(names):
         film(tmp_path / f"{name}.mp4", 2.0, seed=n)
