@@ -29,7 +29,9 @@ def separate(cfg: DictConfig, output: Path) -> None:
     task = introduced(load_task(checkpoint(cfg), "separate", device(cfg)))
     boxes = OmegaConf.to_container(cfg.boxes) if OmegaConf.is_config(cfg.boxes) else cfg.boxes
     with progress("separating") as (bar,):
-        separation = separate_video(task, str(cfg.video), boxes, cfg.sources, cfg.batch_size, on_progress=bar)
+        separation = separate_video(
+            task, str(cfg.video), boxes, cfg.sources, cfg.batch_size, on_progress=bar, scratch=output
+        )
     listed = write_separation(separation, output, task.origin)
     say(f"Written to {output}; the mixture has {separation.mixture_level:.1f} dB:")
     for n, (source, level) in enumerate(zip(listed["sources"], separation.levels, strict=True), 1):
@@ -47,7 +49,7 @@ def segment(cfg: DictConfig, output: Path) -> None:
 
     task = introduced(load_task(checkpoint(cfg), "segment", device(cfg)))
     with progress("segmenting", "writing the film") as (masks, film):
-        segmentation = segment_video(task, str(cfg.video), cfg.masks_per_second, cfg.batch_size, on_progress=masks)
+        segmentation = segment_video(task, str(cfg.video), cfg.masks_per_second, cfg.batch_size, masks, output)
         listed = write_segmentation(segmentation, output, film, task.origin)
     entries = listed["moments"]
     say(f"Written to {output}; {sum(entry['share'] for entry in entries) / len(entries):.1%} of the pixels are marked:")

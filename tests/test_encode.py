@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import wave
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -104,3 +106,14 @@ def test_wav_is_16_bit_pcm_and_clips(tmp_path: Path) -> None:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, 8_000)
         samples = np.frombuffer(file.readframes(4), "<i2").reshape(4, 2).T
     np.testing.assert_array_equal(samples, [[0, 16384, 32767, 32767], [0, -16384, -32767, -32767]])
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_waveform_in_parts_gives_the_same_bytes(tmp_path: Path, channels: int) -> None:
+    waveform = np.random.default_rng(0).uniform(-1.1, 1.1, (channels, 20_001)).astype(np.float32)
+    ends = [0, 1, 1500, 1500, 9000, 20_001]
+    for name, write in (("a.wav", write_wav), ("a.mp4", partial(write_mp4, frames=rising(13), fps=10))):
+        write(tmp_path / f"whole.{name}", waveform=waveform, sample_rate=RATE)
+        parts = (waveform[:, begin:end] for begin, end in pairwise(ends))
+        write(tmp_path / f"parts.{name}", waveform=parts, sample_rate=RATE)
+        assert (tmp_path / f"whole.{name}").read_bytes() == (tmp_path / f"parts.{name}").read_bytes()

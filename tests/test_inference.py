@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from deepavfusion.inference import sliding
 from deepavfusion.inference.boxes import Box, alone, read_boxes, split_frame, view_of
+from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.separate import Separation, separate_video, source_mask
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.inference.tasks import load_task
@@ -164,7 +165,7 @@ def test_weights_sum_to_one_and_change_slowly(seconds: float) -> None:
     assert max(np.diff(starts), default=0) <= WINDOW // 2
     # Window n is 1 in row n, so that the rows of the result are the weights.
     rows = torch.eye(len(starts), dtype=torch.float64)[..., None].expand(-1, -1, WINDOW)
-    weights = overlap_add(zip(starts, rows, strict=True), length)
+    weights = torch.cat(list(overlap_add(zip(starts, rows, strict=True), length)), dim=-1)
     torch.testing.assert_close(weights.sum(dim=0), torch.ones(length, dtype=torch.float64))
     assert weights.min() >= 0
     if length > WINDOW:  # the ends belong to the first and the last window; a fade takes half a window at least
@@ -189,7 +190,7 @@ def test_sixty_seconds_have_no_seam() -> None:
     starts = window_starts(len(mixture), WINDOW)
     masks, mel_mask = smooth_masks(len(starts)), MelMask()
     estimates = [mel_mask(m[None], mixture[None, s : s + WINDOW]) for m, s in zip(masks, starts, strict=True)]
-    result = overlap_add(zip(starts, estimates, strict=True), len(mixture))[0]
+    result = torch.cat(list(overlap_add(zip(starts, estimates, strict=True), len(mixture))), dim=-1)[0]
     own = mixture.diff().abs().max()
     assert result.diff().abs().max() <= own
     inside = slice(N_FFT, -N_FFT)  # the ends of the file are no seams
@@ -565,6 +566,8 @@ def test_a_silent_source_is_told_as_such(written: tuple[Separation, Path, dict[s
     from dataclasses import replace
 
     found, _, _ = written
-    silent = replace(found, waveforms=torch.zeros_like(found.waveforms), source_mel=torch.zeros_like(found.source_mel))
+    nothing = GrowingArray((len(found.boxes),))
+    nothing.add(torch.zeros_like(found.estimates[:]))
+    silent = replace(found, estimates=nothing, source_mel=torch.zeros_like(found.source_mel))
     assert write_separation(silent, tmp_path)["sources"][0]["level_db"] is None
     assert draw(silent).axes[3].get_title(loc="left") == "source 1, silent"

@@ -340,6 +340,10 @@ def test_a_growing_array(tmp_path: Path) -> None:
         growing.add(part)
     assert isinstance(growing.array(), np.memmap)
     np.testing.assert_array_equal(growing.array(), torch.cat(parts).numpy())
+    assert torch.equal(growing[2:5], torch.cat(parts)[2:5])
+    assert growing[7:9].shape == (1, 2, 3)
+    assert growing[8:9].shape == (0, 2, 3)
+    assert len(growing) == 8
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -1,12 +1,15 @@
-"""Collects results that come in batches into one array on disk."""
+"""Collects what comes in batches in one array on disk: results, and the waveforms of long videos."""
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +32,20 @@ class GrowingArray:
         assert tuple(rows.shape[1:]) == self.shape, (rows.shape, self.shape)
         self.file.write(rows.float().cpu().contiguous().numpy().tobytes())
         self.count += len(rows)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """A copy of some rows. Unlike pages of a memory map, it does not count as memory once it is gone."""
+        begin, end, step = rows.indices(self.count)
+        assert step == 1, rows
+        self.file.flush()
+        size = 4 * math.prod(self.shape)
+        found = bytearray(os.pread(self.file.fileno(), max(0, end - begin) * size, begin * size))
+        return (
+            torch.frombuffer(found, dtype=torch.float32).view(-1, *self.shape) if found else torch.empty(0, *self.shape)
+        )
 
     def array(self) -> NDArray[np.float32]:
         """All rows, memory-mapped."""

@@ -1,6 +1,6 @@
 """Marks the sounding pixels in a video of any length: several times a second, each time with the audio around it.
 
-Memory does not grow with the video except for its waveform, 64 kB per second.
+Memory does not grow with the video: its waveform is in a temporary file, 64 kB per second.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.tasks import recorded_classes
 from deepavfusion.inference.tiles import cover, decide_enlarged
 from deepavfusion.inference.video import VideoReader, open_video, whole_waveform
@@ -53,6 +53,7 @@ def segment_video(
     masks_per_second: float = 5,
     batch_size: int = 8,
     on_progress: Callable[[int, int], Any] | None = None,
+    scratch: str | Path | None = None,
 ) -> Segmentation:
     """The pixels of a video that show the source of its audio, or the class of what sounds there.
 
@@ -62,6 +63,7 @@ def segment_video(
         masks_per_second: above 0, at most `MAX_PER_SECOND`; the first mask is at 0 s.
         batch_size: masks at a time, each with all the squares that cover the frame.
         on_progress: called with the masks done and their number.
+        scratch: folder for temporary files; None: the system's.
 
     Raises:
         UserError: the video has no frames or no audio, is silent, or does not decode.
@@ -72,7 +74,7 @@ def segment_video(
         )
     path, classes = str(video), class_names(task)
     with open_video(path, "segmented") as media:
-        waveform, end = whole_waveform(media), media.info.video_end
+        waveform, end = whole_waveform(media, scratch), media.info.video_end
         height, width = media.frames([0.0]).shape[1:3]
     seconds = max(end, len(waveform) / SAMPLE_RATE)
     times = [n / masks_per_second for n in range(max(1, math.ceil(seconds * masks_per_second - 1e-6)))]
@@ -89,7 +91,7 @@ def class_names(task: Segment) -> list[str] | None:
 def _masks(
     task: Segment,
     path: str,
-    waveform: Tensor,
+    waveform: GrowingArray,
     times: Sequence[float],
     batch_size: int,
     on_progress: Callable[[int, int], Any] | None,

@@ -1,14 +1,15 @@
 """Separates the audio of a video of any length: windows through the model, and their sources joined without seams.
 
-Memory does not grow with the video except for the waveforms: the mixture and one for each source are held, 64 kB per
+Memory does not grow with the video: the waveforms, of the mixture and of each source, are in temporary files, 64 kB per
 second each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from deepavfusion.inference.boxes import Box, alone, read_boxes, split_frame, view_of
+from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.inference.video import BLOCK, VideoReader, open_video, whole_waveform
 from deepavfusion.media import Media
@@ -27,6 +29,7 @@ from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, MelMask
 from deepavfusion.transforms.image import View
 from deepavfusion.utils.errors import UserError
 
+PART = 10  # s that are resampled at a time
 LOOKS = 16  # frames in which the model looks for the sources, at most about
 
 
@@ -34,16 +37,18 @@ LOOKS = 16  # frames in which the model looks for the sources, at most about
 class Separation:
     """The sources of a video.
 
-    Shapes: waveforms float32 [sources, T] at `sample_rate`, the video's own, with content below 8 kHz; frame uint8
-    [H, W, 3], from the middle of the video; mixture_mel [M, F] and source_mel [sources, M, F], power, and mask
-    [sources, M, F] in 0…1, over the whole length of `seconds`, averaged to at most `sliding.COLUMNS` columns.
+    Shapes: estimates [T, sources] at 16 kHz, in a file; frame uint8 [H, W, 3], from the middle of the video;
+    mixture_mel [M, F] and source_mel [sources, M, F], power, and mask [sources, M, F] in 0…1, over the whole length of
+    `seconds`, averaged to at most `sliding.COLUMNS` columns. `length` is that of the audio at `sample_rate`, the
+    video's own.
     """
 
     video: str
     boxes: list[Box]
     chosen_by: Literal["user", "model"]
-    waveforms: Tensor
+    estimates: GrowingArray
     sample_rate: int
+    length: int
     seconds: float
     mixture_level: float
     frame: NDArray[np.uint8]
@@ -51,10 +56,30 @@ class Separation:
     source_mel: Tensor
     mask: Tensor
 
+    def audio(self, rate: int, source: int | None = None) -> Iterator[Tensor]:
+        """The sources, or one of them, at any rate (Hz), in parts: float32 [sources, T], with content below 8 kHz."""
+        length = self.length if rate == self.sample_rate else math.ceil(self.length * rate / self.sample_rate)
+        columns = slice(None) if source is None else slice(source, source + 1)
+        done = 0
+        for begin in range(0, len(self.estimates), PART * SAMPLE_RATE):
+            end = begin + PART * SAMPLE_RATE
+            first = max(0, begin - SAMPLE_RATE)  # a second on both sides, in which the filter begins and ends
+            known = self.estimates[first : end + SAMPLE_RATE][:, columns].T.contiguous()
+            part = resample(known, SAMPLE_RATE, rate)[:, (begin - first) // SAMPLE_RATE * rate :]
+            part = part[:, : length - done if end >= len(self.estimates) else PART * rate]
+            done += part.shape[1]
+            yield part
+        yield part.new_zeros(len(part), length - done)
+
     @property
+    def waveforms(self) -> Tensor:
+        """All sources [sources, T] at `sample_rate`, in memory."""
+        return torch.cat(list(self.audio(self.sample_rate)), dim=1)
+
+    @cached_property
     def levels(self) -> list[float]:
         """Root mean square of each source, dB of full scale; −inf for silence."""
-        return [level(waveform) for waveform in self.waveforms]
+        return levels(self.audio(self.sample_rate))
 
 
 @torch.inference_mode()
@@ -65,6 +90,7 @@ def separate_video(
     sources: int | None = None,
     batch_size: int = 8,
     on_progress: Callable[[int, int], Any] | None = None,
+    scratch: str | Path | None = None,
 ) -> Separation:
     """The audio of each source in a video.
 
@@ -76,12 +102,13 @@ def separate_video(
         sources: how many; None: as many as there are boxes, or two.
         batch_size: windows at a time, each with all its sources.
         on_progress: called with the windows done and their number.
+        scratch: folder for temporary files; None: the system's.
 
     Raises:
         UserError: the video has no frames or no audio, is silent, or does not decode; or the boxes are wrong.
     """
     with open_video(video, "separated") as media:
-        separator = _Separator(task, media)
+        separator = _Separator(task, media, scratch)
         starts, mixture = separator.starts, separator.mixture
         frame = separator.reader.frames([starts[len(starts) // 2]])[0]
         height, width = frame.shape[:2]
@@ -102,16 +129,19 @@ def separate_video(
                 if on_progress:
                     on_progress(first + len(batch), len(starts))
 
-        estimates = overlap_add(pieces(), len(mixture))
+        estimates = GrowingArray((len(found),), scratch)
+        for part in overlap_add(pieces(), len(mixture)):
+            estimates.add(part.T)
         mixture_mel, source_mel, mask = overview.maps.split([1, len(found), len(found)])
         return Separation(
             video=media.path,
             boxes=found,
             chosen_by="model" if boxes is None else "user",
-            waveforms=at_own_rate(estimates, media),
+            estimates=estimates,
             sample_rate=media.info.sample_rate,
+            length=own_length(media, len(mixture)),
             seconds=len(mixture) / SAMPLE_RATE,
-            mixture_level=level(mixture),
+            mixture_level=levels(mixture[n : n + SAMPLE_RATE][None] for n in range(0, len(mixture), SAMPLE_RATE))[0],
             frame=frame,
             mixture_mel=mixture_mel[0],
             source_mel=source_mel,
@@ -128,17 +158,19 @@ def source_mask(logits: Tensor, kind: str) -> Tensor:
     return logits.clamp(max=0).exp() if kind == "ratio" else logits.sigmoid()
 
 
-def level(waveform: Tensor) -> float:
-    """Root mean square, dB of full scale; −inf for silence."""
-    rms = waveform.square().mean().sqrt().item()
-    return 20 * math.log10(rms) if rms > 0 else -math.inf
+def levels(parts: Iterable[Tensor]) -> list[float]:
+    """Root mean square of waveforms [N, T] in parts, dB of full scale; −inf for silence."""
+    energy, length = torch.zeros((), dtype=torch.float64), 0
+    for part in parts:
+        energy, length = energy + part.square().sum(dim=1, dtype=torch.float64), length + part.shape[1]
+    return [10 * math.log10(mean) if mean > 0 else -math.inf for mean in (energy / max(length, 1)).tolist()]
 
 
 class _Separator:
     """One video and one model."""
 
-    def __init__(self, task: Separate, media: Media) -> None:
-        self.task, self.mixture = task, whole_waveform(media)
+    def __init__(self, task: Separate, media: Media, scratch: str | Path | None) -> None:
+        self.task, self.mixture = task, whole_waveform(media, scratch)
         self.reader = VideoReader(task, media, self.mixture)
         self.mel_mask = MelMask().to(task.device)
         self.starts = window_starts(len(self.mixture), self.reader.window)
@@ -173,9 +205,7 @@ class _Separator:
         return split_frame(torch.cat(tokens), sources, width, height)
 
 
-def at_own_rate(waveforms: Tensor, media: Media) -> Tensor:
-    """Waveforms [..., T] at 16 kHz, as long as a file's audio, at its own rate and length; padded with silence."""
-    rate, last = media.info.sample_rate, waveforms.shape[-1] // (BLOCK * SAMPLE_RATE) * BLOCK
-    length = last * rate + len(media.audio(last, BLOCK, rate))
-    resampled = resample(waveforms, SAMPLE_RATE, rate)[..., :length]
-    return torch.nn.functional.pad(resampled, (0, length - resampled.shape[-1]))
+def own_length(media: Media, length: int) -> int:
+    """Length of a file's audio at its own rate; `length` is that at 16 kHz."""
+    rate, last = media.info.sample_rate, length // (BLOCK * SAMPLE_RATE) * BLOCK
+    return last * rate + len(media.audio(last, BLOCK, rate))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,33 +16,33 @@ def window_starts(length: int, window: int) -> list[int]:
     return [*range(0, length - window, window // 2), length - window] if length > window else [0]
 
 
-def overlap_add(pieces: Iterable[tuple[int, Tensor]], length: int) -> Tensor:
+def overlap_add(pieces: Iterable[tuple[int, Tensor]], length: int) -> Iterator[Tensor]:
     """Join overlapping pieces, each cross-faded into the next over their whole overlap.
 
     The weights of the pieces sum to 1 everywhere and change over at least half a window, so that no seam is audible.
-    Only the result is held in memory.
+    Only what the next piece may change is held in memory.
 
     Args:
         pieces: start (samples) and signal [..., T] of each, by rising start; together they cover everything.
         length: of the result, samples; what exceeds it is cut off.
 
-    Returns:
-        [..., length]
+    Yields:
+        The result from its beginning on, [..., length] in parts.
     """
-    result, done = torch.empty(0), 0
+    held, first, done = torch.empty(0), 0, 0  # what is held begins at `first`
     for start, piece in pieces:
-        if done == 0:
-            result = piece.new_zeros(*piece.shape[:-1], length)
         assert start <= done, f"nothing covers the samples from {done} to {start}"
         piece = piece[..., : length - start]
         shared = done - start
         phase = (torch.arange(shared, device=piece.device, dtype=piece.dtype) + 0.5) / max(shared, 1)  # 0…1
         fade = torch.sin(math.pi / 2 * phase) ** 2
-        result[..., start:done].lerp_(piece[..., :shared], fade)
-        result[..., done : start + piece.shape[-1]] = piece[..., shared:]
-        done = start + piece.shape[-1]
+        if start > first:
+            yield held[..., : start - first]
+        joined = piece.clone()
+        joined[..., :shared] = held[..., start - first :].lerp(piece[..., :shared], fade) if shared else 0
+        held, first, done = joined, start, start + piece.shape[-1]
     assert done == length, f"nothing covers the samples from {done} to {length}"
-    return result
+    yield held
 
 
 class Overview:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepavfusion.data.stores.store import on_grid
+from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.media import Media
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, extend_by_mirror
@@ -48,15 +49,21 @@ def open_video(path: str | Path, purpose: str) -> Iterator[Media]:
         ) from error
 
 
-def whole_waveform(media: Media) -> Tensor:
-    """All of a video's audio from 0 s, mono at 16 kHz, [T]; 64 kB per second.
+def whole_waveform(media: Media, scratch: str | Path | None = None) -> GrowingArray:
+    """All of a video's audio from 0 s, mono at 16 kHz, [T]: in a file, 64 kB per second.
+
+    Args:
+        media: the open video.
+        scratch: folder for the file; None: the system's for temporary files.
 
     Raises:
         DecodeError: no audio, or it does not decode.
         UserError: it is silent.
     """
-    waveform = torch.cat(list(audio_blocks(media, SAMPLE_RATE)))
-    peak = waveform.abs().max().item() if len(waveform) else 0.0
+    waveform, peak = GrowingArray((), scratch), 0.0
+    for block in audio_blocks(media, SAMPLE_RATE):
+        waveform.add(block)
+        peak = max(peak, block.abs().max().item() if len(block) else 0.0)
     if peak < SILENT:
         found = f"peaks at {20 * math.log10(peak):.0f} dB" if peak > 0 else "is all zero"
         raise UserError(
@@ -88,7 +95,7 @@ class VideoReader:
         window: length of the audio that it takes, samples.
     """
 
-    def __init__(self, task: Task, media: Media, waveform: Tensor | None = None) -> None:
+    def __init__(self, task: Task, media: Media, waveform: GrowingArray | None = None) -> None:
         assert not task.training, "call task.eval() first: in training mode the batch norms would adapt to the video"
         patches = {stream: getattr(task.net.encoder, stream).patch_embed for stream in ("image", "audio")}
         self.image_size: int = patches["image"].input_size[0]

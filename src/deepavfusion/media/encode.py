@@ -6,7 +6,7 @@ The bytes depend on the input and the library versions only: one encoder thread,
 from __future__ import annotations
 
 import wave
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ def write_mp4(
     path: str | Path,
     frames: NDArray[np.uint8] | Iterable[NDArray[np.uint8]],
     fps: float,
-    waveform: ArrayLike | None = None,
+    waveform: ArrayLike | Iterator[NDArray[np.float32]] | None = None,
     sample_rate: int = 16_000,
     *,
     keyframe_interval: int = 16,
@@ -38,7 +38,8 @@ def write_mp4(
         path: in a folder that exists.
         frames: uint8 [N, H, W, 3], RGB, or an iterable of [H, W, 3]; H and W even.
         fps: frames per second.
-        waveform: [T] or [C, T] with C of `LAYOUTS`, in [−1, 1] (clipped outside); None writes no audio stream.
+        waveform: [T] or [C, T] with C of `LAYOUTS`, in [−1, 1] (clipped outside), or an iterator over parts of it; None
+            writes no audio stream.
         sample_rate: of the waveform, Hz; one that AAC supports (8 000 … 96 000).
         keyframe_interval: most frames from one key frame to the next.
         crf: x264's constant rate factor, 0 (lossless) … 51.
@@ -86,20 +87,30 @@ def write_mp4(
             audio.write_until(None)
 
 
-def write_wav(path: str | Path, waveform: ArrayLike, sample_rate: int) -> None:
-    """Write a 16-bit PCM WAV file; `waveform` [T] or [C, T] in [−1, 1], clipped outside."""
-    samples = np.atleast_2d(np.asarray(waveform, np.float32))
-    pcm = np.round(np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2")
+def write_wav(path: str | Path, waveform: ArrayLike | Iterator[NDArray[np.float32]], sample_rate: int) -> None:
+    """Write a 16-bit PCM WAV file; `waveform` [T] or [C, T] in [−1, 1], clipped outside, or an iterator over parts."""
     with wave.open(str(path), "wb") as file:
-        file.setparams((pcm.shape[0], 2, sample_rate, 0, "NONE", ""))  # channels, bytes, Hz; the length follows
-        file.writeframes(np.ascontiguousarray(pcm.T).tobytes())
+        for n, samples in enumerate(_parts(waveform)):
+            if n == 0:
+                file.setparams((len(samples), 2, sample_rate, 0, "NONE", ""))  # channels, bytes, Hz; the length follows
+            pcm = np.round(samples * 32767.0).astype("<i2")
+            file.writeframesraw(np.ascontiguousarray(pcm.T).tobytes())
+
+
+def _parts(waveform: ArrayLike | Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """A waveform as [C, T] in [−1, 1], in one part or in those given."""
+    for part in waveform if isinstance(waveform, Iterator) else [waveform]:
+        yield np.clip(np.atleast_2d(np.asarray(part, np.float32)), -1.0, 1.0)
 
 
 class _AudioTrack:
     """The audio track of a file being written; it is fed step by step, so that audio and video interleave."""
 
-    def __init__(self, container: Any, waveform: ArrayLike, rate: int, bit_rate: int) -> None:
-        self.samples = np.clip(np.atleast_2d(np.asarray(waveform, np.float32)), -1.0, 1.0)
+    def __init__(
+        self, container: Any, waveform: ArrayLike | Iterator[NDArray[np.float32]], rate: int, bit_rate: int
+    ) -> None:
+        self.parts = _parts(waveform)
+        self.samples = next(self.parts)  # that are not encoded yet
         assert self.samples.shape[0] in LAYOUTS, f"{' or '.join(map(str, LAYOUTS))} channels, got {self.samples.shape}"
         self.container, self.rate = container, rate
         self.layout = LAYOUTS[self.samples.shape[0]]
@@ -111,10 +122,10 @@ class _AudioTrack:
 
     def write_until(self, time: float | None) -> None:
         """Encode up to `time`, seconds; None: all that remains, and close the track."""
-        total = self.samples.shape[1]
-        stop = total if time is None else min(total, round(time * self.rate))
-        while self.position < stop:
-            chunk = np.ascontiguousarray(self.samples[:, self.position : self.position + AAC_FRAME])
+        while time is None or self.position < round(time * self.rate):
+            chunk = self._next()
+            if not chunk.shape[1]:
+                break
             frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=self.layout)
             frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
             frame.pts = self.position
@@ -122,3 +133,10 @@ class _AudioTrack:
             self.container.mux(self.stream.encode(frame))
         if time is None:
             self.container.mux(self.stream.encode(None))
+
+    def _next(self) -> NDArray[np.float32]:
+        """The samples of the next packet; fewer at the end."""
+        while self.samples.shape[1] < AAC_FRAME and (part := next(self.parts, None)) is not None:
+            self.samples = np.concatenate([self.samples, part], axis=1)
+        chunk, self.samples = self.samples[:, :AAC_FRAME], self.samples[:, AAC_FRAME:]
+        return np.ascontiguousarray(chunk)

@@ -18,7 +18,7 @@ from deepavfusion.utils.files import whole
 
 MAX_FPS = 30.0
 MAX_PIXELS = 720  # of the shorter side
-CHUNK_BYTES = 64 * 2**20  # of frames decoded at a time
+CHUNK_BYTES, CHUNK_FRAMES = 64 * 2**20, 256  # decoded at a time, at most
 AAC_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 
 
@@ -51,7 +51,7 @@ def film_rate(sample_rate: int) -> int:
 
 def film_frames(media: Media, times: Sequence[float], rows: int, columns: int) -> Iterator[NDArray[np.uint8]]:
     """The frames at `times` (s), resized to uint8 [rows, columns, 3]; a chunk of them is decoded at a time."""
-    step = max(1, CHUNK_BYTES // (3 * media.info.height * media.info.width))
+    step = max(1, min(CHUNK_BYTES // (3 * media.info.height * media.info.width), CHUNK_FRAMES))
     for first in range(0, len(times), step):
         frames = torch.from_numpy(media.frames(times[first : first + step])).permute(0, 3, 1, 2)
         if frames.shape[2:] != (rows, columns):
@@ -59,7 +59,7 @@ def film_frames(media: Media, times: Sequence[float], rows: int, columns: int) -
         yield from frames.permute(0, 2, 3, 1).numpy()
 
 
-def write_film(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, waveform: Tensor, rate: int) -> None:
-    """Write an mp4 atomically, with a waveform [T] at `rate` (Hz), see `film_rate`."""
+def write_film(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, audio: Iterable[Tensor], rate: int) -> None:
+    """Write an mp4 atomically, with a waveform in parts [1, T] at `rate` (Hz), see `film_rate`."""
     with whole(path) as partial:
-        write_mp4(partial, frames, fps, waveform.numpy(), rate, audio_bit_rate=128_000)
+        write_mp4(partial, frames, fps, (part.numpy() for part in audio), rate, audio_bit_rate=128_000)

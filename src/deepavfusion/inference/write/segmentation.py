@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -127,7 +126,7 @@ def _write_overlay_film(
     classes = segmentation.classes or []
     colours = palette(len(classes or [0, 1]))
     strip = legend({name: colours[classes.index(name)] for name in shares(listed)}, columns, rows)
-    with Media(segmentation.video) as media:
+    with Media(segmentation.video) as media, Media(segmentation.video) as audio:
         rate = film_rate(media.info.sample_rate)
         times, fps = film_times(media.info, segmentation.seconds, segmentation.masks_per_second)
 
@@ -141,7 +140,7 @@ def _write_overlay_film(
                 if on_progress:
                     on_progress(n + 1, len(times))
 
-        write_film(folder / listed["film"], frames(), fps, torch.cat(list(audio_blocks(media, rate))), rate)
+        write_film(folder / listed["film"], frames(), fps, (block[None] for block in audio_blocks(audio, rate)), rate)
 
 
 def _mask(path: Path, rows: int, columns: int) -> NDArray[np.uint8]:

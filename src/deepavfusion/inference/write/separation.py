@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
-from torchaudio.functional import resample
 
 from deepavfusion.figures.panels import MANY, SHARES, colour_bar, grid, head, show_image, show_mel
 from deepavfusion.figures.pixels import colour_of
@@ -69,10 +68,11 @@ def write_separation(separation: Separation, folder: Path, network: Origin | Non
     }
     name = f"{stem}_sources.json"
     files = [source[kind] for source in listed["sources"] for kind in ("wav", "mp4")]
+    rate = separation.sample_rate
     with saving(folder), claimed(folder, name, listed, *files, listed["picture"]):
         for n, source in enumerate(listed["sources"]):
             with whole(folder / source["wav"]) as partial:
-                write_wav(partial, separation.waveforms[n].numpy(), separation.sample_rate)
+                write_wav(partial, (part.numpy() for part in separation.audio(rate, n)), rate)
             _write_source_film(folder / source["mp4"], separation, n)
         listed = write_list(folder, name, listed, draw(separation), network)
     return listed
@@ -85,7 +85,6 @@ def _finite(level: float) -> float | None:
 def _write_source_film(path: Path, separation: Separation, source: int) -> None:
     """The video with the audio of one source, its box outlined and the rest dimmed."""
     rate = film_rate(separation.sample_rate)
-    waveform = resample(separation.waveforms[source], separation.sample_rate, rate)
     with Media(separation.video) as media:
         times, fps = film_times(media.info, separation.seconds)
         height, width = separation.frame.shape[:2]
@@ -101,7 +100,9 @@ def _write_source_film(path: Path, separation: Separation, source: int) -> None:
             shown[inside] = frame[inside]
             return shown
 
-        write_film(path, map(outlined, film_frames(media, times, rows, columns)), fps, waveform, rate)
+        write_film(
+            path, map(outlined, film_frames(media, times, rows, columns)), fps, separation.audio(rate, source), rate
+        )
 
 
 @styled
