@@ -47,7 +47,7 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     try:
         build, summary = _planned(weights)
         check_plan(build, tensors, fixed="pos_embed")
-    except UserError:
+    except _NoEncoder:
         raise
     except Exception as error:  # sizes that no network has: a division by zero, a failed assertion, …
         words = textwrap.shorten(str(error), 200, placeholder=" …")
@@ -60,6 +60,10 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     return encoder.eval().to(device), f"encoder of {path}, weights without a record: {summary}"
 
 
+class _NoEncoder(UserError):
+    """The tensors do not show the sizes of an encoder."""
+
+
 def sizes_of(encoder: DeepAVFusion) -> tuple[int, float]:
     """Side of the image (pixels) and length of the audio (s) that an encoder takes."""
     return encoder.image.patch_embed.input_size[0], encoder.audio.patch_embed.input_size[1] / FRAMES_PER_SECOND
@@ -70,14 +74,14 @@ def _planned(weights: Weights) -> tuple[Callable[[], DeepAVFusion], str]:
     tensors, found = weights.tensors, describe(weights.tensors)
     missing = [key for key in ("net.image.depth", "net.audio.depth", "net.num_fusion_tokens") if key not in found]
     if missing:
-        raise UserError(
+        raise _NoEncoder(
             f"checkpoint {weights.path} holds no encoder of DeepAVFusion (its tensors do not show "
             f"{', '.join(missing)}): give another file."
         )
     dim: Any = found["net.image.embed_dim"]
     heads = dim // HEAD_DIM
     if dim % HEAD_DIM:
-        raise UserError(
+        raise _NoEncoder(
             f"checkpoint {weights.path} has embed_dim {dim} and no record of its heads, expected a multiple of "
             f"{HEAD_DIM}: use the .ckpt that train.py wrote."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,9 @@ class NoveltyDetector:
         for values, shape in ((mean, (dim,)), (whitening, (dim, dim))):
             if not (isinstance(values, Tensor) and values.dtype == torch.float32 and values.shape == shape):
                 raise _unfit(f"is not for embeddings of {dim} numbers")
-        if not (isinstance(threshold, float) and threshold > 0):
+            if not torch.isfinite(values).all():
+                raise _unfit("has values that are NaN or infinite")
+        if not (isinstance(threshold, float) and 0 < threshold < math.inf):
             raise _unfit("has no threshold")
         return cls(mean, whitening, threshold)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ from deepavfusion.config.continued import described, recorded_config
 from deepavfusion.config.overrides import quoted
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.demo import demo
+from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import write_record
 from deepavfusion.runs.fingerprint import fingerprint
 from deepavfusion.runs.provenance import record_provenance
@@ -27,6 +28,7 @@ from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
 from deepavfusion.utils.signing import signed
+from deepavfusion.weights.restored import check_plan_of_task
 
 SWITCHES = {
     "enable_progress_bar": ProgressBar,
@@ -36,7 +38,11 @@ SWITCHES = {
 
 
 def build(
-    cfg: DictConfig, overrides: list[str], training: bool = True, resume_step: int | None = None
+    cfg: DictConfig,
+    overrides: list[str],
+    training: bool = True,
+    resume_step: int | None = None,
+    restored: Opened | None = None,
 ) -> tuple[Trainer, Task, ClipDataModule]:
     """Instantiate what the config names; generates demo data if the config asks for it.
 
@@ -45,6 +51,10 @@ def build(
         overrides: it was composed with, for the record in checkpoints.
         training: False leaves out compilation.
         resume_step: the logged curves after this step are replaced; None: there are none.
+        restored: the checkpoint that the task will be restored from, if any.
+
+    Raises:
+        UserError: what the config names cannot be built, or does not fit the checkpoint.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     is_demo = Path(cfg.data.root).parent == Path(cfg.paths.data_dir) / "demo"
@@ -54,6 +64,8 @@ def build(
     datamodule.setup("fit")
     missing = [key for key in ("num_classes", "multi_label") if key in cfg.model and cfg.model[key] is None]
     from_data = {key: getattr(datamodule, key) for key in missing}
+    if restored:
+        check_plan_of_task(lambda: instantiate(cfg.model, **from_data), restored.path, restored.content)
     task: Task = instantiate(cfg.model, **from_data)
     task.check_data(datamodule)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)

@@ -18,27 +18,45 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.file import read_file
-from deepavfusion.weights.origin import Origin
 from deepavfusion.weights.restored import check_restorable
 
 MAX_CONFIG = 10**6  # characters; a run writes about 10 000
 
 
 @dataclass
-class Resumed:
-    """What a run resumes from. It is read once: what is checked is what Lightning restores.
+class Opened:
+    """A checkpoint that was read once: what is checked is what Lightning restores.
 
     Args:
-        path: of the checkpoint.
+        path: of the file.
+        content: of the file; None once it is handed over, so that its memory becomes free.
+    """
+
+    path: str
+    content: Any
+
+    @classmethod
+    def read(cls, path: str) -> Opened:
+        return cls(path, read_file(Path(path)))
+
+    def hand_over(self, trainer: Trainer) -> str:
+        """Let Lightning restore this content when it is given the path, which is returned."""
+        trainer.strategy.checkpoint_io.checked = (self.path, self.content)  # type: ignore[attr-defined]
+        self.content = None
+        return self.path
+
+
+@dataclass
+class Resumed(Opened):
+    """What a run resumes from.
+
+    Args:
         step: optimizer steps done; None: it holds weights without a run, which `check` explains.
-        content: of the file, until `hand_over`.
         state: its parts that say where it lies in training.
         config: that it was written with; empty: not recorded.
     """
 
-    path: str
-    step: int | None
-    content: Any
+    step: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,11 +77,6 @@ class Resumed:
         found = changes(self.config, now, given)
         check_changes(found, self.path, self.position.batches if self.position else 0)
         return found
-
-    def hand_over(self, trainer: Trainer) -> str:
-        """Let Lightning restore this content when it is given the path."""
-        content, self.content = self.content, None
-        return _hand_over(trainer, self.path, content)
 
     def check(self, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> None:
         """Whether this run can restore it, and the rest of it is one: it has not ended, and its epoch can be completed.
@@ -96,25 +109,6 @@ class Resumed:
                 "unknown: resume with the former values (after the epoch, others are possible), or start a run with "
                 "another name from its weights (model.pretrained=<checkpoint>)."
             )
-
-
-def open_checkpoint(path: str, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> tuple[str, Origin]:
-    """Read and check a checkpoint to be evaluated; Lightning restores this content when it is given the path.
-
-    Returns:
-        The path and the origin of the file.
-
-    Raises:
-        UserError: see `read_file` and `check_restorable`.
-    """
-    content = read_file(Path(path))
-    origin = check_restorable(path, content, trainer, task, datamodule, training=False)
-    return _hand_over(trainer, path, content), origin
-
-
-def _hand_over(trainer: Trainer, path: str, content: Any) -> str:
-    trainer.strategy.checkpoint_io.checked = (path, content)  # type: ignore[attr-defined]
-    return path
 
 
 def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[Resumed | None, int | None]:
@@ -157,7 +151,7 @@ def _resumed(path: Path, content: Mapping[str, Any]) -> Resumed:
     if not isinstance(config, Mapping):  # of an earlier commit
         config = _written_config(path.parent.parent / CONFIG)
     step = content.get("global_step")
-    return Resumed(str(path), step if type(step) is int else None, content, state, config)
+    return Resumed(str(path), content, step if type(step) is int else None, state, config)
 
 
 def _written_config(path: Path) -> Mapping[str, Any]:

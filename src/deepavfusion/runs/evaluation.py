@@ -7,12 +7,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from deepavfusion.runs.build import build, write_start
-from deepavfusion.runs.checkpoints import open_checkpoint
+from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import check_unfinished, choose_run_dir, remove_if_empty
 from deepavfusion.runs.lock import locked
 from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.restored import check_restorable
 
 
 def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
@@ -37,11 +38,12 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def _evaluate(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
-    trainer, task, datamodule = build(cfg, overrides, training=False)
-    path, origin = open_checkpoint(cfg.ckpt_path, trainer, task, datamodule)
+    opened = Opened.read(cfg.ckpt_path)
+    trainer, task, datamodule = build(cfg, overrides, training=False, restored=opened)
+    origin = check_restorable(opened.path, opened.content, trainer, task, datamodule, training=False)
     write_start(run_dir, cfg, overrides, trainer, datamodule, [origin.described()])
     say_once(f"evaluating {origin}")
     for doubt in origin.doubts(task.record["data"]["name"], task.record["data"]["demo"]):
         say_once(f"note: {doubt}", "yellow")
     say_evaluation(cfg, run_dir, trainer, task, datamodule)
-    trainer.test(task, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
+    trainer.test(task, datamodule=datamodule, ckpt_path=opened.hand_over(trainer), verbose=False, weights_only=True)

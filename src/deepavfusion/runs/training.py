@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.continued import described
 from deepavfusion.runs.build import build, write_start
-from deepavfusion.runs.checkpoints import choose_checkpoint, open_checkpoint
+from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
 from deepavfusion.runs.directory import (
     CHECKPOINTS,
     LAST,
@@ -26,6 +26,7 @@ from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.origin import origin_of
+from deepavfusion.weights.restored import check_restorable
 
 
 def train(cfg: DictConfig, overrides: list[str]) -> None:
@@ -55,7 +56,7 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     resumed, step = choose_checkpoint(run_dir, cfg.ckpt_path)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     changed = resumed.changes(plain, overrides) if resumed else {}
-    trainer, task, datamodule = build(cfg, overrides, resume_step=step)
+    trainer, task, datamodule = build(cfg, overrides, resume_step=step, restored=resumed)
     origins: list[dict[str, Any]] = []
     if resumed:
         resumed.check(trainer, task, datamodule)
@@ -85,7 +86,9 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
         if last.exists():  # for what a test writes with the network
             task.origin = origin_of(last, {"record": task.record, "global_step": trainer.global_step})
         if path := _best_checkpoint(trainer):
-            open_checkpoint(path, trainer, task, datamodule)
+            best = Opened.read(path)
+            check_restorable(best.path, best.content, trainer, task, datamodule, training=False)
+            best.hand_over(trainer)
         trainer.test(task, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
 
 

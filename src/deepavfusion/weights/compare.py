@@ -55,9 +55,16 @@ def check_plan(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], fi
     own = {name: tensor for name, tensor in net.state_dict().items() if not (fixed and name.endswith(fixed))}
     if wrong := differences(own, {name: tensor for name, tensor in tensors.items() if name in own}):
         raise ValueError(wrong[0])
+    if words := excess(net, tensors):
+        raise ValueError(words)
+
+
+def excess(net: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    """What a network would hold far beyond the tensors of a file; None: nothing."""
     built = {id(tensor): tensor.nbytes for module in net.modules() for tensor in _held(module)}
-    if sum(built.values()) > sum(tensor.nbytes for tensor in tensors.values()) + MORE:
-        raise ValueError(f"the network would have {sum(built.values()) >> 20} MB, far more than the file")
+    if sum(built.values()) <= sum(tensor.nbytes for tensor in tensors.values()) + MORE:
+        return None
+    return f"the network would have {sum(built.values()) >> 20} MB, far more than the file"
 
 
 def _held(module: nn.Module) -> list[Tensor]:

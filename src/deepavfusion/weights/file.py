@@ -137,10 +137,11 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
         raise DamagedFile("another format")
     content, storages = interpret(pickles)
     keys, _ = interpret(pickles)
-    if not isinstance(keys, list) or set(keys) != set(storages) or len(keys) != len(storages):
+    names = keys if isinstance(keys, list) and all(isinstance(key, str) for key in keys) else []
+    if len(names) != len(storages) or set(names) != set(storages):
         raise DamagedFile("other storages")
     begins, at = {}, pickles.tell()
-    for storage in map(storages.__getitem__, keys):
+    for storage in map(storages.__getitem__, names):
         begins[storage] = at + 8
         at += 8 + storage.nbytes
     if at != size:

@@ -8,6 +8,7 @@ objects, their class has one, `STATE`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from math import nan
 from typing import Any
 
@@ -15,12 +16,13 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from packaging.version import InvalidVersion, Version
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.structure import Among, DictOf, Exactly, ListOf, Maybe, misfit
+from deepavfusion.weights.compare import differences, excess
 from deepavfusion.weights.origin import Origin
 from deepavfusion.weights.weights import check_network
 
@@ -43,7 +45,7 @@ def check_restorable(path: str, content: Any, trainer: Trainer, task: Any, datam
     Raises:
         UserError: it has no state of a run, or is of another network, or a part is not as this run needs it.
     """
-    origin = check_network(task.net, path, content)
+    origin = check_task(task, path, content)
     if wrong := misfit(content, _example(trainer, task, datamodule, training), "") or _inconsistent(content):
         raise UserError(
             f"checkpoint {path} was not written by a run of this configuration: {wrong}; it was not loaded: use one of "
@@ -54,6 +56,34 @@ def check_restorable(path: str, content: Any, trainer: Trainer, task: Any, datam
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and (state := content.get("callbacks", {}).get(callback.state_key)):
             copy.copy(callback).load_state_dict(state)
+    return origin
+
+
+def check_plan_of_task(build: Callable[[], Any], path: str, content: Any) -> None:
+    """Check, before the task of a run is built, that it fits a checkpoint, whose record may have chosen its sizes.
+
+    Args:
+        build: makes the task, here on the meta device, where it takes no memory.
+        path, content: of the file.
+
+    Raises:
+        UserError: see `check_restorable`.
+    """
+    with torch.device("meta"):
+        task = build()
+    check_task(task, path, content)
+    if wrong := excess(task, content["state_dict"]):
+        raise UserError(f"checkpoint {path} does not fit the network that its record describes: {wrong}.")
+
+
+def check_task(task: Any, path: str, content: Any) -> Origin:
+    """Check that a checkpoint has the tensors of a task, see `check_restorable`."""
+    origin = check_network(task.net, path, content)
+    state = content.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"checkpoint {path} has a state_dict with something else than tensors: give another file.")
+    if wrong := differences(task.state_dict(), state):
+        raise UserError(f"checkpoint {path} is of another network: {wrong[0]}.")
     return origin
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,12 @@ def write_weights(weights: Weights, path: Path) -> Path:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
+        # Tensors that share memory cannot be saved.
+        shared = Counter(tensor.untyped_storage().data_ptr() for tensor in weights.tensors.values())
+        tensors = {
+            name: tensor.clone() if shared[tensor.untyped_storage().data_ptr()] > 1 else tensor.contiguous()
+            for name, tensor in weights.tensors.items()
+        }
         with whole(path) as partial:
             save_file(tensors, partial, metadata={"crc32": checksum(tensors)})
     except (OSError, SafetensorError) as error:
@@ -159,10 +165,10 @@ def _tensors(content: object, path: str | Path) -> dict[str, Tensor]:
         if tensors := {str(name): value for name, value in inside.items() if isinstance(value, Tensor)}:
             for name, tensor in tensors.items():
                 dims = next((dims for end, dims in DIMS.items() if name.endswith(end)), tensor.ndim)
-                if tensor.ndim != dims or not tensor.numel():
+                if tensor.ndim != dims or not tensor.numel() or tensor.is_complex():
                     raise UserError(
-                        f"{path} holds {name} of the shape {list(tensor.shape)}, expected {dims} dimensions of at "
-                        f"least 1: fetch or copy the file again, or give another one."
+                        f"{path} holds {name}, {tensor.dtype} of the shape {list(tensor.shape)}, expected real numbers "
+                        f"in {dims} dimensions: fetch or copy the file again, or give another one."
                     )
             return tensors
     raise UserError(f"{path} holds no tensors under state_dict or model: expected {EXPECTED}.")
@@ -276,13 +282,13 @@ def describe(tensors: dict[str, Tensor]) -> dict[str, object]:
         tensors = {f"encoder.{stream}.{name}": tensor for name, tensor in tensors.items()}
     for stream in ("image", "audio"):
         prefix = f"encoder.{stream}."
-        blocks = [int(m[1]) for n in tensors if (m := re.match(re.escape(prefix) + LAYER, n))]
+        blocks = {int(m[1]) for n in tensors if (m := re.match(re.escape(prefix) + LAYER, n))}
         patch = tensors.get(prefix + "patch_embed.proj.weight")
         if patch is None or not blocks:
             continue
         found[f"net.{stream}.embed_dim"] = patch.shape[0]
         found[f"net.{stream}.patch_size"] = patch.shape[-1]
-        found[f"net.{stream}.depth"] = max(blocks) + 1
+        found[f"net.{stream}.depth"] = len(blocks)
     layers = sorted({int(m[1]) for n in tensors if (m := re.match(r"encoder\.fusion_" + LAYER, n))})
     if "encoder.fusion_tokens" in tensors:
         found["net.num_fusion_tokens"] = f"<three numbers of sum {tensors['encoder.fusion_tokens'].shape[1]}>"
