@@ -228,7 +228,7 @@ def test_annotated_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["cut_picture"][0] == "undecodable"
     assert found["cut_picture"][1].startswith("frames/1.jpg: ")
     assert found["cut_mask"][0] == "bad_mask"
-    assert found["odd_size"] == ("bad_mask", "labels_semantic/2.png has 32 × 32 pixels, its image 64 × 64")
+    assert found["odd_size"] == ("bad_mask", "labels_semantic/2.png has 32 × 32 pixels, frames/2.jpg has 64 × 64")
     assert found["strange_value"] == (
         "bad_mask",
         "labels_semantic/0.png holds the value 7, which is none of the 5 classes (data.samples.label_offset is 0)",

@@ -25,11 +25,11 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import PackedClip, _checked
 from deepavfusion.data.stores.packed_list import CONFIG, packed_list
-from deepavfusion.media import Media, container
+from deepavfusion.media import Media, bounds
 from deepavfusion.media import audio as audio_reader
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.media.encode import write_mp4
-from deepavfusion.media.stills import read_image, read_mask, read_size
+from deepavfusion.media.stills import read_image, read_mask, read_mask_of
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
 from helpers.damage import Answer, ask, boxes, open_clip, summary
@@ -273,8 +273,7 @@ def test_pictures_that_grow_in_mid_stream_are_refused(tmp_path: Path, monkeypatc
         write_stream(tmp_path / f"{size}.ts", frames=frames, x264="repeat-headers=1:bframes=0")
     joined = tmp_path / "a.ts"
     joined.write_bytes((tmp_path / "64.ts").read_bytes() + (tmp_path / "1024.ts").read_bytes())
-    monkeypatch.setattr(container, "MAX_PIXELS", 512 * 512)
-    monkeypatch.setattr(frame_reader, "MAX_PIXELS", 512 * 512)
+    monkeypatch.setattr(bounds, "MAX_PIXELS", 512 * 512)
     assert read_frames(joined, [0.0]).shape == (1, 64, 64, 3)
     undecodable(read_frames, tmp_path / "1024.ts", [0.0])
     shapes = set()
@@ -348,7 +347,7 @@ def test_pictures_that_are_bombs(tmp_path: Path, name: str, monkeypatch: pytest.
     undecodable(read_mask, path, reason="bad_mask")
     undecodable(read_image, io.BytesIO(data), "a.bin")
     if "text" in name or name in ("nothing", "postscript"):
-        undecodable(read_size, path)
+        undecodable(read_mask_of, path, path)
     assert not (tmp_path / "exploded").exists()
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepavfusion.media.container import Container, damaged, nothing_in
+from deepavfusion.media.bounds import MAX_BLOCKS, MAX_SAMPLES, check_audio, check_peak
+from deepavfusion.media.container import Container
+from deepavfusion.media.files import damaged, nothing_in
 from deepavfusion.utils.errors import DecodeError
 
 PREROLL = 0.25  # s decoded before the window: AAC and Opus need up to 0.1 s after a seek to be right
 MARGIN = 0.05  # s of real audio on both sides of the window, so that the resampling filter sees no edge
 JITTER = 0.002  # s; packet times off by less are rounding, by more a gap
 ENDS_EARLY = 0.15  # s; audio shorter than the header says by more is truncated (two AAC packets at 16 kHz)
-MAX_RATE = 768_000  # Hz; a higher rate is a damaged header, and would fill the memory
-MAX_BLOCKS = 2_000_000  # decoded for one window: half a day of AAC at 48 kHz
 MAX_OVERLAP = 10.0  # s of audio at times that are already filled; with more, the clock stands still
 MAX_PLANES = 8  # PyAV reads at most so many planes, one per channel
 SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}  # FFmpeg's -> NumPy's
@@ -32,12 +32,12 @@ def window(container: Container, start: float, seconds: float, sample_rate: int)
     """See `Media.audio`."""
     assert seconds > 0, seconds
     path, stream = container.path, container.require("audio")
+    most = MAX_SAMPLES // max(stream.codec_context.sample_rate, sample_rate)  # s, so that memory does not grow with it
+    if seconds > most:
+        return _in_parts(container, start, seconds, sample_rate, most)
     container.read_only(stream)
     sound_start, length = container.span(stream)
     header_end = sound_start + length if length > 0 else None
-    if stream.codec_context.sample_rate > MAX_RATE:
-        detail = f"the header gives a sample rate of {stream.codec_context.sample_rate} Hz"
-        raise DecodeError(path, "undecodable", detail)
     # The resampler places its output samples relative to its first input sample. Every window therefore starts at a
     # time that both sample rates hit exactly: the same time then gives the same sample in every window.
     begin = _on_both_grids(start, stream.codec_context.sample_rate, sample_rate)
@@ -50,8 +50,7 @@ def window(container: Container, start: float, seconds: float, sample_rate: int)
         if rate not in (0, frame.sample_rate):
             raise DecodeError(path, "undecodable", "the sample rate changes inside the file")
         rate = frame.sample_rate
-        if rate > MAX_RATE:
-            raise DecodeError(path, "undecodable", f"the audio has a sample rate of {rate} Hz")
+        check_audio(path, rate, frame.layout.nb_channels)
         decoded_to = time + frame.samples / rate
         if time > start + seconds + _margin(rate, sample_rate):
             break
@@ -70,7 +69,20 @@ def window(container: Container, start: float, seconds: float, sample_rate: int)
     end = header_end if header_end is not None and padded else decoded_to
     wanted, skip = round(seconds * sample_rate), round((start - begin) * sample_rate)
     samples = round(min(seconds, end - start) * sample_rate)
-    return _resampled(pieces, rate, begin, skip + wanted, sample_rate)[skip:][: max(0, samples)]
+    waveform = _resampled(pieces, rate, begin, skip + wanted, sample_rate)[skip:][: max(0, samples)]
+    check_peak(path, float(waveform.abs().max()) if len(waveform) else 0.0, start)
+    return waveform.clip_(-1.0, 1.0)
+
+
+def _in_parts(container: Container, start: float, seconds: float, sample_rate: int, most: int) -> torch.Tensor:
+    """A window from parts of `most` whole seconds."""
+    parts: list[torch.Tensor] = []
+    for begin in range(0, ceil(seconds), most):
+        wanted = min(float(most), seconds - begin)
+        parts.append(window(container, start + begin, wanted, sample_rate))
+        if len(parts[-1]) < round(wanted * sample_rate):
+            break
+    return torch.cat(parts)
 
 
 def mono(frame: Any) -> NDArray[np.float32]:
@@ -132,7 +144,7 @@ def _decoded(container: Container, stream: Any, needed: float) -> Iterator[tuple
     """Frames from where the file is read on, with the times of their timestamps."""
     tick = float(stream.time_base)
     for packet in container.av.demux(stream):
-        if packet.is_corrupt:
+        if packet.is_corrupt and container.av.format.name != "wav":  # whose last packet may just be shorter
             raise damaged(container.path, "an audio packet is incomplete")
         try:
             frames = packet.decode()
@@ -176,4 +188,4 @@ def _resampled(pieces: list[Piece], source_rate: int, start: float, length: int,
         parts = (*resampler.resample(frame), *resampler.resample(None))
         wave = np.concatenate([part.to_ndarray()[0] for part in parts])
     skip = round(margin * rate)
-    return torch.from_numpy(np.clip(np.nan_to_num(wave[skip : skip + length]), -1.0, 1.0))
+    return torch.from_numpy(wave[skip : skip + length].copy())

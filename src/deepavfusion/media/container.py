@@ -3,47 +3,61 @@
 from __future__ import annotations
 
 import os
-import stat
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cached_property
 from math import ceil
 from typing import Any
 
 import av
 
+from deepavfusion.media import bounds
+from deepavfusion.media.files import check_file, cut_short, damaged, failures, open_file
+from deepavfusion.media.packets import Extent, extents, is_listed
 from deepavfusion.utils.errors import DecodeError
 
-av.logging.set_level(av.logging.PANIC)
-
-MAX_PIXELS = 8192 * 8192  # a header that gives a larger frame is damaged
-
-# The containers that are read. Playlists are not among them: they would make FFmpeg open what they name.
-FORMATS = (
-    "mov,mp4,matroska,webm,mpegts,mpeg,mpegvideo,avi,asf,flv,mxf,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr,"
-    "h264,hevc,av1,ivf,obu,m4v,mjpeg,gif,image2,jpeg_pipe,png_pipe,bmp_pipe,webp_pipe"
-)
-
-# Metadata in any encoding; since version 19 PyAV reads it so by itself, and the argument is gone.
-METADATA: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+AVI_UNKNOWN = 2**30  # frames in the header of an AVI file that FFmpeg wrote to a pipe
 
 
 class Container:
     """An open media file, read with PyAV: what `Media` builds on.
 
-    Second 0 of its clock is where the file starts to play: the earliest timestamp of any stream, or timestamp 0 when
-    that is later (timestamps below 0 are encoder priming or trimmed frames).
+    Second 0 of its clock is the earliest timestamp of any stream, as in FFmpeg's players. Where timestamps wrap (33 bits in
+    MPEG-TS), those before the wrap are negative.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._check()
-        # "file:" and the whitelists: a path or a playlist must never make FFmpeg open anything else.
-        options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+        check_file(self.path)
         with failures(self.path):
-            self.av: Any = av.open(f"file:{self.path}", options=options, **METADATA)
-        self.origin = max(0, self.av.start_time or 0) / av.time_base
+            self.av: Any = open_file(self.path)
+        self.origin = (self.av.start_time or 0) / av.time_base
         self.fresh = True  # nothing has been read yet, so there is nothing to rewind
+
+    @cached_property
+    def extents(self) -> dict[str, Extent]:
+        """Where the video and the audio begin and end by their packets, without streams that have none.
+
+        Raises:
+            DecodeError: undecodable; the file is beyond the bounds that all readers share (bounds.py).
+        """
+        if len(self.av.streams) > bounds.MAX_STREAMS:
+            detail = f"the file has {len(self.av.streams)} streams, expected {bounds.MAX_STREAMS} at most"
+            raise DecodeError(self.path, "undecodable", detail)
+        streams = {kind: stream for kind in ("video", "audio") if (stream := self._first(kind)) is not None}
+        if (video := streams.get("video")) is not None:
+            bounds.check_size(self.path, video.codec_context.width, video.codec_context.height)
+        if (audio := streams.get("audio")) is not None:
+            bounds.check_audio(self.path, audio.codec_context.sample_rate, audio.codec_context.channels)
+        found = extents(self.path, self.origin, {stream.index: stream for stream in streams.values()})
+        by_kind = {kind: found[stream.index] for kind, stream in streams.items() if stream.index in found}
+        bounds.check_times(self.path, by_kind)
+        return by_kind
+
+    def _first(self, kind: str) -> Any | None:
+        """The first video or audio stream that is not cover art and can be decoded."""
+        for stream in getattr(self.av.streams, kind):
+            if not stream.disposition & av.stream.Disposition.attached_pic:
+                return stream if stream.codec_context is not None else None
+        return None
 
     def stream(self, kind: str) -> Any | None:
         """The first video or audio stream that is not cover art; None without one."""
@@ -60,6 +74,7 @@ class Container:
         """`stream`, or a `DecodeError` (no_video, no_audio) without one."""
         with failures(self.path, kind):
             stream = self.stream(kind)
+            _ = self.extents
         if stream is None:
             raise DecodeError(self.path, f"no_{kind}", f"the file has no {kind} stream", kind)
         return stream
@@ -74,7 +89,7 @@ class Container:
             if not codec.is_open:
                 codec.thread_count = 1
                 if stream.type == "video":  # frames may be larger than the header says
-                    codec.options = {**codec.options, "max_pixels": str(MAX_PIXELS)}
+                    codec.options = {**codec.options, "max_pixels": str(bounds.MAX_PIXELS)}
 
     def seek(self, stream: Any, target: int) -> None:
         """To the key frame before `target` (ticks), or to the very start if nothing of the stream lies before it."""
@@ -92,76 +107,12 @@ class Container:
     def span(self, stream: Any) -> tuple[float, float]:
         """Start on the file's clock and length of a stream by its header, s; length 0 if unknown."""
         tick = float(stream.time_base)
-        return (stream.start_time or 0) * tick - self.origin, (stream.duration or 0) * tick
+        length = 0 if self.av.format.name == "avi" and stream.frames >= AVI_UNKNOWN else stream.duration or 0
+        return (stream.start_time or 0) * tick - self.origin, length * tick
 
-    def _check(self) -> None:
-        try:
-            status = os.stat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise DecodeError(self.path, "missing", "there is no such file") from None
-        except (OSError, ValueError) as error:
-            raise DecodeError(self.path, "undecodable", clause(error, self.path)) from None
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder, not a media file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise DecodeError(self.path, "undecodable", f"it is {kind}")
-        if status.st_size == 0:
-            raise DecodeError(self.path, "truncated", "the file is empty")
-
-
-@contextmanager
-def failures(path: str, stream: str | None = None) -> Iterator[None]:
-    """Any exception that reading a file raises becomes a `DecodeError`; `stream` is what was being read."""
-    try:
-        yield
-    except DecodeError as error:
-        error.stream = error.stream or stream
-        raise
-    except (av.error.FFmpegError, ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
-        failure = damaged(path, clause(error, path))
-        failure.stream = stream
-        raise failure from error
-
-
-def damaged(path: str, detail: str) -> DecodeError:
-    """The error for a file with invalid content: truncated where its boxes say so."""
-    if cut_short(path):
-        return DecodeError(path, "truncated", f"the file ends before its last box does ({detail})")
-    return DecodeError(path, "undecodable", detail)
-
-
-def nothing_in(path: str, kind: str) -> DecodeError:
-    """The error for a stream, "video" or "audio", of which nothing was decoded."""
-    unit, packet = ("frame", "frame") if kind == "video" else ("sample", "audio packet")
-    if cut_short(path):
-        return DecodeError(path, "truncated", f"the file ends before its first {packet}")
-    return DecodeError(path, "too_short", f"the {kind} stream holds no {unit}")
-
-
-def clause(error: BaseException, path: str) -> str:
-    """An exception's message without the path, on one line."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.replace(path, "the file").split()) or type(error).__name__
-
-
-def cut_short(path: str) -> bool:
-    """Whether a box of an mp4 file reaches past the end of the file, or the header (moov) never came."""
-    size, offset = os.path.getsize(path), 0
-    boxes: list[bytes] = []
-    with open(path, "rb") as file:
-        while offset < size and len(boxes) < 10_000:
-            file.seek(offset)
-            head = file.read(16)
-            if len(head) < 8:
-                break
-            length, kind = struct.unpack(">I4s", head[:8])
-            if not boxes and kind not in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
-                return False  # not an mp4 file
-            boxes.append(kind)
-            if length == 1 and len(head) == 16:  # a 64-bit length follows
-                length = struct.unpack(">Q", head[8:])[0]
-            if length == 0:  # "to the end of the file"
-                length = size - offset
-            if length < 8:
-                return False  # damaged, not short
-            offset += length
-    return bool(boxes) and (offset != size or b"moov" not in boxes)
+    def is_cut(self, stream: Any) -> bool:
+        """Whether packets of the stream lie behind the end of the file."""
+        if is_listed(stream):
+            size = os.path.getsize(self.path)
+            return any(entry.pos + entry.size > size for entry in stream.index_entries)
+        return cut_short(self.path)

@@ -13,18 +13,22 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from math import ceil, floor
+from math import atan2, ceil, degrees, floor, hypot
 from typing import Any
 
 # Read once by decord: how often it polls for frames that never come (its default stalls for seconds). When it
 # gives up early on a busy machine, PyAV takes over.
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "1024")
 
+import av
 import decord
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from deepavfusion.media.container import MAX_PIXELS, Container, cut_short, damaged, nothing_in
+from deepavfusion.media.bounds import MAX_WORK, check_request, check_size
+from deepavfusion.media.container import Container
+from deepavfusion.media.files import damaged, nothing_in
 from deepavfusion.utils.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -34,26 +38,19 @@ decord.logging.set_level(decord.logging.QUIET)
 CLOCK_SLACK = 1e-3
 DECORD_FRAMES = 1500  # longer files go to PyAV
 SEEK_AHEAD = 2.0  # s; nearer frames are reached by decoding on
-MAX_WORK = 2**37  # pixels decoded for one request: three quarters of an hour of 1920 × 1080 at 25 Hz
-
-
-def video_stream(container: Container) -> Any:
-    """The video stream, with a plausible frame size."""
-    stream = container.require("video")
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if not 0 < width * height <= MAX_PIXELS:
-        raise DecodeError(container.path, "undecodable", f"the header gives frames of {width} × {height} pixels")
-    return stream
 
 
 def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]:
     """See `Media.frames`."""
-    stream = video_stream(container)
+    stream = container.require("video")
+    check_request(container.path, len(times), stream.codec_context.width, stream.codec_context.height)
+    if container.av.format.flags & av.format.Flags.no_timestamps.value:  # raw H.264
+        raise DecodeError(container.path, "undecodable", "the frames have no timestamps")
     container.read_only(stream)
     tick = float(stream.time_base)
     # A frame is on screen from pts ≤ limit on; the bounds keep any float within what a seek takes.
     limits = [floor((min(max(t, -1.0), 1e7) + container.origin + CLOCK_SLACK) / tick) for t in times]
-    if len(times) > 1 and 0 < stream.frames <= DECORD_FRAMES:
+    if len(times) > 1 and 0 < stream.frames <= DECORD_FRAMES and not _is_turned(container, stream):
         pts = _countable_pts(container, stream)
         if len(pts) == stream.frames:
             wanted = [max(0, bisect_right(pts, limit) - 1) for limit in limits]
@@ -68,6 +65,66 @@ def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]
         # collector runs, and the memory of a process would grow from fragments of them.
         reader.frames = iter(())
     return np.stack([frame_at[limit] for limit in limits])
+
+
+class DisplayClock:
+    """Gives decoded frames the times at which FFmpeg shows them.
+
+    AVI stores frames in the order of decoding, without the times at which they are shown. Its demuxer makes some up,
+    which are wrong for B-frames: without them, a frame is shown when the packet that released it was due.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self.untimed = container.av.format.name == "avi"
+        self.last: int | None = None
+        self.step = 0
+
+    def prepare(self, packet: Any) -> None:
+        """Before it is decoded."""
+        if self.untimed:
+            packet.pts = None
+
+    def set(self, frame: Any) -> None:
+        """In the order in which the decoder releases them. The pts stays None where there are no times at all."""
+        if frame.pts is None:
+            frame.pts = frame.dts
+        if frame.pts is None and self.last is not None:  # the decoder's last ones, which no packet released
+            frame.pts = self.last + self.step
+        if frame.pts is not None:
+            self.step, self.last = frame.pts - (frame.pts if self.last is None else self.last), frame.pts
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...]:
+    """FFmpeg's 3 × 3 matrix by which players turn and mirror a frame; empty without one."""
+    found = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    return () if found is None else tuple(np.frombuffer(found, np.int32)[:9].tolist())
+
+
+def upright(pixels: NDArray[np.uint8], matrix: Sequence[int]) -> NDArray[np.uint8]:
+    """A frame [H, W, 3], turned and mirrored as FFmpeg does by default (`configure_input_video_filter`)."""
+    if not matrix:
+        return pixels
+    across, down = hypot(matrix[0], matrix[3]), hypot(matrix[1], matrix[4])
+    if not across or not down:
+        return pixels
+    angle = round(degrees(atan2(matrix[1] / down, matrix[0] / across))) % 360  # clockwise
+    if angle == 90:
+        return pixels.swapaxes(0, 1) if matrix[3] > 0 else np.rot90(pixels, -1)
+    if angle == 270:
+        return np.rot90(pixels.swapaxes(0, 1), 2) if matrix[3] < 0 else np.rot90(pixels)
+    if angle == 180:
+        return pixels[:: -1 if matrix[4] < 0 else 1, :: -1 if matrix[0] < 0 else 1]
+    if angle == 0:
+        return pixels[:: -1 if matrix[4] < 0 else 1]
+    return np.asarray(Image.fromarray(pixels).rotate(-angle, Image.Resampling.BILINEAR))
+
+
+def _is_turned(container: Container, stream: Any) -> bool:
+    """Whether the frames have a display matrix, of which decord knows a few only; also if no first frame decodes."""
+    container.seek(stream, stream.start_time or 0)
+    packet = next(container.av.demux(stream))
+    frames = packet.decode() or (stream.codec_context.decode(None) if packet.size else [])
+    return not frames or bool(_display_matrix(frames[0]))
 
 
 def _countable_pts(container: Container, stream: Any) -> list[int]:
@@ -149,14 +206,13 @@ class _FrameReader:
         while self.ahead is not None and self.ahead.pts <= limit:
             self.shown, self.ahead = self.ahead, next(self.frames, None)
         frame = self.shown or self.ahead
-        if self.ahead is None and cut_short(path):
+        if self.ahead is None and self.container.is_cut(self.stream):
             raise DecodeError(path, "truncated", "the file ends before the requested frame")
         if frame is None:
             raise nothing_in(path, "video")
         if frame.is_corrupt:
             raise damaged(path, "the frame is damaged")
-        # `rotation`: counter-clockwise degrees the frame has to be turned by.
-        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90)))
+        return np.ascontiguousarray(upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame)))
 
     def _seek(self, limit: int) -> None:
         """Begin at a key frame from which the frame on screen can be decoded."""
@@ -172,14 +228,19 @@ class _FrameReader:
             back = max(2 * back, ceil(1 / self.stream.time_base))
 
     def _decoded(self) -> Iterator[Any]:
-        path = self.container.path
+        path, codec, clock = self.container.path, self.stream.codec_context, DisplayClock(self.container)
+        size = codec.width, codec.height
         for packet in self.container.av.demux(self.stream):
             if packet.is_corrupt:
                 raise damaged(path, "a video packet is incomplete")
-            self.work += max(self.stream.codec_context.width * self.stream.codec_context.height, 2**16)
+            self.work += max(codec.width * codec.height, 2**16)
             if self.work > MAX_WORK:
                 raise DecodeError(path, "undecodable", "too many frames lie before the requested one")
+            clock.prepare(packet)
             for frame in packet.decode():
+                clock.set(frame)
                 if frame.pts is None:
                     raise DecodeError(path, "undecodable", "the frames have no timestamps")
+                if (frame.width, frame.height) != size:  # than the header gives
+                    check_size(path, *(size := (frame.width, frame.height)))
                 yield frame

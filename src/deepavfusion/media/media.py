@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import av
 import numpy as np
@@ -12,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from deepavfusion.media import audio, frames
-from deepavfusion.media.container import Container, failures
+from deepavfusion.media.audio import ENDS_EARLY
+from deepavfusion.media.container import Container
+from deepavfusion.media.files import failures
+
+HEADER_BEHIND = 1.0  # s; a header that ends earlier or later than the packets by more is wrong
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What the header says.
+    """What the header says; where streams end, also what their packets say.
 
     Times are seconds on the file's clock. Values are 0 where the header is silent or there is no such stream;
     `frames` is 0 for containers that do not count them; `width` and `height` are before rotation.
@@ -68,15 +73,18 @@ class Media(Container):
 
     @cached_property
     def info(self) -> MediaInfo:
-        """What the header says."""
+        """The header, corrected by the packets.
+
+        Raises:
+            DecodeError: truncated, undecodable (also if it is beyond the bounds of bounds.py).
+        """
         with failures(self.path):
             video, sound = self.stream("video"), self.stream("audio")
+            latest = max((extent.end for extent in self.extents.values()), default=0.0)
             duration = (self.av.duration or 0) / av.time_base
-            video_start, video_length = self.span(video) if video else (0.0, 0.0)
-            audio_start, audio_length = self.span(sound) if sound else (0.0, 0.0)
-            # Matroska gives the length of the whole file only.
-            video_length = video_length or (max(0.0, duration - video_start) if video else 0.0)
-            audio_length = audio_length or (max(0.0, duration - audio_start) if sound else 0.0)
+            duration = duration if duration <= latest + HEADER_BEHIND else latest
+            video_start, video_length = self._lasts(video, duration, latest + HEADER_BEHIND)
+            audio_start, audio_length = self._lasts(sound, duration, None)
             return MediaInfo(
                 duration=max(duration, video_start + video_length, audio_start + audio_length),
                 has_video=video is not None,
@@ -92,6 +100,24 @@ class Media(Container):
                 sample_rate=sound.codec_context.sample_rate if sound else 0,
                 channels=sound.codec_context.channels if sound else 0,
             )
+
+    def _lasts(self, stream: Any | None, duration: float, latest: float | None) -> tuple[float, float]:
+        """Start and length of a stream, s: by its header, or the file's, unless the packets say something else.
+
+        Args:
+            stream: one of the file's, or None.
+            duration: of the whole file, s; Matroska gives no other.
+            latest: up to which a last frame may stay on screen; None: this is audio.
+        """
+        if stream is None:
+            return 0.0, 0.0
+        start, length = self.span(stream)
+        length = length or max(0.0, duration - start)
+        if extent := self.extents.get(stream.type):
+            most = extent.end + ENDS_EARLY if latest is None else latest
+            if not extent.end - HEADER_BEHIND <= start + length <= most:
+                length = max(0.0, extent.end - start)
+        return start, length
 
     def frames(self, times: Sequence[float]) -> NDArray[np.uint8]:
         """The frames on screen at `times`.

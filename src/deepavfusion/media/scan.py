@@ -20,16 +20,17 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from deepavfusion.media.audio import ENDS_EARLY, mono
-from deepavfusion.media.container import Container, clause, damaged, failures, nothing_in
-from deepavfusion.media.frames import length_prefix, units, video_stream
-from deepavfusion.media.media import Media
+from deepavfusion.media.bounds import check_peak
+from deepavfusion.media.container import Container
+from deepavfusion.media.files import clause, damaged, failures, nothing_in, wav_cut_short
+from deepavfusion.media.frames import DisplayClock, length_prefix, units
+from deepavfusion.media.media import HEADER_BEHIND, Media
 from deepavfusion.utils.errors import DecodeError
 
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 LOOK_EVERY = 0.25  # s between the frames in which movement is measured
 SIDE = 32  # of their grey versions, px
 BACKWARDS = 0.25  # s; smaller steps back come from joined files, and do not change the frames that training takes
-LOUDEST = 100.0  # times full scale; more comes from damaged audio only
 # H.264 (7.4.1) and HEVC (7.4.2) rule these bytes out inside a unit; zeros at a unit's end are padding.
 FORBIDDEN = re.compile(b"\0\0[\0-\2]")
 
@@ -69,7 +70,17 @@ def scan(path: str | os.PathLike[str], video: bool = True, audio: bool = True) -
         for check in checks.values():
             with failures(media.path, check.kind):
                 check.finish()
+        _check_header(media)
         return found
+
+
+def _check_header(media: Media) -> None:
+    """Refuse a file that lasts less than it says as a whole; Matroska does not say it of the streams."""
+    whole, ends = (media.av.duration or 0) / av.time_base, [extent.end for extent in media.extents.values()]
+    only = all(stream.type in ("video", "audio") for stream in media.av.streams)  # subtitles may last longer
+    if "matroska" in media.av.format.name and only and whole > max(ends, default=0.0) + HEADER_BEHIND:
+        detail = f"the file ends at {max(ends, default=0.0):.2f} s, the header says {whole:.2f} s"
+        raise DecodeError(media.path, "truncated", detail)
 
 
 class _Stream:
@@ -94,11 +105,8 @@ class _Stream:
 
     def decoded(self, packet: Any) -> list[Any]:
         """The frames that a packet yields."""
-        if packet.is_corrupt:
-            detail = f"the packet at {self.seconds(packet.pts or 0):.2f} s is incomplete"
-            if self.container.av.format.name == "wav":
-                raise DecodeError(self.path, "truncated", detail)
-            raise self.bad(detail)
+        if packet.is_corrupt and self.container.av.format.name != "wav":  # whose last packet may just be shorter
+            raise self.bad(f"the packet at {self.seconds(packet.pts or 0):.2f} s is incomplete")
         try:
             return list(packet.decode())
         except av.error.FFmpegError as error:
@@ -116,7 +124,8 @@ class _Frames(_Stream):
     """Every frame of a file."""
 
     def __init__(self, container: Container, found: Scan) -> None:
-        super().__init__(container, video_stream(container), found)
+        super().__init__(container, container.require("video"), found)
+        self.clock = DisplayClock(container)
         self.prefix = length_prefix(self.stream.codec_context)
         self.first_key: int | None = None  # its pts
         self.last_pts: int | None = None
@@ -126,17 +135,19 @@ class _Frames(_Stream):
         self.looked = 0.0
 
     def take(self, packet: Any) -> None:
+        self.clock.prepare(packet)
+        time = packet.dts if packet.pts is None else packet.pts
         if packet.size and packet.is_keyframe and self.first_key is None:
-            self.first_key = packet.pts
+            self.first_key = time
         # Cuts by stream copy begin with frames that refer to what was cut away; they are not shown, and may be broken.
-        leading = packet.size and (self.leads(packet.pts) or packet.is_discard)
+        leading = packet.size and (self.leads(time) or packet.is_discard)
         if packet.size:
             self.packets += not leading
             checked = bytes(packet) if self.prefix and not leading else b""
             if any(FORBIDDEN.search(unit.rstrip(b"\0")) for unit in units(checked, self.prefix)):
-                raise self.bad(f"impossible bytes at {self.seconds(packet.pts):.2f} s")
+                raise self.bad(f"impossible bytes at {self.seconds(time):.2f} s")
             if not packet.is_discard:
-                self.end = max(self.end, self.seconds(packet.pts + (packet.duration or 0)))
+                self.end = max(self.end, self.seconds(time + (packet.duration or 0)))
         try:
             frames = self.decoded(packet)
         except DecodeError:
@@ -144,6 +155,7 @@ class _Frames(_Stream):
                 return
             raise
         for frame in frames:
+            self.clock.set(frame)
             self.see(frame)
 
     def leads(self, pts: int | None) -> bool:
@@ -203,12 +215,13 @@ class _Samples(_Stream):
             self.last_time, self.end = time, time + frame.samples / frame.sample_rate
             self.count += 1
             peak = float(np.abs(mono(frame)).max(initial=0.0))
-            if not peak < LOUDEST:  # NaN, too
-                raise self.bad(f"impossible samples at {time:.2f} s")
+            check_peak(self.path, peak, time)
             self.found.peak = max(self.found.peak, peak)
 
     def finish(self) -> None:
         self.check_end()
+        if self.container.av.format.name == "wav" and wav_cut_short(self.path):
+            raise DecodeError(self.path, "truncated", f"the audio ends at {self.end:.2f} s, before the header says")
         if self.count == 0:
             raise nothing_in(self.path, self.kind)
         if self.one_to_one and self.count > self.packets:

@@ -1,65 +1,153 @@
-"""Reading still images: JPEG frames and PNG masks."""
+"""Reading still images and masks, of any common format, whatever their names end in."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from deepavfusion.media.container import MAX_PIXELS
+from deepavfusion.media.bounds import check_size
 from deepavfusion.utils.errors import DecodeError
+from deepavfusion.utils.files import regular_file
 
-FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "BMP", "GIF")  # Pillow reads others (EPS) by running a program
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # Pillow reads others (EPS) by running a program
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {  # its values -> how the stored pixels have to be turned
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)
 
 
 def read_image(file: Path | IO[bytes], name: str = "") -> Image.Image:
-    """A JPEG file, or the bytes of one, as RGB; `name` stands for bytes in messages.
+    """An image file, or the bytes of one, as RGB, upright, without transparency; of an animation the first frame.
+
+    Args:
+        file: JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF.
+        name: stands for bytes in messages.
 
     Raises:
         DecodeError: missing, undecodable (also if it is too large).
     """
-    return _opened(file, name, "undecodable").convert("RGB")
+    with _opened(file, name, "undecodable") as image:
+        image.load()
+        turn = TURNS.get(_orientation(image))
+        pixels = _eight_bits(image).convert("RGB")
+    return pixels if turn is None else pixels.transpose(turn)
 
 
 def read_mask(file: Path | IO[bytes], name: str = "") -> Image.Image:
-    """A PNG file, or the bytes of one, with one value a pixel (grey or palette), as mode L.
+    """A PNG file, or the bytes of one, with one value a pixel (grey or palette), as mode L, as it is stored.
 
     Raises:
         DecodeError: missing, bad_mask.
     """
-    mask = _opened(file, name, "bad_mask")
-    if mask.mode not in ("L", "P", "1"):
-        raise DecodeError(name or str(file), "bad_mask", f"it has {mask.mode} pixels, expected one value each")
-    return Image.fromarray(np.asarray(mask).astype(np.uint8))
+    with _opened(file, name, "bad_mask") as mask:
+        mask.load()
+        if mask.mode not in ("L", "P", "1"):
+            raise DecodeError(name or str(file), "bad_mask", f"it has {mask.mode} pixels, expected one value each")
+        return Image.fromarray(np.asarray(mask).astype(np.uint8))
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image file, from its header.
+def read_mask_of(image: Path, mask: Path) -> Image.Image:
+    """The mask of an image, on the grid of `read_image`.
+
+    EXIF may say that an image has to be turned. Which of the two grids its mask was drawn on follows from their sizes, or
+    from the mask's own EXIF data.
 
     Raises:
-        DecodeError: missing, undecodable.
+        DecodeError: missing, undecodable (the image), bad_mask (also if it cannot be known how the mask lies).
     """
-    with _opened(path, "", "undecodable", load=False) as image:
-        return image.size
+    with _opened(image, "", "undecodable") as opened:
+        size, orientation = opened.size, _orientation(opened)
+    with _opened(mask, "", "bad_mask") as opened:
+        own = _orientation(opened)
+    pixels, turn, name = read_mask(mask), TURNS.get(orientation), f"{mask.parent.name}/{mask.name}"
+    upright = size[::-1] if orientation in SIDEWAYS else size
+    if own in TURNS:
+        pixels = pixels.transpose(TURNS[own])
+    elif turn is not None and size == upright == pixels.size:
+        raise DecodeError(
+            str(mask),
+            "bad_mask",
+            f"its image has the EXIF orientation {orientation}, and {name} may be drawn on the turned or on the stored "
+            "image: save the image turned, without EXIF data",
+        )
+    elif turn is not None and pixels.size == size:
+        pixels = pixels.transpose(turn)
+    if pixels.size != upright:
+        sizes = (
+            f"{pixels.width} × {pixels.height} pixels, {image.parent.name}/{image.name} has {upright[0]} × {upright[1]}"
+        )
+        raise DecodeError(str(mask), "bad_mask", f"{name} has {sizes}")
+    return pixels
 
 
-def _opened(file: Path | IO[bytes], name: str, reason: str, load: bool = True) -> Image.Image:
+def is_named_like(path: Path) -> bool:
+    """Whether a file's name ends as its format says: FFmpeg goes by the name."""
+    with _opened(path, "", "undecodable") as image:
+        return path.suffix.lower() in {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}.get(image.format or "", ())
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF data, of which Pillow raises nearly anything
+        return 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits a pixel as one of 8; `convert` would make it white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image.convert("I"))
+        if values.min() < 0 or values.max() >= 2**16:
+            raise ValueError("its pixels have 32 bits, expected 8 or 16")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are no whole numbers, expected 8 or 16 bits")
+    return image
+
+
+@contextmanager
+def _opened(file: Path | IO[bytes], name: str, reason: str) -> Iterator[Image.Image]:
+    """The image, its pixels not yet read; whatever fails within the block becomes a `DecodeError`."""
     name = name or str(file)
     try:
+        if isinstance(file, Path):
+            regular_file(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise DecodeError(name, reason, f"the header gives {image.width} × {image.height} pixels")
-            if load:
-                image.load()
-            return image
+            warnings.simplefilter("ignore")  # of damaged metadata, and of sizes, which are checked here
+            with Image.open(file, formats=FORMATS) as image:
+                check_size(name, *image.size, reason)
+                yield image
     except FileNotFoundError:
         raise DecodeError(name, "missing", "there is no such file") from None
     except DecodeError:
         raise
-    except Exception as error:  # Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, …
+    except UnidentifiedImageError:
+        raise DecodeError(name, reason, _what_it_is(file)) from None
+    except OSError as error:
+        raise DecodeError(name, reason, error.strerror or " ".join(str(error).split())) from None
+    except Exception as error:  # Pillow's readers raise nearly anything: SyntaxError, struct.error, …
         raise DecodeError(name, reason, " ".join(str(error).split())) from None
+
+
+def _what_it_is(file: Path | IO[bytes]) -> str:
+    """A clause on a file that is no image."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            head = opened.read(24)
+    else:
+        file.seek(0)
+        head = file.read(24)
+    return f"it is no image, it begins with {ascii(head.decode('latin-1'))}" if head else "the file is empty"

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepavfusion.data.lists.verified import STATUSES
 from deepavfusion.media import scan
-from deepavfusion.media.stills import read_image, read_mask
+from deepavfusion.media.stills import is_named_like, read_image, read_mask, read_mask_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
@@ -87,21 +87,26 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
         findings.append(_finding(error, "audio.wav", missing="no_audio"))
     for second in clip.frames:
         image, mask = f"frames/{second}.jpg", f"labels_semantic/{second}.png"
-        size = None
+        readable = False
         try:
-            size = read_image(folder / image).size
-            scan(folder / image, audio=False)  # finds damage that libjpeg hides
+            read_image(folder / image)
+            readable = True
+            if is_named_like(folder / image):
+                scan(folder / image, audio=False)  # finds damage that libjpeg hides
         except DecodeError as error:
             findings.append(_finding(error, image, missing="no_video"))
         try:
             annotation = read_mask(folder / mask)
-            scan(folder / mask, audio=False)  # checks the checksums
+            if is_named_like(folder / mask):
+                scan(folder / mask, audio=False)  # checks the checksums
         except DecodeError as error:
             findings.append(("bad_mask", f"{mask}: {error.detail}"))
             continue
-        if size is not None and annotation.size != size:
-            sizes = f"{annotation.width} × {annotation.height} pixels, its image {size[0]} × {size[1]}"
-            findings.append(("bad_mask", f"{mask} has {sizes}"))
+        if readable:
+            try:
+                read_mask_of(folder / image, folder / mask)
+            except DecodeError as error:
+                findings.append(("bad_mask", error.detail))
         found = [int(value) for value in np.unique(np.asarray(annotation)) if value]
         values.update(found)
         strange = [value for value in found if classes is not None and not 0 <= value + label_offset < classes]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, Frame, OpenClip
 from deepavfusion.media import Media
-from deepavfusion.media.stills import read_image, read_mask, read_size
+from deepavfusion.media.stills import read_image, read_mask_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
@@ -75,10 +75,4 @@ class FolderClip(MediaClip):
         return [number + MASK_CENTRE for number in self.numbers]
 
     def mask(self, second: int) -> Image.Image:
-        file = self.folder / "labels_semantic" / f"{second}.png"
-        mask = read_mask(file)
-        size = read_size(self.folder / "frames" / f"{second}.jpg")
-        if mask.size != size:
-            sizes = f"{mask.width} × {mask.height} pixels, frames/{second}.jpg has {size[0]} × {size[1]}"
-            raise DecodeError(str(file), "bad_mask", f"labels_semantic/{second}.png has {sizes}")
-        return mask
+        return read_mask_of(self.folder / "frames" / f"{second}.jpg", self.folder / "labels_semantic" / f"{second}.png")

@@ -1,0 +1,133 @@
+"""Opening a media file, and saying in one way what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import av
+
+from deepavfusion.utils.errors import DecodeError
+from deepavfusion.utils.files import regular_file
+
+av.logging.set_level(av.logging.PANIC)
+
+# The containers that are read. Playlists are not among them: they would make FFmpeg open what they name.
+FORMATS = (
+    "mov,mp4,matroska,webm,mpegts,mpeg,mpegvideo,avi,asf,flv,mxf,ogg,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,amr,"
+    "h264,hevc,av1,ivf,obu,m4v,mjpeg,gif,image2,jpeg_pipe,png_pipe,bmp_pipe,webp_pipe"
+)
+
+# Metadata in any encoding; since version 19 PyAV reads it so by itself, and the argument is gone.
+METADATA: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+
+CONTENT = (b"moov", b"mdat", b"moof")  # boxes of an mp4 file that hold what is played
+FIRST = (b"ftyp", b"free", b"skip", b"wide", *CONTENT)
+WAV_UNKNOWN = 0x7FFF0000  # a length that is no length: sox writes 0x7FFFF000 to a pipe, FFmpeg 0xFFFFFFFF, others 0
+MAX_BOXES = 100_000  # a fragmented recording has two a second
+
+
+def check_file(path: str) -> os.stat_result:
+    """The status of a file that can be opened, and holds something.
+
+    Raises:
+        DecodeError: missing, undecodable (a folder, a pipe, a device, no permission), truncated.
+    """
+    try:
+        status = regular_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DecodeError(path, "missing", "there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise DecodeError(path, "undecodable", clause(error, path)) from None
+    if status.st_size == 0:
+        raise DecodeError(path, "truncated", "the file is empty")
+    return status
+
+
+def open_file(path: str) -> Any:
+    """PyAV's container of a file that `check_file` has passed; any of PyAV's errors."""
+    # "file:" and the whitelists: a path or a playlist must never make FFmpeg open anything else.
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    return av.open(f"file:{path}", options=options, **METADATA)
+
+
+@contextmanager
+def failures(path: str, stream: str | None = None) -> Iterator[None]:
+    """Any exception that reading a file raises becomes a `DecodeError`; `stream` is what was being read."""
+    try:
+        yield
+    except DecodeError as error:
+        error.stream = error.stream or stream
+        raise
+    except (av.error.FFmpegError, ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        failure = damaged(path, clause(error, path))
+        failure.stream = stream
+        raise failure from error
+
+
+def damaged(path: str, detail: str) -> DecodeError:
+    """The error for a file with invalid content: truncated where its boxes say so."""
+    if cut_short(path):
+        return DecodeError(path, "truncated", f"the file ends before its last box does ({detail})")
+    return DecodeError(path, "undecodable", detail)
+
+
+def nothing_in(path: str, kind: str) -> DecodeError:
+    """The error for a stream, "video" or "audio", of which nothing was decoded."""
+    unit, packet = ("frame", "frame") if kind == "video" else ("sample", "audio packet")
+    if cut_short(path):
+        return DecodeError(path, "truncated", f"the file ends before its first {packet}")
+    return DecodeError(path, "too_short", f"the {kind} stream holds no {unit}")
+
+
+def clause(error: BaseException, path: str) -> str:
+    """An exception's message without the path, on one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.replace(path, "the file").split()) or type(error).__name__
+
+
+def cut_short(path: str) -> bool:
+    """Whether an mp4 file ends inside a box with content, or before its header (moov).
+
+    Whatever lies behind the last box, such as tags, padding or a few bytes of a download, is no part of the file.
+    """
+    size, offset = os.path.getsize(path), 0
+    boxes: list[bytes] = []
+    with open(path, "rb") as file:
+        while offset < size and len(boxes) < MAX_BOXES:
+            file.seek(offset)
+            head = file.read(16)
+            length, kind = struct.unpack(">I4s", head[:8]) if len(head) >= 8 else (0, b"")
+            if not boxes and kind not in FIRST:
+                return False  # not an mp4 file
+            if length == 1 and len(head) == 16:  # a 64-bit length follows
+                length = struct.unpack(">Q", head[8:])[0]
+            if 0 < length < 8:
+                return False  # damaged, not short
+            boxes.append(kind)
+            if length == 0:  # to the end of the file, or fewer bytes than a box has
+                break
+            offset += length
+            if offset > size and kind in CONTENT:
+                return True
+    return bool(boxes) and not (b"moov" in boxes and {b"mdat", b"moof"} & set(boxes))
+
+
+def wav_cut_short(path: str) -> bool:
+    """Whether a WAV file ends before both lengths in its header say.
+
+    A program that writes to a pipe cannot go back to fill them in: it leaves 0, or a number as large as possible.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(12).ljust(12)
+        whole = int.from_bytes(head[4:8], "little")
+        while head[:4] == b"RIFF" and len(chunk := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", chunk)
+            if name == b"data":
+                return max(length, whole) < WAV_UNKNOWN and file.tell() + length > size and whole + 8 > size
+            file.seek(length + length % 2, os.SEEK_CUR)
+    return False
