@@ -24,6 +24,8 @@ from deepavfusion.transforms.image import EVAL_ZOOM, View, centre_view, random_v
 from deepavfusion.types import Clip, Draw, Problem, Sample
 from deepavfusion.utils.errors import DecodeError
 
+READ_WHOLE = 600.0  # s of a clip's audio in memory
+
 SampleGroup = list[Sample]  # kept together in a batch: windows of one clip, sources of one mixture; often just one
 
 
@@ -150,15 +152,18 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
     def windows(self, clip: Clip, opened: OpenClip, starts: Sequence[float]) -> SampleGroup:
         """The windows of audio from each of some rising starts (s) on, and one frame inside each.
 
-        Frames and audio are read once, and cut into windows; a problem is reported once.
+        Frames and audio are read once, and cut into windows; a problem is reported once. In a long clip, the windows of
+        audio lie far apart, and are read one by one.
         """
         times = [self.frame_time(opened, start) for start in starts]
         frames = opened.frames(times)
-        whole = opened.audio(starts[0], starts[-1] - starts[0] + self.spec.seconds)
+        apart = starts[-1] - starts[0] > READ_WHOLE
+        whole = None if apart else opened.audio(starts[0], starts[-1] - starts[0] + self.spec.seconds)
         samples: SampleGroup = []
         for start, time, frame in zip(starts, times, frames, strict=True):
             begin = round((start - starts[0]) * SAMPLE_RATE)
-            waveform, problems = self.fitted(clip, whole[begin : begin + self.spec.num_samples], start)
+            audio = opened.audio(start, self.spec.seconds) if whole is None else whole[begin:]
+            waveform, problems = self.fitted(clip, audio[: self.spec.num_samples], start)
             image = self.view(frame).of(frame.pixels, self.spec.image_size)
             gain_db = self.spec.max_gain_db * (2 * self.fraction() - 1)
             samples.append(Sample(image, waveform, clip, time, start, gain_db, problems=[] if samples else problems))

@@ -20,8 +20,8 @@ AVI_UNKNOWN = 2**30  # frames in the header of an AVI file that FFmpeg wrote to 
 class Container:
     """An open media file, read with PyAV: what `Media` builds on.
 
-    Second 0 of its clock is the earliest timestamp of any stream, as in FFmpeg's players. Where timestamps wrap (33 bits in
-    MPEG-TS), those before the wrap are negative.
+    Second 0 of its clock is the earliest timestamp of any stream, as in FFmpeg's players. Where timestamps wrap (at 33
+    bits in MPEG-TS), those before the wrap are negative.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from math import atan2, ceil, degrees, floor, hypot
+from math import atan2, ceil, cos, degrees, floor, hypot, radians, sin
 from typing import Any
 
 # Read once by decord: how often it polls for frames that never come (its default stalls for seconds). When it
@@ -23,6 +23,7 @@ os.environ.setdefault("DECORD_EOF_RETRY_MAX", "1024")
 import av
 import decord
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer, Type
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -96,7 +97,20 @@ class DisplayClock:
 
 def _display_matrix(frame: Any) -> tuple[int, ...]:
     """FFmpeg's 3 × 3 matrix by which players turn and mirror a frame; empty without one."""
-    found = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    # Not `frame.side_data`: the frame would keep it, in a cycle that outlives the reading. A process that is forked
+    # before Python's garbage collector finds it hangs when it frees the scaler's threads, which it does not have.
+    try:
+        container: Any = SideDataContainer
+        found = container(frame).get(Type.DISPLAYMATRIX)  # whose stub lacks the argument
+    except ValueError:  # there is other side data, of a kind that this PyAV does not know
+        angle = radians(frame.rotation)
+        return (
+            round(cos(angle) * 2**16),
+            round(-sin(angle) * 2**16),
+            0,
+            round(sin(angle) * 2**16),
+            round(cos(angle) * 2**16),
+        )
     return () if found is None else tuple(np.frombuffer(found, np.int32)[:9].tolist())
 
 

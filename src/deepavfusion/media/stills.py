@@ -62,8 +62,8 @@ def read_mask(file: Path | IO[bytes], name: str = "") -> Image.Image:
 def read_mask_of(image: Path, mask: Path) -> Image.Image:
     """The mask of an image, on the grid of `read_image`.
 
-    EXIF may say that an image has to be turned. Which of the two grids its mask was drawn on follows from their sizes, or
-    from the mask's own EXIF data.
+    EXIF may say that an image has to be turned. On which of the two grids its mask was drawn follows from their sizes,
+    or from the mask's own EXIF data.
 
     Raises:
         DecodeError: missing, undecodable (the image), bad_mask (also if it cannot be known how the mask lies).
@@ -128,7 +128,7 @@ def _opened(file: Path | IO[bytes], name: str, reason: str) -> Iterator[Image.Im
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes, which are checked here
             with Image.open(file, formats=FORMATS) as image:
-                check_size(name, *image.size, reason)
+                check_size(name, image.width, image.height, reason)
                 yield image
     except FileNotFoundError:
         raise DecodeError(name, "missing", "there is no such file") from None
@@ -150,4 +150,4 @@ def _what_it_is(file: Path | IO[bytes]) -> str:
     else:
         file.seek(0)
         head = file.read(24)
-    return f"it is no image, it begins with {ascii(head.decode('latin-1'))}" if head else "the file is empty"
+    return f"it is no image, it begins with {head.decode('latin-1')!a}" if head else "the file is empty"

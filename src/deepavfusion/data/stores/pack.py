@@ -218,8 +218,9 @@ def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
     times = opened.frame_times()
     jpegs, spans, shape = io.BytesIO(), [], (0, 0)
     last: tuple[bytes, tuple[int, int]] | None = None  # pixels of the previous frame, and its span
-    for begin in range(0, len(times), FRAMES_AT_ONCE):
-        for frame in opened.frames(times[begin : begin + FRAMES_AT_ONCE]):
+    step = min(FRAMES_AT_ONCE, opened.frames_at_once)
+    for begin in range(0, len(times), step):
+        for frame in opened.frames(times[begin : begin + step]):
             shape, pixels = (frame.height, frame.width), frame.pixels.tobytes()
             if last is None or last[0] != pixels:  # a still is stored once
                 start = jpegs.tell()

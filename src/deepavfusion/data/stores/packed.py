@@ -56,6 +56,10 @@ class PackedClip:
         self.audio_end, self.video_end = map(float, item["ends"])
         self.times: NDArray[np.float64] = item["times"]
 
+    @property
+    def frames_at_once(self) -> int:
+        return max(1, len(self.times))
+
     def frames(self, times: Sequence[float]) -> list[Frame]:
         height, width = map(int, self.item["shape"])
         nearest = [int(np.abs(self.times - time).argmin()) for time in times]

@@ -17,6 +17,8 @@ from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
 
+FRAMES_BYTES = 2**28  # of frames in memory at once, where many are read
+
 
 class RawStore:
     """The files as they were published: mp4 (or any other media file), or AVSBench's folders."""
@@ -37,6 +39,7 @@ class MediaClip:
         media.require("audio")
         self.media = media
         self.audio_end, self.video_end = media.info.audio_end, media.info.video_end
+        self.frames_at_once = max(1, FRAMES_BYTES // max(1, 3 * media.info.width * media.info.height))
 
     def frames(self, times: Sequence[float]) -> list[Frame]:
         return [Frame(Image.fromarray(frame), *frame.shape[:2]) for frame in self.media.frames(times)]
@@ -64,6 +67,7 @@ class FolderClip(MediaClip):
         if not self.numbers:
             raise DecodeError(clip.path, "no_video", "there are no frames/<n>.jpg")
         self.video_end = self.numbers[-1] + 1.0
+        self.frames_at_once = 1  # each is a file
 
     def frames(self, times: Sequence[float]) -> list[Frame]:
         frame_times = np.array(self.frame_times())

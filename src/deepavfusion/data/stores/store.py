@@ -39,6 +39,10 @@ class OpenClip(Protocol):
     def video_end(self) -> float:
         """Where the last frame ends, s."""
 
+    @property
+    def frames_at_once(self) -> int:
+        """How many frames of this size there is memory for."""
+
     def frames(self, times: Sequence[float]) -> list[Frame]:
         """The frames on screen at `times`, s."""
 
