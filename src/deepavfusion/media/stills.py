@@ -68,11 +68,12 @@ def read_mask_of(image: Path, mask: Path) -> Image.Image:
     Raises:
         DecodeError: missing, undecodable (the image), bad_mask (also if it cannot be known how the mask lies).
     """
-    with _opened(image, "", "undecodable") as opened:
-        size, orientation = opened.size, _orientation(opened)
+    pixels, name = read_mask(mask), f"{mask.parent.name}/{mask.name}"
     with _opened(mask, "", "bad_mask") as opened:
         own = _orientation(opened)
-    pixels, turn, name = read_mask(mask), TURNS.get(orientation), f"{mask.parent.name}/{mask.name}"
+    with _opened(image, "", "undecodable") as opened:
+        size, orientation = opened.size, _orientation(opened)
+    turn = TURNS.get(orientation)
     upright = size[::-1] if orientation in SIDEWAYS else size
     if own in TURNS:
         pixels = pixels.transpose(TURNS[own])
