@@ -110,13 +110,15 @@ def test_a_run_of_this_machine_resumes_with_all_its_overrides(run_dir: Path) -> 
     assert training_overrides([f"resume={run_dir}"]) == (expected, None)
     assert training_overrides(expected) == (expected, None)  # as the other processes of the run do
     assert choose_run_dir(run_dir, "x", resume=str(run_dir)) == run_dir
+    moved = run_dir.rename(run_dir.with_name("moved"))
+    assert training_overrides([f"resume={moved}"]) == ([*expected[:-1], f"resume={moved}"], None)
 
 
-@pytest.mark.parametrize("change", ["moved", "edited", "unsigned", "other user", "no home"])
+@pytest.mark.parametrize("change", ["copied", "edited", "unsigned", "other user", "no home"])
 def test_any_other_run_directory_is_anyones(change: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, path = run_dir, run_dir / "overrides.yaml"
-    if change == "moved":
-        place = run_dir.rename(run_dir.with_name("theirs"))
+    if change == "copied":
+        place = shutil.copytree(run_dir, run_dir.with_name("theirs"))
     elif change == "edited":
         path.write_text(path.read_text().replace("callbacks.progress", "callbacks.step_guard"))
     elif change == "unsigned":

@@ -130,8 +130,8 @@ def remove_if_empty(run_dir: Path) -> None:
 
 def write_record(run_dir: Path, config: str, overrides: list[str]) -> None:
     """Write the composed config and its overrides to the run directory, with a code that says they are ours."""
-    code = signed(overrides, str(run_dir.resolve()))
-    write_whole(run_dir / OVERRIDES, yaml.safe_dump(overrides) + (f"{MADE_HERE}{code}\n" if code else ""))
+    codes = " ".join(filter(None, (signed(overrides, place) for place in _places(run_dir))))
+    write_whole(run_dir / OVERRIDES, yaml.safe_dump(overrides) + (f"{MADE_HERE}{codes}\n" if codes else ""))
     write_whole(run_dir / CONFIG, config)
 
 
@@ -154,9 +154,15 @@ def read_overrides(run_dir: str | Path) -> tuple[object, bool]:
             f"{path} cannot be read as YAML ({textwrap.shorten(str(error), 100)}): expected a list of overrides, as "
             "train.py writes it; give them with the command and remove the file."
         ) from None
-    code = text.rpartition(MADE_HERE)[2].strip() if MADE_HERE in text else None
-    texts = isinstance(found, list) and all(isinstance(each, str) for each in found)
-    return found, texts and is_signed(code, found, str(Path(run_dir).resolve()))
+    codes = text.rpartition(MADE_HERE)[2].split()[:2] if MADE_HERE in text else []
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        return found, False
+    return found, any(is_signed(code, found, place) for code in codes for place in _places(Path(run_dir)))
+
+
+def _places(run_dir: Path) -> tuple[str, str]:
+    """What tells a directory from a copy of it: its path, and its number on the disk, which it keeps when moved."""
+    return str(run_dir.resolve()), f"inode {run_dir.stat().st_ino}"
 
 
 def link_latest(run_dir: Path) -> None:
