@@ -29,6 +29,7 @@ from deepavfusion.demo import demo
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
+from deepavfusion.verify.verify import verify
 from helpers.runs import PRETRAIN
 from helpers.verify import Trap
 
@@ -336,3 +337,28 @@ def test_an_address_gives_the_steps_of_a_folder(packed_root, tmp_path):
         run(root, tmp_path / name, f"data.cache_dir={tmp_path / 'cache'}")
         steps.append([json.loads(line) for line in (tmp_path / name / "order.jsonl").open()])
     assert steps[0] == steps[1]
+
+
+def test_links_in_a_data_folder_are_followed(raw_root, packed_root, tmp_path):
+    """To another disk, or into a download cache: a folder, a list, a clip, a chunk; in reading, verifying, packing."""
+    linked, packed = tmp_path / "vggsound", tmp_path / "linked"
+    for name in ("annotations", "clips"):
+        (linked / name).mkdir(parents=True)
+    (linked / "annotations" / "vggsound.csv").symlink_to(raw_root / "annotations" / "vggsound.csv")
+    for folder in (raw_root / "clips").iterdir():
+        (linked / "clips" / folder.name).symlink_to(folder)
+    flutes = linked / "clips" / "playing_flute"
+    flutes.unlink()
+    flutes.mkdir()
+    for clip in (raw_root / "clips" / "playing_flute").iterdir():
+        (flutes / clip.name).symlink_to(clip)
+    assert [clip.id for clip in read(linked)["train"].clips] == [clip.id for clip in read(raw_root)["train"].clips]
+    assert verify([read(linked)["test"]], linked, tmp_path / "verify.csv") == {"ok": 8, "missing": 1}
+    pack({"test": read(linked)["test"]}, packed, "vggsound", SMALL, workers=1)
+    for chunk in (packed / "test").glob("chunk*"):
+        assert chunk.read_bytes() == (packed_root / "test" / chunk.name).read_bytes()
+        chunk.unlink()
+        chunk.symlink_to(packed_root / "test" / chunk.name)
+    clips, store = packed_list(str(packed), "test", "vggsound")
+    with store.open(clips.clips[0]) as opened:
+        assert opened.frame_times()[0] == 0.0
