@@ -231,7 +231,7 @@ def test_a_changed_recipe_is_what_the_optimizer_does(stopped, copy, monkeypatch,
     assert "blr: 0.004" in (copy / "tensorboard" / "hparams.yaml").read_text()
 
 
-@pytest.mark.parametrize(("batch", "accumulate"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("batch", "accumulate"), [(16, 1), (4, 2)])
 def test_other_batches_at_the_end_of_an_epoch_train_the_rest_of_the_curve(
     stopped, copy, batch, accumulate, monkeypatch, capsys
 ):
@@ -250,7 +250,9 @@ def test_other_batches_at_the_end_of_an_epoch_train_the_rest_of_the_curve(
     assert [row[:2] for row in rows] == [[e, n] for e in (1, 2) for n in range(16 // batch)]
     checkpoint = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)
     assert (checkpoint["global_step"], checkpoint["record"]["steps"]) == (2 + 2 * steps, 2 + 2 * steps)
-    assert f"data.batch_size: {batch} from here on, was 6" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"data.batch_size: {batch} from here on, was 6" in out
+    assert f"{batch * accumulate} items a step from here on, was 6: the learning rate follows" in out
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -23,6 +23,10 @@ REFUSED = {  # key -> why
     "model": "it decides what the network is and what it was trained for",
     "trainer._target_": "the checkpoint holds its state",
     "trainer.fast_dev_run": "it trains a few batches and keeps nothing",
+    "trainer.num_sanity_val_steps": "only a run that starts has such steps",
+    **dict.fromkeys(
+        ("callbacks.dashboard.cards", "callbacks.dashboard.metrics"), "TensorBoard takes it from the start of a run"
+    ),
     "logger.tensorboard.purge_step": "the run sets it itself",
 }
 APPLIED = (
@@ -78,11 +82,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Sequence[s
         given: its overrides.
     """
     typed = {key for sign, key, _ in map(split_override, given)}
-    found = {}
+    place, found = _select(now, "paths.run_dir"), {}
     for key, value in _leaves(now):
         former = _select(before, key)
         if former is ABSENT and key not in typed:
             continue
+        if isinstance(place, str) and isinstance(value, str) and value.startswith(place) and key not in typed:
+            continue  # a run that was moved, or continues in another directory
         if key.split(".")[0] not in UNRECORDED and not _same(key, former, value):
             found[key] = former, value
     for key in (key for sign, key, _ in map(split_override, given) if sign == "~"):

@@ -78,6 +78,21 @@ class Resumed(Opened):
         check_changes(found, self.path, self.position.batches if self.position else 0)
         return found
 
+    def other_steps(self, trainer: Trainer, datamodule: ClipDataModule) -> str | None:
+        """What there is to say where optimizer steps are of another number of items from here on."""
+        then = {"batch_size": 0, "processes": 1} | self.state.get(type(datamodule).__qualname__, {})
+        section = self.config.get("trainer")
+        accumulated = section.get("accumulate_grad_batches") if isinstance(section, Mapping) else None
+        accumulated = accumulated if type(accumulated) is int else trainer.accumulate_grad_batches
+        before = then["batch_size"] * then["processes"] * accumulated
+        now = datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        if before in (0, now):
+            return None
+        return (
+            f"{now} items a step from here on, was {before}: the learning rate follows, unless model.lr sets it, and "
+            "the epochs that are left are trained on the rest of its curve"
+        )
+
     def check(self, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> None:
         """Whether this run can restore it, and the rest of it is one: it has not ended, and its epoch can be completed.
 

@@ -69,7 +69,7 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     if resumed:
         trainer.callbacks.insert(0, LambdaCallback(on_train_start=record))  # type: ignore[attr-defined]
         say_once(f"resuming from {resumed.path}")
-        for line in described(changed):
+        for line in filter(None, (*described(changed), resumed.other_steps(trainer, datamodule))):
             say_once(f"  {line}", "yellow")
     else:
         record()
