@@ -307,3 +307,50 @@ def test_another_directory_continues_under_the_same_rules(stopped, copy, tmp_pat
     text = sentence(monkeypatch, capsys, *command, "run.name=y", "model.decoder_num_heads=4")
     assert "model.decoder_num_heads is 4, but was 2" in text
     assert list((tmp_path / "new/pretrain/runs").iterdir()) == []
+
+
+def endless(checkpoint: dict[str, Any]) -> None:
+    loop = checkpoint["loops"]["fit_loop"]
+    loop["epoch_progress"]["current"]["ready"] += 1
+    loop["epoch_loop.batch_progress"] |= {"is_last_batch": False}
+    loop["epoch_loop.batch_progress"]["current"]["ready"] = 10**12
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(7)),
+            "state.0.exp_avg is torch.float",
+        ),
+        (endless, "1000000000000 batches within an epoch of 2"),
+    ],
+)
+def test_a_checkpoint_with_a_wrong_part_is_refused_before_anything_changes(
+    stopped, copy, change, words, monkeypatch, capsys
+):
+    path = (copy / "checkpoints" / "last.ckpt").resolve()
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    before = digest(copy)
+    text = sentence(monkeypatch, capsys, *again(stopped, copy))
+    assert words in text
+    assert str(path) in text
+    assert digest(copy) == before
+
+
+def test_a_record_does_not_choose_the_size_of_what_is_evaluated(stopped, copy, tmp_path, monkeypatch, capsys):
+    """A network of 200 GB would be built before it is compared."""
+    path = copy / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    known = [
+        value for value in checkpoint["record"]["overrides"] if value.startswith(("experiment", "scale", "model."))
+    ]
+    wide = [f"model.net.{stream}.embed_dim=65536" for stream in ("image", "audio")]
+    checkpoint["record"]["overrides"] = [*known, *wide]
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    root = next(value for value in stopped[1] if value.startswith("data.root="))
+    given = [f"ckpt_path={tmp_path / 'last.ckpt'}", f"paths.log_dir={tmp_path / 'logs'}", root, "data.image_size=64"]
+    text = sentence(monkeypatch, capsys, *given, script="eval")
+    assert "is of another network: model.net.image.embed_dim is 32 in the file and 65536 here" in text

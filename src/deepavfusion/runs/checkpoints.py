@@ -124,6 +124,11 @@ class Resumed(Opened):
                 "unknown: resume with the former values (after the epoch, others are possible), or start a run with "
                 "another name from its weights (model.pretrained=<checkpoint>)."
             )
+        if (most := datamodule.train_batches(trainer.world_size)) < position.batches:
+            raise UserError(
+                f"checkpoint {self.path} lies {position.batches} batches within an epoch of {most}: use another "
+                "checkpoint of the run."
+            )
 
 
 def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[Resumed | None, int | None]:

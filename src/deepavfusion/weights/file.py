@@ -52,8 +52,7 @@ def read_file(path: Path) -> Any:
         raise UserError(f"checkpoint {path} does not exist: expected {EXPECTED}.") from None
     except OSError as error:
         raise UserError(
-            f"checkpoint {path} cannot be opened ({error.strerror or error}): check the path, its permissions and the "
-            f"disk."
+            f"checkpoint {path} cannot be read ({error.strerror or error}): check path, permissions and disk."
         ) from error
 
 
