@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from deepavfusion.data.lists.verified import COLUMNS, ReportRow, is_row, read_report
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import check_ours, write_csv
+from deepavfusion.utils.files import check_ours, regular_file, write_csv
 
 OF_CLASSES = ("split", "class", "listed", "present", "usable")  # columns of <report>_classes.csv
 
@@ -61,6 +62,8 @@ class Journal:
     def _locked(self) -> IO[str]:
         while True:
             try:
+                with suppress(FileNotFoundError):
+                    regular_file(self.partial)
                 file = open(self.partial, "a", encoding="utf-8")  # noqa: SIM115
             except OSError as error:
                 raise UserError(
