@@ -34,7 +34,7 @@ def check_size(path: str, width: int, height: int, reason: str = "undecodable") 
     """Refuse absurd frames and images; `reason` as in `DecodeError`."""
     short, long = sorted((width, height))
     if not 0 < width * height <= MAX_PIXELS or long > MAX_ASPECT * short:
-        detail = f"the header gives {width} × {height} pixels, expected at most {MAX_PIXELS} and {MAX_ASPECT} : 1"
+        detail = f"the header gives {width} × {height} pixels, expected {MAX_PIXELS} and {MAX_ASPECT} : 1 at most"
         raise DecodeError(path, reason, detail)
 
 
@@ -56,7 +56,7 @@ def check_audio(path: str, rate: int, channels: int) -> None:
 def check_peak(path: str, peak: float, time: float) -> None:
     """Refuse samples that no microphone gives; `peak` may be NaN or infinite."""
     if not peak < LOUDEST:
-        what = f"{peak:.0f} times full scale" if peak < float("inf") else "no finite number"
+        what = f"{peak:.3g} times full scale" if peak < float("inf") else "no finite number"
         raise DecodeError(path, "undecodable", f"impossible samples at {time:.2f} s: {what}")
 
 
