@@ -183,6 +183,14 @@ def test_a_restored_optimizer_gets_the_recipe_of_the_config(kind):
 # ---- whole runs
 
 
+def test_a_class_that_moved_to_another_module_is_no_change():
+    """As runs of earlier commits recorded it."""
+    before, now = ({"data": {"index": {"_target_": f"deepavfusion.{room}.vggsound"}}} for room in "ab")
+    assert changes(before, now, []) == {}
+    now["data"]["index"]["_target_"] = "deepavfusion.b.audioset"
+    assert list(changes(before, now, [])) == ["data.index._target_"]
+
+
 @pytest.fixture(scope="module")
 def stopped(data_root, tmp_path_factory) -> tuple[Path, list[str]]:
     """A run of four epochs of two steps, killed in its second one, and its command."""

@@ -114,6 +114,8 @@ def _select(config: Any, key: str) -> Any:
 def _same(key: str, former: Any, value: Any) -> bool:
     if key in FILES and isinstance(former, str) and isinstance(value, str) and "auto" not in (former, value):
         return Path(former).resolve() == Path(value).resolve()
+    if key.endswith("._target_") and isinstance(former, str):  # modules move
+        return former.rpartition(".")[2] == str(value).rpartition(".")[2]
     strict = key.startswith(("trainer.limit_", "trainer.val_check_interval"))  # 1 is one batch, 1.0 all of them
     return _equal(former, value, strict)
 
