@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from deepavfusion.config.continued import APPLIED, BETWEEN_EPOCHS, REFUSED, changes, check_changes, verdict
 from deepavfusion.config.overrides import merged
+from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.optim.lars import LARS
 from deepavfusion.optim.resuming import Position, Progress, recipe_of, set_recipe
 from deepavfusion.optim.schedules import warmup_cosine
+from deepavfusion.runs.checkpoints import Resumed, choose_checkpoint
 from deepavfusion.utils.errors import UserError
 from helpers.runs import CONFIGS, PRETRAIN, KilledError, compose, events, leaves, recorder, sentence, train
 
@@ -80,6 +83,9 @@ def nested(key: str, value: Any) -> dict[str, Any]:
         ({"model": {"mask": "ratio"}}, {"model": {}}, ["~model.mask"], [None]),
         ({"model": {"betas": (0.9, 0.95)}}, {"model": {"betas": [0.9, 0.95]}}, [], []),
         ({"model": {"betas": torch.ones(3)}}, {"model": {"betas": [0.9, 0.95]}}, [], [None]),  # a file of anyone
+        ({"data": {"leave_out": []}}, {"data": {"exclude": []}}, ["data.exclude=[]"], []),
+        ({"callbacks": {"pictures": {"num_frames": 3}}}, {"callbacks": {"images": {"num_frames": 4}}}, [], [None]),
+        ({}, {"model": {"mixup": 1.0}}, ["model.mixup=1.0"], []),  # of a commit that recorded nothing
         ({"model": 7}, {"model": {"betas": [0.9, 0.95]}}, [], []),
         ({"model": {"pretrained": "logs/../a.ckpt"}}, {"model": {"pretrained": "a.ckpt"}}, [], []),
     ],
@@ -308,6 +314,47 @@ def test_what_is_refused_while_state_is_restored_has_changed_nothing(stopped, co
     )
     assert sentence(monkeypatch, capsys, *again(stopped, copy)) == "no."
     assert digest(copy) == before
+
+
+def test_a_run_of_an_earlier_commit_is_compared_with_its_config_file(stopped, copy, monkeypatch, capsys):
+    """Its checkpoints record neither a config nor the progress."""
+    path = (copy / "checkpoints" / "last.ckpt").resolve()
+    content = torch.load(path, weights_only=True)
+    del content["progress"], content["record"]["config"]
+    torch.save(content, path)
+    text = sentence(monkeypatch, capsys, *again(stopped, copy, "model.decoder_num_heads=4"))
+    assert "model.decoder_num_heads is 4, but was 2" in text
+    for bomb in ("a: &a [x, x]\nb: [*a, *a]\n", "- [" * 5000, "data: 7", "\xff"):
+        (copy / "config.yaml").write_text(bomb, encoding="latin-1")
+        choose_checkpoint(copy, None)
+    (copy / "config.yaml").unlink()
+    train(monkeypatch, *again(stopped, copy, "model.lr=0.001", "trainer.max_epochs=2"))
+    curve = [event.value for event in events(copy).Scalars("lr/main")]
+    assert curve[2:] == pytest.approx([0.001 * warmup_cosine(step / 2, 2, 1) for step in (2, 3)], rel=1e-5)
+
+
+@pytest.mark.parametrize(("within", "processes"), [(True, 2), (False, 2), (True, 1)])
+def test_another_number_of_processes_waits_for_the_end_of_the_epoch(within, processes, monkeypatch):
+    datamodule = ClipDataModule(index=None, root="", name="x", batch_size=4)
+    trainer = SimpleNamespace(max_epochs=9, max_steps=-1, world_size=1, accumulate_grad_batches=1)
+    step = {"optimizer": {"step": {"current": {"completed": 3}}}}
+    loop = {
+        "epoch_progress": {"current": {"ready": 3, "processed": 3 - within}},
+        "epoch_loop.batch_progress": {"current": {"ready": 3}, "is_last_batch": False},
+        "epoch_loop.automatic_optimization.optim_progress": step,
+    }
+    state = {"global_step": 9, "loops": {"fit_loop": loop}}
+    state["ClipDataModule"] = {"delivered": 3 * within, "batch_size": 4, "processes": processes}
+    resumed = Resumed("a.ckpt", {}, 9, state)
+    monkeypatch.setattr("deepavfusion.runs.checkpoints.check_restorable", lambda *_, **__: None)
+    if within and processes == 2:
+        with pytest.raises(UserError, match=r"lies 3 batches within an epoch of data.batch_size=4 on 2 processes"):
+            resumed.check(trainer, None, datamodule)
+    else:
+        resumed.check(trainer, None, datamodule)
+        said = resumed.other_steps(trainer, datamodule)
+        assert (said or "").startswith("4 items a step from here on, was 8" if processes == 2 else "")
+        assert (said is None) == (processes == 1)
 
 
 def test_another_directory_continues_under_the_same_rules(stopped, copy, tmp_path, monkeypatch, capsys):

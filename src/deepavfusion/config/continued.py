@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepavfusion.config.overrides import split_override
+from deepavfusion.config.overrides import RENAMED, split_override
 from deepavfusion.utils.errors import UserError
 
 ABSENT = object()
@@ -81,10 +81,12 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Sequence[s
         now: a resolved config.
         given: its overrides.
     """
+    if not before:
+        return {}
     typed = {key for sign, key, _ in map(split_override, given)}
     place, found = _select(now, "paths.run_dir"), {}
     for key, value in _leaves(now):
-        former = _select(before, key)
+        former = _former(before, key)
         if former is ABSENT and key not in typed:
             continue
         if isinstance(place, str) and isinstance(value, str) and value.startswith(place) and key not in typed:
@@ -109,6 +111,16 @@ def _select(config: Any, key: str) -> Any:
             return ABSENT
         config = config[name]
     return config
+
+
+def _former(before: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, also under the name that it had."""
+    for old, new in (("", ""), *RENAMED.items()):
+        if new is not None and f"{key}.".startswith(f"{new}." if new else ""):
+            value = _select(before, old + key.removeprefix(new))
+            if value is not ABSENT:
+                return value
+    return ABSENT
 
 
 def _same(key: str, former: Any, value: Any) -> bool:
