@@ -243,6 +243,15 @@ def test_a_changed_recipe_is_what_the_optimizer_does(stopped, copy, monkeypatch,
     changed = json.loads((copy / "provenance.json").read_text())["starts"][1]["changed"]
     assert "model.weight_decay: 0.2 from here on, was 0.05" in changed
     assert "blr: 0.004" in (copy / "tensorboard" / "hparams.yaml").read_text()
+    (shown,) = events(copy).Tensors("changed/text_summary")
+    assert b"model.blr: 0.004 from here on" in shown.tensor_proto.string_val[0]
+
+
+def test_a_run_that_is_to_end_where_it_is_says_so_in_its_config(stopped, copy, monkeypatch):
+    train(monkeypatch, *again(stopped, copy, "trainer.max_epochs=1"))
+    assert OmegaConf.load(copy / "config.yaml").trainer.max_epochs == 1
+    assert json.loads((copy / "metrics.json").read_text())["train/loss_last"] > 0
+    assert torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.parametrize(("batch", "accumulate"), [(16, 1), (4, 2)])

@@ -63,8 +63,11 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     else:
         origins = load_start_weights(task, Path(cfg.paths.log_dir, "pretrain", "latest", CHECKPOINTS, LAST))
 
+    recorded: list[bool] = []
+
     def record(*_: Any) -> None:
         write_start(run_dir, cfg, overrides, trainer, datamodule, origins, changed)
+        recorded.append(True)
 
     if resumed:
         trainer.callbacks.insert(0, LambdaCallback(on_train_start=record))  # type: ignore[attr-defined]
@@ -81,6 +84,8 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
         trainer.validate(task, datamodule, verbose=False)
     path = resumed.hand_over(trainer) if resumed else None
     trainer.fit(task, datamodule=datamodule, ckpt_path=path, weights_only=True)
+    if not recorded:  # there was nothing left to train
+        record()
     if cfg.test and not trainer.interrupted:
         last = run_dir / CHECKPOINTS / LAST
         if last.exists():  # for what a test writes with the network
