@@ -14,6 +14,7 @@ from deepavfusion.cli.entry import entry, run
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 from deepavfusion.utils.console import Bars, say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.guard import guarded
 
 SHOWN = 8  # classes in a line
 
@@ -203,4 +204,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    guarded(lambda: run(main), ("video", "input"))

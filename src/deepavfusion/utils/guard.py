@@ -1,0 +1,48 @@
+"""A script whose decoder crashes ends in a sentence, like any other error of its input."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from deepavfusion.utils.names import printable
+
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def guarded(main: Callable[[], None], inputs: tuple[str, ...]) -> None:
+    """Call a script's main function in a child of this process, which lives and ends as it does.
+
+    A decoder that crashes takes its process along; this one is left to say so. To be called before libraries start
+    threads, which do not survive a fork.
+
+    Args:
+        main: of the script.
+        inputs: the keys of its command that name a media file.
+    """
+    child = os.fork()
+    if not child:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however its parent ends
+        main()
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the child gets it, too
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+    number = signal.Signals(os.WTERMSIG(status))
+    if number in CRASHES:
+        given = " ".join(word for word in sys.argv[1:] if word.partition("=")[0] in inputs)
+        print(
+            f"The process was ended by {number.name}, most likely by the decoder, with {printable(given)}: write the "
+            "file anew, e.g. `ffmpeg -i <file> new.mp4`, and use that; or leave it out.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

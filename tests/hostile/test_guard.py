@@ -1,0 +1,60 @@
+"""A script that is guarded ends as it would alone, except where its decoder crashes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPT = """
+import os, signal, sys, time
+from deepavfusion.utils.guard import guarded
+def main():
+    {}
+guarded(main, ("video",))
+"""
+
+
+def started(body: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT.format(body), "task=a", "video=b\x1b.mp4"]
+    return subprocess.Popen(command, cwd="src", stdout=-1, stderr=-1, text=True, **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS"])
+def test_a_crash_is_a_sentence(name: str) -> None:
+    process = started(f"os.kill(os.getpid(), signal.{name})")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"ended by {name}, most likely by the decoder, with video=b\\x1b.mp4: write the file" in err
+
+
+@pytest.mark.parametrize(("body", "status"), [("print(1)", 0), ("sys.exit(2)", 2), ("raise ValueError('a')", 1)])
+def test_other_ends_are_those_of_the_script(body: str, status: int) -> None:
+    process = started(body)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert (out == "1\n") == (status == 0)
+    assert ("ValueError: a" in err) == (status == 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_both(number: signal.Signals) -> None:
+    process = started("print(os.getpid(), flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.send_signal(number)
+    assert process.wait(timeout=30) == -number
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        with open(f"/proc/{child}/stat") as file:
+            if file.read().rpartition(")")[2].split()[0] == "Z":
+                return
+        time.sleep(0.05)
+    raise AssertionError("the child still runs")
