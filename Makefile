@@ -107,6 +107,10 @@ test-full: $(STAMP)  #- Run every test, including the long ones
 chaos: $(STAMP)  #- Kill a run KILLS times, compare it with a whole one
 	$(BIN)/python tests/chaos.py --kills $(KILLS) $(ARGS)
 
+.PHONY: hostile-table
+hostile-table: $(STAMP)  #- Memory and time of hostile files, into docs/reliability.md
+	$(BIN)/python tests/hostile_table.py
+
 .PHONY: soak
 soak: $(STAMP)  #- Watch memory and open files during HOURS of training
 	$(BIN)/python tests/soak.py $(HOURS) $(ARGS)

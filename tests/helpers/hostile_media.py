@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import struct
+import zlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +24,7 @@ from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.inference.video import audio_blocks, open_video
 from deepavfusion.media import Media
 from deepavfusion.media.files import failures
+from deepavfusion.media.stills import read_image
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.errors import DecodeError, UserError
@@ -38,8 +41,9 @@ def sparse(
     frames: Sequence[float],
     size: tuple[int, int] = (64, 64),
     aspect: Fraction = Fraction(1),
+    sound: float = 1.0,
 ) -> None:
-    """A second of audio from each of some times (s), and a frame at each of others; size: height and width."""
+    """`sound` seconds of audio from each of some times (s), and a frame at each of others; size: height and width."""
     rate, height, width = 16_000, *size
     tone = (0.5 * np.sin(np.arange(rate) / 5)).astype(np.float32)[None]
     with av.open(str(path), "w") as container:
@@ -56,7 +60,7 @@ def sparse(
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         for start in sounds:
-            for begin in range(0, rate, 1024):
+            for begin in range(0, round(sound * rate), 1024):
                 block = av.AudioFrame.from_ndarray(tone[:, begin : begin + 1024].copy(), format="fltp", layout="mono")
                 block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), begin + round(start * rate)
                 container.mux(audio.encode(block))
@@ -126,6 +130,35 @@ CASES: dict[str, tuple[Build, str]] = {  # name of the file -> what makes it, an
 }
 
 
+def png(*chunks: tuple[bytes, bytes]) -> Build:
+    parts = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    return lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def header(width: int, height: int) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+
+
+def hours(path: Path) -> None:
+    """One frame, and a packet of audio every 9 s: as long as a file may be, though small."""
+    sparse(path, [9.0 * n for n in range(2390)], [0.0], sound=0.06)
+
+
+LONG: dict[str, Build] = {"hours.mkv": hours}  # within the bounds: takes minutes
+STILLS: dict[str, Build] = {
+    "wide.png": png(header(100_000, 100_000), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")),
+    "flat.png": png(header(60_000, 1), (b"IDAT", zlib.compress(bytes(60_001))), (b"IEND", b"")),
+    "text.png": png(
+        header(64, 64),
+        (b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))),
+        (b"IDAT", zlib.compress(bytes(65 * 64))),
+        (b"IEND", b""),
+    ),
+    **{name: from_field(name) for name in ("html.jpg", "empty.jpg")},
+}
+
 # ---------------------------------------------------------------- the doors by which a file comes in
 
 
@@ -171,16 +204,25 @@ def predict(path: Path) -> str:
     try:
         if path.suffix == ".wav":
             with Media(path) as media:
-                list(audio_blocks(media, SAMPLE_RATE))
+                deque(audio_blocks(media, SAMPLE_RATE), maxlen=0)
             return "read"
         with open_video(path, "read") as media, failures(media.path):
-            list(audio_blocks(media, SAMPLE_RATE))
+            deque(audio_blocks(media, SAMPLE_RATE), maxlen=0)
             media.frames([0.0, media.info.video_end])
     except (DecodeError, UserError) as error:
         return str(error)
     return "read"
 
 
+def still(path: Path) -> str:
+    try:
+        read_image(path)
+    except DecodeError as error:
+        return error.detail
+    return "read"
+
+
+STILL_DOORS = {"image": still}
 DOORS: dict[str, Callable[[Path], str]] = {"verify": verify, "training": train, "packing": pack, "prediction": predict}
 
 

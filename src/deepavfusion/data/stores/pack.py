@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, INT16, MANIFES
 from deepavfusion.data.stores.packed_list import check_index, to_json
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import OpenClip
+from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import progress_bar, say
 from deepavfusion.utils.errors import DecodeError, UserError
@@ -36,6 +38,7 @@ PLAN, PARTS = ".pack.json", ".parts"
 TRIES = 2  # of a clip that crashes its process or takes too long
 MAX_LINES = 20  # in the terminal, on clips that are left out
 MOST_BYTES = 2**26  # of the record of a chunk
+AUDIO_AT_ONCE = 3600  # s of audio in memory, likewise
 FRAMES_AT_ONCE = 64  # frames in memory while packing a long video
 
 
@@ -227,8 +230,8 @@ def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
                 _shrunk(frame.pixels, settings.short_side).save(jpegs, "JPEG", quality=settings.quality, subsampling=0)
                 last = pixels, (start, jpegs.tell())
             spans.append(last[1])
-    waveform = opened.audio(0.0, opened.audio_end + 1.0).numpy()  # headers may end too early
-    if not len(waveform):
+    sound = _sound(opened)
+    if not sound:
         raise DecodeError(clip.path, "too_short", "the audio stream holds no sample", "audio")
     masks, mask_spans = io.BytesIO(), []
     for second in clip.frames:
@@ -239,7 +242,7 @@ def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
         "id": clip.id.encode(),
         "jpegs": jpegs.getvalue(),
         "masks": masks.getvalue(),
-        "sound": np.round(waveform * INT16).astype(np.int16).tobytes(),
+        "sound": sound,
         "times": np.array(times, np.float64),
         "spans": np.array(spans, np.int64).reshape(-1),
         "mask_seconds": np.array(clip.frames, np.int64),
@@ -248,6 +251,19 @@ def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
         "shape": np.array(shape, np.int64),
         "ends": np.array([opened.audio_end, opened.video_end], np.float64),
     }
+
+
+def _sound(opened: OpenClip) -> bytes:
+    """All of a clip's audio, int16; of a long one, an hour is in memory as float32."""
+    parts: list[bytes] = []
+    end = opened.audio_end + 1.0  # headers may end too early
+    for begin in range(0, ceil(end), AUDIO_AT_ONCE):
+        wanted = min(float(AUDIO_AT_ONCE), end - begin)
+        waveform = opened.audio(float(begin), wanted).numpy()
+        parts.append(np.round(waveform * INT16).astype(np.int16).tobytes())
+        if len(waveform) < round(wanted * SAMPLE_RATE):
+            break
+    return b"".join(parts)
 
 
 def _shrunk(image: Image.Image, short_side: int) -> Image.Image:
