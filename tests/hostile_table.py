@@ -50,9 +50,9 @@ class Group:
 
 
 def groups() -> list[Group]:
-    from helpers.hostile_media import CASES, DOORS, LONG, STILL_DOORS, STILLS
+    from helpers.hostile_media import CASES, DOORS, STILL_DOORS, STILLS
 
-    return [Group({name: build for name, (build, _) in CASES.items()} | LONG, DOORS), Group(STILLS, STILL_DOORS)]
+    return [Group({name: build for name, (build, _) in CASES.items()}, DOORS), Group(STILLS, STILL_DOORS)]
 
 
 def cost(door: Callable[[Path], str], path: Path) -> Cost:

@@ -104,6 +104,11 @@ def spoilt(value: float) -> Build:
     return lambda path: wav(path, samples)
 
 
+def hours(path: Path) -> None:
+    """One frame, and a packet of audio every 9 s: six hours in a megabyte."""
+    sparse(path, [9.0 * n for n in range(2390)], [0.0], sound=0.06)
+
+
 THREE = (0.0, 1.0, 2.0)
 CASES: dict[str, tuple[Build, str]] = {  # name of the file -> what makes it, and a word of the reason that it gets
     "16384x2.mp4": (from_field("16384x2.mp4"), "pixels"),
@@ -111,6 +116,7 @@ CASES: dict[str, tuple[Build, str]] = {  # name of the file -> what makes it, an
     "gap_in_both.mp4": (from_field("gap_in_both.mp4"), "longer than its packets"),
     "gap_in_audio.mp4": (lambda path: sparse(path, (0.0, 1.0, 20_000.0), THREE), "longer than its packets"),
     "gap_in_audio.mkv": (lambda path: sparse(path, (0.0, 1.0, 20_000.0), THREE), "longer than its packets"),
+    "hours.mp4": (hours, "longer than its packets"),
     "late_audio.mkv": (lambda path: sparse(path, (20_000.0, 20_001.0), THREE), ""),
     "late_picture.mkv": (from_field("late_picture.mkv"), "longer than its packets"),
     "late_frame.mp4": (lambda path: sparse(path, THREE, (0.0, 1.0, 30_000.0)), "longer than its packets"),
@@ -141,12 +147,6 @@ def header(width: int, height: int) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
 
 
-def hours(path: Path) -> None:
-    """One frame, and a packet of audio every 9 s: as long as a file may be, though small."""
-    sparse(path, [9.0 * n for n in range(2390)], [0.0], sound=0.06)
-
-
-LONG: dict[str, Build] = {"hours.mkv": hours}  # within the bounds: takes minutes
 STILLS: dict[str, Build] = {
     "wide.png": png(header(100_000, 100_000), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")),
     "flat.png": png(header(60_000, 1), (b"IDAT", zlib.compress(bytes(60_001))), (b"IEND", b"")),

@@ -53,6 +53,7 @@ def test_a_frame_may_stay_as_long_as_there_is_audio(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(bounds, "MAX_GAP", 2.0)
     monkeypatch.setattr(packets, "MAX_GAP", 2.0)
     monkeypatch.setattr(packets, "LONGEST", 0.5)
+    packets._surveyed.cache_clear()
     for suffix in ("mp4", "mkv"):
         sparse(tmp_path / f"still.{suffix}", [float(n) for n in range(8)], [0.0])
         with Media(tmp_path / f"still.{suffix}") as media:

@@ -19,6 +19,7 @@ from deepavfusion.media.bounds import LONGEST, MAX_GAP, MAX_PACKETS
 from deepavfusion.media.files import open_file
 
 REMEMBERED = 16_384  # files
+SLACK = 4  # times the samples that the codec puts into a packet
 
 
 class Extent(NamedTuple):
@@ -63,7 +64,7 @@ def _surveyed(path: str, size: int, modified: int, inode: int, origin: float) ->
     """
     with open_file(path) as container:
         streams = {stream.index: stream for stream in container.streams if stream.type in ("video", "audio")}
-        found = {index: _Sum(float(stream.time_base), origin) for index, stream in streams.items()}
+        found = {index: _Sum(float(stream.time_base), origin, _longest(stream)) for index, stream in streams.items()}
         listed = {index for index, stream in streams.items() if is_listed(stream)}
         for index in listed:
             for entry in streams[index].index_entries:
@@ -78,23 +79,30 @@ def _surveyed(path: str, size: int, modified: int, inode: int, origin: float) ->
     return {index: packets.extent() for index, packets in found.items() if packets.count}
 
 
+def _longest(stream: Any) -> float:
+    """How long a packet can last, s: what it claims beyond that is a gap."""
+    codec = stream.codec_context
+    samples = getattr(codec, "frame_size", 0) if stream.type == "audio" and codec is not None else 0
+    return min(LONGEST, SLACK * samples / codec.sample_rate) if samples and codec.sample_rate else LONGEST
+
+
 class _Sum:
     """Adds up the packets of a stream, in whatever order they are stored."""
 
-    def __init__(self, tick: float, origin: float) -> None:
-        self.tick, self.origin = tick, origin
+    def __init__(self, tick: float, origin: float, longest: float) -> None:
+        self.tick, self.origin, self.longest = tick, origin, longest
         self.start = self.end = self.reached = self.last = self.gaps = self.step = 0.0
         self.count = 0
 
     def add(self, time: int, duration: int) -> None:
         """A packet at `time` ticks that lasts `duration`, 0 if unknown."""
         begin, length = time * self.tick - self.origin, max(0, duration) * self.tick
-        if self.count and 0.0 < begin - self.last <= LONGEST:
+        if self.count and 0.0 < begin - self.last <= self.longest:
             self.step = begin - self.last
         length = length or self.step
         self.gaps += max(0.0, begin - self.reached)
         self.start = min(self.start, begin) if self.count else begin
-        self.end, self.reached = max(self.end, begin + length), max(self.reached, begin + min(length, LONGEST))
+        self.end, self.reached = max(self.end, begin + length), max(self.reached, begin + min(length, self.longest))
         self.count, self.last = self.count + 1, begin
 
     def extent(self) -> Extent:
