@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,11 +18,14 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import PackedClip, _checked
 from deepavfusion.data.stores.packed_list import CONFIG, packed_list
@@ -550,3 +554,31 @@ def test_chunks_with_any_bytes_give_items_or_a_named_problem(packed: Path, tmp_p
             except DecodeError:
                 words["refused"] += 1
     assert min(words["read"], words["refused"]) > 5, words
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_clip_that_the_disk_does_not_give_is_named_and_counted(data_root, monkeypatch, number):
+    """It is not called truncated, and the run goes on."""
+    module = ClipDataModule(vggsound, str(data_root), "vggsound", batch_size=16, image_size=32, num_workers=0)
+    module.setup()
+    victim, opened = module.lists["train"].clips[3], av.open
+
+    def refusing(path: str, *args: object, **more: object) -> object:
+        if path.endswith(victim.path):
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, *args, **more)
+
+    monkeypatch.setattr(av, "open", refusing)
+    (batch,) = module.train_dataloader()
+    ((clip, reason, detail),) = [(p.id, p.reason, p.detail) for p in batch.problems]
+    assert (clip, reason, len(batch)) == (victim.id, "undecodable", 15)
+    assert detail == f"it cannot be read: {os.strerror(number)}"
+
+
+def test_a_machine_that_may_open_no_more_files_is_no_clips_fault(data_root, monkeypatch):
+    def exhausted(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "file")
+
+    monkeypatch.setattr(av, "open", exhausted)
+    with pytest.raises(OSError, match="Too many open files"):
+        Media(str(next(data_root.rglob("*.mp4"))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ FORMATS = (
 
 # Metadata in any encoding; since version 19 PyAV reads it so by itself, and the argument is gone.
 METADATA: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+
+UNREAD = {  # by what the system says
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
+    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT),
+}
+EXHAUSTED = {errno.EMFILE, errno.ENFILE}
 
 CONTENT = (b"moov", b"mdat", b"moof")  # boxes of an mp4 file that hold what is played
 FIRST = (b"ftyp", b"free", b"skip", b"wide", *CONTENT)
@@ -63,7 +70,12 @@ def failures(path: str, stream: str | None = None) -> Iterator[None]:
         error.stream = error.stream or stream
         raise
     except (av.error.FFmpegError, ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
-        failure = damaged(path, clause(error, path))
+        number = getattr(error, "errno", None)
+        if number in EXHAUSTED:  # which is no file's fault
+            raise
+        what = clause(error, path)
+        unread = number in UNREAD  # perhaps another part of it can be read, so it is not asked what it is
+        failure = DecodeError(path, "undecodable", f"it cannot be read: {what}") if unread else damaged(path, what)
         failure.stream = stream
         raise failure from error
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deepavfusion.media.bounds import check_size
+from deepavfusion.media.files import EXHAUSTED
 from deepavfusion.utils.errors import DecodeError
 from deepavfusion.utils.files import regular_file
 
@@ -138,6 +139,8 @@ def _opened(file: Path | IO[bytes], name: str, reason: str) -> Iterator[Image.Im
     except UnidentifiedImageError:
         raise DecodeError(name, reason, _what_it_is(file)) from None
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
         raise DecodeError(name, reason, error.strerror or " ".join(str(error).split())) from None
     except Exception as error:  # Pillow's readers raise nearly anything: SyntaxError, struct.error, …
         raise DecodeError(name, reason, " ".join(str(error).split())) from None
