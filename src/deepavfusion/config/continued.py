@@ -50,6 +50,7 @@ BETWEEN_EPOCHS = (  # applied from the next epoch on: they decide what its batch
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches"),
 )
 UNRECORDED = ("run", "resume", "ckpt_path", "paths")  # they say nothing about the training
+FROM_DATA = ("model.num_classes", "model.multi_label")  # null: as the data is
 FILES = ("model.pretrained", "model.image_weights", "model.audio_weights")
 
 
@@ -124,6 +125,8 @@ def _former(before: Mapping[str, Any], key: str) -> Any:
 
 
 def _same(key: str, former: Any, value: Any) -> bool:
+    if key in FROM_DATA and value is None:
+        return True  # the data decides; the network is compared with the checkpoint anyway
     if key in FILES and isinstance(former, str) and isinstance(value, str) and "auto" not in (former, value):
         return Path(former).resolve() == Path(value).resolve()
     if key.endswith("._target_") and isinstance(former, str):  # modules move

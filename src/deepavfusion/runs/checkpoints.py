@@ -17,10 +17,11 @@ from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, checkpoints_o
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import read_text
 from deepavfusion.weights.file import read_file
 from deepavfusion.weights.restored import check_restorable
 
-MAX_CONFIG = 10**6  # characters; a run writes about 10 000
+MAX_CONFIG = 10**6  # bytes; a run writes about 10 000
 
 
 @dataclass
@@ -177,10 +178,10 @@ def _resumed(path: Path, content: Mapping[str, Any]) -> Resumed:
 def _written_config(path: Path) -> Mapping[str, Any]:
     """As a run writes it; empty if it is not there, or is not that."""
     try:
-        text = path.read_text()
-        plain = len(text) < MAX_CONFIG and not any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+        text = read_text(path, MAX_CONFIG, "the config of a run")
+        plain = not any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
         config = yaml.safe_load(text) if plain else {}
-    except (OSError, UnicodeError, yaml.YAMLError, RecursionError, ValueError):
+    except (UserError, yaml.YAMLError, RecursionError, ValueError):
         return {}
     return config if isinstance(config, Mapping) else {}
 
