@@ -75,6 +75,8 @@ def test_what_a_run_saved_is_restorable(whole: tuple[Path, Any, Trainer]) -> Non
     content = read_file(whole[0])
     check(whole, content)
     check(whole, content, training=False)
+    content["optimizer_states"][0]["param_groups"][0]["fused"] = True  # of a GPU
+    check(whole, content)
     without = {key: content[key] for key in ("state_dict", "epoch", "global_step", "pytorch-lightning_version")}
     check(whole, without, training=False)
 
@@ -110,8 +112,11 @@ WRONG = {
     "a text as rate": (at(*GROUP, "lr", to="fast"), "param_groups[0].lr is 'fast', expected a finite number"),
     "an infinite rate": (at(*GROUP, "lr", to=math.inf), "param_groups[0].lr is inf"),
     "betas of three": (at(*GROUP, "betas", to=[0.9, 0.9, 0.9]), "param_groups[0].betas is a list of 3"),
-    "other parameters": (at(*GROUP, "params", to=[7]), "param_groups[0].params"),
+    "other parameters": (at(*GROUP, "params", to=[7]), "param_groups[0].params is a list of 1"),
     "another algorithm": (at(*GROUP, "amsgrad", to=True), "param_groups[0].amsgrad is True, expected False"),
+    "a number as factor": (at("lr_schedulers", 0, "lr_lambdas", 0, to=7), "lr_lambdas[0] is 7, expected nothing"),
+    "tensors as parameters": (at(*GROUP, "params", 0, to=torch.zeros(2)), "param_groups[0].params[0] is torch.float32"),
+    "a negative count": (lambda c: c["optimizer_states"][0]["state"][0]["step"].fill_(-1), "state.0.step is torch.fl"),
     "a method of the schedule": (at("lr_schedulers", 0, "step", to=1), "lr_schedulers[0] has 'step', which is unknown"),
     "too few rates": (at("lr_schedulers", 0, "base_lrs", to=[1.0]), "lr_schedulers[0].base_lrs is a list of 1"),
     "a negative step": (at("lr_schedulers", 0, "last_epoch", to=-3), "last_epoch is -3, expected a whole number"),

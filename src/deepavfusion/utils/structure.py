@@ -42,10 +42,10 @@ class Maybe:
 
 
 @dataclass(frozen=True)
-class Exactly:
-    """This value."""
+class OneOf:
+    """One of these numbers, texts, switches, or None."""
 
-    value: Any
+    values: tuple[Any, ...]
 
 
 def misfit(found: Any, like: Any, name: str) -> str | None:
@@ -53,10 +53,9 @@ def misfit(found: Any, like: Any, name: str) -> str | None:
 
     Args:
         found: the data, of plain values and tensors.
-        like: an example: a dict has its keys; a list or tuple its length; a tensor its shape; a whole number is not
-            negative; a fraction is finite, unless the example is not; None stands for None, a number or a switch;
-            others have its type. The classes above stand for more than one value.
-        name: of the data.
+        like: an example: a dict has its keys; a list or tuple its length; a tensor its shape; a whole number, or a
+            tensor of one number, is not negative; a fraction is finite, unless the example is not; others have its
+            type. The classes above stand for more than one value.
     """
     for place, value, example in _pairs(found, like, name):
         if wrong := _wrong(value, example):
@@ -98,8 +97,9 @@ def _wrong(value: Any, like: Any) -> str | None:
 def _expected(value: Any, like: Any) -> str | None:
     """What the value should have been; None: it is."""
     number = type(value) in (int, float)
-    if isinstance(like, Exactly):
-        right, words = type(value) is type(like.value) and value == like.value, _shown(like.value)
+    if isinstance(like, OneOf):
+        right = any(type(value) is type(choice) and value == choice for choice in like.values)
+        words = " or ".join(map(_shown, like.values))
     elif isinstance(like, (DictOf, Among, dict)):
         right, words = isinstance(value, dict) and all(isinstance(key, str) for key in value), "a dict with names"
     elif isinstance(like, ListOf):
@@ -114,10 +114,8 @@ def _expected(value: Any, like: Any) -> str | None:
         right, words = type(value) is int and 0 <= value <= MOST, "a whole number from 0"
     elif isinstance(like, float):
         right, words = number and (math.isfinite(value) or not math.isfinite(like)), "a finite number"
-    elif like is None:
-        right, words = value is None or number or isinstance(value, bool), "a number or nothing"
     else:
-        right, words = type(value) is type(like), f"a {type(like).__name__}"
+        right, words = type(value) is type(like), "nothing" if like is None else f"a {type(like).__name__}"
     return None if right else words
 
 
@@ -126,7 +124,9 @@ def _fits(value: Any, like: Tensor) -> bool:
         return False
     if not like.is_floating_point() or not value.is_floating_point():
         return value.dtype == like.dtype
-    return bool(torch.isfinite(value).all()) or not (like.is_meta or bool(torch.isfinite(like).all()))
+    if not like.is_meta and not torch.isfinite(like).all():
+        return True
+    return bool(torch.isfinite(value).all()) and (like.ndim > 0 or value.item() >= 0)
 
 
 def _shown(value: Any) -> str:

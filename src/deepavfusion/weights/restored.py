@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.structure import Among, DictOf, Exactly, ListOf, Maybe, misfit
+from deepavfusion.utils.structure import Among, DictOf, ListOf, Maybe, OneOf, misfit
 from deepavfusion.weights.compare import differences, excess
 from deepavfusion.weights.origin import Origin
 from deepavfusion.weights.weights import check_network
@@ -162,7 +162,8 @@ def _after_a_step(optimizer: Optimizer) -> dict[str, Any]:
     # A parameter that has no gradient, such as that of a frozen part, has no state.
     example["state"] = {index: Maybe(state) for index, state in twin.state_dict()["state"].items()}
     for group in example["param_groups"]:
-        # Not `fused`, which is the device's: tasks set it again.
-        exact = {key for key, value in group.items() if key == "params" or (type(value) is bool and key != "fused")}
-        group.update({key: Exactly(group[key]) for key in exact})
+        group["params"] = [OneOf((index,)) for index in group["params"]]
+        kernels = group.keys() & {"foreach", "fused"}  # of the device; tasks set them again
+        group |= dict.fromkeys(kernels, OneOf((None, True, False)))
+        group |= {key: OneOf((value,)) for key, value in group.items() if isinstance(value, bool)}
     return example
