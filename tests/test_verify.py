@@ -438,6 +438,8 @@ def test_what_is_no_report(tmp_path: Path, whole: Path) -> None:
     os.truncate(report, 2**40)  # takes no place on the disk
     with pytest.raises(UserError, match="more than any report"):
         bad_clips(report, EXCLUDE)
+    with pytest.raises(UserError, match="more than this command writes"):
+        run([clips], tmp_path, force=True)
     report.unlink()
     with pytest.raises(UserError, match=r"cannot be written .*set data.verify_report=<file>"):
         verify([clips], tmp_path, tmp_path / "gone" / "verify.csv")

@@ -14,6 +14,7 @@ import yaml
 from deepavfusion.cli.complete import evaluation_overrides, training_overrides
 from deepavfusion.config.ranges import RULES
 from deepavfusion.config.records import UNREAD, accepted
+from deepavfusion.data.lists.text import read_json
 from deepavfusion.runs.directory import choose_run_dir, write_record
 from deepavfusion.utils.signing import is_signed, signed
 from helpers.errors import refusal
@@ -200,6 +201,12 @@ def test_the_record_of_a_checkpoint(tmp_path: Path, refused: Refused, monkeypatc
     for wrong in (5, [5], {"a": 1}):
         save(overrides=wrong, made_here=signed(overrides))
         refused(lambda: evaluation_overrides(given), "expected a list of overrides")
+
+
+def test_a_list_in_json_is_not_read_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.json").touch()
+    os.truncate(tmp_path / "a.json", 2**40)  # takes no place on the disk
+    assert "a.json has 1099511627776 bytes" in refusal(read_json, tmp_path, "a.json", "x", "data.index.lists")
 
 
 # ---------------------------------------------------------------- the key

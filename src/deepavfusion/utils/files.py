@@ -20,6 +20,7 @@ KINDS = {  # that are no regular files
     stat.S_IFCHR: "it is a device",
     stat.S_IFBLK: "it is a device",
 }
+MOST_BYTES = 2**31  # of a file that is written on
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -73,11 +74,13 @@ def check_ours(path: Path, head: str, instead: str) -> None:
     if not os.path.lexists(path):
         return
     try:
-        regular_file(path)
+        size = regular_file(path).st_size
         with open(path, "rb") as file:
             found, rest = file.read(len(head.encode())), file.read(1)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): {instead}.") from None
+    if size > MOST_BYTES:
+        raise UserError(f"{path} has {size} bytes, more than this command writes, and is left as it is: {instead}.")
     ends = head.endswith(" ") or rest in (b"", b"\r", b"\n")
     if not (ends and head.encode().startswith(found)):
         raise UserError(

@@ -20,7 +20,6 @@ from deepavfusion.utils.names import from_cell, to_cell
 COLUMNS = ("id", "reason", "used", "detail", "path")
 NOT_ON_DISK = "not_on_disk"  # listed, never tried; a file that vanishes during the run is "missing", a failure
 KNOWN = "known_"  # prefix of a status from an earlier `prepare.py command=verify`: not tried, either
-MOST_BYTES = 2**30  # of the file
 MAX_LINES = 20  # in the terminal; the file has all of them
 
 
@@ -49,16 +48,11 @@ class DataReport(EvaluationCallback):
         head = ",".join(COLUMNS)
         check_ours(self.path, head, "move it out of the run directory, or set callbacks.data_report.path=<file>")
         if self.path.is_file():  # the run is resumed
-            text = self._read()
+            text = self.path.read_bytes().decode(errors="surrogateescape")
             complete = text[: text.rfind("\n") + 1]
             if complete != text:  # it was killed while it wrote a line, which will be written again
                 self.complete = complete or f"{','.join(COLUMNS)}\n"
             self.seen = {(problem.id, problem.path): problem for problem in self._problems(complete)}
-
-    def _read(self) -> str:
-        if (size := self.path.stat().st_size) > MOST_BYTES:
-            raise UserError(f"{self.path} has {size} bytes, more than a run writes: move it out of the run directory.")
-        return self.path.read_bytes().decode(errors="surrogateescape")
 
     def _problems(self, text: str) -> list[Problem]:
         """The lines of an earlier start."""

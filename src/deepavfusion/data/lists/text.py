@@ -18,6 +18,7 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file
 
 MAX_SHOWN = 200  # characters of a line in a message
+MOST_JSON = 2**28  # bytes of a list in JSON
 SPLIT_KEYS = "data.train_split, data.val_split or data.eval_split"
 
 
@@ -124,6 +125,8 @@ def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
             found[name.encode().decode()] = value  # half a surrogate pair raises a UnicodeEncodeError
         return found
 
+    if (size := path.stat().st_size) > MOST_JSON:
+        raise UserError(f"{path} has {size} bytes; expected {content}, at most {MOST_JSON} bytes: set {key}.")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeError, numbers of thousands of digits
