@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -179,6 +181,24 @@ def test_one_opening_serves_header_frames_and_audio(tmp_path: Path) -> None:
             media.frames([1.0])
             media.audio(1.0, 1.0)
     assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_no_frame_outlives_its_reading(tmp_path: Path, name: str) -> None:
+    """A frame in a cycle would have its scaler freed by a process forked later, which hangs."""
+    write_stream(tmp_path / name, clicks(16_000), frames=numbered(20))
+    gc.collect()
+    gc.disable()
+    try:
+        with Media(tmp_path / name) as media:
+            media.frames([0.3])
+            media.frames([0.1, 0.5])
+            media.audio(0.0, 1.0)
+        del media
+        left = [thing for thing in gc.get_objects() if issubclass(type(thing), (av.VideoFrame, av.AudioFrame))]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 def test_surround_downmix(tmp_path: Path) -> None:
