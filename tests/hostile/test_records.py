@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -212,6 +213,10 @@ def test_a_list_in_json_is_not_read_without_end(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the key
 
 
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_only_the_users_key_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     code = signed(["a=1", "b=2"], "here")
@@ -228,6 +233,11 @@ def test_only_the_users_key_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not is_signed(None, ["a=1"])
     shutil.rmtree(key.parent)
     assert signed(["a=1", "b=2"], "here") != code
+    key.unlink()
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", full_disk)
+        assert signed(["a=1"]) is None
+    assert not key.exists()  # so that it is made later
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     assert signed(["a=1"]) is None
     assert not Path("relative").exists()

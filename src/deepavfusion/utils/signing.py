@@ -39,6 +39,9 @@ def _key() -> bytes | None:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 os.write(handle, os.urandom(LENGTH))
+            except OSError:  # a full disk
+                path.unlink()
+                raise
             finally:
                 os.close(handle)
     try:
