@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.mixtures import draw_partners, evaluation_mixtures, other_class_partners
-from deepavfusion.data.stores.store import MASK_CENTRE, Frame, OpenClip, Store, on_grid
+from deepavfusion.data.stores.store import MASK_CENTRE, Frame, OpenClip, Store, frames_of, on_grid
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, extend_by_mirror
 from deepavfusion.transforms.image import EVAL_ZOOM, View, centre_view, random_view
 from deepavfusion.types import Clip, Draw, Problem, Sample
@@ -156,7 +156,7 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
         audio lie far apart, and are read one by one.
         """
         times = [self.frame_time(opened, start) for start in starts]
-        frames = opened.frames(times)
+        frames = frames_of(opened, times)
         apart = starts[-1] - starts[0] > READ_WHOLE
         whole = None if apart else opened.audio(starts[0], starts[-1] - starts[0] + self.spec.seconds)
         samples: SampleGroup = []

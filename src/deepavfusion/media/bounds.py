@@ -14,7 +14,7 @@ from deepavfusion.utils.errors import DecodeError
 if TYPE_CHECKING:
     from deepavfusion.media.packets import Extent
 
-MAX_PIXELS = 8192 * 8192  # of a frame or an image
+MAX_PIXELS = 8192 * 4608  # of a frame or an image; 8K video has 7680 × 4320
 MAX_ASPECT = 32  # longer side over shorter side; an image is resized by its shorter side
 MAX_STREAMS = 64
 MAX_RATE = 768_000  # Hz
@@ -24,7 +24,7 @@ MAX_GAP = 600.0  # s of a file that no packet fills, all gaps together; shorter 
 LONGEST = 10.0  # s that a packet can last; what it claims beyond that is a gap
 MAX_PACKETS = 5_000_000  # that are counted: six hours of video and audio many times over, in about 10 s
 MAX_WORK = 2**37  # pixels decoded for one request: three quarters of an hour of 1920 × 1080 at 25 Hz
-MAX_REQUEST = 2**30  # bytes of the frames of one request
+MAX_REQUEST = 2**31  # bytes of the frames of one request
 MAX_BLOCKS = 2_000_000  # of audio decoded for one window: half a day of AAC at 48 kHz
 MAX_SAMPLES = 2**26  # at the file's rate, decoded at a time: 23 minutes at 48 kHz; longer windows are read in parts
 LOUDEST = 100.0  # times full scale; more comes from damaged audio only, as do values that are not finite

@@ -60,12 +60,17 @@ def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]
                 return found
     reader = _FrameReader(container, stream)
     try:
-        frame_at = {limit: reader.at(limit) for limit in sorted(set(limits))}
+        found = None
+        for limit in sorted(set(limits)):
+            frame = reader.at(limit)
+            found = np.empty((len(limits), *frame.shape), np.uint8) if found is None else found
+            found[[n for n, other in enumerate(limits) if other == limit]] = frame
     finally:
         # The generator refers to the reader: as a cycle, both would keep the decoder's buffers until Python's garbage
         # collector runs, and the memory of a process would grow from fragments of them.
         reader.frames = iter(())
-    return np.stack([frame_at[limit] for limit in limits])
+    assert found is not None
+    return found
 
 
 class DisplayClock:

@@ -5,7 +5,7 @@ The rest of the data path is the same for raw files (raw.py) and packed chunks (
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,6 +65,14 @@ class Store(Protocol):
 
     def blocks(self, clips: Sequence[Clip]) -> list[list[int]] | None:
         """Positions of the clips that lie together, in the order of storage; None where any order costs the same."""
+
+
+def frames_of(clip: OpenClip, times: Sequence[float]) -> Iterable[Frame]:
+    """The frames on screen at `times`, s; no more of them in memory than `frames_at_once`."""
+    step = clip.frames_at_once
+    if len(times) <= step:
+        return clip.frames(times)
+    return (frame for n in range(0, len(times), step) for frame in clip.frames(times[n : n + step]))
 
 
 def on_grid(time: float, earliest: float, latest: float) -> float:
