@@ -222,7 +222,7 @@ if __name__ == "__main__":
         process = subprocess.Popen([sys.executable, tmp_path / "run.py"], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            if len(list((tmp_path / "out").rglob("chunk-*.bin"))) >= wanted:
+            if len(list((tmp_path / "out").glob("*/chunk-*.bin"))) >= wanted:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
                 break
@@ -230,7 +230,7 @@ if __name__ == "__main__":
         process.wait()
     assert kills == 2
     assert not is_packed(tmp_path / "out")
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("chunk-*.bin")}
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/chunk-*.bin")}
     subprocess.run([sys.executable, tmp_path / "run.py"], check=True, capture_output=True, timeout=120)
     assert content(tmp_path / "out") == content(packed_root)
     kept = [p for p, written in before.items() if p.stat().st_mtime_ns == written]
