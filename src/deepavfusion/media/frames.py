@@ -38,6 +38,7 @@ decord.logging.set_level(decord.logging.QUIET)
 # n / fps is rounded, too: without slack the frame before the wanted one would be taken about every other time.
 CLOCK_SLACK = 1e-3
 DECORD_FRAMES = 1500  # longer files go to PyAV
+DECORD_PIXELS = 2**23  # larger frames than 4K, too: decord keeps many
 SEEK_AHEAD = 2.0  # s; nearer frames are reached by decoding on
 
 
@@ -51,7 +52,8 @@ def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]
     tick = float(stream.time_base)
     # A frame is on screen from pts ≤ limit on; the bounds keep any float within what a seek takes.
     limits = [floor((min(max(t, -1.0), 1e7) + container.origin + CLOCK_SLACK) / tick) for t in times]
-    if len(times) > 1 and 0 < stream.frames <= DECORD_FRAMES and not _is_turned(container, stream):
+    small = stream.codec_context.width * stream.codec_context.height <= DECORD_PIXELS
+    if len(times) > 1 and small and 0 < stream.frames <= DECORD_FRAMES and not _is_turned(container, stream):
         pts = _countable_pts(container, stream)
         if len(pts) == stream.frames:
             wanted = [max(0, bisect_right(pts, limit) - 1) for limit in limits]
