@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.config.continued import APPLIED, BETWEEN_EPOCHS, REFUSED, changes, check_changes, verdict
 from deepavfusion.config.overrides import merged
 from deepavfusion.data.datamodule import ClipDataModule
@@ -364,6 +365,26 @@ def test_another_number_of_processes_waits_for_the_end_of_the_epoch(within, proc
         said = resumed.other_steps(trainer, datamodule)
         assert (said or "").startswith("4 items a step from here on, was 8" if processes == 2 else "")
         assert (said is None) == (processes == 1)
+
+
+def test_a_first_checkpoint_whose_curves_were_not_written_does_not_count(stopped, tmp_path, monkeypatch):
+    command = [*stopped[1], "trainer.max_epochs=1", "run.name=y", f"paths.log_dir={tmp_path}"]
+    command += ["callbacks.checkpoints.every_n_train_steps=1"]
+
+    def killed(self: Checkpoints, trainer: Any) -> None:
+        if self.written is not None:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_commit", killed)
+        with pytest.raises(KilledError):
+            train(patch, *command)
+    run_dir = tmp_path / "pretrain" / "runs" / "y"
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000001.unnamed"]
+    train(monkeypatch, *command)
+    assert [event.step for event in events(run_dir).Scalars("train/loss_step")] == [0, 1]
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["last.ckpt", "step_00000001.ckpt", "step_00000002.ckpt"]
 
 
 def test_another_directory_continues_under_the_same_rules(stopped, copy, tmp_path, monkeypatch, capsys):

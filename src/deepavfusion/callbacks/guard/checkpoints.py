@@ -21,6 +21,7 @@ from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.files import link, whole
 
+UNNAMED = ".unnamed"
 BEFORE_VALIDATION = 1.0  # min of training that may be lost by a kill during validation, which writes no checkpoints
 
 
@@ -60,6 +61,7 @@ class Checkpoints(Checkpoint):
         self.signals = StopSignals(self._leave)
         self.stopping = 0  # the signal, once all processes know it
         self.written: Path | None = None  # but `last` does not point to it yet
+        self.unnamed: Path | None = None  # where the first one is until then
         self.busy = False
         self.saved_at = time.monotonic()
         self.group: Any = None  # of all processes, for the vote
@@ -83,8 +85,9 @@ class Checkpoints(Checkpoint):
         if trainer.world_size > 1:
             self.group = distributed.new_group(backend="gloo")
         if trainer.is_global_zero:
-            for partial in self.folder.glob("*.partial"):  # of a run that was killed
-                partial.unlink()
+            for kind in ("*.partial", f"*{UNNAMED}"):  # of a run that was killed
+                for path in self.folder.glob(kind):
+                    path.unlink()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._commit(trainer)
@@ -138,7 +141,10 @@ class Checkpoints(Checkpoint):
     def _write(self, trainer: Trainer) -> None:
         self.busy = True
         self.written = self.folder / STEPS.format(trainer.global_step)
-        trainer.save_checkpoint(self.written, weights_only=False)
+        # Without a `last`, every step file counts, as where links were lost in copying. So the first one gets its name
+        # when all that belongs to it is there.
+        self.unnamed = None if os.path.lexists(self.folder / LAST) else self.written.with_suffix(UNNAMED)
+        trainer.save_checkpoint(self.unnamed or self.written, weights_only=False)
         self.saved_at, self.busy = time.monotonic(), False
 
     def _commit(self, trainer: Trainer) -> None:
@@ -150,6 +156,8 @@ class Checkpoints(Checkpoint):
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if flush is not None:
                 flush()
+        if self.unnamed is not None:
+            self.unnamed.replace(written)
         last = self.folder / LAST
         if not link(last, written.name):
             with whole(last, durable=True) as partial:
