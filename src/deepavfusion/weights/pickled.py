@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 MAX_PICKLE = 16 << 20  # bytes; that of a thousand tensors with AdamW's state takes 0.5 MB
-MAX_OPCODES = MAX_VALUES = 2_000_000
+MAX_OPCODES, MAX_VALUES = 2_000_000, 1_000_000
 MAX_DEPTH, MAX_TENSORS = 100, 100_000
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 STORAGES = {
