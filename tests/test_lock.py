@@ -84,7 +84,7 @@ def test_a_start_of_a_run_that_is_training_is_refused(data_root, tmp_path, monke
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_the_lock_of_a_killed_start_is_taken_over_at_once(disk, tmp_path, reaped):
+def test_the_lock_of_a_killed_start_is_taken_over_at_once(disk, tmp_path, reaped, capsys):
     ready, write = os.pipe()
 
     def work() -> None:
@@ -98,9 +98,8 @@ def test_the_lock_of_a_killed_start_is_taken_over_at_once(disk, tmp_path, reaped
         pass
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | (0 if reaped else os.WNOWAIT))  # not reaped: it is a zombie
-    begin = time.monotonic()
     with locked(tmp_path):
-        assert time.monotonic() - begin < 0.3
+        assert capsys.readouterr().out == ""  # it did not have to wait
     if not reaped:
         os.waitpid(pid, 0)
 
@@ -136,20 +135,20 @@ def test_another_machine_that_died_loses_the_lock_after_a_while(disk, tmp_path, 
     begin = time.monotonic()
     with locked(tmp_path):
         assert holder(tmp_path) != "other"
-        assert 3 * lock.BEAT <= time.monotonic() - begin < 2
+        assert time.monotonic() - begin >= 3 * lock.BEAT
     out = capsys.readouterr().out
     assert f"process {os.getpid()} on node7" in out
     assert "no sign of life" in out
     assert "takes its place" in out
 
 
-def test_a_job_that_slurm_starts_again_does_not_wait_for_itself(tmp_path, monkeypatch):
+def test_a_job_that_slurm_starts_again_does_not_wait_for_itself(tmp_path, monkeypatch, capsys):
     held(tmp_path, boot="of another machine", job="42", restart="0")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    begin = time.monotonic()
     with locked(tmp_path):
-        assert time.monotonic() - begin < 0.1
+        assert holder(tmp_path) != "other"
+    assert capsys.readouterr().out == ""
 
 
 def test_other_processes_of_a_run_take_no_lock(tmp_path, monkeypatch):
