@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def start_forked(command: list[str], folder: Path, fault: Callable[[], None] = l
         torch.set_num_threads(1)
         torch.set_num_threads = lambda _: None
         os.environ.pop("DEEPAVFUSION_RUN_DIR", None)
+        forget_fork_server()
         sys.argv = command
         fault()
         from deepavfusion.cli import entry
@@ -191,6 +193,12 @@ def start_forked(command: list[str], folder: Path, fault: Callable[[], None] = l
             for stream in (sys.stderr, sys.stdout):
                 stream.flush()
         os._exit(status)
+
+
+def forget_fork_server() -> None:
+    """That of the copied process is no child of this one."""
+    server = forkserver._forkserver
+    server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
 
 
 STATUS: dict[int, int] = {}

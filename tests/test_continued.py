@@ -357,6 +357,7 @@ def test_another_number_of_processes_waits_for_the_end_of_the_epoch(within, proc
     state["ClipDataModule"] = {"delivered": 3 * within, "batch_size": 4, "processes": processes}
     resumed = Resumed("a.ckpt", {}, 9, state)
     monkeypatch.setattr("deepavfusion.runs.checkpoints.check_restorable", lambda *_, **__: None)
+    monkeypatch.setattr(datamodule, "train_batches", lambda _: 5)
     if within and processes == 2:
         with pytest.raises(UserError, match=r"lies 3 batches within an epoch of data.batch_size=4 on 2 processes"):
             resumed.check(trainer, None, datamodule)

@@ -109,7 +109,8 @@ class _Reader:
             with self.part("read"):
                 opened = stack.enter_context(self.store.open(clip))
             frames, audio = self.part("frame")(opened.frames), self.part("audio")(opened.audio)
-            yield SimpleNamespace(frames=frames, audio=audio, audio_end=opened.audio_end, video_end=opened.video_end)
+            plain = ("audio_end", "video_end", "frames_at_once")
+            yield SimpleNamespace(frames=frames, audio=audio, **{name: getattr(opened, name) for name in plain})
             with self.part("read"):
                 stack.close()
 

@@ -68,14 +68,14 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
                 )
             # Lightning's first process watches those it started and takes any other status for a failure.
             sys.exit(STOPPED if rank_zero() else 0)
+        except HydraException as error:  # some are OSErrors, too
+            if isinstance(error, InstantiationException):
+                raise
+            _fail(one_sentence(error), error)
         except OSError as error:
             paths = args[0].paths if args and "paths" in args[0] else {}
             _fail_if_explained(error, {f"paths.{key}": place for key, place in paths.items() if place})
             raise
-        except HydraException as error:
-            if isinstance(error, InstantiationException):
-                raise
-            _fail(one_sentence(error), error)
 
     return wrapped
 
@@ -167,11 +167,11 @@ def run(main: Callable[[], Any]) -> None:
         raise
     except UserError as error:
         _fail(str(error), error)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(one_sentence(error), error)
     except OSError as error:
         _fail_if_explained(error)
         raise
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(one_sentence(error), error)
 
 
 def one_sentence(error: Exception) -> str:
