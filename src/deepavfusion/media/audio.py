@@ -137,7 +137,8 @@ def _from(container: Container, stream: Any, needed: float) -> Iterator[tuple[fl
             clock = time + frame.samples / frame.sample_rate
             yield time, frame
         else:
-            return
+            if clock is not None:
+                return  # otherwise the seek landed behind the last packet
 
 
 def _decoded(container: Container, stream: Any, needed: float) -> Iterator[tuple[float | None, Any]]:

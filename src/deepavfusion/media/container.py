@@ -31,6 +31,7 @@ class Container:
             self.av: Any = open_file(self.path)
         self.origin = (self.av.start_time or 0) / av.time_base
         self.fresh = True  # nothing has been read yet, so there is nothing to rewind
+        self.size = (0, 0)  # width and height of the video by the header; the decoder's change with its frames
 
     @cached_property
     def extents(self) -> dict[str, Extent]:
@@ -44,7 +45,8 @@ class Container:
             raise DecodeError(self.path, "undecodable", detail)
         streams = {kind: stream for kind in ("video", "audio") if (stream := self._first(kind)) is not None}
         if (video := streams.get("video")) is not None:
-            bounds.check_size(self.path, video.codec_context.width, video.codec_context.height)
+            self.size = video.codec_context.width, video.codec_context.height
+            bounds.check_size(self.path, *self.size)
         if (audio := streams.get("audio")) is not None:
             bounds.check_audio(self.path, audio.codec_context.sample_rate, audio.codec_context.channels)
         found = extents(self.path, self.origin, {stream.index: stream for stream in streams.values()})

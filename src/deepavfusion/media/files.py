@@ -74,7 +74,9 @@ def failures(path: str, stream: str | None = None) -> Iterator[None]:
         if number in EXHAUSTED:  # which is no file's fault
             raise
         what = clause(error, path)
-        unread = number in UNREAD  # perhaps another part of it can be read, so it is not asked what it is
+        unread = number in UNREAD and not _says_nothing(
+            error
+        )  # perhaps another part of it can be read, so it is not asked what it is
         failure = DecodeError(path, "undecodable", f"it cannot be read: {what}") if unread else damaged(path, what)
         failure.stream = stream
         raise failure from error
@@ -97,8 +99,13 @@ def nothing_in(path: str, kind: str) -> DecodeError:
 
 def clause(error: BaseException, path: str) -> str:
     """An exception's message without the path, on one line."""
-    text = getattr(error, "strerror", None) or str(error)
+    text = "invalid data" if _says_nothing(error) else getattr(error, "strerror", None) or str(error)
     return " ".join(text.replace(path, "the file").split()) or type(error).__name__
+
+
+def _says_nothing(error: BaseException) -> bool:
+    """Whether it is FFmpeg's −1, for anything that fails, which reads as the system's "operation not permitted"."""
+    return isinstance(error, av.error.FFmpegError) and error.errno == errno.EPERM
 
 
 def cut_short(path: str) -> bool:

@@ -233,7 +233,10 @@ class _FrameReader:
             raise nothing_in(path, "video")
         if frame.is_corrupt:
             raise damaged(path, "the frame is damaged")
-        return np.ascontiguousarray(upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame)))
+        # Recordings of calls and broadcasts change their frame size: all frames get that of the first, as from FFmpeg.
+        width, height = self.container.size
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return np.ascontiguousarray(upright(pixels, _display_matrix(frame)))
 
     def _seek(self, limit: int) -> None:
         """Begin at a key frame from which the frame on screen can be decoded."""

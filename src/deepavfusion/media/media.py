@@ -92,8 +92,8 @@ class Media(Container):
                 video_duration=video_length,
                 frames=video.frames if video else 0,
                 fps=float(video.average_rate or 0) if video else 0.0,
-                width=video.codec_context.width if video else 0,
-                height=video.codec_context.height if video else 0,
+                width=self.size[0],
+                height=self.size[1],
                 has_audio=sound is not None,
                 audio_start=audio_start,
                 audio_duration=audio_length,
@@ -127,7 +127,7 @@ class Media(Container):
                 is taken, after the last the last.
 
         Returns:
-            uint8 [N, H, W, 3], RGB, upright, in the order of `times`.
+            uint8 [N, H, W, 3], RGB, upright, in the order of `times`; frames of another size than the first are scaled.
 
         Raises:
             DecodeError: no_video, too_short (a stream without frames), truncated, undecodable.

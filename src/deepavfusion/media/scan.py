@@ -78,7 +78,8 @@ def _check_header(media: Media) -> None:
     """Refuse a file that lasts less than it says as a whole; Matroska does not say it of the streams."""
     whole, ends = (media.av.duration or 0) / av.time_base, [extent.end for extent in media.extents.values()]
     only = all(stream.type in ("video", "audio") for stream in media.av.streams)  # subtitles may last longer
-    if "matroska" in media.av.format.name and only and whole > max(ends, default=0.0) + HEADER_BEHIND:
+    latest = max(ends, default=0.0) + max(0.0, media.origin)  # FFmpeg counts a length from 0, not from the first packet
+    if "matroska" in media.av.format.name and only and whole > latest + HEADER_BEHIND:
         detail = f"the file ends at {max(ends, default=0.0):.2f} s, the header says {whole:.2f} s"
         raise DecodeError(media.path, "truncated", detail)
 

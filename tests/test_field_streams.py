@@ -1,0 +1,107 @@
+"""Streams as they come from calls, broadcasts and long recordings: sizes that change, clocks that begin late, ends."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from deepavfusion.data.stores.pack import PackSettings, make_item
+from deepavfusion.data.stores.raw import RawStore
+from deepavfusion.media import Media, scan
+from deepavfusion.media.files import failures
+from deepavfusion.types import Clip
+from deepavfusion.verify.clip import check_clip
+from helpers.errors import decode_error
+from helpers.media import FPS, noise, number, numbered, write_stream
+
+
+def write_call(path: Path, sizes: list[tuple[int, int]], seconds: int = 2) -> None:
+    """WebM as a browser records a call: the frame size (width, height) changes every `seconds`, within one stream."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libvpx", rate=FPS)
+        video.width, video.height, video.pix_fmt = *sizes[0], "yuv420p"
+        sound = container.add_stream("libopus", rate=48_000, layout="mono")
+        for part, (width, height) in enumerate(sizes):
+            encoder = av.CodecContext.create("libvpx", "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+            encoder.time_base, encoder.framerate, encoder.thread_count = Fraction(1, FPS), Fraction(FPS), 1
+            encoder.options = {"deadline": "realtime", "lag-in-frames": "0"}
+            frames = range(part * seconds * FPS, (part + 1) * seconds * FPS)
+            packets = []
+            for n in frames:
+                frame = av.VideoFrame.from_ndarray(numbered(n + 1)[n], format="rgb24").reformat(
+                    width, height, "yuv420p"
+                )
+                frame.pts, frame.time_base = n, Fraction(1, FPS)
+                packets += encoder.encode(frame)
+            for packet in [*packets, *encoder.encode(None)]:
+                packet.stream = video
+                container.mux(packet)
+        block = av.AudioFrame.from_ndarray(noise(seconds * len(sizes), 48_000), format="fltp", layout="mono")
+        block.sample_rate, block.time_base, block.pts = 48_000, Fraction(1, 48_000), 0
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=48_000, frame_size=960)
+        for piece in (*resampler.resample(block), *resampler.resample(None)):
+            container.mux(sound.encode(piece))
+        container.mux(sound.encode(None))
+
+
+def test_frames_have_one_size_where_it_changes_in_the_stream(tmp_path: Path) -> None:
+    write_call(path := tmp_path / "call.webm", [(128, 32), (64, 16), (128, 64)])
+    clip = Clip("a", str(path), 0)
+    assert check_clip(clip, 3.0, None).status == "ok"
+    times = [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    with Media(path) as media:
+        together, alone = media.frames(times), [media.frames([time])[0] for time in reversed(times)]
+        assert (media.info.height, media.info.width) == (32, 128)
+    assert together.shape == (6, 32, 128, 3)
+    np.testing.assert_array_equal(together, alone[::-1])
+    assert [number(frame) for frame in together] == [int(time * FPS) for time in times]
+    with RawStore().open(clip) as opened:
+        item = make_item(clip, opened, PackSettings())
+    assert tuple(item["shape"]) == (32, 128)
+
+
+def test_matroska_may_count_its_length_from_before_the_first_packet(tmp_path: Path) -> None:
+    path = tmp_path / "late.mkv"
+    write_stream(path, noise(4.0), frames=numbered(100), offset=1_000.0, avoid_negative_ts="disabled")
+    with Media(path) as media:
+        assert (media.origin, media.av.duration / av.time_base) == pytest.approx((1_000, 1_004), abs=0.1)
+    assert scan(path).audio_end == pytest.approx(4.0, abs=0.1)
+
+
+def test_a_window_behind_the_end_is_empty_in_a_program_stream(tmp_path: Path) -> None:
+    """Of which a seek behind the end finds nothing."""
+    path = tmp_path / "a.mpg"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg1video", rate=FPS)
+        video.width, video.height, video.pix_fmt = 128, 32, "yuv420p"
+        sound = container.add_stream("mp2", rate=48_000, layout="mono")
+        for n, pixels in enumerate(numbered(75)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = n, Fraction(1, FPS)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        wave = (noise(3.0, 48_000) * 32_767).astype(np.int16)
+        for begin in range(0, wave.shape[1], 1152):
+            block = av.AudioFrame.from_ndarray(wave[:, begin : begin + 1152], format="s16", layout="mono")
+            block.sample_rate, block.time_base, block.pts = 48_000, Fraction(1, 48_000), begin
+            container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    with Media(path) as media:
+        assert len(media.audio(1.0, 1.0)) == 16_000
+        assert [len(media.audio(start, 1.0)) for start in (3.6, 60.0)] == [0, 0]
+
+
+def test_what_ffmpeg_says_of_anything_is_not_said_of_permissions(tmp_path: Path) -> None:
+    (path := tmp_path / "a").write_bytes(b"x")
+
+    def read(error: Exception) -> None:
+        with failures(str(path)):
+            raise error
+
+    assert decode_error(read, av.error.PermissionError(1, "Operation not permitted")).detail == "invalid data"
+    assert "cannot be read: Not allowed" in decode_error(read, PermissionError(1, "Not allowed")).detail
