@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -45,14 +47,31 @@ LATE = Cost(f"not done after {PATIENCE:g} s", PATIENCE, 0.0, orderly=False)
 class Group:
     """Files that come in by the same doors: name of each -> what builds it; name of each door -> what reads a file."""
 
-    files: Mapping[str, Callable[[Path], None]]
+    files: Mapping[str, Callable[[Path], object]]
     doors: Mapping[str, Callable[[Path], str]]
 
 
 def groups() -> list[Group]:
+    from helpers.damage import open_checkpoint
     from helpers.hostile_media import CASES, DOORS, STILL_DOORS, STILLS
+    from hostile.test_checkpoint_bounds import FIELD, GROWING, archive, of_torch
 
-    return [Group({name: build for name, (build, _) in CASES.items()}, DOORS), Group(STILLS, STILL_DOORS)]
+    def opened(path: Path) -> str:
+        word, detail = open_checkpoint(str(path))
+        sentence = (
+            detail.removeprefix("checkpoint ").removeprefix(f"{path} ").removeprefix(f"({path.stat().st_size} bytes) ")
+        )
+        return READ if word == READ else sentence.split("; ")[0].split(": ")[0].split(" (")[0]
+
+    small = ("set_of_view.ckpt", "two_archives.ckpt", "wide.safetensors")
+    checkpoints = {name: partial(shutil.copyfile, FIELD / name) for name in small}
+    for name, body in GROWING.items():
+        checkpoints[f"{name}.ckpt"] = partial(archive, members=of_torch(body))
+    return [
+        Group({name: build for name, (build, _) in CASES.items()}, DOORS),
+        Group(STILLS, STILL_DOORS),
+        Group(checkpoints, {"read": opened}),
+    ]
 
 
 def cost(door: Callable[[Path], str], path: Path) -> Cost:
