@@ -107,7 +107,9 @@ def introduced(task: Any) -> Any:
     say(f"network {task.origin}")
     classes = [str(name) for name in task.record.get("classes", []) if name != "background"]
     if classes:
-        shown = " · ".join(classes[:SHOWN]) + (" · …" if len(classes) > SHOWN else "")
+        shown = " · ".join(f"{name[:77]}…" if len(name) > 78 else name for name in classes[:SHOWN]) + (
+            " · …" if len(classes) > SHOWN else ""
+        )
         say(f"  trained on {len(classes)} classes: {shown}")
     if task.origin.caveat:
         say(f"  {task.origin.caveat}", "yellow")

@@ -151,6 +151,12 @@ class ClipDataModule(LightningDataModule):
         if self.lists:
             return
         found = {split: self.read(split) for split in self.splits}
+        kinds = {split: (clips.classes, clips.multi_label) for split, (clips, _) in found.items()}
+        if any(kind != kinds[self.split_of["train"]] for kind in kinds.values()):
+            raise UserError(
+                f"the splits {', '.join(kinds)} under {self.root} have different classes, expected the same, in one "
+                "order: copy or pack them again, all in one command."
+            )
         for role, split in self.split_of.items():
             self.lists[role], self.stores[role] = found[self.split_of["train"] if split == HOLDOUT else split]
         if self.split_of["val"] == HOLDOUT:
@@ -257,6 +263,11 @@ class ClipDataModule(LightningDataModule):
 
     def _loader(self, dataset: ClipDataset, train: bool = False) -> ResumableLoader:
         rank, world_size = self._rank_and_world()
+        if train and not len(dataset):
+            raise UserError(
+                f"no {dataset.unit} of the train split under {self.root} can be used: see data.exclude and the verify "
+                "report, or give more clips."
+            )
         if 0 < len(dataset) < world_size:
             raise UserError(
                 f"{len(dataset)} clips for {world_size} processes: a split under {self.root} needs at least "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.text import count, read_csv
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import regular_file
+from deepavfusion.utils.files import lines_of, regular_file
 
 MEDIA = (
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
@@ -104,12 +104,14 @@ def _unreadable(error: OSError) -> None:
 
 def _read_text(path: Path) -> Iterator[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open(encoding="utf-8-sig") as file:
+            for line in map(str.strip, lines_of(file)):
+                if line and not _is_comment(line, path.parent):
+                    yield line
     except UnicodeDecodeError as error:
         raise UserError(
             f"input {path} is not UTF-8 text ({error}): expected a path per line; save it as UTF-8."
         ) from None
-    yield from (line for line in map(str.strip, lines) if line and not _is_comment(line, path.parent))
 
 
 def _is_comment(line: str, folder: Path) -> bool:

@@ -24,6 +24,7 @@ from deepavfusion.weights.compare import check_finite, check_plan
 from deepavfusion.weights.file import read_file
 from deepavfusion.weights.origin import origin_of
 
+LONGEST = 4096  # characters of the name of a class
 TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
 
 
@@ -55,6 +56,12 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
         raise UserError(
             f"{path} has no record of its model: expected a .ckpt file that train.py wrote, {example}; weights alone "
             f"can start a training as model.pretrained."
+        )
+    classes = record.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(each, str) and len(each) <= LONGEST for each in classes):
+        raise UserError(
+            f"{path} records other classes than names of at most {LONGEST} characters; it was not loaded: use a "
+            "checkpoint that train.py wrote."
         )
     name = str(record.get("task"))
     if expected not in (None, name):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import Trainer
 
 from deepavfusion.config.continued import changes, check_changes
@@ -18,10 +17,11 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import read_text
+from deepavfusion.utils.plain_yaml import plain_yaml
 from deepavfusion.weights.file import read_file
 from deepavfusion.weights.restored import check_restorable
 
-MAX_CONFIG = 10**6  # bytes; a run writes about 10 000
+MAX_CONFIG = 2**18  # bytes; a run writes about 10 000
 
 
 @dataclass
@@ -178,10 +178,8 @@ def _resumed(path: Path, content: Mapping[str, Any]) -> Resumed:
 def _written_config(path: Path) -> Mapping[str, Any]:
     """As a run writes it; empty if it is not there, or is not that."""
     try:
-        text = read_text(path, MAX_CONFIG, "the config of a run")
-        plain = not any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
-        config = yaml.safe_load(text) if plain else {}
-    except (UserError, yaml.YAMLError, RecursionError, ValueError):
+        config = plain_yaml(read_text(path, MAX_CONFIG, "the config of a run"))
+    except (UserError, ValueError):
         return {}
     return config if isinstance(config, Mapping) else {}
 

@@ -12,6 +12,7 @@ import yaml
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import link, read_text, write_whole
+from deepavfusion.utils.plain_yaml import plain_yaml
 from deepavfusion.utils.processes import launched_processes
 from deepavfusion.utils.signing import is_signed, signed
 
@@ -148,8 +149,8 @@ def read_overrides(run_dir: str | Path) -> tuple[object, bool]:
         return [], False
     text = read_text(path, MOST_BYTES, "the overrides of a run, as train.py writes them")
     try:
-        found = yaml.safe_load(text) or []
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        found = plain_yaml(text) or []
+    except ValueError as error:
         raise UserError(
             f"{path} cannot be read as YAML ({textwrap.shorten(str(error), 100)}): expected a list of overrides, as "
             "train.py writes it; give them with the command and remove the file."

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.names import to_cell
@@ -21,6 +22,7 @@ KINDS = {  # that are no regular files
     stat.S_IFBLK: "it is a device",
 }
 MOST_BYTES = 2**31  # of a file that is written on
+LONGEST_LINE = 2**20  # characters
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -58,6 +60,23 @@ def read_text(path: Path, most: int, expected: str) -> str:
         raise UserError(f"{path} cannot be read ({error.strerror}): expected {expected}.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}): expected {expected}.") from None
+
+
+def lines_of(file: TextIO) -> Iterator[str]:
+    """The lines of an open text file; one without end is not read into memory.
+
+    Raises:
+        UserError: a line has more than `LONGEST_LINE` characters.
+    """
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE and not line.endswith("\n"):
+            raise UserError(
+                f"{file.name}, line {number}, has more than {LONGEST_LINE} characters, expected a list in lines: fetch "
+                "or copy it again."
+            )
+        yield line
 
 
 def check_ours(path: Path, head: str, instead: str) -> None:
@@ -98,8 +117,8 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
         durable: sync to the disk, so that this also holds when the machine loses power.
     """
     partial = path.with_name(f"{path.name}.partial")
-    if partial.is_symlink():  # through which this would write to another file
-        partial.unlink()
+    with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+        partial.unlink()  # a link leads to another file, and a named pipe would be waited for
     try:
         yield partial
         if durable:

@@ -20,7 +20,17 @@ from torch import Tensor
 
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.archive import Archive, CompressedFile, DamagedFile, read_into
-from deepavfusion.weights.pickled import MAX_PICKLE, STORAGES, ForeignCode, Growing, Storage, View, interpret, realise
+from deepavfusion.weights.pickled import (
+    MAX_PICKLE,
+    MAX_TENSORS,
+    STORAGES,
+    ForeignCode,
+    Growing,
+    Storage,
+    View,
+    interpret,
+    realise,
+)
 
 EXPECTED = (
     "a checkpoint of this project (.ckpt or .safetensors), a published DeepAVFusion checkpoint, "
@@ -182,7 +192,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     The library checks that the tensors fill the file, in order.
     """
+    with path.open("rb") as head:
+        if int.from_bytes(head.read(8), "little") > MAX_PICKLE:  # of what describes the tensors
+            raise Growing
     with safe_open(path, "pt") as file:
+        if len(file.keys()) > MAX_TENSORS:
+            raise Growing
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         expected = (file.metadata() or {}).get("crc32")
     if not {tensor.dtype for tensor in tensors.values()} <= set(STORAGES.values()):

@@ -73,10 +73,10 @@ def chances(datamodule: Any) -> dict[str, float]:
 
 
 def example_video(datamodule: Any) -> str:
-    """A video that predict.py can open: a test clip, or where those are folders one of the demo sets beside them."""
+    """A video that predict.py can open: a test clip; where those are folders or packed, one of demo sets nearby."""
     lists = getattr(datamodule, "lists", {})
     paths = [Path(clip.path) for clip in lists["test"].clips[:100]] if "test" in lists else []
-    if paths and not paths[0].suffix:
+    if paths and paths[0].suffix in ("", ".bin"):  # a chunk of packed data
         paths = sorted(Path(datamodule.root).parent.glob("*/clips/*/*.mp4"))
     videos = [path for path in paths if path.is_file()]
     plain = [path for path in videos if not set(" ,=[]{}'\"()") & set(str(path)) and "/-" not in str(path)]

@@ -47,4 +47,4 @@ def fault(cells: Sequence[str]) -> str:
 
 def looks_changed(identifier: str) -> bool:
     """A fast test of the first cell of a line: whether `fault` may find something in it."""
-    return len(identifier) != YOUTUBE or identifier[:1] == "#" or "." in identifier
+    return len(identifier) != YOUTUBE or identifier[:1] == "#" or "." in identifier or "," in identifier

@@ -15,10 +15,11 @@ from typing import Any
 
 from deepavfusion.data.lists.spreadsheet import PUBLISHED, fault, looks_changed
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import regular_file
+from deepavfusion.utils.files import lines_of, regular_file
 
 MAX_SHOWN = 200  # characters of a line in a message
-MOST_JSON = 2**28  # bytes of a list in JSON
+MOST_JSON = 2**23  # bytes of a list in JSON, which may take thirty times as much memory; published ones have 10**5
+SPREADSHEET_LINES = 2**20  # the most that a spreadsheet program keeps
 SPLIT_KEYS = "data.train_split, data.val_split or data.eval_split"
 
 
@@ -53,12 +54,17 @@ def read_csv(root: Path, annotations: str, columns: str, key: str) -> Iterator[t
     """Lines of a CSV file of any content, as `read_rows` gives them."""
     path = _list_file(root, annotations, f"a CSV file with lines `{columns}`", key)
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, skipinitialspace=True, strict=True)
+        reader = csv.reader(lines_of(file), skipinitialspace=True, strict=True)
         try:
             for row in reader:
                 cells = [cell.strip() for cell in row]
                 if any(cells):
                     yield reader.line_num, cells
+            if reader.line_num == SPREADSHEET_LINES:
+                raise UserError(
+                    f"{path} has exactly {SPREADSHEET_LINES} lines, the most that spreadsheet programs keep, so that "
+                    f"the rest is lost; expected all lines `{columns}`: {PUBLISHED}."
+                )
         except csv.Error as error:
             raise UserError(
                 f"{path}, line {reader.line_num}, cannot be read as CSV ({error}); expected `{columns}`: fix the line."
@@ -81,20 +87,26 @@ def malformed(where: str, cells: Sequence[str], expected: str) -> UserError:
 
 
 def _not_utf8(path: Path, columns: str) -> UserError:
-    content = path.read_bytes()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:1000]:
-        where, why = "", "is UTF-16 text, as spreadsheet programs write it"
-    else:
-        try:
-            content.decode()
-            line = 0
-        except UnicodeDecodeError as error:
-            line = len(content[: error.start].splitlines()) or 1
-        where, why = f", line {line},", "is not UTF-8 text"
+    with path.open("rb") as file:
+        head = file.read(1000)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
+            where, why = "", "is UTF-16 text, as spreadsheet programs write it"
+        else:
+            file.seek(0)
+            line = next((n for n, each in enumerate(file, 1) if not _is_utf8(each)), 0)
+            where, why = f", line {line},", "is not UTF-8 text"
     return UserError(
         f"{path}{where} {why}; expected UTF-8 with lines `{columns}`: save it as UTF-8 (in a spreadsheet program, 'CSV "
         "UTF-8'), or put the published file there."
     )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -11,8 +11,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+from deepavfusion.data.lists.spreadsheet import ERROR
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import regular_file
+from deepavfusion.utils.files import lines_of, regular_file
 from deepavfusion.utils.names import from_cell
 
 STATUSES = (
@@ -103,16 +104,20 @@ def read_report(report: Path) -> Iterator[ReportRow]:
     try:
         if (size := regular_file(report).st_size) > MOST_BYTES:
             raise _damaged(report, f"it has {size} bytes, more than any report")
-        with open(report, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            reader = csv.reader((line for line in file if line.endswith("\n")), strict=True)
+        number = -1
+        with open(report, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            reader = csv.reader((line for line in lines_of(file) if line.endswith("\n")), strict=True)
             for number, row in enumerate(reader):
                 cells = [from_cell(cell) for cell in row]
-                good = is_row(cells) if number else cells == list(ReportRow._fields)
+                row_fits = is_row(cells) and not ERROR.fullmatch(cells[0])
+                good = row_fits if number else cells == list(ReportRow._fields)
                 if not good:
                     raise _damaged(report, f"line {reader.line_num}, reads `{','.join(cells)[:80]}`")
                 if number:
                     # Few distinct values: interned, a report of two million clips stays small.
                     yield ReportRow(cells[0], *map(sys.intern, cells[1:7]), *cells[7:])
+        if number < 0 and size > len(COLUMNS):
+            raise _damaged(report, "no line of it ends")
     except csv.Error as error:
         raise _damaged(report, f"line {reader.line_num}, cannot be read as CSV ({error})") from None
     except OSError as error:

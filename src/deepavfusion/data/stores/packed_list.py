@@ -24,7 +24,7 @@ from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import read_text, regular_file
 
-MOST = {MANIFEST: 2**26, INDEX: 2**26, CLIPS: 2**29}  # bytes; two million clips take 10 MB, 4 MB and 300 MB
+MOST = {MANIFEST: 2**24, INDEX: 2**24, CLIPS: 2**29}  # bytes; two million clips take 10 MB, 4 MB and 300 MB
 COLUMNS = ("id", "video", "label", "labels", "frames")  # of a clip, in clips.json
 CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -164,7 +164,8 @@ def _check_clips(found: Any, split: str, packed: int) -> None:
     if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
         raise TypeError("a name is no text")
     labels = [part["label"] for part in columns] + [each for part in columns for each in part["labels"]]
-    if not all(type(label) is int and -1 <= label < len(classes) for numbers in labels for label in numbers):
+    least = 0 if classes else -1
+    if not all(type(label) is int and least <= label < len(classes) for numbers in labels for label in numbers):
         raise ValueError(f"{split}/{CLIPS} has a label that is no class")
     seconds = [numbers for part in columns for numbers in part["frames"]] + [[found.get("lost_frames", 0)]]
     if not all(type(second) is int and 0 <= second < 2**31 for numbers in seconds for second in numbers):
