@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -29,9 +30,9 @@ from deepavfusion.config.overrides import literal, merged
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
-from deepavfusion.utils.errors import UserError, explained
+from deepavfusion.utils.errors import UserError, explained, limited
 from deepavfusion.utils.names import printable
-from deepavfusion.utils.processes import settle_in
+from deepavfusion.utils.processes import check_surroundings, settle_in
 from deepavfusion.utils.quiet import quiet
 
 DEMO = "A tiny network is trained on generated clips; for a real run give data.root=<folder>."
@@ -68,13 +69,16 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
                 )
             # Lightning's first process watches those it started and takes any other status for a failure.
             sys.exit(STOPPED if rank_zero() else 0)
-        except HydraException as error:  # some are OSErrors, too
+        except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors, too
             if isinstance(error, InstantiationException):
                 raise
             _fail(one_sentence(error), error)
         except OSError as error:
             paths = args[0].paths if args and "paths" in args[0] else {}
             _fail_if_explained(error, {f"paths.{key}": place for key, place in paths.items() if place})
+            raise
+        except RuntimeError as error:
+            _fail_if_limited(error)
             raise
 
     return wrapped
@@ -161,6 +165,7 @@ def run(main: Callable[[], Any]) -> None:
     settle_in()
     quiet()
     try:
+        check_surroundings()
         main()
         sys.stdout.flush()
     except InstantiationException:
@@ -177,13 +182,20 @@ def run(main: Callable[[], Any]) -> None:
 def one_sentence(error: Exception) -> str:
     """Hydra's message without the search path, on one line."""
     text = str(error).split("Config search path")[0].replace("\n\nAvailable options", "; available options")
+    if found := re.match(r"(.*interpolation.*)\s+full_key: (\S+)", text, re.IGNORECASE | re.DOTALL):
+        return f"{found[2]} cannot be read: {' '.join(found[1].split())}; give it a value, or the name it refers to."
     message, options, names = text.partition("; available options")
     shown = (name for name in names.split() if not name.startswith("_"))  # others are bases of configs
     return " ".join(f"{message}{options} {' '.join(shown)}".split())
 
 
 def _fail_if_explained(error: OSError, places: Mapping[str, str] | None = None) -> None:
-    if sentence := explained(error, places):
+    if sentence := explained(error, places) or limited(error):
+        _fail(sentence, error)
+
+
+def _fail_if_limited(error: Exception) -> None:
+    if sentence := limited(error):
         _fail(sentence, error)
 
 

@@ -31,7 +31,7 @@ from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.utils.console import track
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import read_text, write_whole
+from deepavfusion.utils.files import read_text, regular_file, write_whole
 from deepavfusion.utils.names import printable
 from deepavfusion.utils.processes import die_with_parent
 
@@ -65,6 +65,8 @@ def ensure(
         if name not in PLANS:
             raise UserError(f"There is no demo set {name!r}; sets may name {', '.join(PLANS)}.")
     root.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        regular_file(root / ".lock")  # a named pipe would be waited for
     with open(root / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it when this process ends, however it ends
         stale = [name for name in sets if force or not is_complete(root, name, seed, counts)]

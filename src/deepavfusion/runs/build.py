@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
-from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import REPOSITORY, instantiate
@@ -24,7 +25,7 @@ from deepavfusion.runs.directory import write_record
 from deepavfusion.runs.fingerprint import fingerprint
 from deepavfusion.runs.provenance import record_provenance
 from deepavfusion.tasks.base import Task
-from deepavfusion.utils.console import say
+from deepavfusion.utils.console import RANKS, rank_zero, say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
 from deepavfusion.utils.signing import signed
@@ -89,7 +90,10 @@ def build(
     callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
     purge = {"purge_step": resume_step}
     loggers = [instantiate(logger, **(purge if "purge_step" in logger else {})) for logger in cfg.logger.values()]
+    if not loggers:  # Lightning refuses this one without
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    _check_rank(trainer)
     _drop_incomplete_step(trainer, datamodule)
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision(cfg.matmul_precision)
@@ -98,6 +102,18 @@ def build(
         share = cores() // trainer.num_devices
         torch.set_num_threads(max(1, share - (datamodule.workers(trainer.num_devices) + 1) // 2))
     return trainer, task, datamodule
+
+
+def _check_rank(trainer: Trainer) -> None:
+    """Raise a `UserError` if a launcher started this process beside a first one, which the trainer does not know of:
+    both would train on their own and write the same files."""
+    if trainer.is_global_zero and not rank_zero():
+        started = ", ".join(f"{name}={os.environ[name]}" for name in RANKS if os.environ.get(name, "0") != "0")
+        raise UserError(
+            f"this process is not the first one that a launcher started ({started}), but the trainer runs on its own "
+            f"(trainer.devices={trainer.num_devices}): start one, or give trainer=ddp (on CPUs trainer=ddp_sim) "
+            "with the processes of each machine as trainer.devices; where there was no launcher, unset these variables."
+        )
 
 
 def epoch_batches(trainer: Trainer, datamodule: ClipDataModule) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -86,6 +87,20 @@ def explained(error: OSError, places: Mapping[str, str] | None = None) -> str | 
     remedy = next((remedy for codes, remedy in REMEDIES.items() if error.errno in codes), None)
     keys = [f"{key}=<folder>" for key, place in places.items() if f"{where}/".startswith(f"{place}/")]
     return f"{where}: {what}: {remedy}{f' ({keys[-1]})' if keys else ''}." if where and remedy else None
+
+
+def limited(error: BaseException) -> str | None:
+    """One sentence for a thread or process that the system does not start; None if it is another error."""
+    thread = isinstance(error, RuntimeError) and str(error).startswith("can't start new thread")
+    process = isinstance(error, BlockingIOError) and error.errno == errno.EAGAIN and error.filename is None
+    if not (thread or process):
+        return None
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    shown = "" if most == resource.RLIM_INFINITY else f", {most} here"
+    return (
+        f"no further process or thread can be started ({error}): expected room for a hundred; end others of this user, "
+        f"or raise the limit (ulimit -u{shown}; in a container, its pids limit)."
+    )
 
 
 def full_disk(place: str | Path) -> str:

@@ -13,7 +13,10 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from multiprocessing.process import current_process
 
+from deepavfusion.utils.errors import UserError
+
 MAX_WORKERS = 16  # decoding for one training process
+COUNTS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS")  # that launchers set
 MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
 
 
@@ -56,6 +59,28 @@ def name_user(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["USER"] = f"uid{os.getuid()}"
     if os.path.expanduser("~") == "~":
         environment["HOME"] = tempfile.gettempdir()
+
+
+def check_surroundings(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise a `UserError` if the folder that relative paths start from was removed, or what launchers set is no number:
+    libraries ask for both."""
+    for name in COUNTS:
+        value = environment.get(name, "0")
+        if not (value.isascii() and value.isdecimal()):
+            raise UserError(
+                f"the environment variable {name} is {value!r:.80}, expected a whole number, as torchrun and srun set "
+                f"it: start the command with one of these, or without it (unset {name})."
+            )
+    try:
+        os.getcwd()
+    except OSError as error:
+        name = ""
+        with suppress(OSError):
+            name = os.readlink("/proc/self/cwd").removesuffix(" (deleted)")
+        raise UserError(
+            f"the current folder {name} is not there any more ({error.strerror}): expected one that exists; change "
+            "into it (cd), and give the command again."
+        ) from None
 
 
 def settle_in(environment: MutableMapping[str, str] = os.environ) -> None:

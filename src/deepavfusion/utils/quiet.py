@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import warnings
 
 WARNINGS = (  # how they begin
@@ -29,7 +30,14 @@ def quiet() -> None:
             warnings.filterwarnings("ignore", message)
     for name in NOTICES:
         logging.getLogger(name).addFilter(_is_warning)
+    threading.excepthook = _report_from_thread
 
 
 def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
+
+
+def _report_from_thread(args: threading.ExceptHookArgs) -> None:
+    """Not what a thread keeps for whoever uses it next, as TensorBoard's writer does on a full disk."""
+    if getattr(args.thread, "exception", None) is not args.exc_value:
+        threading.__excepthook__(args)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from deepavfusion.utils.files import regular_file
+
 LENGTH = 32  # bytes of the key
 
 
@@ -45,7 +47,7 @@ def _key() -> bytes | None:
             finally:
                 os.close(handle)
     try:
-        key = path.read_bytes()
+        key = path.read_bytes() if regular_file(path).st_size == LENGTH else b""
     except OSError:
         return None
     return key if len(key) == LENGTH else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class SyncedCheckpointIO(TorchCheckpointIO):
                     file.flush()
                     if disk := full_disk(path.parent):  # while what was written is still there
                         raise OSError(errno.ENOSPC, f"the disk is full: {disk}") from None
+                    if (most := resource.getrlimit(resource.RLIMIT_FSIZE)[0]) != resource.RLIM_INFINITY:
+                        raise OSError(errno.EFBIG, f"a file may have {most} bytes here, see ulimit -f") from None
                     raise
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]

@@ -1,0 +1,93 @@
+"""What a command finds where it is started: folders, environment variables, files that are none."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from deepavfusion.cli.entry import one_sentence
+from deepavfusion.runs.build import _check_rank
+from deepavfusion.utils import quiet, signing
+from deepavfusion.utils.errors import UserError, limited
+from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.processes import check_surroundings
+
+
+def test_removed_current_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    check_surroundings({})
+    folder.rmdir()
+    with pytest.raises(UserError, match=f"current folder {folder} is not there any more"):
+        check_surroundings({})
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "1.0", "²"])
+def test_number_of_a_launcher_that_is_none_is_named(value: str) -> None:
+    check_surroundings({"LOCAL_RANK": "1", "SLURM_PROCID": "0"})
+    with pytest.raises(UserError, match=r"LOCAL_RANK is .*, expected a whole number"):
+        check_surroundings({"LOCAL_RANK": value})
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_second_process_of_a_launcher_trains_with_the_first_or_not_at_all(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(each, raising=False)
+    alone: Any = SimpleNamespace(is_global_zero=True, num_devices=1)
+    second: Any = SimpleNamespace(is_global_zero=False, num_devices=2)
+    _check_rank(alone)
+    monkeypatch.setenv(name, "1")
+    _check_rank(second)
+    with pytest.raises(UserError, match=f"not the first one that a launcher started .{name}=1"):
+        _check_rank(alone)
+
+
+def test_key_and_partial_file_that_are_pipes_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, partial = tmp_path / "deepavfusion" / "key", tmp_path / "record.yaml.partial"
+    key.parent.mkdir()
+    os.mkfifo(key)
+    os.mkfifo(partial)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert signing.signed(["seed=1"]) is None
+    write_whole(tmp_path / "record.yaml", "text")
+    assert (tmp_path / "record.yaml").read_text() == "text"
+    assert not partial.exists()
+
+
+def test_error_that_a_thread_keeps_for_others_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    error = OSError("no space")
+    for exception, printed in ((error, False), (None, True)):
+        thread = threading.Thread()
+        thread.exception = exception  # type: ignore[attr-defined]
+        try:
+            raise error
+        except OSError:
+            quiet._report_from_thread(threading.ExceptHookArgs((*sys.exc_info(), thread)))
+        assert ("no space" in capsys.readouterr().err) is printed
+
+
+def test_limit_of_processes_is_named() -> None:
+    assert "ulimit -u" in str(limited(RuntimeError("can't start new thread")))
+    assert "ulimit -u" in str(limited(BlockingIOError(11, "Resource temporarily unavailable")))
+    assert limited(RuntimeError("shapes differ")) is None
+    assert limited(BlockingIOError(11, "Resource temporarily unavailable", "a.lock")) is None
+
+
+@pytest.mark.parametrize("value", ["${nope}", "${oc.env:NOPE}", "${a.b}"])
+def test_value_that_refers_to_nothing_is_named_by_its_key(value: str) -> None:
+    config = OmegaConf.create({"a": {"b": value}})
+    with pytest.raises(OmegaConfBaseException) as error:
+        OmegaConf.to_container(config, resolve=True)
+    assert one_sentence(error.value).startswith("a.b cannot be read: ")
+    assert one_sentence(error.value).endswith("; give it a value, or the name it refers to.")
