@@ -65,6 +65,37 @@ def test_frames_have_one_size_where_it_changes_in_the_stream(tmp_path: Path) -> 
     assert tuple(item["shape"]) == (32, 128)
 
 
+def test_a_cut_recording_without_an_index_is_read_to_its_end(tmp_path: Path) -> None:
+    """A seek behind its last key frame may find a frame that needs it."""
+    write_call(path := tmp_path / "cut.webm", [(128, 32)], seconds=8)
+    path.write_bytes(path.read_bytes()[: int(0.94 * path.stat().st_size)])
+    clip = Clip("a", str(path), 0)
+    assert check_clip(clip, 3.0, None).status == "ok"
+    with Media(path) as media:
+        assert media.info.video_duration > 7
+        assert number(media.frames([media.info.video_end])[0]) > 7 * FPS
+    with RawStore().open(clip) as opened:
+        make_item(clip, opened, PackSettings())
+
+
+def test_audio_of_less_than_a_sample_is_no_audio(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video = container.add_stream("libx264", rate=FPS)
+        video.width, video.height, video.pix_fmt = 128, 32, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=48_000, layout="mono")
+        for n, pixels in enumerate(numbered(50)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = n, Fraction(1, FPS)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        block = av.AudioFrame.from_ndarray(np.ones((1, 1), np.int16), format="s16", layout="mono")
+        block.sample_rate, block.time_base, block.pts = 48_000, Fraction(1, 48_000), 0
+        container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    verdict = check_clip(Clip("a", str(tmp_path / "a.mkv"), 0), 3.0, None)
+    assert (verdict.status, verdict.detail) == ("no_audio", "the audio stream holds less than a sample")
+
+
 def test_matroska_may_count_its_length_from_before_the_first_packet(tmp_path: Path) -> None:
     path = tmp_path / "late.mkv"
     write_stream(path, noise(4.0), frames=numbered(100), offset=1_000.0, avoid_negative_ts="disabled")
@@ -94,6 +125,21 @@ def test_a_window_behind_the_end_is_empty_in_a_program_stream(tmp_path: Path) ->
     with Media(path) as media:
         assert len(media.audio(1.0, 1.0)) == 16_000
         assert [len(media.audio(start, 1.0)) for start in (3.6, 60.0)] == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["mkv", "flv", "mp4", "ts"])
+def test_blocks_of_audio_join_without_a_seam(tmp_path: Path, kind: str) -> None:
+    """Also where timestamps are rounded to milliseconds; a block of AAC has 23.2 ms."""
+    wave = 0.5 * np.sin(2 * np.pi * 997 * np.arange(44_100 * 6) / 44_100, dtype=np.float32)[None]
+    write_stream(path := tmp_path / f"a.{kind}", wave, 44_100, frames=numbered(150))
+    with Media(path) as media:
+        blocks = list(media.audio_blocks(1.0))
+    assert [len(block) for block in blocks[:-1]] == [16_000] * (len(blocks) - 1)
+    assert len(blocks[-1]) < 16_000
+    with Media(path) as media:
+        whole = media.audio(0.0, 10.0)
+    assert len(whole) == pytest.approx(96_000, abs=1_000)
+    np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-5)
 
 
 def test_what_ffmpeg_says_of_anything_is_not_said_of_permissions(tmp_path: Path) -> None:

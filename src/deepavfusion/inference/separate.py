@@ -208,4 +208,5 @@ class _Separator:
 def own_length(media: Media, length: int) -> int:
     """Length of a file's audio at its own rate; `length` is that at 16 kHz."""
     rate, last = media.info.sample_rate, length // (BLOCK * SAMPLE_RATE) * BLOCK
-    return last * rate + len(media.audio(last, BLOCK, rate))
+    found, scaled = last * rate + len(media.audio(last, BLOCK, rate)), length * rate / SAMPLE_RATE
+    return found if abs(found - scaled) <= max(1.0, rate / SAMPLE_RATE) else round(scaled)  # see `Media.audio_blocks`

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +74,7 @@ def whole_waveform(media: Media, scratch: str | Path | None = None) -> GrowingAr
 
 def audio_blocks(media: Media, rate: int) -> Iterator[Tensor]:
     """All of a file's audio from 0 s, mono, in blocks of `BLOCK` seconds; the last is shorter, possibly empty."""
-    for n in count():
-        block = media.audio(n * BLOCK, BLOCK, rate)
-        yield block
-        if len(block) < BLOCK * rate:
-            return
+    yield from media.audio_blocks(BLOCK, rate)
 
 
 class VideoReader:

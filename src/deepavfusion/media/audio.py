@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from math import ceil, floor, gcd
 from typing import Any
@@ -31,58 +31,89 @@ Piece = tuple[float, NDArray[np.float32]]  # time of the first sample, s, and th
 def window(container: Container, start: float, seconds: float, sample_rate: int) -> torch.Tensor:
     """See `Media.audio`."""
     assert seconds > 0, seconds
-    path, stream = container.path, container.require("audio")
-    most = MAX_SAMPLES // max(stream.codec_context.sample_rate, sample_rate)  # s, so that memory does not grow with it
-    if seconds > most:
-        return _in_parts(container, start, seconds, sample_rate, most)
-    container.read_only(stream)
-    sound_start, length = container.span(stream)
-    header_end = sound_start + length if length > 0 else None
-    # The resampler places its output samples relative to its first input sample. Every window therefore starts at a
-    # time that both sample rates hit exactly: the same time then gives the same sample in every window.
-    begin = _on_both_grids(start, stream.codec_context.sample_rate, sample_rate)
-    first_needed = begin - _margin(stream.codec_context.sample_rate, sample_rate)
-    pieces: list[Piece] = []
-    rate, decoded_to, kept = 0, 0.0, 0.0
-    for blocks, (time, frame) in enumerate(_from(container, stream, first_needed)):
-        if blocks > MAX_BLOCKS:
-            raise DecodeError(path, "undecodable", "too much audio lies before the requested window")
-        if rate not in (0, frame.sample_rate):
-            raise DecodeError(path, "undecodable", "the sample rate changes inside the file")
-        rate = frame.sample_rate
-        check_audio(path, rate, frame.layout.nb_channels)
-        decoded_to = time + frame.samples / rate
-        if time > start + seconds + _margin(rate, sample_rate):
-            break
-        if decoded_to >= first_needed:
-            pieces.append((time, mono(frame)))
-            kept += frame.samples / rate
-            if kept > decoded_to - min(first_needed, pieces[0][0]) + MAX_OVERLAP:
-                raise DecodeError(path, "undecodable", f"the audio timestamps stand still at {time:.2f} s")
-    if rate == 0:
-        raise nothing_in(path, "audio")
-    if header_end is not None and decoded_to < min(start + seconds, header_end) - ENDS_EARLY:
-        detail = f"the audio stops at {decoded_to:.2f} s, the header says {header_end:.2f} s"
-        raise DecodeError(path, "truncated", detail)
-    # The last AAC packet is padded, and the header says by how much. A header that is further off is ignored.
-    padded = header_end is not None and header_end < decoded_to <= header_end + ENDS_EARLY
-    end = header_end if header_end is not None and padded else decoded_to
-    wanted, skip = round(seconds * sample_rate), round((start - begin) * sample_rate)
-    samples = round(min(seconds, end - start) * sample_rate)
-    waveform = _resampled(pieces, rate, begin, skip + wanted, sample_rate)[skip:][: max(0, samples)]
-    check_peak(path, float(waveform.abs().max()) if len(waveform) else 0.0, start)
-    return waveform.clip_(-1.0, 1.0)
+    rate = container.require("audio").codec_context.sample_rate
+    most = MAX_SAMPLES // max(rate, sample_rate)  # s, so that memory does not grow with it
+    lengths = [min(float(most), seconds - begin) for begin in range(0, ceil(seconds), most)]
+    return torch.cat(list(windows(container, start, lengths, sample_rate)))
 
 
-def _in_parts(container: Container, start: float, seconds: float, sample_rate: int, most: int) -> torch.Tensor:
-    """A window from parts of `most` whole seconds."""
-    parts: list[torch.Tensor] = []
-    for begin in range(0, ceil(seconds), most):
-        wanted = min(float(most), seconds - begin)
-        parts.append(window(container, start + begin, wanted, sample_rate))
-        if len(parts[-1]) < round(wanted * sample_rate):
-            break
-    return torch.cat(parts)
+def windows(container: Container, start: float, lengths: Iterable[float], sample_rate: int) -> Iterator[torch.Tensor]:
+    """Windows of some lengths (s), each from where the one before ended; the last one where the audio ends is shorter.
+
+    They are cut out of one pass over the file, so that they join without a seam: where timestamps are rounded, as in
+    Matroska, a pass that begins elsewhere places the same samples up to 0.5 ms apart.
+    """
+    reader: _Reader | None = None
+    for seconds in lengths:
+        reader = reader or _Reader(container, start, sample_rate)
+        waveform = reader.window(start, seconds)
+        yield waveform
+        if len(waveform) < round(seconds * sample_rate):
+            return
+        start += seconds
+
+
+class _Reader:
+    """One pass over the audio of a file, from `start` (s) on; nothing else may read the file meanwhile."""
+
+    def __init__(self, container: Container, start: float, sample_rate: int) -> None:
+        self.path, self.stream, self.sample_rate = container.path, container.require("audio"), sample_rate
+        container.read_only(self.stream)
+        sound_start, length = container.span(self.stream)
+        self.header_end = sound_start + length if length > 0 else None
+        self.frames = _from(container, self.stream, self._needed(start)[1])
+        self.pieces: list[Piece] = []  # decoded, and perhaps needed
+        self.rate, self.decoded_to = 0, 0.0
+
+    def _needed(self, start: float) -> tuple[float, float]:
+        """Where the samples of a window begin, and where the audio has to be known from, s."""
+        # The resampler places its output samples relative to its first input sample. Every window therefore starts at
+        # a time that both sample rates hit exactly: the same time then gives the same sample in every window.
+        rate = self.stream.codec_context.sample_rate
+        begin = _on_both_grids(start, rate, self.sample_rate)
+        return begin, begin - _margin(rate, self.sample_rate)
+
+    def window(self, start: float, seconds: float) -> torch.Tensor:
+        """The samples from `start` on, which rises from call to call."""
+        begin, first_needed = self._needed(start)
+        self._read(first_needed, start + seconds)
+        if self.rate == 0:
+            raise nothing_in(self.path, "audio")
+        header_end, decoded_to = self.header_end, self.decoded_to
+        if header_end is not None and decoded_to < min(start + seconds, header_end) - ENDS_EARLY:
+            detail = f"the audio stops at {decoded_to:.2f} s, the header says {header_end:.2f} s"
+            raise DecodeError(self.path, "truncated", detail)
+        # The last AAC packet is padded, and the header says by how much. A header that is further off is ignored.
+        padded = header_end is not None and header_end < decoded_to <= header_end + ENDS_EARLY
+        end = header_end if header_end is not None and padded else decoded_to
+        wanted, skip = round(seconds * self.sample_rate), round((start - begin) * self.sample_rate)
+        samples = round(min(seconds, end - start) * self.sample_rate)
+        waveform = _resampled(self.pieces, self.rate, begin, skip + wanted, self.sample_rate)[skip:][: max(0, samples)]
+        check_peak(self.path, float(waveform.abs().max()) if len(waveform) else 0.0, start)
+        return waveform.clip_(-1.0, 1.0)
+
+    def _read(self, needed: float, end: float) -> None:
+        """Decode what lies between two times (s), and a margin behind."""
+        rate = self.rate or self.stream.codec_context.sample_rate
+        self.pieces = [piece for piece in self.pieces if piece[0] + len(piece[1]) / rate >= needed]
+        kept = sum(len(samples) for _, samples in self.pieces) / rate if self.pieces else 0.0
+        if self.pieces and self.pieces[-1][0] > end + _margin(rate, self.sample_rate):
+            return
+        for blocks, (time, frame) in enumerate(self.frames):
+            if blocks > MAX_BLOCKS:
+                raise DecodeError(self.path, "undecodable", "too much audio lies before the requested window")
+            if self.rate not in (0, frame.sample_rate):
+                raise DecodeError(self.path, "undecodable", "the sample rate changes inside the file")
+            self.rate = rate = frame.sample_rate
+            check_audio(self.path, rate, frame.layout.nb_channels)
+            self.decoded_to = time + frame.samples / rate
+            if self.decoded_to >= needed:
+                self.pieces.append((time, mono(frame)))
+                kept += frame.samples / rate
+                if kept > self.decoded_to - min(needed, self.pieces[0][0]) + MAX_OVERLAP:
+                    raise DecodeError(self.path, "undecodable", f"the audio timestamps stand still at {time:.2f} s")
+            if time > end + _margin(rate, self.sample_rate):
+                return
 
 
 def mono(frame: Any) -> NDArray[np.float32]:
@@ -132,6 +163,10 @@ def _from(container: Container, stream: Any, needed: float) -> Iterator[tuple[fl
         for pts_time, frame in _decoded(container, stream, needed):
             time = clock if pts_time is None else pts_time
             time = needed if time is None else time
+            if clock is not None and abs(time - clock) <= JITTER:
+                time = clock
+            elif clock is None:
+                time = round(time * frame.sample_rate) / frame.sample_rate  # the later ones lie on this grid, too
             if clock is None and position > first and time > needed:
                 break  # the seek landed after the start of the window: read again from the beginning
             clock = time + frame.samples / frame.sample_rate

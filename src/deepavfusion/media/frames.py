@@ -245,7 +245,12 @@ class _FrameReader:
             target = max(first, limit - back)
             self.container.seek(self.stream, target)
             self.frames = self._decoded()
-            self.shown, self.ahead = None, next(self.frames, None)
+            self.shown = self.ahead = None
+            try:
+                self.ahead = next(self.frames, None)
+            except av.error.InvalidDataError:  # without an index, a seek may find a frame that needs earlier ones
+                if target == first:
+                    raise
             if target == first or (self.ahead is not None and self.ahead.pts <= limit):
                 return
             # Landed too late (a seek goes by decoding time), or behind the last frame.

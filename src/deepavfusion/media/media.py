@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import av
@@ -140,7 +141,8 @@ class Media(Container):
 
         Sample k lies at `start + k / sample_rate` on the file's clock. Before the audio stream's first sample,
         and in gaps inside it, there is silence. Surround sound is mixed as `audio._mono_weights` says. Windows that
-        overlap agree sample for sample where their starts lie a whole number of samples apart.
+        overlap agree sample for sample where their starts lie a whole number of samples apart; where timestamps are
+        rounded to 1 ms (Matroska, FLV, ASF), up to 0.5 ms apart.
 
         Args:
             start: seconds; may be negative.
@@ -155,3 +157,14 @@ class Media(Container):
         """
         with failures(self.path, "audio"):
             return audio.window(self, start, seconds, sample_rate)
+
+    def audio_blocks(self, seconds: float, sample_rate: int = 16_000) -> Iterator[torch.Tensor]:
+        """All of the audio from 0 s, as `audio` gives it, in blocks of `seconds` that join without a seam.
+
+        The last block is shorter, possibly empty. Nothing else may be read from this `Media` meanwhile.
+
+        Raises:
+            DecodeError: as `audio`.
+        """
+        with failures(self.path, "audio"):
+            yield from audio.windows(self, 0.0, repeat(seconds), sample_rate)

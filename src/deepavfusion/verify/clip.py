@@ -66,7 +66,9 @@ def _audio(peak: float, end: float, audio_seconds: float) -> list[Finding]:
     if peak < SILENCE:
         decibels = f"{20 * np.log10(peak):.0f} dBFS" if peak else "0"
         findings.append(("silent", f"the loudest sample is {decibels}"))
-    if round(end * SAMPLE_RATE) < round(audio_seconds * SAMPLE_RATE):
+    if not round(end * SAMPLE_RATE):
+        findings.append(("no_audio", "the audio stream holds less than a sample"))
+    elif round(end * SAMPLE_RATE) < round(audio_seconds * SAMPLE_RATE):
         findings.append(("too_short", f"{end:.2f} s of audio, the window is {audio_seconds:g} s"))
     return findings
 
