@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from deepavfusion.callbacks.show.tensorboard import put_before
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.runs.build import _check_rank
 from deepavfusion.utils import quiet, signing
@@ -91,3 +92,11 @@ def test_value_that_refers_to_nothing_is_named_by_its_key(value: str) -> None:
         OmegaConf.to_container(config, resolve=True)
     assert one_sentence(error.value).startswith("a.b cannot be read: ")
     assert one_sentence(error.value).endswith("; give it a value, or the name it refers to.")
+
+
+def test_names_that_tensorboard_did_not_give_are_left_alone(tmp_path: Path) -> None:
+    for name in ("1795882415.vm.1.0", "abc", "", "x.y"):
+        (tmp_path / f"events.out.tfevents.{name}").touch()
+    put_before(tmp_path, 1000)
+    stamps = sorted(path.name.removeprefix("events.out.tfevents.") for path in tmp_path.iterdir())
+    assert stamps == ["", "0000000999.vm.1.0", "abc", "x.y"]

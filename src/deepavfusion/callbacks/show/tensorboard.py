@@ -80,8 +80,9 @@ def put_before(folder: Path, now: int) -> None:
     for the one that replaces what came after its step. A clock that jumped back, or two starts within a second, would
     turn that round.
     """
-    files = sorted(folder.glob("events.out.tfevents.*"))
-    times = [int(stamp) if (stamp := path.name.split(".")[3]).isdigit() else 0 for path in files]
+    found = sorted(folder.glob("events.out.tfevents.*.*"))
+    files = [path for path in found if path.name.split(".")[3].isdecimal()]  # others are not TensorBoard's
+    times = [int(path.name.split(".")[3]) for path in files]
     latest = now - 1
     for n in reversed(range(len(files))):
         times[n] = latest = min(times[n], latest)
