@@ -35,7 +35,7 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
         UserError: see `load_task` and `weights.weights.read_weights`; or the file holds no complete encoder.
     """
     weights = read_weights(path)
-    if weights.record.get("model"):
+    if isinstance(weights.record.get("model"), dict):
         task = load_task(path, device=device)
         return task.net.encoder, f"encoder of {task.origin}{f'; {task.origin.caveat}' if task.origin.caveat else ''}"
     if weights.kind == "vit":
