@@ -8,11 +8,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from deepavfusion.data.stores.pack import PackSettings, make_item
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.media import Media, scan
 from deepavfusion.media.files import failures
+from deepavfusion.media.stills import read_mask
 from deepavfusion.types import Clip
 from deepavfusion.verify.clip import check_clip
 from helpers.errors import decode_error
@@ -140,6 +142,32 @@ def test_blocks_of_audio_join_without_a_seam(tmp_path: Path, kind: str) -> None:
         whole = media.audio(0.0, 10.0)
     assert len(whole) == pytest.approx(96_000, abs=1_000)
     np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text", ["1\n00:00:00,000 --> 00:00:05,000\nhello\n\n", "ffconcat version 1.0\nfile 'a.mp4'\n"]
+)
+def test_subtitles_and_playlists_are_said_to_have_no_format_that_is_read(tmp_path: Path, text: str) -> None:
+    (path := tmp_path / "a.mp4").write_text(text)
+    assert decode_error(scan, path).detail == "it has no format that is read, or its header is wrong"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [("JPEG", {}, "it is a JPEG"), ("TIFF", {"compression": "jpeg"}, "it is a JPEG"), ("PNG", {}, ""), ("BMP", {}, "")],
+)
+def test_masks_are_of_formats_that_keep_their_values(
+    tmp_path: Path, kind: str, options: dict[str, str], said: str
+) -> None:
+    path, values = tmp_path / "0.png", np.zeros((20, 30), np.uint8)
+    values[5:15, 5:15] = 255
+    Image.fromarray(values).save(path, format=kind, **options)
+    if said:
+        assert said in decode_error(read_mask, path).detail
+    else:
+        np.testing.assert_array_equal(read_mask(path), values)
+    Image.fromarray(values.astype(np.uint16)).save(path)
+    assert "expected one value of 8 bits each" in decode_error(read_mask, path).detail
 
 
 def test_what_ffmpeg_says_of_anything_is_not_said_of_permissions(tmp_path: Path) -> None:

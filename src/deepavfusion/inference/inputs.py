@@ -13,7 +13,8 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import lines_of, regular_file
 
 MEDIA = (
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
+    ".ts", ".vob", ".webm", ".wmv",
 )  # fmt: skip
 LISTS = (".csv", ".txt")
 COLUMN = "path"  # of a CSV list

@@ -55,10 +55,13 @@ def check_file(path: str) -> os.stat_result:
 
 
 def open_file(path: str) -> Any:
-    """PyAV's container of a file that `check_file` has passed; any of PyAV's errors."""
+    """PyAV's container of a file that `check_file` has passed; a `DecodeError`, or any of PyAV's errors."""
     # "file:" and the whitelists: a path or a playlist must never make FFmpeg open anything else.
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-    return av.open(f"file:{path}", options=options, **METADATA)
+    try:
+        return av.open(f"file:{path}", options=options, **METADATA)
+    except av.error.ArgumentError:
+        raise damaged(path, "it has no format that is read, or its header is wrong") from None
 
 
 @contextmanager

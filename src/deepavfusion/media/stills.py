@@ -48,7 +48,9 @@ def read_image(file: Path | IO[bytes], name: str = "") -> Image.Image:
 
 
 def read_mask(file: Path | IO[bytes], name: str = "") -> Image.Image:
-    """A PNG file, or the bytes of one, with one value a pixel (grey or palette), as mode L, as it is stored.
+    """A PNG file (or another format that keeps values), or the bytes of one, as mode L, as it is stored.
+
+    It has one value a pixel (grey or palette).
 
     Raises:
         DecodeError: missing, bad_mask.
@@ -56,7 +58,10 @@ def read_mask(file: Path | IO[bytes], name: str = "") -> Image.Image:
     with _opened(file, name, "bad_mask") as mask:
         mask.load()
         if mask.mode not in ("L", "P", "1"):
-            raise DecodeError(name or str(file), "bad_mask", f"it has {mask.mode} pixels, expected one value each")
+            detail = f"it has {mask.mode} pixels, expected one value of 8 bits each"
+            raise DecodeError(name or str(file), "bad_mask", detail)
+        if "jpeg" in (str(mask.format).lower(), mask.info.get("compression")):
+            raise DecodeError(name or str(file), "bad_mask", "it is a JPEG, which changes values: save it as PNG")
         return Image.fromarray(np.asarray(mask).astype(np.uint8))
 
 
