@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,7 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepavfusion.callbacks.show.tensorboard import put_before
 from deepavfusion.cli.entry import one_sentence
+from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.runs.build import _check_rank
+from deepavfusion.runs.signals import STOPPED
 from deepavfusion.utils import quiet, signing
 from deepavfusion.utils.errors import UserError, limited
 from deepavfusion.utils.files import write_whole
@@ -100,3 +103,11 @@ def test_names_that_tensorboard_did_not_give_are_left_alone(tmp_path: Path) -> N
     put_before(tmp_path, 1000)
     stamps = sorted(path.name.removeprefix("events.out.tfevents.") for path in tmp_path.iterdir())
     assert stamps == ["", "0000000999.vm.1.0", "abc", "x.y"]
+
+
+def test_process_whose_first_one_ended_before_they_met_ends() -> None:
+    watch = "from deepavfusion.callbacks.guard.process_watch import ProcessWatch"
+    code = f"import time; {watch}; ProcessWatch(); time.sleep(60)"
+    variables = {"LOCAL_RANK": "1", "DEEPAVFUSION_FIRST": "1000000000", "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, timeout=100)
+    assert done.returncode == STOPPED

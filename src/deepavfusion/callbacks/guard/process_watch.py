@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from deepavfusion.runs.signals import STOPPED
 
 GRACE = 1.5  # s for a failing process to print why
+FIRST = "DEEPAVFUSION_FIRST"  # environment variable: the process that starts the others on this machine
 LOOK_EVERY = 0.2  # s, where the system has no pidfd to wait for
 
 
@@ -30,10 +31,18 @@ class ProcessWatch(Callback):
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.over = threading.Event()
+        # Lightning starts the others before `setup`, and they wait for the first one, which may end meanwhile.
+        self.met = threading.Event()
+        if not int(os.environ.get("LOCAL_RANK") or 0):
+            os.environ[FIRST] = str(os.getpid())
+        elif FIRST in os.environ:
+            first = int(os.environ[FIRST])
+            threading.Thread(target=self._watch_first, args=(first, self.met), daemon=True).start()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         others: list[subprocess.Popen[Any]] = getattr(trainer.strategy.launcher, "procs", [])
         environment = getattr(trainer.strategy, "cluster_environment", None)
+        self.met.set()
         self.over = threading.Event()
         if others:
             self.thread = threading.Thread(target=self._watch_others, args=(others, self.over), daemon=True)
