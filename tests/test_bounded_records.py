@@ -8,6 +8,8 @@ import pytest
 
 from deepavfusion.data.lists import text
 from deepavfusion.data.lists.verified import COLUMNS, read_report
+from deepavfusion.figures.panels import caption
+from deepavfusion.figures.style import new_figure
 from deepavfusion.inference.inputs import read_input
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import LONGEST_LINE, write_whole
@@ -95,3 +97,9 @@ def test_a_pipe_in_the_place_of_a_partial_file_is_replaced(tmp_path):
     write_whole(tmp_path / "a.json", "whole")
     assert (tmp_path / "a.json").read_text() == "whole"
     assert not (tmp_path / "a.json.partial").exists()
+
+
+def test_a_caption_shows_control_characters_escaped():
+    axis = new_figure(2, 2).subplots()
+    caption(axis, "a\x1b[2Jb\u202e")
+    assert [text.get_text() for text in axis.texts] == ["a\\x1b[2Jb\\u202e"]

@@ -80,7 +80,7 @@ def caption(axis: Axes, name: str, detail: str = "", clear: float = 0.0) -> None
         detail: lines that are shortened.
         clear: points to leave free for labels of the axis.
     """
-    lines = textwrap.wrap(name, CAPTION, max_lines=2, placeholder=" …")
+    lines = textwrap.wrap(printable(name), CAPTION, max_lines=2, placeholder=" …")
     lines += [short(part, CAPTION) for part in detail.split("\n") if part]
     place: Any = {"xy": (0, 0.5), "xycoords": "axes fraction", "xytext": (-6 - clear, 0), "textcoords": "offset points"}
     axis.annotate("\n".join(lines), **place, ha="right", va="center", annotation_clip=False)

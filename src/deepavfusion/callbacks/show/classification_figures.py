@@ -19,6 +19,7 @@ from deepavfusion.figures.by_class import LINE, NAMED, draw_bars, draw_matrix
 from deepavfusion.figures.panels import DECIBELS, LOUDNESS, colour_bar, grid, head, show_image, show_mel
 from deepavfusion.figures.style import BAR, BLACK, POWER, RIGHT, SHARE, STREAMS, WIDTH, WRONG, new_figure, short, styled
 from deepavfusion.types import ALL
+from deepavfusion.utils.names import printable
 
 PAIRS = 12  # confused pairs listed, of many classes
 
@@ -127,7 +128,7 @@ def draw_examples(examples: Sequence[Example], title: str) -> Figure:
         show_image(line[0], example.frame.permute(1, 2, 0))
         show_mel(line[1], example.spectrogram, labels="xy" if line is axes[-1] else "y")
         _draw_verdicts(line[2], example)
-        truth = textwrap.shorten(example.truth, 34, placeholder=" …")
+        truth = textwrap.shorten(printable(example.truth), 34, placeholder=" …")
         line[0].set_title(f"{truth}   ({short(example.name, 24)})", loc="left", pad=4, fontweight="bold")
         line[2].tick_params(labelbottom=line is axes[-1])
     axes[-1][2].set_xlabel("probability", labelpad=1)
