@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.cli.entry import entry, run
+from deepavfusion.cli.guard import guarded
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 from deepavfusion.utils.console import Bars, say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.guard import guarded
 
 SHOWN = 8  # classes in a line
 

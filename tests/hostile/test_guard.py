@@ -12,7 +12,7 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys, time
-from deepavfusion.utils.guard import guarded
+from deepavfusion.cli.guard import guarded
 def main():
     {}
 guarded(main, ("video",))

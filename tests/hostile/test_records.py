@@ -17,7 +17,7 @@ from deepavfusion.config.ranges import RULES
 from deepavfusion.config.records import UNREAD, accepted
 from deepavfusion.data.lists.text import read_json
 from deepavfusion.runs.directory import choose_run_dir, write_record
-from deepavfusion.utils.signing import is_signed, signed
+from deepavfusion.runs.signing import is_signed, signed
 from helpers.errors import refusal
 from hostile.conftest import Refused
 

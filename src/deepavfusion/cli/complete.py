@@ -8,8 +8,8 @@ from typing import Any
 from deepavfusion.config.overrides import OF_ONE_RUN, merged, value_of, with_scale
 from deepavfusion.config.records import accepted
 from deepavfusion.runs.directory import OVERRIDES, read_overrides
+from deepavfusion.runs.signing import is_signed
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.signing import is_signed
 
 
 def recorded(script: str, given: list[str]) -> list[str] | None:

@@ -24,11 +24,11 @@ from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import write_record
 from deepavfusion.runs.fingerprint import fingerprint
 from deepavfusion.runs.provenance import record_provenance
+from deepavfusion.runs.signing import signed
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import RANKS, rank_zero, say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import cores
-from deepavfusion.utils.signing import signed
 from deepavfusion.weights.restored import check_plan_of_task
 
 SWITCHES = {
