@@ -173,3 +173,13 @@ def test_encoders_that_start_from_files_have_a_rising_rate(tmp_path: Path) -> No
     at_start_of_rise = {group["branch"]: factor(10) for group, factor in zip(groups, factors, strict=True)}
     assert at_start_of_rise["image_encoder"] < 0.5 * at_start_of_rise["audio_encoder"]
     assert at_start_of_rise["audio_encoder"] == at_start_of_rise["main"]
+
+
+def test_a_run_is_not_resumed_under_another_name(tmp_path, monkeypatch):
+    run_dir = tmp_path / "x"
+    run_dir.mkdir()
+    words = ["experiment=pretrain_vggsound", "scale=demo", f"resume={run_dir}", "run.name=y"]
+    with pytest.raises(UserError, match=r"run.name=y names another: omit run.name, or .*ckpt_path=.*/x/checkpoints"):
+        training_overrides(words)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "run.name=y" in training_overrides(words)[0]

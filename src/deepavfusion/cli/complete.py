@@ -7,8 +7,9 @@ from typing import Any
 
 from deepavfusion.config.overrides import OF_ONE_RUN, merged, value_of, with_scale
 from deepavfusion.config.records import accepted
-from deepavfusion.runs.directory import OVERRIDES, read_overrides
+from deepavfusion.runs.directory import CHECKPOINTS, LAST, OVERRIDES, read_overrides
 from deepavfusion.runs.signing import is_signed
+from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
 
 
@@ -18,7 +19,14 @@ def recorded(script: str, given: list[str]) -> list[str] | None:
     None: its checkpoint records them.
     """
     if script == "train" and (resume := value_of(given, "resume")):
-        return _of_run_dir(Path(str(resume)), given)
+        run_dir, name = Path(str(resume)), value_of(given, "run.name")
+        # The other processes of a run are given what is completed here, with the name of a directory that was moved.
+        if name is not None and name != run_dir.resolve().name and rank_zero():
+            raise UserError(
+                f"resume={resume} continues the run in its directory, and run.name={name} names another: omit "
+                f"run.name, or continue in a new one with ckpt_path={run_dir / CHECKPOINTS / LAST}."
+            )
+        return _of_run_dir(run_dir, given)
     if script == "eval" and (path := value_of(given, "ckpt_path")):
         run_dir = Path(str(path)).resolve().parent.parent
         try:
