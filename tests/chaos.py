@@ -177,7 +177,7 @@ def start_forked(command: list[str], folder: Path, fault: Callable[[], None] = l
         torch.set_num_threads(1)
         torch.set_num_threads = lambda _: None
         os.environ.pop("DEEPAVFUSION_RUN_DIR", None)
-        forget_fork_server()
+        keep_fork_server()
         sys.argv = command
         fault()
         from deepavfusion.cli import entry
@@ -195,10 +195,10 @@ def start_forked(command: list[str], folder: Path, fault: Callable[[], None] = l
         os._exit(status)
 
 
-def forget_fork_server() -> None:
-    """That of the copied process is no child of this one."""
-    server = forkserver._forkserver
-    server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+def keep_fork_server() -> None:
+    """That of the copied process serves this one, too, though it is no child, for which multiprocessing would look."""
+    if forkserver._forkserver._forkserver_pid is not None:
+        forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
 
 
 STATUS: dict[int, int] = {}

@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from deepavfusion.callbacks.show.tensorboard import put_before
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.runs import signing
 from deepavfusion.runs.build import _check_rank
 from deepavfusion.runs.signals import STOPPED
-from deepavfusion.utils import quiet, signing
+from deepavfusion.utils import quiet
 from deepavfusion.utils.errors import UserError, limited
 from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.processes import check_surroundings

@@ -16,7 +16,7 @@ import pytest
 
 from chaos import start_forked, wait_for
 from deepavfusion.cli import entry
-from deepavfusion.utils import errors
+from deepavfusion.utils import errors, pool
 from helpers.runs import PRETRAIN
 
 SCRIPTS = {  # script -> its words; {out}: where to write; {data}, {probed}: to read
@@ -115,6 +115,13 @@ def test_other_errors_of_the_system_are_bugs_with_a_traceback():
         entry.run(entry.run_and_report(raises))
 
 
+@pytest.fixture(scope="module")
+def fork_server() -> None:
+    """Started before the copies of this process, each of which would import everything again."""
+    pool._fork_server()
+
+
+@pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_works_or_says_why_not(script, fault, data_root, probed, tmp_path):

@@ -24,7 +24,7 @@ from deepavfusion.weights.compare import check_finite, check_plan
 from deepavfusion.weights.file import read_file
 from deepavfusion.weights.origin import origin_of
 
-LONGEST = 4096  # characters of the name of a class
+LONGEST = 10_000  # characters of the name of a class
 TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
 
 
