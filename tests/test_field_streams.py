@@ -51,6 +51,24 @@ def write_call(path: Path, sizes: list[tuple[int, int]], seconds: int = 2) -> No
         container.mux(sound.encode(None))
 
 
+def write_with(path: Path, codecs: tuple[str, str], frames: int, wave: np.ndarray) -> None:
+    """Numbered frames and int16 samples [1, T] at 48 kHz, by these codecs of video and audio."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codecs[0], rate=FPS)
+        video.width, video.height, video.pix_fmt = 128, 32, "yuv420p"
+        sound = container.add_stream(codecs[1], rate=48_000, layout="mono")
+        for n, pixels in enumerate(numbered(frames)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = n, Fraction(1, FPS)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for begin in range(0, wave.shape[1], 1152):
+            block = av.AudioFrame.from_ndarray(wave[:, begin : begin + 1152], format="s16", layout="mono")
+            block.sample_rate, block.time_base, block.pts = 48_000, Fraction(1, 48_000), begin
+            container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+
+
 def test_frames_have_one_size_where_it_changes_in_the_stream(tmp_path: Path) -> None:
     write_call(path := tmp_path / "call.webm", [(128, 32), (64, 16), (128, 64)])
     clip = Clip("a", str(path), 0)
@@ -81,19 +99,7 @@ def test_a_cut_recording_without_an_index_is_read_to_its_end(tmp_path: Path) -> 
 
 
 def test_audio_of_less_than_a_sample_is_no_audio(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.mkv"), "w") as container:
-        video = container.add_stream("libx264", rate=FPS)
-        video.width, video.height, video.pix_fmt = 128, 32, "yuv420p"
-        sound = container.add_stream("pcm_s16le", rate=48_000, layout="mono")
-        for n, pixels in enumerate(numbered(50)):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = n, Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        block = av.AudioFrame.from_ndarray(np.ones((1, 1), np.int16), format="s16", layout="mono")
-        block.sample_rate, block.time_base, block.pts = 48_000, Fraction(1, 48_000), 0
-        container.mux(sound.encode(block))
-        container.mux(sound.encode(None))
+    write_with(tmp_path / "a.mkv", ("libx264", "pcm_s16le"), 50, np.ones((1, 1), np.int16))
     verdict = check_clip(Clip("a", str(tmp_path / "a.mkv"), 0), 3.0, None)
     assert (verdict.status, verdict.detail) == ("no_audio", "the audio stream holds less than a sample")
 
@@ -109,21 +115,7 @@ def test_matroska_may_count_its_length_from_before_the_first_packet(tmp_path: Pa
 def test_a_window_behind_the_end_is_empty_in_a_program_stream(tmp_path: Path) -> None:
     """Of which a seek behind the end finds nothing."""
     path = tmp_path / "a.mpg"
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("mpeg1video", rate=FPS)
-        video.width, video.height, video.pix_fmt = 128, 32, "yuv420p"
-        sound = container.add_stream("mp2", rate=48_000, layout="mono")
-        for n, pixels in enumerate(numbered(75)):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = n, Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        wave = (noise(3.0, 48_000) * 32_767).astype(np.int16)
-        for begin in range(0, wave.shape[1], 1152):
-            block = av.AudioFrame.from_ndarray(wave[:, begin : begin + 1152], format="s16", layout="mono")
-            block.sample_rate, block.time_base, block.pts = 48_000, Fraction(1, 48_000), begin
-            container.mux(sound.encode(block))
-        container.mux(sound.encode(None))
+    write_with(path, ("mpeg1video", "mp2"), 75, (noise(3.0, 48_000) * 32_767).astype(np.int16))
     with Media(path) as media:
         assert len(media.audio(1.0, 1.0)) == 16_000
         assert [len(media.audio(start, 1.0)) for start in (3.6, 60.0)] == [0, 0]

@@ -64,9 +64,7 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
             _fail(str(error), error)
         except StopRequested as stop:
             if rank_zero():
-                Console(stderr=True, soft_wrap=True).print(
-                    printable(str(stop)), style="yellow", markup=False, highlight=False
-                )
+                _print_error(str(stop), "yellow")
             # Lightning's first process watches those it started and takes any other status for a failure.
             sys.exit(STOPPED if rank_zero() else 0)
         except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors, too
@@ -202,5 +200,9 @@ def _fail_if_limited(error: Exception) -> None:
 def _fail(sentence: str, error: Exception) -> NoReturn:
     if os.environ.get(TRACEBACK):
         raise error
-    Console(stderr=True, soft_wrap=True).print(printable(sentence), style="bold red", markup=False, highlight=False)
+    _print_error(sentence, "bold red")
     sys.exit(2)
+
+
+def _print_error(sentence: str, style: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(printable(sentence), style=style, markup=False, highlight=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import regular_file
 from deepavfusion.weights.archive import Archive, CompressedFile, DamagedFile, read_into
 from deepavfusion.weights.pickled import (
     MAX_PICKLE,
@@ -53,8 +53,7 @@ def read_file(path: Path) -> Any:
             memory than its size says, or contains code.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise UserError(f"checkpoint {path} is not a file: expected {EXPECTED}.")
+        regular_file(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return _read(path, file, size)
@@ -62,7 +61,8 @@ def read_file(path: Path) -> Any:
         raise UserError(f"checkpoint {path} does not exist: expected {EXPECTED}.") from None
     except OSError as error:
         raise UserError(
-            f"checkpoint {path} cannot be read ({error.strerror or error}): check path, permissions and disk."
+            f"checkpoint {path} cannot be read ({error.strerror or error}): expected {EXPECTED}; check its path, "
+            "permissions and disk."
         ) from error
 
 
