@@ -16,6 +16,7 @@ from deepavfusion.models.fusion import FUSION_ATTENTION
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.file import OPTIMIZER, read_file
 from deepavfusion.weights.weights import describe, load_encoder, load_mae, load_vit, our_name, read_weights
 from helpers import golden as cases
 from helpers.runs import call
@@ -84,6 +85,19 @@ def test_mae_vits_load_without_class_token_and_decoder(tmp_path, in_chans, strea
     assert torch.equal(vit.norm.bias, tensors["norm.bias"])
     with pytest.raises(UserError, match=r"single ViT.*model\.image_weights"):
         load_mae(tiny_mae(0), path)
+
+
+def test_optimizer_states_are_not_read_for_their_weights(tmp_path):
+    moments = {"state": {0: {"exp_avg": torch.arange(4.0)}}}
+    torch.save({"state_dict": {"net.a": torch.ones(3)}, "optimizer_states": [moments], "epoch": 2}, tmp_path / "a.ckpt")
+    content = bytearray((tmp_path / "a.ckpt").read_bytes())
+    at = content.find(torch.arange(4.0).numpy().tobytes())
+    content[at] ^= 1
+    (tmp_path / "b.ckpt").write_bytes(content)
+    read = read_file(tmp_path / "b.ckpt", without=OPTIMIZER)
+    assert set(read) == {"state_dict", "epoch"} and torch.equal(read["state_dict"]["net.a"], torch.ones(3))
+    with pytest.raises(UserError, match="damaged"):
+        read_file(tmp_path / "b.ckpt")
 
 
 def test_a_lightning_checkpoint_is_ours(tmp_path):

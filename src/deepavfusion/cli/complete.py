@@ -11,6 +11,7 @@ from deepavfusion.runs.directory import CHECKPOINTS, LAST, OVERRIDES, read_overr
 from deepavfusion.runs.signing import is_signed
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import no_file
 
 
 def recorded(script: str, given: list[str]) -> list[str] | None:
@@ -59,8 +60,8 @@ def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
             "ckpt_path is missing: expected the checkpoint to evaluate, e.g. "
             "ckpt_path=logs/classify/latest/checkpoints/last.ckpt, or best.ckpt under logs/segment."
         )
-    if not Path(str(path)).exists():
-        raise UserError(f"checkpoint {path} does not exist: expected one of train.py, <run>/checkpoints/last.ckpt.")
+    if wrong := no_file(str(path)):
+        raise UserError(f"checkpoint {path} {wrong}: expected one of train.py, <run>/checkpoints/last.ckpt.")
     from deepavfusion.weights.weights import read_record  # takes torch, without which mistakes are reported sooner
 
     record = read_record(str(path))

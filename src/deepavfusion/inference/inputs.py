@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.text import count, read_csv
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import lines_of, regular_file
+from deepavfusion.utils.files import lines_of, no_file
 
 MEDIA = (
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
@@ -43,14 +43,11 @@ def read_input(path: str | Path) -> Inputs:
     given, path = path, Path(path)
     if path.is_dir():
         return _read_folder(path)
-    try:
-        regular_file(path)
-    except OSError as error:
-        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+    if what := no_file(path):
         raise UserError(
             f"input {given} {what}: expected a folder of videos, a list of them (.txt or .csv, a path per line), or "
             "one video."
-        ) from None
+        )
     if path.suffix.lower() not in LISTS:
         return Inputs({str(given): str(given)})
     names = list(_read_csv(path) if path.suffix.lower() == ".csv" else _read_text(path))

@@ -19,9 +19,10 @@ from deepavfusion.config.overrides import renamed_model
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import no_file
 from deepavfusion.utils.names import distinct
 from deepavfusion.weights.compare import check_finite, check_plan
-from deepavfusion.weights.file import read_file
+from deepavfusion.weights.file import OPTIMIZER, read_file
 from deepavfusion.weights.origin import origin_of
 
 LONGEST = 10_000  # characters of the name of a class
@@ -48,9 +49,9 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
     """
     path = Path(path)
     example = f"e.g. logs/{expected or '<task>'}/latest/checkpoints/last.ckpt"
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist: expected a .ckpt file that train.py wrote, {example}.")
-    content: Any = read_file(path)
+    if wrong := no_file(path):
+        raise UserError(f"checkpoint {path} {wrong}: expected a .ckpt file that train.py wrote, {example}.")
+    content: Any = read_file(path, without=OPTIMIZER)
     record = content.get("record") if isinstance(content, dict) else None
     if not isinstance(record, dict) or not isinstance(record.get("model"), dict) or "state_dict" not in content:
         raise UserError(

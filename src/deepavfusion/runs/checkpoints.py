@@ -16,7 +16,7 @@ from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, checkpoints_o
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import read_text
+from deepavfusion.utils.files import no_file, read_text
 from deepavfusion.utils.plain_yaml import plain_yaml
 from deepavfusion.weights.file import read_file
 from deepavfusion.weights.restored import check_restorable
@@ -194,6 +194,6 @@ def _candidates(run_dir: Path, asked: str | None) -> list[Path]:
             f"ckpt_path=last, but {run_dir / CHECKPOINTS / LAST} does not exist: name the run with run.name=…, or "
             "give a file."
         )
-    if not Path(asked).is_file():
-        raise UserError(f"ckpt_path={asked} does not exist: expected a .ckpt file written by a run of this task.")
+    if wrong := no_file(asked):
+        raise UserError(f"ckpt_path={asked} {wrong}: expected a .ckpt file written by a run of this task.")
     return [Path(asked)]

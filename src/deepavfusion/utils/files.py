@@ -39,6 +39,17 @@ def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
     return status
 
 
+def no_file(path: str | os.PathLike[str]) -> str | None:
+    """What is wrong with the path of a file: "does not exist", "cannot be read (it is a folder, …)"; None: nothing."""
+    try:
+        regular_file(path)
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None
+
+
 def read_text(path: Path, most: int, expected: str) -> str:
     """The text of a record, of at most so many bytes; for files that anyone may have written.
 

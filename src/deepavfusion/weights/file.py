@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +36,7 @@ EXPECTED = (
     "a checkpoint of this project (.ckpt or .safetensors), a published DeepAVFusion checkpoint, "
     "or an MAE or AudioMAE ViT checkpoint (.pth)"
 )
+OPTIMIZER = ("optimizer_states",)  # for AdamW twice as large as the weights
 LEGACY = 0x1950A86A20F9469CFC6C, 1001  # magic number and version of files before PyTorch 1.6
 MAX_SHARING = 4  # tensors that show a value of the file, on average
 MAX_NAME = 300  # characters; messages and tables show names
@@ -43,10 +44,14 @@ MAX_NAME = 300  # characters; messages and tables show names
 WRAPPERS = {"_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, without: Collection[str] = ()) -> Any:
     """The content of a checkpoint file: plain containers, values and tensors on the CPU.
 
     Networks (a dict of tensors, as a whole or as `state_dict` or `model`) have their plain names, without `WRAPPERS`.
+
+    Args:
+        path: of the file.
+        without: keys of the whole that are left out, e.g. `OPTIMIZER`: the tensors below them are not read.
 
     Raises:
         UserError: the file is missing, cannot be opened, is truncated, damaged, not a checkpoint, would take more
@@ -56,7 +61,7 @@ def read_file(path: Path) -> Any:
         regular_file(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            return _read(path, file, size)
+            return _read(path, file, size, without)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist: expected {EXPECTED}.") from None
     except OSError as error:
@@ -66,15 +71,15 @@ def read_file(path: Path) -> Any:
         ) from error
 
 
-def _read(path: Path, file: BinaryIO, size: int) -> Any:
+def _read(path: Path, file: BinaryIO, size: int, without: Collection[str]) -> Any:
     try:
         head = file.read(4)
         if path.suffix == ".safetensors":
             return _plainly_named(_read_safetensors(path))
         if head == b"PK\3\4":
-            return _plainly_named(_read_archive(Archive(file, size), size))
+            return _plainly_named(_read_archive(Archive(file, size), size, without))
         if head[:1] == b"\x80":
-            return _plainly_named(_read_legacy(file, size))
+            return _plainly_named(_read_legacy(file, size, without))
         raise DamagedFile("another format")
     except OSError:
         raise
@@ -122,7 +127,7 @@ def _plain_name(name: Any) -> Any:
     return name
 
 
-def _read_archive(archive: Archive, size: int) -> Any:
+def _read_archive(archive: Archive, size: int, without: Collection[str]) -> Any:
     if archive.size("data.pkl") > MAX_PICKLE:
         raise Growing
     if "byteorder" in archive and bytes(archive.read("byteorder").numpy()) != b"little":
@@ -131,10 +136,10 @@ def _read_archive(archive: Archive, size: int) -> Any:
     for storage in storages.values():  # before anything is made
         if archive.size(f"data/{storage.key}") != storage.nbytes:
             raise Growing
-    return _with_tensors(content, size, lambda storage: archive.read(f"data/{storage.key}"))
+    return _with_tensors(_less(content, without), size, lambda storage: archive.read(f"data/{storage.key}"))
 
 
-def _read_legacy(file: BinaryIO, size: int) -> Any:
+def _read_legacy(file: BinaryIO, size: int, without: Collection[str]) -> Any:
     """A file of PyTorch before 1.6: magic number, version, machine, content, keys; then each storage, with its length.
 
     There are no checksums.
@@ -165,7 +170,11 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
         read_into(file, begins[storage], data)
         return data
 
-    return _with_tensors(content, size, bytes_of)
+    return _with_tensors(_less(content, without), size, bytes_of)
+
+
+def _less(content: Any, without: Collection[str]) -> Any:
+    return {key: part for key, part in content.items() if key not in without} if isinstance(content, dict) else content
 
 
 def _with_tensors(content: Any, size: int, bytes_of: Callable[[Storage], Tensor]) -> Any:

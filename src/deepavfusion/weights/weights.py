@@ -30,7 +30,7 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file, whole
 from deepavfusion.weights.compare import check_finite, differences
-from deepavfusion.weights.file import EXPECTED, checksum, read_file
+from deepavfusion.weights.file import EXPECTED, OPTIMIZER, checksum, read_file
 from deepavfusion.weights.origin import Origin, origin_of
 
 # Dimensions of the tensors that sizes are derived from, by the end of their names.
@@ -85,7 +85,7 @@ def read_weights(path: Weights | str | Path) -> Weights:
     """
     if isinstance(path, Weights):
         return path
-    return recognise(read_file(Path(path)), path)
+    return recognise(read_file(Path(path), without=OPTIMIZER), path)
 
 
 def recognise(content: object, path: str | Path) -> Weights:
@@ -112,7 +112,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, see `read_weights`.
     """
-    return _record(read_file(Path(path)))
+    return _record(read_file(Path(path), without=(*OPTIMIZER, "state_dict")))
 
 
 def _record(content: object) -> dict[str, Any]:

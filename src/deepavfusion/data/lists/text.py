@@ -15,7 +15,7 @@ from typing import Any
 
 from deepavfusion.data.lists.spreadsheet import PUBLISHED, fault, looks_changed
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import lines_of, regular_file
+from deepavfusion.utils.files import lines_of, no_file
 
 MAX_SHOWN = 200  # characters of a line in a message
 MOST_JSON = 2**23  # bytes of a list in JSON, which may take thirty times as much memory; published ones have 10**5
@@ -149,17 +149,11 @@ def _list_file(root: Path, annotations: str, content: str, key: str) -> Path:
     if not isinstance(annotations, str) or leads_out(annotations):
         raise UserError(f"The path {annotations!r} leaves the data folder {root}; expected one below it: fix {key}.")
     path = root / annotations
-    try:
-        regular_file(path)
-    except FileNotFoundError:
-        what = "does not exist"
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-    else:
-        return path
-    raise UserError(
-        f"The list {path} {what}; expected {content}: put it there, or set {key} to its place under {root}."
-    )
+    if wrong := no_file(path):
+        raise UserError(
+            f"The list {path} {wrong}; expected {content}: put it there, or set {key} to its place under {root}."
+        )
+    return path
 
 
 def leads_out(path: str) -> bool:

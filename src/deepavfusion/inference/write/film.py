@@ -18,7 +18,7 @@ from deepavfusion.utils.files import whole
 
 MAX_FPS = 30.0
 MAX_PIXELS = 720  # of the shorter side
-CHUNK_BYTES, CHUNK_FRAMES = 64 * 2**20, 256  # decoded at a time, at most
+CHUNK_BYTES, CHUNK_FRAMES = 16 * 2**20, 256  # decoded at a time, at most
 AAC_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 
 
