@@ -1,19 +1,31 @@
 """Records and lists of others take no more than they say: YAML, safetensors, lines without end, pipes in the way."""
 
+import csv
 import os
 import struct
+import tracemalloc
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from deepavfusion.callbacks.guard.data_report import COLUMNS as PROBLEMS
+from deepavfusion.callbacks.guard.data_report import DataReport
 from deepavfusion.data.lists import text
-from deepavfusion.data.lists.verified import COLUMNS, read_report
+from deepavfusion.data.lists.verified import COLUMNS, ReportRow, read_report
 from deepavfusion.figures.panels import caption
 from deepavfusion.figures.style import new_figure
 from deepavfusion.inference.inputs import read_input
+from deepavfusion.types import Problem
+from deepavfusion.utils import reading
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import LONGEST_LINE, write_whole
-from deepavfusion.utils.plain_yaml import plain_yaml
+from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.names import to_cell
+from deepavfusion.utils.reading import LONGEST_LINE, plain_yaml, read_json
+from deepavfusion.verify.report import OF_CLASSES, Journal
 from deepavfusion.weights.file import read_file
 
 
@@ -81,15 +93,108 @@ def test_a_number_with_a_comma_is_no_id(tmp_path):
         list(text.read_rows(tmp_path, "a.csv", "id,start"))
 
 
-def test_reports_that_spreadsheet_programs_saved(tmp_path):
-    row = "{},train,drum,ok,,yes,,a.mp4,1,2026-01-01T00:00:00.000000000Z,,"
+CLASSES = 'a;b,c"d|é'
+ROW = ["=a", "train", CLASSES, "ok", "", "yes", "", "-a.mp4", "1", "2026-01-01T00:00:00.000000000Z", "", ""]
+PROBLEM = ["-a", "truncated", "True", "it, ends", "=a.mp4"]
+FORMS = {  # of a CSV file of ours that a spreadsheet program saved: separator, line end, quotes, first bytes
+    "as written": (",", "", csv.QUOTE_MINIMAL, ""),
+    "UTF-8": (",", "\r\n", csv.QUOTE_MINIMAL, "\ufeff"),
+    "semicolons": (";", "\r\n", csv.QUOTE_MINIMAL, ""),
+    "tabs": ("\t", "\n", csv.QUOTE_MINIMAL, "\ufeff"),
+    "quotes": (",", "\n", csv.QUOTE_ALL, ""),
+    "quotes and semicolons": (";", "\n", csv.QUOTE_ALL, "\ufeff"),
+    "old Mac": (",", "\r", csv.QUOTE_MINIMAL, ""),
+}
+
+
+def saved(path: Path, form: str, columns: Sequence[str], row: list[str], end: str) -> None:
+    separator, its_end, quoting, mark = FORMS[form]
+    with path.open("w", newline="") as file:
+        file.write(mark)
+        rows = csv.writer(file, delimiter=separator, lineterminator=its_end or end, quoting=quoting)
+        rows.writerows([columns, map(to_cell, row)])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_our_lists_are_read_after_a_spreadsheet_program_saved_them(tmp_path, form):
     path = tmp_path / "verify.csv"
-    path.write_text(f"\ufeff{COLUMNS}\r\n{row.format('a')}\r\n")
-    assert [found.id for found in read_report(path)] == ["a"]
-    for content in (f"{COLUMNS}\r{row.format('a')}\r", f"{COLUMNS}\n{row.format('#NAME?')}\n"):
-        path.write_bytes(content.encode())
-        with pytest.raises(UserError, match="is damaged"):
-            list(read_report(path))
+    saved(path, form, ReportRow._fields, ROW, "\n")
+    saved(tmp_path / "verify_classes.csv", form, OF_CLASSES, ["train", "-a", "1", "1", "1"], "\n")
+    with Journal(path) as journal:
+        assert [*map(list, journal.rows.values())] == [ROW]
+    assert path.read_text() == f'{COLUMNS}\n\'=a,train,"a;b,c""d|é",ok,,yes,,\'-a.mp4,1,{ROW[9]},,\n'
+    path = tmp_path / "data_problems.csv"
+    saved(path, form, PROBLEMS, PROBLEM, "\r\n")
+    report = DataReport(str(path))
+    report.setup(SimpleNamespace(global_rank=0), None, "fit")
+    assert report.seen == {("-a", "=a.mp4"): Problem("-a", "=a.mp4", "truncated", "it, ends", used=True)}
+    report._write([Problem("b", "b.mp4", "missing", "gone", used=False)])
+    head = ",".join(PROBLEMS)
+    written = f"{head}\r\n'-a,truncated,True,\"it, ends\",'=a.mp4\r\nb,missing,False,gone,b.mp4\r\n"
+    assert path.read_bytes() == written.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (f"{COLUMNS}\na\n".encode("utf-16"), "verify.csv is UTF-16 text, as spreadsheet programs write it"),
+        (f"{COLUMNS}\r\n{','.join(ROW)}\r\n".encode("cp1252"), "verify.csv, line 2, is not UTF-8 text"),
+        (f'"{COLUMNS}"\n'.encode(), f"is damaged: line 1, reads `{COLUMNS}`"),
+        (f"{COLUMNS}\na;b\n".encode(), "is damaged: line 2, reads `a;b`"),
+        (b"notes", "is damaged: line 1, reads `notes`"),
+    ],
+)
+def test_what_a_spreadsheet_program_made_of_a_report(tmp_path, content, sentence):
+    (tmp_path / "verify.csv").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        list(read_report(tmp_path / "verify.csv"))
+
+
+def test_switches_that_a_spreadsheet_program_translated(tmp_path):
+    for word, right in (("TRUE", True), ("WAHR", False)):
+        saved(tmp_path / "p.csv", "semicolons", PROBLEMS, [*PROBLEM[:2], word, *PROBLEM[3:]], "")
+        with nullcontext() if right else pytest.raises(UserError, match="line 2, reads `-a,truncated,WAHR,"):
+            assert [problem.used for problem in DataReport(str(tmp_path / "p.csv"))._read()] == [right]
+
+
+def test_a_list_of_videos_with_semicolons(tmp_path):
+    (tmp_path / "problems.csv").write_text("\ufeffid;path\r\na;'-a, b.mp4\r\n")
+    assert list(read_input(tmp_path / "problems.csv").files) == ["-a, b.mp4"]
+
+
+def test_lists_have_an_end(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("a,b\n" * 9)
+    for name, most in (("MOST_LINES", 8), ("MOST_CHARACTERS", 35)):
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, name, most)
+            rows = text.read_rows(tmp_path, "a.csv", "a,b")
+            assert len(list(islice(rows, 8))) == 8
+            with pytest.raises(UserError, match=r"a\.csv has more than .* lines or"):
+                next(rows)
+
+
+JSON_THAT_GROWS = {
+    "lists": "[],",
+    "dicts": '{"":0},',
+    "empty dicts": "{},",
+    "texts": '"ab",',
+    "numbers": "1.5,",
+    "large numbers": "999,",
+    "nested": "[[[[0]]]],",
+}
+
+
+@pytest.mark.parametrize("kind", JSON_THAT_GROWS)
+def test_what_json_takes_is_known_before_it_is_read(tmp_path, kind):
+    path, each = tmp_path / "a.json", JSON_THAT_GROWS[kind]
+    path.write_text(f"[{each * 20_000}0]")
+    tracemalloc.start()
+    found = read_json(path, 2**30, "a list")
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 20_001
+    with pytest.raises(UserError, match=r"a\.json would take \d+ MB of memory, expected a list, at most"):
+        read_json(path, taken - 1, "a list")
 
 
 def test_a_pipe_in_the_place_of_a_partial_file_is_replaced(tmp_path):

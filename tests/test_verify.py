@@ -398,6 +398,12 @@ def test_a_clip_of_two_splits_is_looked_at_once(tmp_path: Path, whole: Path) -> 
     assert bad_clips(report, EXCLUDE) == {}  # the same id, another file, whole
 
 
+CHANGED = (  # by a spreadsheet program
+    *({"bytes": "2,06E+04"}, {"modified": "28.11.2026 18:05"}, {"bytes": ""}, {"usable": "WAHR"}),
+    {"id": "#NAME?"},
+)
+
+
 def test_what_is_no_report(tmp_path: Path, whole: Path) -> None:
     report = tmp_path / "verify.csv"
     assert bad_clips(report, EXCLUDE) == {}
@@ -431,12 +437,20 @@ def test_what_is_no_report(tmp_path: Path, whole: Path) -> None:
     assert not list(tmp_path.glob("verify*"))
     report.write_text(good)
     lines, row = good.splitlines(), next(iter(read_report(report)))
-    for change in ({"frames": "a"}, {"mask_values": "1" * 30}, {"also": "rm"}, {"frames": "1-2"}, {"status": "fine"}):
+    for change in (
+        {"frames": "a"},
+        {"mask_values": "1" * 30},
+        {"also": "rm"},
+        {"frames": "1-2"},
+        {"status": "fine"},
+        *CHANGED,
+    ):
         report.write_text(f"{lines[0]}\n{','.join(row._replace(**change))}\n")
         with pytest.raises(UserError, match="is damaged: line 2"):
             bad_clips(report, EXCLUDE)
+    report.write_text(f"{lines[0]}\n")
     os.truncate(report, 2**40)  # takes no place on the disk
-    with pytest.raises(UserError, match="more than any report"):
+    with pytest.raises(UserError, match="line 2, has more than 1048576 characters"):
         bad_clips(report, EXCLUDE)
     with pytest.raises(UserError, match="more than this command writes"):
         run([clips], tmp_path, force=True)

@@ -15,7 +15,7 @@ import yaml
 from deepavfusion.cli.complete import evaluation_overrides, training_overrides
 from deepavfusion.config.ranges import RULES
 from deepavfusion.config.records import UNREAD, accepted
-from deepavfusion.data.lists.text import read_json
+from deepavfusion.data.lists.text import read_object
 from deepavfusion.runs.directory import choose_run_dir, write_record
 from deepavfusion.runs.signing import is_signed, signed
 from helpers.errors import refusal
@@ -207,7 +207,7 @@ def test_the_record_of_a_checkpoint(tmp_path: Path, refused: Refused, monkeypatc
 def test_a_list_in_json_is_not_read_without_end(tmp_path: Path) -> None:
     (tmp_path / "a.json").touch()
     os.truncate(tmp_path / "a.json", 2**40)  # takes no place on the disk
-    assert "a.json has 1099511627776 bytes" in refusal(read_json, tmp_path, "a.json", "x", "data.index.lists")
+    assert "a.json has 1099511627776 bytes" in refusal(read_object, tmp_path, "a.json", "x", "data.index.lists")
 
 
 # ---------------------------------------------------------------- the key

@@ -31,14 +31,15 @@ from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.utils.console import track
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import read_text, regular_file, write_whole
+from deepavfusion.utils.files import regular_file, write_whole
 from deepavfusion.utils.names import printable
 from deepavfusion.utils.processes import die_with_parent
+from deepavfusion.utils.reading import RECORD, read_json
 
 VERSION = 3  # increase it whenever the same seed gives other files
 FPS = 10.0
 MANIFEST, UNFINISHED, OLD = "manifest.json", ".{}.partial", ".{}.old"
-MOST_BYTES, MOST_FILES = 2**24, 10**6  # of a manifest
+MOST_FILES = 10**6  # of a manifest
 REPORTS = ("verify.csv", "verify_classes.csv", "verify.csv.partial.jsonl")  # of prepare.py command=verify
 
 
@@ -104,7 +105,7 @@ def _manifest(name: str, seed: int, counts: Counts) -> dict[str, Any]:
 def _read_manifest(folder: Path, name: str) -> dict[str, Any] | None:
     """The manifest of a folder that `_generate` wrote; None if there is none, or another."""
     try:
-        found = json.loads(read_text(folder / MANIFEST, MOST_BYTES, "the manifest of generated demo data"))
+        found = read_json(folder / MANIFEST, RECORD, "the manifest of generated demo data")
         files, numbers = found["files"], found["counts"]
         count = files if type(files) is int else len(files)  # earlier manifests count them
         whole = all(type(n) is int and n >= 0 for n in (count, found["version"], found["seed"], *numbers.values()))
@@ -117,7 +118,7 @@ def _read_manifest(folder: Path, name: str) -> dict[str, Any] | None:
                 return None
             found["files"] = planned
         return found if MANIFEST in found["files"] else None
-    except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

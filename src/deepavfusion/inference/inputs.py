@@ -10,7 +10,9 @@ from pathlib import Path
 
 from deepavfusion.data.lists.text import count, read_csv
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import lines_of, no_file
+from deepavfusion.utils.files import no_file
+from deepavfusion.utils.names import from_cell
+from deepavfusion.utils.reading import lines_of
 
 MEDIA = (
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
@@ -119,7 +121,7 @@ def _is_comment(line: str, folder: Path) -> bool:
 
 def _read_csv(path: Path) -> Iterator[str]:
     column = None
-    for _, cells in read_csv(path.parent, path.name, "path,…", "input"):
+    for _, cells in read_csv(path.parent, path.name, "path,…", "input", header=(COLUMN,)):
         if _is_comment(cells[0], path.parent):
             continue
         if column is None:  # the header, if there is one
@@ -127,5 +129,5 @@ def _read_csv(path: Path) -> Iterator[str]:
             column = names.index(COLUMN) if COLUMN in names else 0
             if COLUMN in names:
                 continue
-        if len(cells) > column and cells[column]:
-            yield cells[column]
+        if len(cells) > column and (name := cells[column]):
+            yield name if os.path.exists(path.parent / name) else from_cell(name)

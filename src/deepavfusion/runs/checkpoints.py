@@ -16,8 +16,8 @@ from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, checkpoints_o
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import no_file, read_text
-from deepavfusion.utils.plain_yaml import plain_yaml
+from deepavfusion.utils.files import no_file
+from deepavfusion.utils.reading import plain_yaml, read_text
 from deepavfusion.weights.file import read_file
 from deepavfusion.weights.restored import check_restorable
 

@@ -12,9 +12,9 @@ import yaml
 from deepavfusion.runs.signing import is_signed, signed
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import link, read_text, write_whole
-from deepavfusion.utils.plain_yaml import plain_yaml
+from deepavfusion.utils.files import link, write_whole
 from deepavfusion.utils.processes import launched_processes
+from deepavfusion.utils.reading import plain_yaml, read_text
 
 RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # environment variable: tells the other processes on this machine
 CHECKPOINTS = "checkpoints"

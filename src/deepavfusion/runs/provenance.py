@@ -17,8 +17,9 @@ from typing import Any
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.runs.directory import PROVENANCE
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import read_text, write_whole
+from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.processes import cores
+from deepavfusion.utils.reading import RECORD, read_json
 
 UNKNOWN = "unknown"
 LIBRARIES = (
@@ -26,7 +27,6 @@ LIBRARIES = (
     *("hydra-core", "av", "decord", "litdata", "pillow"),
 )
 GIT_SECONDS = 10
-MOST_BYTES = 2**26  # of the file
 
 
 def record_provenance(
@@ -75,7 +75,7 @@ def record_provenance(
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The earlier starts."""
-    starts = json.loads(read_text(path, MOST_BYTES, "the provenance of a run"))["starts"] if path.exists() else []
+    starts = read_json(path, RECORD, "the provenance of a run")["starts"] if path.exists() else []
     if not all(
         isinstance(value, str) for start in starts for value in (start["commit"], start["data"]["dataset_hash"])
     ):

@@ -1,7 +1,8 @@
-"""Atomic writes: a file is either complete or absent. Reads of regular files only."""
+"""Atomic writes: a file is either complete or absent. Only regular files are opened."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import os
@@ -9,7 +10,6 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.names import to_cell
@@ -21,8 +21,7 @@ KINDS = {  # that are no regular files
     stat.S_IFCHR: "it is a device",
     stat.S_IFBLK: "it is a device",
 }
-MOST_BYTES = 2**31  # of a file that is written on
-LONGEST_LINE = 2**20  # characters
+MOST_BYTES = 2**30  # of a file that is written on
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -50,52 +49,13 @@ def no_file(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def read_text(path: Path, most: int, expected: str) -> str:
-    """The text of a record, of at most so many bytes; for files that anyone may have written.
-
-    Args:
-        path: of a regular file.
-        most: bytes.
-        expected: what it should hold, for messages.
-
-    Raises:
-        UserError: it cannot be read, is too large, or not UTF-8.
-    """
-    try:
-        size = regular_file(path).st_size
-        if size > most:
-            raise UserError(f"{path} has {size} bytes, expected {expected}, at most {most}: fetch or copy it again.")
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): expected {expected}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}): expected {expected}.") from None
-
-
-def lines_of(file: TextIO) -> Iterator[str]:
-    """The lines of an open text file; one without end is not read into memory.
-
-    Raises:
-        UserError: a line has more than `LONGEST_LINE` characters.
-    """
-    number = 0
-    while line := file.readline(LONGEST_LINE):
-        number += 1
-        if len(line) == LONGEST_LINE and not line.endswith("\n"):
-            raise UserError(
-                f"{file.name}, line {number}, has more than {LONGEST_LINE} characters, expected a list in lines: fetch "
-                "or copy it again."
-            )
-        yield line
-
-
 def check_ours(path: Path, head: str, instead: str) -> None:
     """Make sure that a file that will be replaced, or written on, is one that this project wrote, or is not there.
 
     Args:
         path: the file; one that was cut off within its head, or is empty, is ours, too.
-        head: its first line; with a blank at its end: what that begins with.
+        head: its first line, of a CSV file in any form that spreadsheet programs save; with a blank at its end: what
+            that begins with.
         instead: what to do if it is not ours.
 
     Raises:
@@ -106,12 +66,15 @@ def check_ours(path: Path, head: str, instead: str) -> None:
     try:
         size = regular_file(path).st_size
         with open(path, "rb") as file:
-            found, rest = file.read(len(head.encode())), file.read(1)
+            first = file.read(2 * len(head) + len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): {instead}.") from None
     if size > MOST_BYTES:
         raise UserError(f"{path} has {size} bytes, more than this command writes, and is left as it is: {instead}.")
-    ends = head.endswith(" ") or rest in (b"", b"\r", b"\n")
+    if "," in head and not head.endswith(" "):
+        first = first.replace(b'"', b"").replace(b";", b",").replace(b"\t", b",")
+    found, rest = first[: len(head)], first[len(head) :]
+    ends = head.endswith(" ") or rest[:1] in (b"", b"\r", b"\n")
     if not (ends and head.encode().startswith(found)):
         raise UserError(
             f"{path} does not begin with `{head}`, so it is not what this command writes, and is left as it is: "
@@ -167,7 +130,7 @@ def write_whole(path: Path, text: str, durable: bool = False) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]], end: str = "\r\n") -> None:
-    """Write a CSV file atomically, the header first; `end` ends its lines. `names.from_cell` reads its texts."""
+    """Write a CSV file atomically, the header first; `end` ends its lines. `reading.own_rows` reads it."""
     with (
         whole(path, durable=True) as partial,
         partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,

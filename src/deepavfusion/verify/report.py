@@ -11,7 +11,8 @@ from typing import IO
 
 from deepavfusion.data.lists.verified import COLUMNS, ReportRow, is_row, read_report
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import LONGEST_LINE, check_ours, regular_file, write_csv
+from deepavfusion.utils.files import check_ours, regular_file, write_csv
+from deepavfusion.utils.reading import lines_of
 
 OF_CLASSES = ("split", "class", "listed", "present", "usable")  # columns of <report>_classes.csv
 
@@ -92,7 +93,7 @@ class Journal:
                 if trust:
                     raise
         with open(self.partial, encoding="utf-8", errors="surrogateescape") as lines:
-            for line in iter(lambda: lines.readline(LONGEST_LINE), ""):
+            for line in lines_of(lines):
                 try:
                     row = ReportRow(**json.loads(line))
                 except (ValueError, TypeError, RecursionError):

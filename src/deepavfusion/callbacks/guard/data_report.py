@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from deepavfusion.callbacks.evaluation import EvaluationCallback
 from deepavfusion.types import Batch, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import check_ours, write_whole
-from deepavfusion.utils.names import from_cell, to_cell
+from deepavfusion.utils.files import check_ours, write_csv
+from deepavfusion.utils.names import to_cell
+from deepavfusion.utils.reading import damaged, own_rows
 
 COLUMNS = ("id", "reason", "used", "detail", "path")
 NOT_ON_DISK = "not_on_disk"  # listed, never tried; a file that vanishes during the run is "missing", a failure
@@ -40,7 +41,7 @@ class DataReport(EvaluationCallback):
         self.base, self.path = Path(path), Path(path)
         self.seen: dict[tuple[str, str], Problem] = {}  # clip and file
         self.used_clips = 0
-        self.complete: str | None = None  # the file, without the end of a line that is torn
+        self.as_written = True  # the file ends with a complete line, in the form that lines are added in
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.global_rank:
@@ -48,25 +49,20 @@ class DataReport(EvaluationCallback):
         head = ",".join(COLUMNS)
         check_ours(self.path, head, "move it out of the run directory, or set callbacks.data_report.path=<file>")
         if self.path.is_file():  # the run is resumed
-            text = self.path.read_bytes().decode(errors="surrogateescape")
-            complete = text[: text.rfind("\n") + 1]
-            if complete != text:  # it was killed while it wrote a line, which will be written again
-                self.complete = complete or f"{','.join(COLUMNS)}\n"
-            self.seen = {(problem.id, problem.path): problem for problem in self._problems(complete)}
+            self.seen = {(problem.id, problem.path): problem for problem in self._read()}
+            with self.path.open("rb") as file:
+                begins = file.read(len(head) + 2) == f"{head}\r\n".encode()
+                file.seek(max(0, self.path.stat().st_size - 2))
+                self.as_written = begins and file.read() == b"\r\n"
 
-    def _problems(self, text: str) -> list[Problem]:
+    def _read(self) -> Iterator[Problem]:
         """The lines of an earlier start."""
-        found = []
-        try:
-            for row in list(csv.reader(io.StringIO(text, newline=""), strict=True))[1:]:
-                values = dict(zip(COLUMNS, map(from_cell, row), strict=True))
-                found.append(Problem(**{**values, "used": values["used"] == "True"}))  # type: ignore[arg-type]
-        except (csv.Error, ValueError) as error:
-            raise UserError(
-                f"{self.path} is damaged after {len(found)} clips ({error}): expected lines `{','.join(COLUMNS)}`; "
-                "move it out of the run directory, and the run names its clips again."
-            ) from None
-        return found
+        instead = "move it out of the run directory, and the run names its clips again"
+        for line, cells in own_rows(self.path, COLUMNS, instead):
+            identifier, reason, used, detail, path = cells
+            if used.capitalize() not in ("True", "False"):
+                raise damaged(self.path, line, cells, COLUMNS, instead)
+            yield Problem(identifier, path, reason, detail, used.capitalize() == "True")
 
     def state_dict(self) -> dict[str, Any]:
         return {"used_clips": self.used_clips}
@@ -92,16 +88,16 @@ class DataReport(EvaluationCallback):
         by_file = {(problem.id, problem.path): problem for problem in problems}
         new = [problem for key, problem in by_file.items() if key not in self.seen]
         if new:
+            if not self.as_written:  # it was killed while it wrote a line, or a spreadsheet program saved the file
+                write_csv(self.path, [COLUMNS, *map(_row, self.seen.values())])
+                self.as_written = True
             self.seen = by_file | self.seen
-            if self.complete is not None:
-                write_whole(self.path, self.complete)
-                self.complete = None
             header = not self.path.exists()
             with self.path.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 rows = csv.writer(file)
                 if header:
                     rows.writerow(COLUMNS)
-                rows.writerows([to_cell(getattr(problem, column)) for column in COLUMNS] for problem in new)
+                rows.writerows(map(to_cell, _row(problem)) for problem in new)
         return new
 
     def _report(self, problems: list[Problem]) -> None:
@@ -143,6 +139,10 @@ class DataReport(EvaluationCallback):
         extended = sum(used for used, _, _ in problems.values())
         counts = {"data/failed": float(len(problems) - extended), "data/extended": float(extended)}
         pl_module.log_dict(counts, batch_size=1)
+
+
+def _row(problem: Problem) -> list[object]:
+    return [getattr(problem, column) for column in COLUMNS]
 
 
 def _was_tried(problem: Problem) -> bool:

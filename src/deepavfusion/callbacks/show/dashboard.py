@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ from torch.utils.tensorboard.summary import hparams
 from deepavfusion.callbacks.show.tensorboard import writer_of
 from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, PROVENANCE
 from deepavfusion.utils.names import code, fence_of, printable
+from deepavfusion.utils.reading import RECORD, read_json
 
 
 class Dashboard(Callback):
@@ -86,7 +86,7 @@ def plain(value: Any) -> float | int | str:
 def last_start(run_dir: Path) -> dict[str, Any]:
     """The newest entry of a run's provenance; empty if it has none."""
     path = run_dir / PROVENANCE
-    return json.loads(path.read_text())["starts"][-1] if path.is_file() else {}
+    return read_json(path, RECORD, "the provenance of a run")["starts"][-1] if path.is_file() else {}
 
 
 def start_weights(start: Mapping[str, Any]) -> str:

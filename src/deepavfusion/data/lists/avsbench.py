@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, fill_in, list_clips, unique
-from deepavfusion.data.lists.text import check_choice, check_name, count, read_json, read_table, suggestion
+from deepavfusion.data.lists.text import check_choice, check_name, count, read_object, read_table, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
@@ -116,7 +116,7 @@ def names_in(joined: str, names: Sequence[str]) -> tuple[str, ...] | None:
 
 def _classes(root: Path, label2idx: str) -> tuple[list[str], list[str]]:
     """Names by class index, and notes about them."""
-    index = read_json(root, label2idx, NAMES, "data.index.label2idx")
+    index = read_object(root, label2idx, NAMES, "data.index.label2idx")
     numbers = [n for n in index.values() if type(n) is int] if isinstance(index, dict) else []
     begin = min(numbers, default=0)
     if not numbers or begin not in (0, 1) or sorted(numbers) != list(range(begin, begin + len(index))):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import fill_in, list_clips, matches, unlisted_files
-from deepavfusion.data.lists.text import check_choice, check_name, count, read_json, suggestion
+from deepavfusion.data.lists.text import check_choice, check_name, count, read_object, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
@@ -109,7 +109,7 @@ def _files(lists: Sequence[str]) -> list[str]:
 
 def _videos(root: Path, file: str, pattern: str) -> list[Video]:
     """The videos of a list in its order, with repeated ones."""
-    content = read_json(root, file, CONTENT, "data.index.lists")
+    content = read_object(root, file, CONTENT, "data.index.lists")
     videos = content.get("videos") if isinstance(content, dict) else None
     if not isinstance(videos, dict) or not all(isinstance(ids, list) for ids in videos.values()):
         raise UserError(f"{root / file} is not a list of MUSIC; expected {CONTENT}: put the published file there.")

@@ -6,8 +6,6 @@ names it. Files are UTF-8; a byte-order mark is allowed.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,10 +13,9 @@ from typing import Any
 
 from deepavfusion.data.lists.spreadsheet import PUBLISHED, fault, looks_changed
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import lines_of, no_file
+from deepavfusion.utils.files import no_file
+from deepavfusion.utils.reading import MAX_SHOWN, RECORD, csv_rows, read_json
 
-MAX_SHOWN = 200  # characters of a line in a message
-MOST_JSON = 2**23  # bytes of a list in JSON, which may take thirty times as much memory; published ones have 10**5
 SPREADSHEET_LINES = 2**20  # the most that a spreadsheet program keeps
 SPLIT_KEYS = "data.train_split, data.val_split or data.eval_split"
 
@@ -50,27 +47,23 @@ def read_rows(
         yield line, cells
 
 
-def read_csv(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, list[str]]]:
-    """Lines of a CSV file of any content, as `read_rows` gives them."""
+def read_csv(
+    root: Path, annotations: str, columns: str, key: str, header: Sequence[str] = ()
+) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a CSV file of any content, as `read_rows` gives them.
+
+    Args:
+        header: columns by which other separators than commas are recognised.
+    """
     path = _list_file(root, annotations, f"a CSV file with lines `{columns}`", key)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(lines_of(file), skipinitialspace=True, strict=True)
-        try:
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if any(cells):
-                    yield reader.line_num, cells
-            if reader.line_num == SPREADSHEET_LINES:
-                raise UserError(
-                    f"{path} has exactly {SPREADSHEET_LINES} lines, the most that spreadsheet programs keep, so that "
-                    f"the rest is lost; expected all lines `{columns}`: {PUBLISHED}."
-                )
-        except csv.Error as error:
-            raise UserError(
-                f"{path}, line {reader.line_num}, cannot be read as CSV ({error}); expected `{columns}`: fix the line."
-            ) from None
-        except UnicodeDecodeError:
-            raise _not_utf8(path, columns) from None
+    line = 0
+    for line, cells in csv_rows(path, columns, header):
+        yield line, cells
+    if line == SPREADSHEET_LINES:
+        raise UserError(
+            f"{path} has exactly {SPREADSHEET_LINES} lines, the most that spreadsheet programs keep, so that the rest "
+            f"is lost; expected all lines `{columns}`: {PUBLISHED}."
+        )
 
 
 def malformed(where: str, cells: Sequence[str], expected: str) -> UserError:
@@ -84,29 +77,6 @@ def malformed(where: str, cells: Sequence[str], expected: str) -> UserError:
     if why:
         return UserError(f"{where}, reads `{line}`: {why}; expected {expected}: {PUBLISHED}.")
     return UserError(f"{where}, reads `{line}`; expected {expected}: fix the line.")
-
-
-def _not_utf8(path: Path, columns: str) -> UserError:
-    with path.open("rb") as file:
-        head = file.read(1000)
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
-            where, why = "", "is UTF-16 text, as spreadsheet programs write it"
-        else:
-            file.seek(0)
-            line = next((n for n, each in enumerate(file, 1) if not _is_utf8(each)), 0)
-            where, why = f", line {line},", "is not UTF-8 text"
-    return UserError(
-        f"{path}{where} {why}; expected UTF-8 with lines `{columns}`: save it as UTF-8 (in a spreadsheet program, 'CSV "
-        "UTF-8'), or put the published file there."
-    )
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -125,7 +95,7 @@ def read_table(root: Path, annotations: str, columns: str, key: str) -> Iterator
         yield line, dict(zip(header, cells, strict=True))
 
 
-def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
+def read_object(root: Path, annotations: str, content: str, key: str) -> Any:
     """The content of a JSON file, in which no object may repeat a key."""
     path = _list_file(root, annotations, f"a JSON file with {content}", key)
 
@@ -137,12 +107,7 @@ def read_json(root: Path, annotations: str, content: str, key: str) -> Any:
             found[name.encode().decode()] = value  # half a surrogate pair raises a UnicodeEncodeError
         return found
 
-    if (size := path.stat().st_size) > MOST_JSON:
-        raise UserError(f"{path} has {size} bytes; expected {content}, at most {MOST_JSON} bytes: set {key}.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeError, numbers of thousands of digits
-        raise UserError(f"{path} cannot be read as JSON ({error}); expected {content}: fix the file.") from None
+    return read_json(path, RECORD, content, without_repeats)
 
 
 def _list_file(root: Path, annotations: str, content: str, key: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import sys
@@ -13,8 +12,7 @@ from typing import NamedTuple
 
 from deepavfusion.data.lists.spreadsheet import ERROR
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import lines_of, regular_file
-from deepavfusion.utils.names import from_cell
+from deepavfusion.utils.reading import damaged, own_rows
 
 STATUSES = (
     *("ok", "missing", "hung", "no_video", "no_audio", "truncated", "undecodable", "bad_mask"),
@@ -53,7 +51,7 @@ class ReportRow(NamedTuple):
 
 COLUMNS = ",".join(ReportRow._fields)
 INTEGERS = re.compile(r"( +-?[0-9]{1,9})* *")
-MOST_BYTES = 2**31  # of a report; two million clips take a fourth of it
+SIGNATURE = re.compile(r"[0-9]{1,18} [0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{9}Z| ")
 
 
 def signature(path: str, seconds: Sequence[int] = ()) -> tuple[str, str] | None:
@@ -92,7 +90,8 @@ def is_row(cells: Sequence[object]) -> bool:
     if len(cells) != len(ReportRow._fields) or not all(isinstance(cell, str) for cell in cells):
         return False
     row = ReportRow(*cells)  # type: ignore[arg-type]
-    return all(word in STATUSES for word in row.words) and bool(INTEGERS.fullmatch(f" {row.frames} {row.mask_values}"))
+    right = row.usable in ("yes", "no") and SIGNATURE.fullmatch(f"{row.bytes} {row.modified}")
+    return bool(right and INTEGERS.fullmatch(f" {row.frames} {row.mask_values}") and {*row.words} <= {*STATUSES})
 
 
 def read_report(report: Path) -> Iterator[ReportRow]:
@@ -101,37 +100,15 @@ def read_report(report: Path) -> Iterator[ReportRow]:
     Raises:
         UserError: the file is not a report, or is damaged.
     """
-    try:
-        if (size := regular_file(report).st_size) > MOST_BYTES:
-            raise _damaged(report, f"it has {size} bytes, more than any report")
-        number = -1
-        with open(report, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            reader = csv.reader((line for line in lines_of(file) if line.endswith("\n")), strict=True)
-            for number, row in enumerate(reader):
-                cells = [from_cell(cell) for cell in row]
-                row_fits = is_row(cells) and not ERROR.fullmatch(cells[0])
-                good = row_fits if number else cells == list(ReportRow._fields)
-                if not good:
-                    raise _damaged(report, f"line {reader.line_num}, reads `{','.join(cells)[:80]}`")
-                if number:
-                    # Few distinct values: interned, a report of two million clips stays small.
-                    yield ReportRow(cells[0], *map(sys.intern, cells[1:7]), *cells[7:])
-        if number < 0 and size > len(COLUMNS):
-            raise _damaged(report, "no line of it ends")
-    except csv.Error as error:
-        raise _damaged(report, f"line {reader.line_num}, cannot be read as CSV ({error})") from None
-    except OSError as error:
-        raise UserError(
-            f"The verify report {report} cannot be read ({error.strerror}); expected the file that `python "
-            "src/prepare.py command=verify` wrote: set data.verify_report to it, or to null."
-        ) from None
-
-
-def _damaged(report: Path, what: str) -> UserError:
-    return UserError(
-        f"The verify report {report} is damaged: {what}; expected `{COLUMNS}`: fix the line, or remove the file and "
-        "run `python src/prepare.py command=verify` again, or set data.verify_report to another file."
+    instead = (
+        "fix the line, or remove the file and run `python src/prepare.py command=verify` again, or set "
+        "data.verify_report to another file"
     )
+    for line, cells in own_rows(report, ReportRow._fields, instead, end="\n"):
+        if not is_row(cells) or ERROR.fullmatch(cells[0]):
+            raise damaged(report, line, cells, ReportRow._fields, instead)
+        # Few distinct values: interned, a report of two million clips stays small.
+        yield ReportRow(cells[0], *map(sys.intern, cells[1:7]), *cells[7:])
 
 
 def bad_clips(report: Path, exclude: Collection[str]) -> dict[str, str]:

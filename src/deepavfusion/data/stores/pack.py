@@ -31,13 +31,13 @@ from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import progress_bar, say
 from deepavfusion.utils.errors import DecodeError, UserError
-from deepavfusion.utils.files import read_text, regular_file, sync, write_whole
+from deepavfusion.utils.files import regular_file, sync, write_whole
 from deepavfusion.utils.pool import Lost, call_apart
+from deepavfusion.utils.reading import RECORD, read_json
 
 PLAN, PARTS = ".pack.json", ".parts"
 TRIES = 2  # of a clip that crashes its process or takes too long
 MAX_LINES = 20  # in the terminal, on clips that are left out
-MOST_BYTES = 2**26  # of the record of a chunk
 AUDIO_AT_ONCE = 3600  # s of audio in memory, likewise
 FRAMES_AT_ONCE = 64  # frames in memory while packing a long video
 
@@ -281,7 +281,7 @@ def _written(output: Path, part: Part) -> dict[str, Any] | None:
         record = _read_record(path)
         there = regular_file(chunk).st_size if record["packed"] else 0
         return record if there == record["bytes"] and _is_of(record, part) else None
-    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -299,18 +299,10 @@ def _is_of(record: dict[str, Any], part: Part) -> bool:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """A file of an earlier start.
-
-    Raises:
-        UserError: it cannot be read, or is none.
-    """
-    text = read_text(path, MOST_BYTES, "what `python src/prepare.py command=pack` wrote")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
+    """A file of an earlier start; a `UserError` if it cannot be read, or is none."""
+    found = read_json(path, RECORD, "what packing wrote, or another output")
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged, or not written by packing: choose another output, or remove its folder.")
+        raise UserError(f"{path} is not written by packing: choose another output, or remove its folder.")
     return found
 
 

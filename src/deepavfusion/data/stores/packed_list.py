@@ -22,9 +22,10 @@ from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, MANIFEST, Pack
 from deepavfusion.types import Clip
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import read_text, regular_file
+from deepavfusion.utils.files import regular_file
+from deepavfusion.utils.reading import RECORD, read_json
 
-MOST = {MANIFEST: 2**24, INDEX: 2**24, CLIPS: 2**29}  # bytes; two million clips take 10 MB, 4 MB and 300 MB
+CLIP, MOST = 1500, 2**31  # bytes in memory, of a clip in clips.json, and of all; two million take 1 GB
 COLUMNS = ("id", "video", "label", "labels", "frames")  # of a clip, in clips.json
 CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -71,7 +72,7 @@ def packed_list(
 def _packed_list(
     root: str, split: str, name: str, reader: dict[str, Any] | None, cache_dir: str | None
 ) -> tuple[ClipList, PackedStore]:
-    manifest = json.loads(_fetched(root, MANIFEST, cache_dir))
+    manifest = _fetched(root, MANIFEST, cache_dir)
     if manifest["format"] != FORMAT or manifest["name"] != name:
         raise UserError(
             f"{root} holds {manifest['name']!s:.80} packed in format {manifest['format']!s:.80}, expected {name} in "
@@ -91,11 +92,12 @@ def _packed_list(
             f"with `python src/prepare.py command=pack data={name} splits=[{split}]`."
         )
     chunks = manifest["splits"][split]["chunks"]
-    check_index(json.loads(_fetched(root, f"{split}/{INDEX}", cache_dir)), chunks)
+    check_index(_fetched(root, f"{split}/{INDEX}", cache_dir), chunks)
     if not is_remote(root):
         _check_files(Path(root) / split, chunks)
-    found = json.loads(_fetched(root, f"{split}/{CLIPS}", cache_dir))
-    _check_clips(found, split, sum(chunk["items"] for chunk in chunks))
+    listed = manifest["splits"][split]["counts"]["listed"]
+    found = _fetched(root, f"{split}/{CLIPS}", cache_dir, min(RECORD + CLIP * listed, MOST))
+    _check_clips(found, split, sum(chunk["items"] for chunk in chunks), listed)
     files = [f"{root}/{split}/{chunk['file']}" for chunk in chunks for _ in range(chunk["items"])]
     places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
     return from_json(found, files), PackedStore(root, split, places, cache_dir)
@@ -153,10 +155,11 @@ def _check_files(folder: Path, chunks: Sequence[dict[str, Any]]) -> None:
             raise UserError(f"{path} {state}: copy it again, or run the pack command again, which replaces it.")
 
 
-def _check_clips(found: Any, split: str, packed: int) -> None:
+def _check_clips(found: Any, split: str, packed: int, listed: int) -> None:
     """Check the content of clips.json; a ValueError or TypeError if it is not what `to_json` makes."""
     classes = found["classes"]
-    if found["split"] != split or packed != len(set(found["clips"]["id"])):
+    counts = [len(found[part]["id"]) for part in ("clips", "missing", "excluded")]
+    if found["split"] != split or {packed} != {counts[0], len({*found["clips"]["id"]})} or sum(counts) != listed:
         raise ValueError(f"{split}/{CLIPS} and {MANIFEST} list other clips")
     lists = [found[key] for key in ("classes", "notes")] + found["mixtures"]
     columns = [found[key] for key in ("clips", "missing", "excluded")]
@@ -174,11 +177,11 @@ def _check_clips(found: Any, split: str, packed: int) -> None:
         raise TypeError("multi_label is neither true nor false")
 
 
-def _fetched(root: str, name: str, cache_dir: str | None) -> str:
-    """The content of a small file below the root."""
-    most, expected = MOST[name.rpartition("/")[2]], "packed data, as `python src/prepare.py command=pack` writes it"
+def _fetched(root: str, name: str, cache_dir: str | None, most: int = RECORD) -> Any:
+    """The content of a record below the root, which may take so many bytes of memory."""
+    expected = "packed data, as `python src/prepare.py command=pack` writes it"
     if not is_remote(root):
-        return read_text(Path(root) / name, most, expected)
+        return read_json(Path(root) / name, most, expected)
     target = cache_of(root, cache_dir) / name
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # the remote data may have been packed again
@@ -190,7 +193,7 @@ def _fetched(root: str, name: str, cache_dir: str | None) -> str:
             f"{root}/{name} cannot be fetched ({' '.join(str(error).split())}): expected data packed with "
             "`python src/prepare.py command=pack`, and access to it; set data.root."
         ) from error
-    return read_text(target, most, expected)
+    return read_json(target, most, expected)
 
 
 def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Clip, str]]) -> dict[str, Any]:

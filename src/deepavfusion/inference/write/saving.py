@@ -18,10 +18,11 @@ from PIL import Image
 
 from deepavfusion.figures.style import CAVEAT, CAVEAT_GROUND, LARGE, new_figure, styled
 from deepavfusion.utils.errors import DecodeError, UserError
-from deepavfusion.utils.files import read_text, whole, write_whole
+from deepavfusion.utils.files import whole, write_whole
+from deepavfusion.utils.reading import read_json
 from deepavfusion.weights.origin import Origin
 
-MOST_BYTES = 2**28  # of a list of results
+MOST_BYTES = 2**30  # in memory, of a list of results
 
 
 @contextmanager
@@ -75,9 +76,9 @@ def _named_by(path: Path, name: str, picture: str) -> set[str]:
     if not os.path.lexists(path):
         return set()
     try:
-        found = json.loads(read_text(path, MOST_BYTES, "a list of results"))
+        found = read_json(path, MOST_BYTES, "a list of results")
         return {name, *_texts(found)} if found["picture"] == picture else set()
-    except (UserError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, KeyError, TypeError, RecursionError):
         return set()
 
 
