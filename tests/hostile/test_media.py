@@ -396,6 +396,7 @@ CHANGES = [  # file, key, and the value that it gets; ... takes it out
     *((MANIFEST, key, value) for key, value in (("splits", 5), ("name", {"a": 1}))),
     (MANIFEST, "splits", ["train"]),
     (MANIFEST, "format", ...),
+    *((MANIFEST, "splits.train.counts.listed", value) for value in (3, -1, 10**30, "2", True, ...)),
     *((CLIPS, "clips.label", value) for value in ([0, 7], ["0", "0"])),
     *((CLIPS, "clips.id", value) for value in (["a", "a"], ["a"])),
     (CLIPS, "clips.labels", [[0], [-9]]),
@@ -464,6 +465,9 @@ def test_packed_lists_are_not_read_without_end(packed: Path, tmp_path: Path, fil
     shutil.copytree(packed, root)
     os.truncate(root / file, 2**40)  # takes no place on the disk
     refused(lambda: packed_list(str(root), "train", "vggsound"), str(root / file), "pack", "at most")
+    for growing in ('{"":0},', "[],", '"ab",'):  # 8 MB, of which Python would make hundreds
+        (root / file).write_text(f"[{growing * (2**23 // len(growing))}0]")
+        refused(lambda: packed_list(str(root), "train", "vggsound"), str(root / file), "MB of memory", "at most")
 
 
 PART, PLAN = "train/.parts/00000.json", ".pack.json"
