@@ -16,7 +16,8 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MELS
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.compare import check_plan
-from deepavfusion.weights.weights import Weights, describe, load_encoder, read_weights
+from deepavfusion.weights.file import OPTIMIZER, read_file
+from deepavfusion.weights.weights import Weights, describe, load_encoder, recognise
 
 HEAD_DIM = 64  # channels per attention head in every ViT of the paper, base and large
 IMAGE_SIZE = 224  # pixels, the paper's
@@ -34,9 +35,10 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     Raises:
         UserError: see `load_task` and `weights.weights.read_weights`; or the file holds no complete encoder.
     """
-    weights = read_weights(path)
+    content = read_file(Path(path), without=OPTIMIZER)
+    weights = recognise(content, path)
     if isinstance(weights.record.get("model"), dict):
-        task = load_task(path, device=device)
+        task = load_task(path, device=device, content=content)
         return task.net.encoder, f"encoder of {task.origin}{f'; {task.origin.caveat}' if task.origin.caveat else ''}"
     if weights.kind == "vit":
         raise UserError(

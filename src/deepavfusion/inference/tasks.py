@@ -29,7 +29,9 @@ LONGEST = 10_000  # characters of the name of a class
 TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
 
 
-def load_task(path: str | Path, expected: str | None = None, device: str | torch.device = "cpu") -> Any:
+def load_task(
+    path: str | Path, expected: str | None = None, device: str | torch.device = "cpu", content: Any = None
+) -> Any:
     """A task with the weights of a checkpoint, in evaluation mode.
 
     No code in the file can run, see `weights.file`, and its record builds only modules of `deepavfusion.models` and
@@ -39,6 +41,7 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
         path: a .ckpt file that train.py wrote.
         expected: name of the task that it must be for; None: any.
         device: to put it on.
+        content: of the file, if it was read already.
 
     Returns:
         The `deepavfusion.tasks.base.Task` that the record names, e.g. a `Separate`, with its `origin`.
@@ -51,7 +54,7 @@ def load_task(path: str | Path, expected: str | None = None, device: str | torch
     example = f"e.g. logs/{expected or '<task>'}/latest/checkpoints/last.ckpt"
     if wrong := no_file(path):
         raise UserError(f"checkpoint {path} {wrong}: expected a .ckpt file that train.py wrote, {example}.")
-    content: Any = read_file(path, without=OPTIMIZER)
+    content = read_file(path, without=OPTIMIZER) if content is None else content
     record = content.get("record") if isinstance(content, dict) else None
     if not isinstance(record, dict) or not isinstance(record.get("model"), dict) or "state_dict" not in content:
         raise UserError(

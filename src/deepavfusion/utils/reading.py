@@ -57,8 +57,7 @@ def read_json(path: Path, most: int, expected: str, pairs: Callable[[list[tuple[
         UserError: it cannot be read, is too large, or not JSON.
     """
     data = _bytes(path, most, expected)
-    memory = len(data) * (3 if data.isascii() else 6) + sum(size * data.count(sign) for sign, size in MEMORY.items())
-    if memory > most:
+    if (memory := json_memory(data)) > most:
         raise UserError(
             f"{path} would take {memory >> 20} MB of memory, expected {expected}, at most {most >> 20} MB: fetch or "
             "copy it again."
@@ -69,6 +68,11 @@ def read_json(path: Path, most: int, expected: str, pairs: Callable[[list[tuple[
         raise UserError(
             f"{path} cannot be read as JSON ({error}): expected {expected}; fetch or copy it again."
         ) from None
+
+
+def json_memory(data: bytes) -> int:
+    """Bytes of memory that a JSON text and its value take at most."""
+    return len(data) * (3 if data.isascii() else 6) + sum(size * data.count(sign) for sign, size in MEMORY.items())
 
 
 def _bytes(path: Path, most: int, expected: str) -> bytes:

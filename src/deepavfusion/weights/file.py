@@ -7,6 +7,8 @@ are, `interpret` what they are called, and only then tensors are made of these b
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Collection, Mapping
@@ -14,22 +16,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file
+from deepavfusion.utils.reading import RECORD, json_memory
 from deepavfusion.weights.archive import Archive, CompressedFile, DamagedFile, read_into
 from deepavfusion.weights.pickled import (
     MAX_PICKLE,
     MAX_TENSORS,
-    STORAGES,
     ForeignCode,
     Growing,
     Storage,
     View,
     interpret,
     realise,
+    sizes,
 )
 
 EXPECTED = (
@@ -38,6 +40,18 @@ EXPECTED = (
 )
 OPTIMIZER = ("optimizer_states",)  # for AdamW twice as large as the weights
 LEGACY = 0x1950A86A20F9469CFC6C, 1001  # magic number and version of files before PyTorch 1.6
+SAFETENSORS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 MAX_SHARING = 4  # tensors that show a value of the file, on average
 MAX_NAME = 300  # characters; messages and tables show names
 # What torch.compile, DataParallel, FSDP and activation checkpointing add to the names of tensors, at any place.
@@ -75,7 +89,7 @@ def _read(path: Path, file: BinaryIO, size: int, without: Collection[str]) -> An
     try:
         head = file.read(4)
         if path.suffix == ".safetensors":
-            return _plainly_named(_read_safetensors(path))
+            return _plainly_named(_read_safetensors(file, size))
         if head == b"PK\3\4":
             return _plainly_named(_read_archive(Archive(file, size), size, without))
         if head[:1] == b"\x80":
@@ -196,21 +210,35 @@ def _with_tensors(content: Any, size: int, bytes_of: Callable[[Storage], Tensor]
     return realise(content, tensor_of)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
     """The tensors, verified by the checksum of `write_weights`, which files of other programs lack.
 
-    The library checks that the tensors fill the file, in order.
+    The library maps files into memory, and one that is cut meanwhile ends the process.
     """
-    with path.open("rb") as head:
-        if int.from_bytes(head.read(8), "little") > MAX_PICKLE:  # of what describes the tensors
-            raise Growing
-    with safe_open(path, "pt") as file:
-        if len(file.keys()) > MAX_TENSORS:
-            raise Growing
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        expected = (file.metadata() or {}).get("crc32")
-    if not {tensor.dtype for tensor in tensors.values()} <= set(STORAGES.values()):
-        raise DamagedFile("numbers of another kind")
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_PICKLE:
+        raise Growing
+    text = file.read(length)
+    if json_memory(text) > RECORD:
+        raise Growing
+    header = json.loads(text)
+    expected = header.pop("__metadata__", {}).get("crc32")
+    if len(header) > MAX_TENSORS:
+        raise Growing
+    tensors, place = {}, 8 + length
+    for name, entry in sorted(header.items(), key=lambda named: named[1]["data_offsets"]):  # they fill the file
+        dtype, shape = SAFETENSORS[entry["dtype"]], sizes(entry["shape"])
+        nbytes = math.prod(shape) * dtype.itemsize
+        begin = place - 8 - length
+        if entry["data_offsets"] != [begin, begin + nbytes] or place + nbytes > size:
+            raise DamagedFile("a tensor in another place")
+        data = torch.empty(nbytes, dtype=torch.uint8)
+        read_into(file, place, data)
+        tensors[name] = data.view(dtype).reshape(shape)
+        place += nbytes
+    if place != size:
+        raise DamagedFile("bytes behind the tensors")
     if expected not in (None, checksum(tensors)):
         raise DamagedFile("a wrong checksum")
     return tensors
