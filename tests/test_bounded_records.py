@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from deepavfusion.callbacks.guard.data_report import COLUMNS as PROBLEMS
 from deepavfusion.callbacks.guard.data_report import DataReport
@@ -26,6 +28,8 @@ from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.names import to_cell
 from deepavfusion.utils.reading import LONGEST_LINE, plain_yaml, read_json
 from deepavfusion.verify.report import OF_CLASSES, Journal
+from deepavfusion.weights import file
+from deepavfusion.weights.archive import read_into
 from deepavfusion.weights.file import read_file
 
 
@@ -60,6 +64,19 @@ def test_a_header_of_too_many_tensors_is_refused(tmp_path):
     path = tmp_path / "many.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(UserError, match="more memory than its size says"):
+        read_file(path)
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(1000), "b": torch.ones(1000)}, path)
+
+    def cut(*args):
+        os.truncate(path, 4500)
+        read_into(*args)
+
+    monkeypatch.setattr(file, "read_into", cut)
+    with pytest.raises(UserError, match=r"a\.safetensors \(8\d\d\d bytes\) cannot be read"):
         read_file(path)
 
 
