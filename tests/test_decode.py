@@ -91,6 +91,9 @@ def test_both_decoders_give_the_same_frames(
     assert [number(frame) for frame in frames] == wanted
     alone = [read_frames(tmp_path / name, [time])[0] for time in times]  # with PyAV, whatever reads several
     np.testing.assert_array_equal(alone, frames)
+    in_turn = sorted([*times, times[0], times[2]])
+    with Media(tmp_path / name) as media:
+        np.testing.assert_array_equal(list(media.frames_in_turn(in_turn)), read_frames(tmp_path / name, in_turn))
 
 
 def test_clips_cut_by_stream_copy(tmp_path: Path) -> None:

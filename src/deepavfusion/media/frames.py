@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from math import atan2, ceil, cos, degrees, floor, hypot, radians, sin
 from typing import Any
 
@@ -46,12 +47,7 @@ def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]
     """See `Media.frames`."""
     stream = container.require("video")
     check_request(container.path, len(times), stream.codec_context.width, stream.codec_context.height)
-    if container.av.format.flags & av.format.Flags.no_timestamps.value:  # raw H.264
-        raise DecodeError(container.path, "undecodable", "the frames have no timestamps")
-    container.read_only(stream)
-    tick = float(stream.time_base)
-    # A frame is on screen from pts ≤ limit on; the bounds keep any float within what a seek takes.
-    limits = [floor((min(max(t, -1.0), 1e7) + container.origin + CLOCK_SLACK) / tick) for t in times]
+    limits = _limits(container, stream, times)
     small = stream.codec_context.width * stream.codec_context.height <= DECORD_PIXELS
     if len(times) > 1 and small and 0 < stream.frames <= DECORD_FRAMES and not _is_turned(container, stream):
         pts = _countable_pts(container, stream)
@@ -60,19 +56,32 @@ def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]
             found = decord_frames(container.path, wanted, count=len(pts))
             if found is not None:
                 return found
-    reader = _FrameReader(container, stream)
-    try:
-        found = None
+    found = None
+    with _FrameReader(container, stream) as reader:
         for limit in sorted(set(limits)):
             frame = reader.at(limit)
             found = np.empty((len(limits), *frame.shape), np.uint8) if found is None else found
             found[[n for n, other in enumerate(limits) if other == limit]] = frame
-    finally:
-        # The generator refers to the reader: as a cycle, both would keep the decoder's buffers until Python's garbage
-        # collector runs, and the memory of a process would grow from fragments of them.
-        reader.frames = iter(())
     assert found is not None
     return found
+
+
+def frames_in_turn(container: Container, times: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+    """See `Media.frames_in_turn`."""
+    stream = container.require("video")
+    with _FrameReader(container, stream) as reader:
+        for limit, repeats in groupby(_limits(container, stream, times)):
+            frame, reader.work = reader.at(limit), 0
+            yield from (frame for _ in repeats)
+
+
+def _limits(container: Container, stream: Any, times: Sequence[float]) -> list[int]:
+    """For each time (s) the largest pts of a frame that is on screen then; bounds keep any float within a seek's."""
+    if container.av.format.flags & av.format.Flags.no_timestamps.value:  # raw H.264
+        raise DecodeError(container.path, "undecodable", "the frames have no timestamps")
+    container.read_only(stream)
+    tick = float(stream.time_base)
+    return [floor((min(max(t, -1.0), 1e7) + container.origin + CLOCK_SLACK) / tick) for t in times]
 
 
 class DisplayClock:
@@ -218,6 +227,14 @@ class _FrameReader:
         self.shown: Any | None = None  # the frame on screen
         self.ahead: Any | None = None  # the one after it
         self.work = 0  # pixels decoded
+
+    def __enter__(self) -> _FrameReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The generator refers to the reader: as a cycle, both would keep the decoder's buffers until Python's garbage
+        # collector runs, and the memory of a process would grow from fragments of them.
+        self.frames = iter(())
 
     def at(self, limit: int) -> NDArray[np.uint8]:
         """The last frame with pts ≤ limit, or the first of all."""

@@ -136,6 +136,15 @@ class Media(Container):
         with failures(self.path, "video"):
             return frames.frames_at(self, times)
 
+    def frames_in_turn(self, times: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+        """As `frames`, [H, W, 3] each, without holding them; nothing else may be read from this file meanwhile.
+
+        Args:
+            times: seconds on the file's clock, rising.
+        """
+        with failures(self.path, "video"):
+            yield from frames.frames_in_turn(self, times)
+
     def audio(self, start: float, seconds: float, sample_rate: int = 16_000) -> torch.Tensor:
         """A window of the audio, mono.
 

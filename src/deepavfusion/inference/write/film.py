@@ -18,7 +18,6 @@ from deepavfusion.utils.files import whole
 
 MAX_FPS = 30.0
 MAX_PIXELS = 720  # of the shorter side
-CHUNK_BYTES, CHUNK_FRAMES = 16 * 2**20, 256  # decoded at a time, at most
 AAC_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000)
 
 
@@ -50,13 +49,14 @@ def film_rate(sample_rate: int) -> int:
 
 
 def film_frames(media: Media, times: Sequence[float], rows: int, columns: int) -> Iterator[NDArray[np.uint8]]:
-    """The frames at `times` (s), resized to uint8 [rows, columns, 3]; a chunk of them is decoded at a time."""
-    step = max(1, min(CHUNK_BYTES // (3 * media.info.height * media.info.width), CHUNK_FRAMES))
-    for first in range(0, len(times), step):
-        frames = torch.from_numpy(media.frames(times[first : first + step])).permute(0, 3, 1, 2)
-        if frames.shape[2:] != (rows, columns):
-            frames = F.interpolate(frames, size=(rows, columns), mode="bilinear", antialias=True)
-        yield from frames.permute(0, 2, 3, 1).numpy()
+    """The frames at `times` (s, rising), resized to uint8 [rows, columns, 3]."""
+    for frame in media.frames_in_turn(times):
+        if frame.shape[:2] != (rows, columns):
+            resized = F.interpolate(
+                torch.from_numpy(frame).permute(2, 0, 1)[None], size=(rows, columns), mode="bilinear", antialias=True
+            )
+            frame = resized[0].permute(1, 2, 0).numpy()
+        yield frame
 
 
 def write_film(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float, audio: Iterable[Tensor], rate: int) -> None:
