@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -376,6 +378,36 @@ def test_too_little_coverage_is_an_error_before_anything_runs(folder):
     with pytest.raises(UserError, match=r"only 4 of 7 clips of the test split.*57\.1%.*data\.min_coverage=0\.57"):
         data.setup()
     ClipDataModule(lambda root, split: tones, str(folder), "x", image_size=SIZE, min_coverage=0.57).setup()
+
+
+@pytest.mark.parametrize(
+    ("lost", "split", "stage", "words"),
+    [
+        ("missing", "test", "fit", "0 of 4 clips of the test split are on disk.*val_split"),
+        ("excluded", "test", "fit", "4 of 4 clips of the test split are on disk, 4 of them .*val_split"),
+        ("excluded", "test", "test", "4 of 4 clips of the test split are on disk, 4 of them .*eval_split"),
+        ("excluded", "train", "fit", "4 of 4 clips of the train split .*train_split"),
+        ("excluded", "train", "test", None),
+        ("pairs", "test", "fit", "4 of 4 clips of the test split .*val_split"),
+        ("nothing", "train", "fit", "the train split lists no clip.*train_split"),
+        ("nothing", "test", "fit", None),
+        ("nothing", "test", "test", "the test split lists no clip.*eval_split"),
+    ],
+)
+def test_a_split_without_a_usable_clip_is_an_error_before_anything_runs(folder, lost, split, stage, words):
+    tones = clip_list(folder, *TONES)
+    lists = {name: replace(tones, split=name) for name in ("train", "test")}
+    lists[split] = {
+        "missing": replace(lists[split], clips=[], missing=tones.clips),
+        "excluded": lists[split].without({clip.id: "silent" for clip in tones.clips}),
+        "pairs": replace(lists[split], mixtures=[(tones.clips[0].id, "gone")]),
+        "nothing": replace(lists[split], clips=[]),
+    }[lost]
+    kind = MixtureDataset if lost == "pairs" else WindowDataset
+    data = ClipDataModule(lambda root, split: lists[split], str(folder), "x", kind, image_size=SIZE)
+    match = words and f"nothing of the {split} split under .* can be used .{words}"
+    with pytest.raises(UserError, match=match) if match else nullcontext():
+        data.setup(stage)
 
 
 # ---------------------------------------------------------------- every dataset config

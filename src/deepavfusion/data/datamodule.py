@@ -28,6 +28,7 @@ from deepavfusion.utils.processes import decoding_workers
 from deepavfusion.utils.structure import Maybe
 
 HOLDOUT = "holdout"
+KEYS = {"train": "train_split", "val": "val_split", "test": "eval_split"}
 CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
 
 
@@ -100,7 +101,7 @@ class ClipDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.index, self.root, self.dataset_name, self.samples = index, str(root), name, samples
-        self.split_of = {"train": train_split, "val": val_split, "test": eval_split}
+        self.split_of = dict(zip(KEYS, (train_split, val_split, eval_split), strict=True))
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
         self.max_gain_db, self.num_workers, self.hang_seconds = max_gain_db, num_workers, hang_seconds
         self.repeats, self.class_balanced = repeats, class_balanced
@@ -145,8 +146,12 @@ class ClipDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the lists.
 
+        Args:
+            stage: "test" needs clips to test only; else there must be some to train on, and of each split that lists
+                any.
+
         Raises:
-            UserError: no data, not in the layout, or less of an evaluated split on disk than `min_coverage`.
+            UserError: no data, not in the layout, no usable clip of a split, or fewer than `min_coverage`.
         """
         if self.lists:
             return
@@ -161,10 +166,15 @@ class ClipDataModule(LightningDataModule):
             self.lists[role], self.stores[role] = found[self.split_of["train"] if split == HOLDOUT else split]
         if self.split_of["val"] == HOLDOUT:
             self.lists["train"], self.lists["val"] = self.lists["train"].held_out(self.holdout_share, self.seed)
-        for role in ("val", "test"):
-            clips = self.lists[role]
+        needed = {"test"} if stage == "test" else {"train", *(role for role in self.lists if self.lists[role].listed)}
+        for role, clips in self.lists.items():
+            if role in needed and not self.count(role)[0]:
+                raise UserError(
+                    f"nothing of the {clips.split} split under {self.root} can be used ({clips.coverage}): get or pack "
+                    f"its clips, see data.exclude and the verify report, or set data.{KEYS[role]}."
+                )
             usable = len(clips) / clips.listed if clips.listed else 1.0
-            if usable < self.min_coverage:
+            if role != "train" and usable < self.min_coverage:
                 raise UserError(
                     f"only {len(clips)} of {clips.listed} clips of the {clips.split} split under {self.root} can be "
                     f"used ({usable:.1%}), but this protocol requires {self.min_coverage:.0%}: get the missing clips, "
@@ -263,11 +273,6 @@ class ClipDataModule(LightningDataModule):
 
     def _loader(self, dataset: ClipDataset, train: bool = False) -> ResumableLoader:
         rank, world_size = self._rank_and_world()
-        if train and not len(dataset):
-            raise UserError(
-                f"no {dataset.unit} of the train split under {self.root} can be used: see data.exclude and the verify "
-                "report, or give more clips."
-            )
         if 0 < len(dataset) < world_size:
             raise UserError(
                 f"{len(dataset)} clips for {world_size} processes: a split under {self.root} needs at least "

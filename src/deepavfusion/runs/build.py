@@ -62,7 +62,7 @@ def build(
     if is_demo:
         make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
-    datamodule.setup("fit")
+    datamodule.setup("fit" if training else "test")
     missing = [key for key in ("num_classes", "multi_label") if key in cfg.model and cfg.model[key] is None]
     from_data = {key: getattr(datamodule, key) for key in missing}
     if restored:

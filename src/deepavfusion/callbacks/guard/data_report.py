@@ -77,7 +77,7 @@ class DataReport(EvaluationCallback):
         for note in dict.fromkeys(note for clips in lists.values() for note in clips.notes):
             say(f"data: {note}", "yellow")
         for clips in lists.values():
-            if len(clips) < clips.listed:
+            if len(clips) < clips.listed or not clips.listed:
                 say(f"data: {clips.coverage}", "yellow")
             known = "found by prepare.py command=verify"
             self._write([Problem(c.id, c.path, KNOWN + why, known, used=False) for c, why in clips.excluded])

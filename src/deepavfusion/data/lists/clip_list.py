@@ -46,6 +46,8 @@ class ClipList:
     @property
     def coverage(self) -> str:
         """A sentence that is reported with the metrics."""
+        if not self.listed:
+            return f"the {self.split} split lists no clip"
         present = len(self.clips) + len(self.excluded)
         sentence = f"{present} of {self.listed} clips of the {self.split} split are on disk"
         return f"{sentence}, {len(self.excluded)} of them known to be unusable" if self.excluded else sentence
