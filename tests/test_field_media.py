@@ -46,20 +46,30 @@ class Unseekable:
         return len(data)
 
 
-def write_streams(container: Any, codec: str, audio_codec: str, rate: int, seconds: int = 12, **options: str) -> None:
-    video = container.add_stream(codec, rate=FPS, options=options)
+def write_streams(
+    container: Any,
+    codec: str,
+    audio_codec: str,
+    rate: int,
+    seconds: int = 12,
+    ticks: int = FPS,
+    late: float = 0.0,
+    **options: str,
+) -> None:
+    """Numbered frames, and noise from `late` (s) on; ticks: frames per second that the container counts."""
+    video = container.add_stream(codec, rate=ticks, options=options)
     video.width, video.height, video.pix_fmt, video.thread_count = 128, 32, "yuv420p", 1
     audio = container.add_stream(audio_codec, rate=rate, layout="mono") if audio_codec else None
     frames = numbered(250)
     for n in range(seconds * FPS):
         frame = av.VideoFrame.from_ndarray(frames[n % 250], format="rgb24")
-        frame.pts, frame.time_base = n, Fraction(1, FPS)
+        frame.pts, frame.time_base = n * ticks // FPS, Fraction(1, ticks)
         container.mux(video.encode(frame))
     container.mux(video.encode(None))
     if audio is not None:
         resampler = av.AudioResampler(format=audio.format, layout="mono", rate=rate, frame_size=960)
         block = av.AudioFrame.from_ndarray(noise(seconds, rate), format="fltp", layout="mono")
-        block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), 0
+        block.sample_rate, block.time_base, block.pts = rate, Fraction(1, rate), round(late * rate)
         for part in (*resampler.resample(block), *resampler.resample(None)):
             container.mux(audio.encode(part))
         container.mux(audio.encode(None))
@@ -215,6 +225,41 @@ def test_avi_shows_frames_in_the_order_and_at_the_times_of_ffmpeg(
     for n in (3, 40, 41, 42, 95):
         assert number(read_frames(tmp_path / "a.avi", [n / FPS + 0.01])[0]) == n - delay
     assert scan(tmp_path / "a.avi").frames == 100
+
+
+def test_avi_without_an_index_is_read_from_its_start(tmp_path: Path) -> None:
+    """Its times follow from the packets before, which a seek skips; one in 24 is filled, as if copied from mp4."""
+    pipe = Unseekable()
+    with av.open(pipe, "w", format="avi") as container:
+        write_streams(container, "libx264", "aac", 48_000, 8, ticks=600, **{"x264-params": "keyint=16:bframes=2"})
+    (path := tmp_path / "a.avi").write_bytes(bytes(pipe.data))
+    times = [n / FPS + 0.01 for n in range(0, 200, 7)]
+    together = [number(frame) for frame in read_frames(path, times)]
+    assert together == [max(0, n - 2) for n in range(0, 200, 7)]
+    with Media(path) as media:
+        for n in (20, 5, 12, 26):
+            assert number(media.frames([times[n]])[0]) == together[n]
+            assert len(media.audio(times[n], 0.5)) == 8_000
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("avi", "aac"), ("avi", "libmp3lame"), ("asf", "aac"), ("ogg", "libopus")])
+def test_audio_that_starts_late_is_not_cut_off(tmp_path: Path, kind: str, codec: str) -> None:
+    """The lengths in these headers count from elsewhere. AVI has no late audio: FFmpeg plays it from the start."""
+    with av.open(str(tmp_path / "a"), "w", format=kind) as container:
+        write_streams(container, "libvpx" if kind == "ogg" else "mpeg4", codec, 48_000, 4, late=1.5)
+    assert check_clip(Clip("a", str(tmp_path / "a"), 0), 3.0, None).status == "ok"
+    with Media(tmp_path / "a") as media:
+        assert media.info.audio_end == pytest.approx(4.0 if kind == "avi" else 5.5, abs=0.15)
+        assert len(media.audio(1.0, 3.0)) == pytest.approx(48_000, abs=800)
+
+
+def test_an_avi_file_that_lacks_its_end_is_named(tmp_path: Path) -> None:
+    """Also if it ends between two packets."""
+    with av.open(str(path := tmp_path / "a.avi"), "w") as container:
+        write_streams(container, "mpeg4", "aac", 48_000, 4)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"01wb", 0, len(content) // 2)])
+    assert check_clip(Clip("a", str(path), 0), 3.0, None).status == "truncated"
 
 
 # ---------------------------------------------------------------- WAV from a pipe

@@ -18,7 +18,8 @@ from deepavfusion.media.stills import read_mask
 from deepavfusion.types import Clip
 from deepavfusion.verify.clip import check_clip
 from helpers.errors import decode_error
-from helpers.media import FPS, noise, number, numbered, write_stream
+from helpers.hostile_media import DOORS, sparse
+from helpers.media import FPS, noise, number, numbered, read_frames, write_stream
 
 
 def write_call(path: Path, sizes: list[tuple[int, int]], seconds: int = 2) -> None:
@@ -171,3 +172,40 @@ def test_what_ffmpeg_says_of_anything_is_not_said_of_permissions(tmp_path: Path)
 
     assert decode_error(read, av.error.PermissionError(1, "Operation not permitted")).detail == "invalid data"
     assert "cannot be read: Not allowed" in decode_error(read, PermissionError(1, "Not allowed")).detail
+
+
+JOINED = [("ts", 0, 0), ("ts", 0, 100), ("ts", 0, 3.5), ("ts", 700, 0), ("mkv", 0, 0), ("mkv", 100, 0), ("mkv", 0, 2)]
+
+
+@pytest.mark.parametrize(("kind", "first", "second"), JOINED)
+def test_joined_files_are_refused_by_all(tmp_path: Path, kind: str, first: float, second: float) -> None:
+    """Whose time runs backwards, or whose packets are counted and do not follow each other."""
+    for name, start in (("a", first), ("b", second)):
+        write_stream(tmp_path / f"{name}.{kind}", noise(4.0), frames=numbered(100), offset=start)
+    path = tmp_path / f"joined.{kind}"
+    path.write_bytes(b"".join((tmp_path / f"{name}.{kind}").read_bytes() for name in "ab"))
+    found = {door: read(path) for door, read in DOORS.items()}
+    assert all("as in joined files" in said or "longer than its packets" in said for said in found.values()), found
+
+
+def test_a_film_of_pixels_that_are_not_square_is_shown_as_wide_as_players_show_it(tmp_path: Path) -> None:
+    for aspect, width in ((Fraction(16, 15), 102), (Fraction(1, 2), 48), (Fraction(640, 639), 96), (Fraction(0), 96)):
+        sparse(path := tmp_path / "a.mp4", (0.0, 1.0), (0.0, 1.0), size=(64, 96), aspect=aspect)
+        with Media(path) as media:
+            assert media.frames([0.0]).shape == (1, 64, width, 3)
+            np.testing.assert_array_equal(media.frames([0.0, 1.0])[0], media.frames([0.0])[0])
+            assert media.info.width == width
+
+
+def test_the_time_between_frames_may_be_short(tmp_path: Path) -> None:
+    with av.open(str(path := tmp_path / "a.mp4"), "w") as container:
+        video = container.add_stream("libx264", rate=1000)
+        video.width, video.height, video.pix_fmt = 128, 32, "yuv420p"
+        for n, pixels in enumerate(numbered(60)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = n, Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    times = [(n + 0.5) / 1000 for n in range(60)]
+    assert [number(frame) for frame in read_frames(path, times)] == list(range(60))
+    assert [number(read_frames(path, [times[n]])[0]) for n in (0, 31, 59)] == [0, 31, 59]

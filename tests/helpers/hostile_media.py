@@ -130,9 +130,9 @@ CASES: dict[str, tuple[Build, str]] = {  # name of the file -> what makes it, an
     "streams.mkv": (many_streams, "streams"),
     "rate.wav": (lambda path: wav(path, np.zeros(80_000, np.int16), rate=2**31 - 1), "sample rate"),
     "channels.wav": (lambda path: wav(path, np.zeros(2**18, np.int16), channels=256), "channels"),
-    "nan.wav": (spoilt(float("nan")), "impossible samples"),
-    "infinite.wav": (spoilt(float("inf")), "impossible samples"),
-    "loud.wav": (spoilt(1e30), "impossible samples"),
+    "nan.wav": (spoilt(float("nan")), "impossible samples at 1.25 s"),
+    "infinite.wav": (spoilt(float("inf")), "impossible samples at 1.25 s"),
+    "loud.wav": (spoilt(1e30), "impossible samples at 1.25 s"),
 }
 
 

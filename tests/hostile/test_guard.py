@@ -15,7 +15,7 @@ import os, signal, sys, time
 from deepavfusion.cli.guard import guarded
 def main():
     {}
-guarded(main, ("video",))
+guarded(main, ("video",), 1)
 """
 
 
@@ -30,6 +30,15 @@ def test_a_crash_is_a_sentence(name: str) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2
     assert f"ended by {name}, most likely by the decoder, with video=b\\x1b.mp4: write the file" in err
+
+
+def test_a_decoder_that_hangs_is_a_sentence_and_a_slow_network_is_none() -> None:
+    """Also where calls of the reader nest."""
+    lines = ["from deepavfusion.media.files import failures", "time.sleep(1.5)", "print('computed', flush=True)"]
+    lines += ["with failures('a'):", "    with failures('a'): pass", "    time.sleep(30)"]
+    out, err = (process := started("\n    ".join(lines))).communicate(timeout=30)
+    assert (out, process.returncode) == ("computed\n", 2)
+    assert "The decoder, or the disk, gave nothing for 1 s, with video=b\\x1b.mp4: write the file anew" in err
 
 
 @pytest.mark.parametrize(("body", "status"), [("print(1)", 0), ("sys.exit(2)", 2), ("raise ValueError('a')", 1)])

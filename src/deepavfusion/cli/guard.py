@@ -1,4 +1,4 @@
-"""A script whose decoder crashes ends in a sentence, like any other error of its input."""
+"""A script whose decoder crashes or hangs ends in a sentence, like any other error of its input."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ import signal
 import sys
 from collections.abc import Callable
 
+from deepavfusion.utils import processes
 from deepavfusion.utils.names import printable
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 PR_SET_PDEATHSIG = 1  # prctl(2)
+HANGS = 300  # s that a part of a file may take: frames for one request, or seconds of audio
 
 
-def guarded(main: Callable[[], None], inputs: tuple[str, ...]) -> None:
+def guarded(main: Callable[[], None], inputs: tuple[str, ...], time_limit: int = HANGS) -> None:
     """Call a script's main function in a child of this process, which lives and ends as it does.
 
-    A decoder that crashes takes its process along; this one is left to say so. To be called before libraries start
-    threads, which do not survive a fork.
+    A decoder that crashes takes its process along, as does one that hangs after `time_limit` (s); this one is left to
+    say so. To be called before libraries start threads, which do not survive a fork.
 
     Args:
         main: of the script.
         inputs: the keys of its command that name a media file.
+        time_limit: of reading a part of a file.
     """
     child = os.fork()
     if not child:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however its parent ends
+        processes.reading_limit = time_limit
         main()
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the child gets it, too
@@ -36,13 +40,13 @@ def guarded(main: Callable[[], None], inputs: tuple[str, ...]) -> None:
     if not os.WIFSIGNALED(status):
         sys.exit(os.waitstatus_to_exitcode(status))
     number = signal.Signals(os.WTERMSIG(status))
-    if number in CRASHES:
-        given = " ".join(word for word in sys.argv[1:] if word.partition("=")[0] in inputs)
-        print(
-            f"The process was ended by {number.name}, most likely by the decoder, with {printable(given)}: write the "
-            "file anew, e.g. `ffmpeg -i <file> new.mp4`, and use that; or leave it out.",
-            file=sys.stderr,
-        )
+    if number in CRASHES or number == signal.SIGALRM:
+        given = printable(" ".join(word for word in sys.argv[1:] if word.partition("=")[0] in inputs))
+        what = f"The process was ended by {number.name}, most likely by the decoder, with {given}"
+        if number == signal.SIGALRM:
+            what = f"The decoder, or the disk, gave nothing for {time_limit} s, with {given}"
+        remedy = "write the file anew, e.g. `ffmpeg -i <file> new.mp4`, and use that; or leave it out"
+        print(f"{what}: {remedy}.", file=sys.stderr)
         sys.exit(2)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepavfusion.media.bounds import MAX_BLOCKS, MAX_SAMPLES, check_audio, check_peak
+from deepavfusion.media.bounds import MAX_BLOCKS, MAX_SAMPLES, check_audio, check_samples
 from deepavfusion.media.container import Container
 from deepavfusion.media.files import damaged, nothing_in
 from deepavfusion.utils.errors import DecodeError
@@ -89,7 +89,7 @@ class _Reader:
         wanted, skip = round(seconds * self.sample_rate), round((start - begin) * self.sample_rate)
         samples = round(min(seconds, end - start) * self.sample_rate)
         waveform = _resampled(self.pieces, self.rate, begin, skip + wanted, self.sample_rate)[skip:][: max(0, samples)]
-        check_peak(self.path, float(waveform.abs().max()) if len(waveform) else 0.0, start)
+        check_samples(self.path, waveform.numpy(), start, self.sample_rate)
         return waveform.clip_(-1.0, 1.0)
 
     def _read(self, needed: float, end: float) -> None:

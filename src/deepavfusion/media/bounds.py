@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deepavfusion.utils.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ MAX_CHANNELS = 64
 MAX_SECONDS = 6 * 3600.0
 MAX_GAP = 600.0  # s of a file that no packet fills, all gaps together; shorter gaps are silence or a frame that stays
 LONGEST = 10.0  # s that a packet can last; what it claims beyond that is a gap
+BACKWARDS = 0.25  # s that a clock may step back; so little does not change which frames are shown
 MAX_PACKETS = 5_000_000  # that are counted: six hours of video and audio many times over, in about 10 s
 MAX_WORK = 2**37  # pixels decoded for one request: three quarters of an hour of 1920 × 1080 at 25 Hz
 MAX_REQUEST = 2**31  # bytes of the frames of one request
@@ -53,15 +57,19 @@ def check_audio(path: str, rate: int, channels: int) -> None:
         raise DecodeError(path, "undecodable", f"the audio has {channels} channels, expected {MAX_CHANNELS} at most")
 
 
-def check_peak(path: str, peak: float, time: float) -> None:
-    """Refuse samples that no microphone gives; `peak` may be NaN or infinite."""
-    if not peak < LOUDEST:
-        what = f"{peak:.3g} times full scale" if peak < float("inf") else "no finite number"
-        raise DecodeError(path, "undecodable", f"impossible samples at {time:.2f} s: {what}")
+def check_samples(path: str, samples: NDArray[np.float32], time: float, rate: int) -> float:
+    """Refuse samples [T] from `time` (s) on that no microphone gives; returns the largest absolute value."""
+    values = np.abs(samples)
+    peak = float(values.max(initial=0.0))
+    if not peak < LOUDEST:  # also where it is not a number
+        first = int(np.argmin(values < LOUDEST))
+        what = f"{values[first]:.3g} times full scale" if np.isfinite(values[first]) else "no finite number"
+        raise DecodeError(path, "undecodable", f"impossible samples at {time + first / rate:.2f} s: {what}")
+    return peak
 
 
 def check_times(path: str, extents: Mapping[str, Extent]) -> None:
-    """Refuse files that claim to last much longer than their packets do.
+    """Refuse files that claim to last much longer than their packets do, and those whose clock runs backwards.
 
     A frame may stay on screen as long as there is audio, so gaps between frames count only where the audio has ended.
 
@@ -69,6 +77,10 @@ def check_times(path: str, extents: Mapping[str, Extent]) -> None:
         path: of the file.
         extents: of its video and audio, by these names, as far as it has them.
     """
+    for kind, extent in extents.items():
+        if extent.breaks is not None:
+            detail = f"packets of its {kind} are lost or run backwards at {extent.breaks:.2f} s, as in joined files"
+            raise DecodeError(path, "undecodable", detail, kind)
     heard = extents["audio"].end if "audio" in extents else 0.0
     for kind, extent in extents.items():
         if extent.gaps > MAX_GAP and (kind == "audio" or extent.end > heard + MAX_GAP):

@@ -10,11 +10,13 @@ from typing import Any
 import av
 
 from deepavfusion.media import bounds
-from deepavfusion.media.files import check_file, cut_short, damaged, failures, open_file
+from deepavfusion.media.files import check_file, cut_short, damaged, failures, is_indexed, open_file
 from deepavfusion.media.packets import Extent, extents, is_listed
 from deepavfusion.utils.errors import DecodeError
 
 AVI_UNKNOWN = 2**30  # frames in the header of an AVI file that FFmpeg wrote to a pipe
+SQUARE = 0.01  # deviation of the pixels' aspect ratio from 1 that is not seen
+UNCERTAIN = ("asf", "ogg")  # FFmpeg gives their streams the length of the file, or counts it from 0
 
 
 class Container:
@@ -31,7 +33,13 @@ class Container:
             self.av: Any = open_file(self.path)
         self.origin = (self.av.start_time or 0) / av.time_base
         self.fresh = True  # nothing has been read yet, so there is nothing to rewind
-        self.size = (0, 0)  # width and height of the video by the header; the decoder's change with its frames
+        self.turned: bool | None = None  # whether frames have a display matrix, once it is known
+        self.size = (0, 0)  # width and height at which the header wants the video shown, before it is turned
+
+    @cached_property
+    def sequential(self) -> bool:
+        """Whether times are right only if the file is read from its start on: AVI counts packets, and a list lacks."""
+        return self.av.format.name == "avi" and not is_indexed(self.path)
 
     @cached_property
     def extents(self) -> dict[str, Extent]:
@@ -45,7 +53,7 @@ class Container:
             raise DecodeError(self.path, "undecodable", detail)
         streams = {kind: stream for kind in ("video", "audio") if (stream := self._first(kind)) is not None}
         if (video := streams.get("video")) is not None:
-            self.size = video.codec_context.width, video.codec_context.height
+            self.size = _shown_size(video)
             bounds.check_size(self.path, *self.size)
         if (audio := streams.get("audio")) is not None:
             bounds.check_audio(self.path, audio.codec_context.sample_rate, audio.codec_context.channels)
@@ -84,7 +92,8 @@ class Container:
     def read_only(self, *streams: Any) -> None:
         """Skip the packets of other streams, and decode in this thread: loading is parallel across workers."""
         for other in self.av.streams:
-            other.discard = av.stream.Discard.all
+            if not self.sequential:  # there, FFmpeg notes all packets it reads, and can return to the first
+                other.discard = av.stream.Discard.all
         for stream in streams:
             stream.discard = av.stream.Discard.default
             codec = stream.codec_context
@@ -97,6 +106,7 @@ class Container:
         """To the key frame before `target` (ticks), or to the very start if nothing of the stream lies before it."""
         first, second = stream.start_time or 0, ceil(1 / stream.time_base)
         fresh, self.fresh = self.fresh, False
+        target = first if self.sequential else target
         if fresh and target <= first:
             return
         try:
@@ -108,8 +118,10 @@ class Container:
 
     def span(self, stream: Any) -> tuple[float, float]:
         """Start on the file's clock and length of a stream by its header, s; length 0 if unknown."""
-        tick = float(stream.time_base)
-        length = 0 if self.av.format.name == "avi" and stream.frames >= AVI_UNKNOWN else stream.duration or 0
+        kind, tick = self.av.format.name, float(stream.time_base)
+        # AVI counts the empty packets before audio that starts late, which FFmpeg skips.
+        uncounted = kind == "avi" and (stream.type == "audio" or stream.frames >= AVI_UNKNOWN)
+        length = 0 if uncounted or kind in UNCERTAIN else stream.duration or 0
         return (stream.start_time or 0) * tick - self.origin, length * tick
 
     def is_cut(self, stream: Any) -> bool:
@@ -118,3 +130,10 @@ class Container:
             size = os.path.getsize(self.path)
             return any(entry.pos + entry.size > size for entry in stream.index_entries)
         return cut_short(self.path)
+
+
+def _shown_size(video: Any) -> tuple[int, int]:
+    """Width and height of a video stream on square pixels, as FFmpeg's player shows it."""
+    width, height = video.codec_context.width, video.codec_context.height
+    aspect = float(video.sample_aspect_ratio or 1)
+    return (width if abs(aspect - 1) < SQUARE else max(1, round(width * aspect))), height

@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 
+from deepavfusion.utils import processes
 from deepavfusion.utils.errors import DecodeError
 from deepavfusion.utils.files import regular_file
 
@@ -33,8 +34,9 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE}
 
 CONTENT = (b"moov", b"mdat", b"moof")  # boxes of an mp4 file that hold what is played
 FIRST = (b"ftyp", b"free", b"skip", b"wide", *CONTENT)
-WAV_UNKNOWN = 0x7FFF0000  # a length that is no length: sox writes 0x7FFFF000 to a pipe, FFmpeg 0xFFFFFFFF, others 0
+RIFF_UNKNOWN = 0x7FFF0000  # a length that is no length: sox writes 0x7FFFF000 to a pipe, FFmpeg 0xFFFFFFFF, others 0
 MAX_BOXES = 100_000  # a fragmented recording has two a second
+MAX_HEADER = 2**20  # bytes, of an AVI file
 
 
 def check_file(path: str) -> os.stat_result:
@@ -68,7 +70,8 @@ def open_file(path: str) -> Any:
 def failures(path: str, stream: str | None = None) -> Iterator[None]:
     """Any exception that reading a file raises becomes a `DecodeError`; `stream` is what was being read."""
     try:
-        yield
+        with processes.limited():
+            yield
     except DecodeError as error:
         error.stream = error.stream or stream
         raise
@@ -138,18 +141,37 @@ def cut_short(path: str) -> bool:
     return bool(boxes) and not (b"moov" in boxes and {b"mdat", b"moof"} & set(boxes))
 
 
-def wav_cut_short(path: str) -> bool:
-    """Whether a WAV file ends before both lengths in its header say.
+def riff_cut_short(path: str) -> bool:
+    """Whether a WAV or AVI file ends before both lengths in its header say.
 
     A program that writes to a pipe cannot go back to fill them in: it leaves 0, or a number as large as possible.
     """
     size = os.path.getsize(path)
+    for kind, begin, length, whole in _riff_chunks(path):
+        if kind in (b"data", b"movi"):
+            return max(length, whole) < RIFF_UNKNOWN and begin + length > size and whole + 8 > size
+    return False
+
+
+def is_indexed(path: str) -> bool:
+    """Whether an AVI file lists its packets: not if it was written to a pipe, or is cut off."""
+    with open(path, "rb") as file:
+        for kind, begin, length, _ in _riff_chunks(path):
+            file.seek(begin)
+            if kind == b"idx1" or (kind == b"hdrl" and b"indx" in file.read(min(length, MAX_HEADER))):
+                return True
+    return False
+
+
+def _riff_chunks(path: str) -> Iterator[tuple[bytes, int, int, int]]:
+    """The outer chunks of a RIFF file: name (of a list its kind), first byte, length, and that of the whole file."""
     with open(path, "rb") as file:
         head = file.read(12).ljust(12)
         whole = int.from_bytes(head[4:8], "little")
-        while head[:4] == b"RIFF" and len(chunk := file.read(8)) == 8:
+        for _ in range(MAX_BOXES):
+            if head[:4] != b"RIFF" or len(chunk := file.read(8)) < 8:
+                return
             name, length = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                return max(length, whole) < WAV_UNKNOWN and file.tell() + length > size and whole + 8 > size
-            file.seek(length + length % 2, os.SEEK_CUR)
-    return False
+            begin = file.tell()
+            yield file.read(4) if name == b"LIST" else name, begin, length, whole
+            file.seek(begin + length + length % 2)

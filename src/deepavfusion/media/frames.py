@@ -14,7 +14,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from math import atan2, ceil, cos, degrees, floor, hypot, radians, sin
+from math import atan2, ceil, cos, degrees, floor, hypot, inf, radians, sin
 from typing import Any
 
 # Read once by decord: how often it polls for frames that never come (its default stalls for seconds). When it
@@ -46,10 +46,11 @@ SEEK_AHEAD = 2.0  # s; nearer frames are reached by decoding on
 def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]:
     """See `Media.frames`."""
     stream = container.require("video")
-    check_request(container.path, len(times), stream.codec_context.width, stream.codec_context.height)
+    width, height = container.size
+    check_request(container.path, len(times), width, height)
     limits = _limits(container, stream, times)
-    small = stream.codec_context.width * stream.codec_context.height <= DECORD_PIXELS
-    if len(times) > 1 and small and 0 < stream.frames <= DECORD_FRAMES and not _is_turned(container, stream):
+    plain = width == stream.codec_context.width and width * height <= DECORD_PIXELS
+    if len(times) > 1 and plain and 0 < stream.frames <= DECORD_FRAMES and not _is_turned(container, stream):
         pts = _countable_pts(container, stream)
         if len(pts) == stream.frames:
             wanted = [max(0, bisect_right(pts, limit) - 1) for limit in limits]
@@ -81,7 +82,8 @@ def _limits(container: Container, stream: Any, times: Sequence[float]) -> list[i
         raise DecodeError(container.path, "undecodable", "the frames have no timestamps")
     container.read_only(stream)
     tick = float(stream.time_base)
-    return [floor((min(max(t, -1.0), 1e7) + container.origin + CLOCK_SLACK) / tick) for t in times]
+    slack = min(CLOCK_SLACK, 0.25 / float(stream.average_rate or 1))  # less in films of more than 250 frames a second
+    return [floor((min(max(t, -1.0), 1e7) + container.origin + slack) / tick) for t in times]
 
 
 class DisplayClock:
@@ -151,10 +153,12 @@ def upright(pixels: NDArray[np.uint8], matrix: Sequence[int]) -> NDArray[np.uint
 
 def _is_turned(container: Container, stream: Any) -> bool:
     """Whether the frames have a display matrix, of which decord knows a few only; also if no first frame decodes."""
-    container.seek(stream, stream.start_time or 0)
-    packet = next(container.av.demux(stream))
-    frames = packet.decode() or (stream.codec_context.decode(None) if packet.size else [])
-    return not frames or bool(_display_matrix(frames[0]))
+    if container.turned is None:
+        container.seek(stream, stream.start_time or 0)
+        packet = next(container.av.demux(stream))
+        frames = packet.decode() or (stream.codec_context.decode(None) if packet.size else [])
+        container.turned = not frames or bool(_display_matrix(frames[0]))
+    return container.turned
 
 
 def _countable_pts(container: Container, stream: Any) -> list[int]:
@@ -239,7 +243,8 @@ class _FrameReader:
     def at(self, limit: int) -> NDArray[np.uint8]:
         """The last frame with pts ≤ limit, or the first of all."""
         path = self.container.path
-        if self.ahead is None or limit - self.ahead.pts > SEEK_AHEAD / self.stream.time_base:
+        far = SEEK_AHEAD / self.stream.time_base if not self.container.sequential else inf
+        if self.ahead is None or limit - self.ahead.pts > far:
             self._seek(limit)
         while self.ahead is not None and self.ahead.pts <= limit:
             self.shown, self.ahead = self.ahead, next(self.frames, None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -18,6 +18,7 @@ from deepavfusion.media.audio import ENDS_EARLY
 from deepavfusion.media.container import Container
 from deepavfusion.media.files import failures
 
+Part = TypeVar("Part")  # of a stream
 HEADER_BEHIND = 1.0  # s; a header that ends earlier or later than the packets by more is wrong
 
 
@@ -26,7 +27,7 @@ class MediaInfo:
     """What the header says; where streams end, also what their packets say.
 
     Times are seconds on the file's clock. Values are 0 where the header is silent or there is no such stream;
-    `frames` is 0 for containers that do not count them; `width` and `height` are before rotation.
+    `frames` is 0 for containers that do not count them; `width` and `height` are on square pixels, before rotation.
     """
 
     duration: float
@@ -142,8 +143,7 @@ class Media(Container):
         Args:
             times: seconds on the file's clock, rising.
         """
-        with failures(self.path, "video"):
-            yield from frames.frames_in_turn(self, times)
+        yield from self._in_turn(frames.frames_in_turn(self, times), "video")
 
     def audio(self, start: float, seconds: float, sample_rate: int = 16_000) -> torch.Tensor:
         """A window of the audio, mono.
@@ -175,5 +175,13 @@ class Media(Container):
         Raises:
             DecodeError: as `audio`.
         """
-        with failures(self.path, "audio"):
-            yield from audio.windows(self, 0.0, repeat(seconds), sample_rate)
+        yield from self._in_turn(audio.windows(self, 0.0, repeat(seconds), sample_rate), "audio")
+
+    def _in_turn(self, parts: Iterator[Part], stream: str) -> Iterator[Part]:
+        """Parts of a stream; what the caller does between them is no failure of the file."""
+        while True:
+            with failures(self.path, stream):
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part

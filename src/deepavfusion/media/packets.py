@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import av
 
-from deepavfusion.media.bounds import LONGEST, MAX_GAP, MAX_PACKETS
+from deepavfusion.media.bounds import BACKWARDS, LONGEST, MAX_GAP, MAX_PACKETS
 from deepavfusion.media.files import open_file
 
 REMEMBERED = 16_384  # files
@@ -28,6 +28,7 @@ class Extent(NamedTuple):
     start: float
     end: float  # of the last packet; an mp4 file says in its header how long that lasts
     gaps: float  # of the time from 0 to the end, what no packet fills
+    breaks: float | None = None  # where packets are lost, or the clock runs backwards, as in joined files
 
 
 def extents(path: str, origin: float, streams: Mapping[int, Any]) -> dict[int, Extent]:
@@ -71,11 +72,13 @@ def _surveyed(path: str, size: int, modified: int, inode: int, origin: float) ->
                 found[index].add(entry.timestamp, 0)
             found[index].end = max(found[index].end, _header_end(streams[index], origin))
         others = [stream for index, stream in streams.items() if index not in listed]
+        counted = container.format.name == "mpegts"  # its packets are numbered
         with suppress(av.error.FFmpegError):  # reading meets the damage, if it gets there
             for packet in islice(container.demux(others) if others else (), MAX_PACKETS):
                 time = packet.dts if packet.pts is None else packet.pts
                 if packet.size and time is not None:
-                    found[packet.stream.index].add(time, packet.duration or 0)
+                    lost = counted and packet.is_corrupt
+                    found[packet.stream.index].add(time, packet.duration or 0, packet.dts, lost)
     return {index: packets.extent() for index, packets in found.items() if packets.count}
 
 
@@ -93,9 +96,11 @@ class _Sum:
         self.tick, self.origin, self.longest = tick, origin, longest
         self.start = self.end = self.reached = self.last = self.gaps = self.step = 0.0
         self.count = 0
+        self.decoded = float("-inf")  # when the last one is
+        self.breaks: float | None = None
 
-    def add(self, time: int, duration: int) -> None:
-        """A packet at `time` ticks that lasts `duration`, 0 if unknown."""
+    def add(self, time: int, duration: int, dts: int | None = None, lost: bool = False) -> None:
+        """A packet at `time` ticks that lasts `duration`, 0 if unknown; dts: when it is decoded."""
         begin, length = time * self.tick - self.origin, max(0, duration) * self.tick
         if self.count and 0.0 < begin - self.last <= self.longest:
             self.step = begin - self.last
@@ -104,6 +109,11 @@ class _Sum:
         self.start = min(self.start, begin) if self.count else begin
         self.end, self.reached = max(self.end, begin + length), max(self.reached, begin + min(length, self.longest))
         self.count, self.last = self.count + 1, begin
+        if dts is not None:
+            lost = lost or dts * self.tick < self.decoded - BACKWARDS
+            self.decoded = dts * self.tick
+        if lost and self.breaks is None:
+            self.breaks = begin
 
     def extent(self) -> Extent:
-        return Extent(self.start, self.end, self.gaps + max(0.0, self.end - self.reached))
+        return Extent(self.start, self.end, self.gaps + max(0.0, self.end - self.reached), self.breaks)

@@ -20,9 +20,9 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from deepavfusion.media.audio import ENDS_EARLY, mono
-from deepavfusion.media.bounds import check_peak
+from deepavfusion.media.bounds import BACKWARDS, check_samples
 from deepavfusion.media.container import Container
-from deepavfusion.media.files import clause, damaged, failures, nothing_in, wav_cut_short
+from deepavfusion.media.files import clause, damaged, failures, nothing_in, riff_cut_short
 from deepavfusion.media.frames import DisplayClock, length_prefix, units
 from deepavfusion.media.media import HEADER_BEHIND, Media
 from deepavfusion.utils.errors import DecodeError
@@ -30,7 +30,6 @@ from deepavfusion.utils.errors import DecodeError
 STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 LOOK_EVERY = 0.25  # s between the frames in which movement is measured
 SIDE = 32  # of their grey versions, px
-BACKWARDS = 0.25  # s; smaller steps back come from joined files, and do not change the frames that training takes
 # H.264 (7.4.1) and HEVC (7.4.2) rule these bytes out inside a unit; zeros at a unit's end are padding.
 FORBIDDEN = re.compile(b"\0\0[\0-\2]")
 
@@ -211,17 +210,15 @@ class _Samples(_Stream):
                 raise DecodeError(self.path, "undecodable", "the sample rate changes inside the file")
             self.rate = frame.sample_rate
             time = self.end if frame.pts is None else self.seconds(frame.pts)
-            if time < self.last_time or frame.is_corrupt:
+            if time < self.last_time - BACKWARDS or frame.is_corrupt:
                 raise self.bad(f"{'damage' if frame.is_corrupt else 'timestamps run backwards'} at {time:.2f} s")
             self.last_time, self.end = time, time + frame.samples / frame.sample_rate
             self.count += 1
-            peak = float(np.abs(mono(frame)).max(initial=0.0))
-            check_peak(self.path, peak, time)
-            self.found.peak = max(self.found.peak, peak)
+            self.found.peak = max(self.found.peak, check_samples(self.path, mono(frame), time, frame.sample_rate))
 
     def finish(self) -> None:
         self.check_end()
-        if self.container.av.format.name == "wav" and wav_cut_short(self.path):
+        if riff_cut_short(self.path):
             raise DecodeError(self.path, "truncated", f"the audio ends at {self.end:.2f} s, before the header says")
         if self.count == 0:
             raise nothing_in(self.path, self.kind)

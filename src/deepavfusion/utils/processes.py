@@ -7,14 +7,16 @@ import multiprocessing.util
 import os
 import resource
 import shutil
+import signal
 import tempfile
 import threading
-from collections.abc import Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from multiprocessing.process import current_process
 
 from deepavfusion.utils.errors import UserError
 
+reading_limit = 0  # s that reading a part of a file may take in this process before it ends; 0: any (cli/guard.py)
 MAX_WORKERS = 16  # decoding for one training process
 COUNTS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS")  # that launchers set
 MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
@@ -28,6 +30,17 @@ def cores() -> int:
 def decoding_workers(processes: int = 1) -> int:
     """Decoding workers for each of the training processes on this machine."""
     return max(1, min(cores() // processes, MAX_WORKERS))
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """End this process by SIGALRM if the block, which may hang in C, takes longer than `reading_limit`; they nest."""
+    left = signal.alarm(reading_limit) if reading_limit else None
+    try:
+        yield
+    finally:
+        if left is not None:
+            signal.alarm(left)
 
 
 def die_with_parent() -> None:

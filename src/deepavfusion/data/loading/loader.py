@@ -26,6 +26,7 @@ from deepavfusion.utils.processes import shorten_socket_names
 TRIES = 2  # of a clip before it is excluded
 KILLS = 3  # from outside, without a batch in between
 CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
+MEMORY = signal.SIGKILL  # for lack of which the system ends a process; twice on one clip is that clip's fault
 CRASHES = 100  # blamed on clips, without a batch in between: then the decoder or the machine is at fault
 
 
@@ -46,7 +47,7 @@ class ResumableLoader(DataLoader[Any]):
     A resumed epoch yields its remaining batches exactly once: `__iter__` turns the restored number into
     `sampler.items_done`. When a decoding process dies or hangs, all are restarted and the missing batches are read
     again, with the same clips, windows and crops. A clip on which this happens twice is excluded, as a `Problem` of its
-    batch ("undecodable" or "hung"); a process killed from outside blames no clip.
+    batch ("undecodable" or "hung"); a signal from outside blames no clip, but SIGKILL, which comes for lack of memory.
 
     Args:
         dataset: a dataset of its own: the loader sets its `reading`.
@@ -104,12 +105,12 @@ class ResumableLoader(DataLoader[Any]):
                     if self.batches_done == len(self):  # Lightning does not ask for more; this ends the workers
                         next(iterator, None)
                     yield batch
-            blamed, how = self._clear_away(iterator, watch)
-            kills, crashes = kills + (not blamed), crashes + blamed
+            crashed, how = self._clear_away(iterator, watch)
+            kills, crashes = kills + (not crashed), crashes + crashed
             ended = f"times in a row by {how}"
             if kills > KILLS:
                 why = "by another program or a time limit"
-                if how == "SIGKILL":  # as the system does
+                if how == MEMORY.name:
                     why = f"for lack of memory: set data.num_workers lower, it is {self.num_workers}"
                 raise UserError(f"decoding processes were ended {kills} {ended}, probably {why}.") from failure
             if crashes > CRASHES:
@@ -132,16 +133,17 @@ class ResumableLoader(DataLoader[Any]):
         return iterator
 
     def _clear_away(self, iterator: Any, watch: HangWatch) -> tuple[bool, str]:
-        """End all processes; returns whether a clip is to blame, and how one ended by itself."""
+        """End all processes; returns whether one crashed or hung, and how one ended by itself."""
         dead = [(number, worker.exitcode) for number, worker in enumerate(iterator._workers) if not worker.is_alive()]
-        blamed, how = False, ""
+        crashed, how = False, ""
         for number, code in dead:
             item, hung = self.board.item(number), number in watch.ended
             how = signal.Signals(-code).name if code < 0 else f"status {code}"
-            if item is None or not (hung or code > 0 or -code in CRASH_SIGNALS):  # a signal from outside
+            own = hung or code > 0 or -code in CRASH_SIGNALS
+            if item is None or not (own or -code == MEMORY):  # a signal from outside
                 say(f"a decoding process was ended by {how}; all are restarted", "yellow")
                 continue
-            blamed = True
+            crashed |= own
             what = f"did not finish within {self.hang_seconds:g} s" if hung else f"was ended by {how}"
             reason = "hung" if hung else "undecodable"
             self._blame(item, reason, f"the decoding process {what} while reading it")
@@ -153,7 +155,7 @@ class ResumableLoader(DataLoader[Any]):
         iterator._shutdown_workers()
         self._iterator = None
         self.board.rows.zero_()
-        return blamed, how
+        return crashed, how
 
     def _described(self, item: int) -> str:
         clip = self.items.clips[self.items.first_clip(item)]
