@@ -74,13 +74,16 @@ def scan(path: str | os.PathLike[str], video: bool = True, audio: bool = True) -
 
 
 def _check_header(media: Media) -> None:
-    """Refuse a file that lasts less than it says as a whole; Matroska does not say it of the streams."""
-    whole, ends = (media.av.duration or 0) / av.time_base, [extent.end for extent in media.extents.values()]
+    """Refuse a file that lasts less than it says as a whole, or more; Matroska does not say it of the streams."""
+    if "matroska" not in media.av.format.name or not media.av.duration:
+        return
+    whole, end = media.av.duration / av.time_base, max((extent.end for extent in media.extents.values()), default=0.0)
     only = all(stream.type in ("video", "audio") for stream in media.av.streams)  # subtitles may last longer
-    latest = max(ends, default=0.0) + max(0.0, media.origin)  # FFmpeg counts a length from 0, not from the first packet
-    if "matroska" in media.av.format.name and only and whole > latest + HEADER_BEHIND:
-        detail = f"the file ends at {max(ends, default=0.0):.2f} s, the header says {whole:.2f} s"
+    detail = f"the file ends at {end:.2f} s, the header says {whole:.2f} s"
+    if only and whole > end + max(0.0, media.origin) + HEADER_BEHIND:  # FFmpeg may count from 0, not the first packet
         raise DecodeError(media.path, "truncated", detail)
+    if end > whole + HEADER_BEHIND:  # joined files: a seek does not find what lies behind the first
+        raise DecodeError(media.path, "undecodable", detail)
 
 
 class _Stream:
