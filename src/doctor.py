@@ -20,16 +20,17 @@ from deepavfusion.config.compose import REPOSITORY, choices, compose
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
-from deepavfusion.utils.processes import decoding_workers
+from deepavfusion.utils.processes import COUNTS, decoding_workers
 
+STARTED_WITH, STARTED_IN = dict(os.environ), os.open(".", os.O_PATH)  # which may keep other commands from starting
 # Torch may be what is broken: only the processes of the checks import it.
 
 
 def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Check]:
     """Name -> check, in the order of the table; `chosen` is the data config in `cfg`."""
     logs = Path(cfg.paths.log_dir)
-    places = {"paths.log_dir=<folder>": logs, "TMPDIR": Path(os.environ.get("TMPDIR", "/tmp"))}
-    if not Path(cfg.data.root).is_dir():  # the demo will be generated
+    places = {"paths.log_dir=<folder>": logs, "TMPDIR": Path(os.environ.get("TMPDIR") or "/tmp")}
+    if not os.path.isdir(cfg.data.root):  # the demo will be generated
         places["paths.data_dir=<folder>"] = Path(cfg.paths.data_dir)
     waveform = round(16_000 * cfg.data.audio_seconds) * 4  # bytes
     batch = cfg.data.batch_size * (3 * cfg.data.image_size**2 + waveform)
@@ -47,18 +48,29 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
         "temporary files": partial(machine.temporary_files, places["TMPDIR"]),
         "open files": machine.open_files,
         "user": machine.user,
-        "variables": partial(machine.variables, dict(os.environ)),
+        "variables": partial(machine.variables, STARTED_WITH),
+        "current folder": partial(machine.current_folder, STARTED_IN),
     }
-    shared = [value for value in overrides if not value.lstrip("+~").startswith(("data=", "data."))]
+    shared = [value for value in overrides if not value.lstrip("+~").startswith(("data=", "data.", "data/"))]
     for name in choices("data"):
         mine = name == chosen
         data = cfg.data if mine else compose("doctor", [*shared, f"data={name}"]).data
-        if mine or Path(data.root).exists():
+        if mine or os.path.exists(data.root):
             given = mine and any(value.startswith("data.root=") for value in overrides)
             found[f"data={name}"] = partial(machine.dataset, data, given, cfg.least_mb_per_s)
     if cfg.smoke_train:
         found["smoke train"] = partial(smoke_train, REPOSITORY, 0.8 * cfg.time_limit)
     return found
+
+
+def settle() -> None:
+    """Let this command start wherever it is given; its checks report what others would stop at."""
+    for name in COUNTS:
+        os.environ.pop(name, None)
+    try:
+        os.getcwd()
+    except OSError:
+        os.chdir(REPOSITORY)
 
 
 @entry("doctor")
@@ -78,4 +90,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    settle()
     run(main)

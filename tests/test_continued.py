@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
 
 from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.config.continued import APPLIED, BETWEEN_EPOCHS, REFUSED, changes, check_changes, verdict
@@ -93,6 +95,57 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 )
 def test_what_counts_as_a_change(before, now, given, expected):
     assert len(changes(before, now, given)) == len(expected)
+
+
+X = {"_target_": "a.Recorder", "path": "x"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "recorded", "given", "expected"),
+    [
+        ({"callbacks": {"x": X}}, {"callbacks": {}}, ["++callbacks.x._target_=a.Recorder"], [], ["callbacks.x"]),
+        ({"callbacks": {"x": X}}, {"callbacks": {}}, ["++callbacks.x={_target_:a.Recorder}"], [], ["callbacks.x"]),
+        ({"callbacks": {}}, {"callbacks": {"knn": X}}, ["~callbacks.knn"], [], ["callbacks.knn"]),
+        ({"callbacks": {}}, {"callbacks": {"x": X}}, [], ["++callbacks.x._target_=a.Recorder"], ["callbacks.x"]),
+        ({"callbacks": {"x": {**X, "k": 1}}}, {"callbacks": {"x": X}}, ["++callbacks.x.k=1"], [], ["callbacks.x.k"]),
+        ({"logger": {"csv": X}, "a": 1}, {"a": 1}, ["+logger=csv"], ["~logger"], ["logger"]),
+        ({"data": {"samples": {"k": 1}}}, {"data": {"samples": {}}}, ["data/samples=b"], [], ["data.samples.k"]),
+        ({"trainer": {"strategy": "ddp"}}, {"trainer": {}}, ["trainer=ddp"], ["trainer=cpu"], ["trainer.strategy"]),
+        ({"callbacks": {"x": X}}, {"callbacks": {}}, ["debug=mine"], [], ["callbacks.x"]),
+        # of another version of the code: the overrides are the same
+        ({"data": {"a": 1}}, {"data": {"b": 1}}, ["data=music", "++data.c=1"], ["data=music", "++data.c=1"], []),
+        ({"callbacks": {"x": X}}, {"callbacks": {}}, ["scale=demo"], ["scale=demo", "++model.lr=1"], []),
+        ({"callbacks": {"pictures": X}}, {"callbacks": {"images": X}}, ["++callbacks.images.k=1"], [], []),
+    ],
+)
+def test_what_only_one_of_two_configs_has_is_a_change_if_it_was_typed(before, now, recorded, given, expected):
+    assert list(changes(before, now, given, recorded)) == expected
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["callbacks.checkpoints", "callbacks.best", "callbacks.run_summary", "callbacks.step_guard", "logger.tensorboard"],
+)
+def test_a_part_that_keeps_what_a_run_left_stays_while_it_continues(section):
+    """Without it, what it left would seem to be of the whole run."""
+    before, now = nested(section, X), nested(section.split(".")[0], {})
+    found = changes(before, now, [f"~{section}"])
+    with pytest.raises(UserError, match=rf"^{section} is not set, but was Recorder .*; keep {section} to continue"):
+        check_changes(found, "a.ckpt", 0)
+    for given in (["~callbacks"], ["~logger"]):
+        if found := changes(before, {}, given):
+            with pytest.raises(UserError, match=r"^(callbacks|logger) is not set"):
+                check_changes(found, "a.ckpt", 0)
+    check_changes(changes(nested("callbacks.x", X), {"callbacks": {}}, ["~callbacks.x"]), "a.ckpt", 0)
+
+
+def test_callbacks_with_state_are_among_them(configs):
+    """Removed and added again, they would count from there."""
+    of_callback = re.compile(r"callbacks\.\w+\._target_")
+    targets = {key: value for config in configs for key, value in leaves(config) if of_callback.fullmatch(key)}
+    stateful = {key for key, target in targets.items() if "state_dict" in vars(get_class(target))}
+    assert len(stateful) >= 4
+    assert {verdict(key)[0] for key in stateful} == {"refused"}
 
 
 def test_the_cause_is_named_before_what_follows_from_it():
@@ -242,17 +295,36 @@ def test_a_changed_recipe_is_what_the_optimizer_does(stopped, copy, monkeypatch,
     assert "model.blr: 0.004 from here on, was 0.016" in out
     assert "trainer.max_epochs: 3 from here on, was 4" in out
     changed = json.loads((copy / "provenance.json").read_text())["starts"][1]["changed"]
+    assert "callbacks.recorder: not set from here on, was Recorder" in changed  # omitted by this command
     assert "model.weight_decay: 0.2 from here on, was 0.05" in changed
     assert "blr: 0.004" in (copy / "tensorboard" / "hparams.yaml").read_text()
     (shown,) = events(copy).Tensors("changed/text_summary")
     assert b"model.blr: 0.004 from here on" in shown.tensor_proto.string_val[0]
 
 
-def test_a_run_that_is_to_end_where_it_is_says_so_in_its_config(stopped, copy, monkeypatch):
+def test_a_run_that_is_to_end_where_it_is_says_so_in_its_config_and_curves(stopped, copy, monkeypatch):
+    with SummaryWriter(str(copy / "tensorboard")) as writer:  # of the epoch that the kill cut off
+        for step in (2, 3):
+            writer.add_scalar("train/loss_step", 7.0, step)
+    assert [event.step for event in events(copy).Scalars("train/loss_step")] == [0, 1, 2, 3]
     train(monkeypatch, *again(stopped, copy, "trainer.max_epochs=1"))
+    assert [event.step for event in events(copy).Scalars("train/loss_step")] == [0, 1]
     assert OmegaConf.load(copy / "config.yaml").trainer.max_epochs == 1
     assert json.loads((copy / "metrics.json").read_text())["train/loss_last"] > 0
     assert torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("~callbacks.checkpoints", "callbacks.checkpoints is not set, but was Checkpoints when"),
+        ("~logger", "logger is not set, but was"),
+    ],
+)
+def test_what_a_run_left_is_kept_up_by_its_next_start(stopped, copy, given, words, monkeypatch, capsys):
+    before = digest(copy)
+    assert words in sentence(monkeypatch, capsys, *again(stopped, copy, given))
+    assert digest(copy) == before
 
 
 @pytest.mark.parametrize(("batch", "accumulate"), [(16, 1), (4, 2)])

@@ -144,6 +144,32 @@ def test_what_is_looked_at_follows_from_the_config(tmp_path: Path):
     assert list(found)[-1] == "smoke train"
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_nothing_of_the_surroundings_stops_it(name, tmp_path, monkeypatch, capsys):
+    """Each is a line, beside all others."""
+    monkeypatch.setenv(name, "x")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setattr(entry_point, "STARTED_WITH", dict(os.environ))
+    monkeypatch.setattr(entry_point, "STARTED_IN", os.open(".", os.O_PATH))
+    gone.rmdir()
+    given = ["smoke_train=false", "free_gb=0", f"paths.data_dir={tmp_path}", f"data.root=/{'x' * 300}"]
+    monkeypatch.setattr(sys, "argv", ["doctor.py", *given])
+    checks = entry_point.checks
+    names = ("variables", "current folder", "open files", "data=vggsound")
+    monkeypatch.setattr(entry_point, "checks", lambda *_: {each: checks(*_)[each] for each in names})
+    entry_point.settle()
+    with pytest.raises(SystemExit) as end:
+        entry.run(entry_point.main)
+    assert end.value.code == 1
+    out = capsys.readouterr().out
+    assert f"the environment variable {name} is 'x', expected a whole number" in " ".join(out.split())
+    assert "is not there any more" in out
+    assert "open files      ok" in out
+    assert out.splitlines()[-1] == "to fix: variables, current folder, data=vggsound"
+
+
 # ---- software
 
 

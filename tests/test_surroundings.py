@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,36 +12,39 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.strategies.launchers import subprocess_script as launcher
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from deepavfusion.callbacks.guard import process_watch
+from deepavfusion.callbacks.guard.process_watch import ProcessWatch
 from deepavfusion.callbacks.show.tensorboard import put_before
 from deepavfusion.cli.entry import one_sentence
-from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.runs import signing
 from deepavfusion.runs.build import _check_rank
 from deepavfusion.runs.signals import STOPPED
 from deepavfusion.utils import quiet
 from deepavfusion.utils.errors import UserError, limited
 from deepavfusion.utils.files import write_whole
-from deepavfusion.utils.processes import check_surroundings
+from deepavfusion.utils.processes import COUNTS, check_counts, check_folder
 
 
 def test_removed_current_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    check_surroundings({})
+    check_folder()
     folder.rmdir()
     with pytest.raises(UserError, match=f"current folder {folder} is not there any more"):
-        check_surroundings({})
+        check_folder()
 
 
-@pytest.mark.parametrize("value", ["", "x", "-1", "1.0", "²"])
-def test_number_of_a_launcher_that_is_none_is_named(value: str) -> None:
-    check_surroundings({"LOCAL_RANK": "1", "SLURM_PROCID": "0"})
-    with pytest.raises(UserError, match=r"LOCAL_RANK is .*, expected a whole number"):
-        check_surroundings({"LOCAL_RANK": value})
+@pytest.mark.parametrize("name", COUNTS)
+def test_number_of_a_launcher_that_is_none_is_named(name: str) -> None:
+    check_counts({"LOCAL_RANK": "1", "SLURM_PROCID": "0"})
+    for value in ("", "x", "-1", "1.0", "²", "9" * 5000):
+        with pytest.raises(UserError, match=rf"variable {name} is .*, expected a whole number"):
+            check_counts({name: value})
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
@@ -106,9 +110,54 @@ def test_names_that_tensorboard_did_not_give_are_left_alone(tmp_path: Path) -> N
     assert stamps == ["", "0000000999.vm.1.0", "abc", "x.y"]
 
 
-def test_process_whose_first_one_ended_before_they_met_ends() -> None:
-    watch = "from deepavfusion.callbacks.guard.process_watch import ProcessWatch"
-    code = f"import time; {watch}; ProcessWatch(); time.sleep(60)"
-    variables = {"LOCAL_RANK": "1", "DEEPAVFUSION_FIRST": "1000000000", "PYTHONPATH": str(REPOSITORY / "src")}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, timeout=100)
-    assert done.returncode == STOPPED
+def watching(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[ProcessWatch, list[int]]:
+    """A watch in a process with these variables, and the exit statuses that it leaves with."""
+    left: list[int] = []
+    monkeypatch.setattr(launcher, "_launch_process_observer", None)
+    monkeypatch.setattr(process_watch, "GRACE", 0.0)
+    monkeypatch.setattr(os, "_exit", left.append)
+    for name in ("LOCAL_RANK", "DEEPAVFUSION_FIRST"):
+        monkeypatch.setenv(name, variables.get(name, ""))
+    return ProcessWatch(), left
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "text"),
+    [
+        ("kill -9 $$", STOPPED, "process 1 of 3 was ended by SIGKILL, so the others end; the same command"),
+        ("kill -11 $$", STOPPED, "process 1 of 3 was ended by SIGSEGV"),
+        ("exit 2", 2, "process 1 of 3 ended with status 2: see above."),
+    ],
+)
+def test_process_that_ends_while_it_starts_ends_the_others(
+    end: str, status: int, text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watch, left = watching(monkeypatch)
+    others = [subprocess.Popen(["sh", "-c", command]) for command in (end, "exec sleep 60")]
+    launcher._launch_process_observer(others)
+    assert watch.thread is not None
+    watch.thread.join(10)
+    assert left == [status]
+    assert text in capfd.readouterr().err
+    assert others[1].wait(10) == -signal.SIGKILL
+
+
+def test_process_that_ends_after_the_run_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, left = watching(monkeypatch)
+    stage: tuple[Any, Any, str] = (None, None, "fit")
+    watch.setup(*stage)
+    watch.teardown(*stage)
+    launcher._launch_process_observer([subprocess.Popen(["false"])])
+    assert watch.thread is not None
+    watch.thread.join(0.5)
+    assert left == []
+    watch.setup(*stage)  # of a test, which would wait for it
+    watch.thread.join(10)
+    assert left == [1]
+
+
+def test_process_whose_first_one_ended_before_they_met_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, left = watching(monkeypatch, LOCAL_RANK="1", DEEPAVFUSION_FIRST="1000000000")
+    assert watch.thread is not None
+    watch.thread.join(10)
+    assert left == [STOPPED]

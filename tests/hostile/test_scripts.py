@@ -11,6 +11,7 @@ import signal
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +106,19 @@ def test_a_full_disk_is_named_where_a_library_names_no_file(refused, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     refused(raises, "a file could not be written", "full: ", "/dev/shm, 0 MB free")
+
+
+def test_a_disk_without_room_for_a_file_names_the_file_and_the_disk(refused, monkeypatch):
+    room = {"f_bavail": 10**9, "f_blocks": 10**9, "f_bfree": 10**9, "f_frsize": 4096}
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**room, f_files=1000, f_favail=0))
+
+    def raises() -> None:  # as of a link
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "step_1.ckpt", None, "/run/last.ckpt")
+
+    text = refused(raises, "/run/last.ckpt could not be written", "/dev/shm, room for no further file")
+    assert "step_1.ckpt" not in text
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**room, f_files=0, f_favail=0))  # counts none
+    assert errors.full_disk("/dev/shm") == ""
 
 
 def test_other_errors_of_the_system_are_bugs_with_a_traceback():

@@ -32,7 +32,7 @@ from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import UserError, explained, limited
 from deepavfusion.utils.names import printable
-from deepavfusion.utils.processes import check_surroundings, settle_in
+from deepavfusion.utils.processes import check_counts, check_folder, settle_in
 from deepavfusion.utils.quiet import quiet
 
 DEMO = "A tiny network is trained on generated clips; for a real run give data.root=<folder>."
@@ -163,7 +163,8 @@ def run(main: Callable[[], Any]) -> None:
     settle_in()
     quiet()
     try:
-        check_surroundings()
+        check_counts()
+        check_folder()
         main()
         sys.stdout.flush()
     except InstantiationException:

@@ -11,10 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepavfusion.config.overrides import RENAMED, split_override
+from deepavfusion.config.overrides import RENAMED, renamed_key, split_override
 from deepavfusion.utils.errors import UserError
 
 ABSENT = object()
+PARTS = {  # of a run: key -> where it keeps what the others read
+    "callbacks.checkpoints": ("dirpath",),
+    "callbacks.best": ("dirpath",),
+    "callbacks.data_report": ("path",),
+    "callbacks.novelty": (),
+    **dict.fromkeys(("callbacks.run_summary", "callbacks.step_guard"), ("run_dir",)),
+    "logger.tensorboard": ("save_dir", "name", "version"),
+}
 REFUSED = {  # key -> why
     "task": "a checkpoint is of one task",
     "seed": "the order of clips, the splits and the masks follow from it",
@@ -22,6 +30,12 @@ REFUSED = {  # key -> why
     "data": "it decides what the network has been trained on, and how that is read",
     "model": "it decides what the network is and what it was trained for",
     "trainer._target_": "the checkpoint holds its state",
+    **{
+        f"{part}.{key}": "what it keeps would be of the earlier part of the run only"
+        for part, keys in PARTS.items()
+        for key in ("_target_", *keys)
+    },
+    "trainer.enable_checkpointing": "the last checkpoint would be of the earlier part of the run only",
     "trainer.fast_dev_run": "it trains a few batches and keeps nothing",
     "trainer.num_sanity_val_steps": "only a run that starts has such steps",
     **dict.fromkeys(
@@ -49,13 +63,21 @@ BETWEEN_EPOCHS = (  # applied from the next epoch on: they decide what its batch
     *("data.batch_size", "model.batch_size", "data.repeats", "data.class_balanced", "data.exclude"),
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches"),
 )
+ANYWHERE = {"experiment", "scale", "debug"}  # config groups that set keys in every section
 UNRECORDED = ("run", "resume", "ckpt_path", "paths")  # they say nothing about the training
 FROM_DATA = ("model.num_classes", "model.multi_label")  # null: as the data is
 FILES = ("model.pretrained", "model.image_weights", "model.audio_weights")
 
 
-def verdict(key: str) -> tuple[str, str]:
-    """ "applied", "between epochs" or "refused", and the entry of the table that says so."""
+def verdict(key: str, whole: bool = False) -> tuple[str, str]:
+    """ "applied", "between epochs" or "refused", and the entry of the table that says so.
+
+    Args:
+        key: of the config.
+        whole: whether a section is added or removed, which is refused where a key of it is.
+    """
+    if below := [entry for entry in REFUSED if whole and entry.startswith(f"{key}.")]:
+        return "refused", below[0]
     lists = {"applied": APPLIED, "between epochs": BETWEEN_EPOCHS, "refused": REFUSED}
     parts = key.split(".")
     for count in range(len(parts), 0, -1):
@@ -72,38 +94,55 @@ def recorded_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in UNRECORDED}
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], given: Sequence[str], recorded: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """Key -> its values then and now, where they differ.
 
-    A key that one of them lacks counts only if it is given: other versions of the code have other keys.
+    A key or section that one of them lacks counts only where the overrides differ in it, too: other versions of the
+    code have other keys.
 
     Args:
         before: the config of a checkpoint, which may come from anyone: its values are compared and shown.
         now: a resolved config.
         given: its overrides.
+        recorded: those of the checkpoint, under today's keys.
     """
     if not before:
         return {}
-    typed = {key for sign, key, _ in map(split_override, given)}
+    typed = {split_override(override)[1].replace("/", ".") for override in {*given} ^ {*recorded}}
     place, found = _select(now, "paths.run_dir"), {}
-    for key, value in _leaves(now):
-        former = _former(before, key)
-        if former is ABSENT and key not in typed:
+    for key, former, value in _pairs(before, now):
+        one_sided = former is ABSENT or value is ABSENT or isinstance(value, Mapping)
+        if key.split(".")[0] in UNRECORDED or (one_sided and not _explained(key, typed)):
             continue
         if isinstance(place, str) and isinstance(value, str) and value.startswith(place) and key not in typed:
             continue  # a run that was moved, or continues in another directory
-        if key.split(".")[0] not in UNRECORDED and not _same(key, former, value):
+        if not _same(key, former, value):
             found[key] = former, value
-    for key in (key for sign, key, _ in map(split_override, given) if sign == "~"):
-        if _select(now, key) is ABSENT and (former := _select(before, key)) is not ABSENT:
-            found[key] = former, ABSENT
     return dict(sorted(found.items(), key=lambda item: item[0] not in typed))  # causes before what follows from them
 
 
-def _leaves(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
+def _explained(key: str, typed: set[str]) -> bool:
+    """Whether a key may be there, or not, because of these: itself, what it is part of, what is part of it."""
+    return any(f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.") for name in typed) or bool(
+        typed & ANYWHERE
+    )
+
+
+def _pairs(before: Mapping[str, Any], now: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each key of a section of the present config, or of the former one, with both values; sections that only one of
+    them has as a whole."""
+    for name, value in now.items():
         key = f"{section}{name}"
-        yield from _leaves(value, f"{key}.") if isinstance(value, Mapping) else [(key, value)]
+        former = _former(before, key)
+        both = isinstance(former, Mapping) and isinstance(value, Mapping)
+        yield from _pairs(before, value, f"{key}.") if both else [(key, former, value)]
+    formerly = _select(before, section.rstrip(".")) if section else before
+    for name in formerly if isinstance(formerly, Mapping) else ():
+        key = f"{section}{name}"
+        if name not in now and renamed_key(key) == key:
+            yield key, formerly[name], ABSENT
 
 
 def _select(config: Any, key: str) -> Any:
@@ -160,18 +199,19 @@ def check_changes(found: Mapping[str, tuple[Any, Any]], checkpoint: str, batches
         UserError: names the first such key and both values, and what to give instead.
     """
     for wrong in ("refused", "between epochs") if batches else ("refused",):
-        keys = [key for key in found if verdict(key)[0] == wrong]
-        if not keys:
+        verdicts = {key: verdict(key, whole=ABSENT in values) for key, values in found.items()}
+        key = next((key for key, (name, _) in verdicts.items() if name == wrong), None)
+        if key is None:
             continue
-        key = keys[0]
         before, now = map(_shown, found[key])
-        entry = verdict(key)[1]
+        entry = verdicts[key][1]
         why = (
             f"{REFUSED[entry]}, and stays the same while a run continues"
             if wrong == "refused"
             else f"the checkpoint lies {batches} batches within an epoch, whose remaining clips would be unknown"
         )
-        keep = f"give {key}={before}" if found[key][0] is not ABSENT else f"omit {key}"
+        keep = f"keep {key}" if found[key][1] is ABSENT else f"give {key}={before}"
+        keep = f"omit {key}" if found[key][0] is ABSENT else keep
         raise UserError(
             f"{key} is {now}, but was {before} when {checkpoint} was written: {why}; {keep} to continue that run, or "
             f"start one with another name from its weights (model.pretrained={checkpoint})."
@@ -193,5 +233,7 @@ def _shown(value: Any) -> str:
         return "not set"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if isinstance(value, Mapping) and isinstance(target := value.get("_target_"), str):
+        value = target.rpartition(".")[2]
     text = str(value) if isinstance(value, (str, int, float)) else reprlib.repr(value)
     return textwrap.shorten(text, 120, placeholder=" …") or "''"

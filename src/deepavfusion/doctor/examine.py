@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from deepavfusion.doctor.software import ANEW
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import UserError, explained
 from deepavfusion.utils.names import printable
 
 Check = Callable[[], str]
@@ -66,7 +66,8 @@ def _answer(sender: Connection, check: Check) -> None:
     except UserError as error:
         found = False, str(error)
     except BaseException as error:
-        found = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        sentence = explained(error) if isinstance(error, OSError) else None
+        found = False, sentence or f"{type(error).__name__}: {' '.join(str(error).split())}"
     sender.send(found)
 
 

@@ -20,7 +20,7 @@ from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import link, write_whole
-from deepavfusion.utils.processes import MAX_FOLDER, cores
+from deepavfusion.utils.processes import MAX_FOLDER, check_counts, check_folder, cores
 
 GB, GIB = 10**9, 2**30
 BLOCK = 8 * 2**20  # bytes
@@ -178,7 +178,8 @@ def user() -> str:
 
 
 def variables(environment: Mapping[str, str]) -> str:
-    """No variable makes a run wait for other processes or write nothing."""
+    """No variable makes a run wait for other processes or write nothing, or is a number of a launcher and is none."""
+    check_counts(environment)
     for name, one in (("WORLD_SIZE", "1"), ("SLURM_NTASKS", "1"), ("LOCAL_RANK", "0")):
         if name == "SLURM_NTASKS" and "SLURM_PROCID" not in environment:
             continue  # the shell of salloc
@@ -188,6 +189,13 @@ def variables(environment: Mapping[str, str]) -> str:
                 f"nothing: start it with srun or torchrun and run.name=<name>, or type unset {name}."
             )
     return "none that changes how a run starts"
+
+
+def current_folder(handle: int) -> str:
+    """The folder that the command was given in exists."""
+    os.fchdir(handle)
+    check_folder()
+    return os.getcwd()
 
 
 # ---- data

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, METRICS, OVERRIDES
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import COUNTS
 
 TINY = (
     *("experiment=pretrain_vggsound", "scale=demo", "run.name=smoke", "run.latest=false", "validate_before=false"),
@@ -22,7 +23,7 @@ TINY = (
     *("data.batch_size=4", "data.num_workers=1", "data.image_size=64"),
 )
 LEFT = (METRICS, CONFIG, OVERRIDES, f"{CHECKPOINTS}/{LAST}", "tensorboard")  # files of a finished run
-STARTED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_", "SLURM_", "TORCHELASTIC_", "DEEPAVFUSION_")
+STARTED = (*COUNTS, "MASTER_", "SLURM_", "TORCHELASTIC_", "DEEPAVFUSION_")
 
 
 def smoke_train(repository: Path, time_limit: float) -> str:

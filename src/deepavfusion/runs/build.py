@@ -79,7 +79,7 @@ def build(
         "made_here": signed(overrides),  # tells this user's own checkpoints from those of others, see config/records.py
         "config": recorded_config(plain),  # what a run that resumes from it compares its own with
     }
-    callbacks: list[Callback] = [instantiate(callback) for callback in cfg.callbacks.values()]
+    callbacks: list[Callback] = [instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()]
     # Lightning refuses a callback whose kind is switched off, as eval.yaml does with checkpoints.
     off = tuple(kind for key, kind in SWITCHES.items() if cfg.trainer.get(key) is False)
     callbacks = [callback for callback in callbacks if not isinstance(callback, off)]
@@ -89,7 +89,8 @@ def build(
     # end of an epoch has to come before it, or the processes deadlock.
     callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
     purge = {"purge_step": resume_step}
-    loggers = [instantiate(logger, **(purge if "purge_step" in logger else {})) for logger in cfg.logger.values()]
+    configured = (cfg.get("logger") or {}).values()
+    loggers = [instantiate(logger, **(purge if "purge_step" in logger else {})) for logger in configured]
     if not loggers:  # Lightning refuses this one without
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)

@@ -10,6 +10,7 @@ from typing import Any
 from lightning import Trainer
 
 from deepavfusion.config.continued import changes, check_changes
+from deepavfusion.config.overrides import renamed
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.optim.resuming import Position
 from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, checkpoints_of
@@ -55,11 +56,13 @@ class Resumed(Opened):
         step: optimizer steps done; None: it holds weights without a run, which `check` explains.
         state: its parts that say where it lies in training.
         config: that it was written with; empty: not recorded.
+        overrides: of that config.
     """
 
     step: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
 
     @property
     def position(self) -> Position | None:
@@ -75,7 +78,7 @@ class Resumed(Opened):
         Raises:
             UserError: one of them cannot change, or cannot change here.
         """
-        found = changes(self.config, now, given)
+        found = changes(self.config, now, given, self.overrides)
         check_changes(found, self.path, self.position.batches if self.position else 0)
         return found
 
@@ -168,11 +171,12 @@ def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[Resumed | None,
 def _resumed(path: Path, content: Mapping[str, Any]) -> Resumed:
     state = {key: content[key] for key in ("global_step", "loops", ClipDataModule.__qualname__) if key in content}
     record = content.get("record")
-    config = record.get("config") if isinstance(record, dict) else None
+    config, overrides = map(record.get, ("config", "overrides")) if isinstance(record, dict) else (None, None)
     if not isinstance(config, Mapping):  # of an earlier commit
         config = _written_config(path.parent.parent / CONFIG)
+    known = renamed([each for each in overrides if isinstance(each, str)]) if isinstance(overrides, list) else []
     step = content.get("global_step")
-    return Resumed(str(path), content, step if type(step) is int else None, state, config)
+    return Resumed(str(path), content, step if type(step) is int else None, state, config, known)
 
 
 def _written_config(path: Path) -> Mapping[str, Any]:

@@ -28,8 +28,9 @@ def say_training(cfg: DictConfig, run_dir: Path, trainer: Trainer, task: Task, d
         ("batch", _batch(trainer, task)),
         ("rate", learning_rate(task.hparams, trainer)[1]),
         ("length", _length(trainer, datamodule)),
-        ("watch", command("tensorboard --logdir {run_dir}", run_dir=str(run_dir))),
     ]
+    if trainer.loggers:
+        rows.append(("watch", command("tensorboard --logdir {run_dir}", run_dir=str(run_dir))))
     _say(f"{_experiment(cfg)}: training", rows)
 
 

@@ -75,14 +75,15 @@ def explained(error: OSError, places: Mapping[str, str] | None = None) -> str | 
     """
     places = places or {}
     what = f"{error.strerror or error}".rstrip(".")
-    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
-    where = " and ".join(map(os.fsdecode, names))
+    named = (error.filename, error.filename2)  # of a link or a new name: what it is made of, and what is made
+    names = [os.fsdecode(name) for name in named if isinstance(name, str | bytes | os.PathLike)]
+    where = " and ".join(names)
     if error.errno in DISK_FULL:
         full = {full_disk(place) for place in (*places.values(), tempfile.gettempdir(), ".", "/dev/shm")} - {""}
         disk = f"; full: {', '.join(sorted(full))}" if full else ""
         return (
-            f"{where or 'a file'} could not be written ({what}{disk}): free some space and run the same command again, "
-            "with resume=<run directory> if the run has no name; it resumes from its last checkpoint."
+            f"{names[-1] if names else 'a file'} could not be written ({what}{disk}): free some space and run the same "
+            "command again, with resume=<run directory> if the run has no name; it resumes from its last checkpoint."
         )
     remedy = next((remedy for codes, remedy in REMEDIES.items() if error.errno in codes), None)
     keys = [f"{key}=<folder>" for key, place in places.items() if f"{where}/".startswith(f"{place}/")]
@@ -104,13 +105,15 @@ def limited(error: BaseException) -> str | None:
 
 
 def full_disk(place: str | Path) -> str:
-    """The disk that a folder lies on and its free space, if that is little; else nothing."""
+    """The disk that a folder lies on and what it has left, if that is little room or no further file; else nothing."""
     with suppress(OSError):
         path = Path(place).absolute()
         while not path.exists():
             path = path.parent
-        if (free := shutil.disk_usage(path).free) < FULL:
-            while not path.is_mount():
-                path = path.parent
-            return f"{path}, {free / 1e6:.0f} MB free"
+        free, inodes = shutil.disk_usage(path).free, os.statvfs(path)
+        no_more = inodes.f_files and not inodes.f_favail  # where the disk counts them
+        left = f"{free / 1e6:.0f} MB free" if free < FULL else "room for no further file (df -i)" if no_more else ""
+        while left and not path.is_mount():
+            path = path.parent
+        return left and f"{path}, {left}"
     return ""

@@ -18,7 +18,11 @@ from deepavfusion.utils.errors import UserError
 
 reading_limit = 0  # s that reading a part of a file may take in this process before it ends; 0: any (cli/guard.py)
 MAX_WORKERS = 16  # decoding for one training process
-COUNTS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS")  # that launchers set
+COUNTS = (  # environment variables that launchers set, and we or Lightning read
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_PORT", "JSM_NAMESPACE_RANK"),
+    *("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID"),
+)
+MOST_DIGITS = 9
 MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
 
 
@@ -74,16 +78,19 @@ def name_user(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["HOME"] = tempfile.gettempdir()
 
 
-def check_surroundings(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise a `UserError` if the folder that relative paths start from was removed, or what launchers set is no number:
-    libraries ask for both."""
+def check_counts(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise a `UserError` if what launchers set is no number."""
     for name in COUNTS:
         value = environment.get(name, "0")
-        if not (value.isascii() and value.isdecimal()):
+        if not (value.isascii() and value.isdecimal() and len(value) <= MOST_DIGITS):
             raise UserError(
                 f"the environment variable {name} is {value!r:.80}, expected a whole number, as torchrun and srun set "
                 f"it: start the command with one of these, or without it (unset {name})."
             )
+
+
+def check_folder() -> None:
+    """Raise a `UserError` if the folder that relative paths start from was removed."""
     try:
         os.getcwd()
     except OSError as error:

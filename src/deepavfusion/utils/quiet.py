@@ -13,6 +13,7 @@ WARNINGS = (  # how they begin
     r"The '\w+' does not have many workers which may be a bottleneck",  # data.num_workers follows the cores
     r"The number of training batches \(\d+\) is smaller than the logging interval",  # a short trial
     r"Checkpoint directory .* exists and is not empty",  # a run that resumes
+    r"Be aware that when using `ckpt_path`, callbacks",  # a run that resumes names them itself, config/continued.py
     r"pkg_resources is deprecated as an API",
 )
 NOTICES = (  # loggers that report, at level INFO, what a run's first lines say, and advertise

@@ -12,6 +12,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -45,6 +46,12 @@ class CurveLogger(TensorBoardLogger):
     def save(self) -> None:
         if self._experiment is not None and self._experiment.all_writers is not None:
             super().save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if status == "success" and self._kwargs.get("purge_step") is not None:
+            self.experiment._get_file_writer()  # drops the points of steps that were lost, also where none followed
+        super().finalize(status)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         unlike = unlike_rates(metrics)

@@ -121,8 +121,10 @@ class RunSummary(Callback):
         given = task.record.get("overrides", [])
         same = [override for override in given if override.startswith(SAME)]
         lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith("data.root=")]}
+        needs = {"{demo}": "scale=demo" in given, "tensorboard": bool(trainer.loggers)}
+        needs |= dict.fromkeys(("{last}", "{best}"), best.exists())
         for words, template in self.next_commands:
-            if "{demo}" not in template or "scale=demo" in given:
+            if all(there for word, there in needs.items() if word in template):
                 say(f"  {words}:")
                 say(f"    {command(template, lists, **values)}")
 
