@@ -20,9 +20,11 @@ from deepavfusion.config.compose import REPOSITORY, choices, compose
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
-from deepavfusion.utils.processes import COUNTS, decoding_workers
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import COUNTS, check_folder, decoding_workers
 
-STARTED_WITH, STARTED_IN = dict(os.environ), os.open(".", os.O_PATH)  # which may keep other commands from starting
+STARTED_WITH = dict(os.environ)
+MISSED: list[UserError] = []  # what other commands would not start without
 # Torch may be what is broken: only the processes of the checks import it.
 
 
@@ -49,7 +51,7 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
         "open files": machine.open_files,
         "user": machine.user,
         "variables": partial(machine.variables, STARTED_WITH),
-        "current folder": partial(machine.current_folder, STARTED_IN),
+        "current folder": partial(machine.current_folder, MISSED),
     }
     shared = [value for value in overrides if not value.lstrip("+~").startswith(("data=", "data.", "data/"))]
     for name in choices("data"):
@@ -68,8 +70,9 @@ def settle() -> None:
     for name in COUNTS:
         os.environ.pop(name, None)
     try:
-        os.getcwd()
-    except OSError:
+        check_folder()
+    except UserError as error:
+        MISSED.append(error)
         os.chdir(REPOSITORY)
 
 

@@ -152,7 +152,7 @@ def test_nothing_of_the_surroundings_stops_it(name, tmp_path, monkeypatch, capsy
     gone.mkdir()
     monkeypatch.chdir(gone)
     monkeypatch.setattr(entry_point, "STARTED_WITH", dict(os.environ))
-    monkeypatch.setattr(entry_point, "STARTED_IN", os.open(".", os.O_PATH))
+    monkeypatch.setattr(entry_point, "MISSED", [])
     gone.rmdir()
     given = ["smoke_train=false", "free_gb=0", f"paths.data_dir={tmp_path}", f"data.root=/{'x' * 300}"]
     monkeypatch.setattr(sys, "argv", ["doctor.py", *given])
@@ -323,7 +323,7 @@ def test_few_open_files(monkeypatch):
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("SLURM_NTASKS", "8"), ("LOCAL_RANK", "1")])
 def test_variables_that_make_a_run_wait(name, value):
     assert f"type unset {name}" in refusal(machine.variables, {name: value, "SLURM_PROCID": "0"})
-    assert machine.variables({"WORLD_SIZE": "1", "SLURM_NTASKS": "", "LOCAL_RANK": "0"}).startswith("none")
+    assert machine.variables({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}).startswith("none")
     assert machine.variables({"SLURM_NTASKS": "4"}).startswith("none")  # the shell of salloc
 
 

@@ -205,10 +205,12 @@ def test_the_table_of_each_task_has_ten_rows_at_most_and_fits() -> None:
 def test_the_next_commands_can_be_copied(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     folder = tmp_path / "with a blank"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "best.ckpt").touch()
+    checkpoints = [folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    for path in checkpoints:
+        path.touch()
     given = ["scale=demo", "data.root=/d", "trainer.max_epochs=1", "model.net.fusion=dense"]
     task: Any = SimpleNamespace(record={"overrides": given, "task": "segment"})
-    trainer: Any = SimpleNamespace(ckpt_path=None, datamodule=None)
+    trainer: Any = SimpleNamespace(ckpt_path=None, datamodule=None, loggers=[True])
     commands = [
         ["a", "predict.py video={video} ckpt_path={best}"],
         ["b", "train.py experiment=x {same} {data} model.pretrained={last}"],
@@ -233,6 +235,11 @@ def test_the_next_commands_can_be_copied(tmp_path: Any, monkeypatch: pytest.Monk
     assert board == [".venv/bin/tensorboard", "--logdir", "with a blank"]
     given.remove("scale=demo")
     assert len(words()) == 3  # what needs other data is for the demo only
+    checkpoints[1].unlink()  # as of a run without the callback that writes them
+    trainer.loggers.clear()
+    assert words() == [predict]
+    checkpoints[0].unlink()
+    assert words() == []
 
 
 def test_paths_are_shown_from_the_current_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

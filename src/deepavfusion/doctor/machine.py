@@ -10,7 +10,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import link, write_whole
-from deepavfusion.utils.processes import MAX_FOLDER, check_counts, check_folder, cores
+from deepavfusion.utils.processes import MAX_FOLDER, check_counts, cores
 
 GB, GIB = 10**9, 2**30
 BLOCK = 8 * 2**20  # bytes
@@ -191,10 +191,10 @@ def variables(environment: Mapping[str, str]) -> str:
     return "none that changes how a run starts"
 
 
-def current_folder(handle: int) -> str:
-    """The folder that the command was given in exists."""
-    os.fchdir(handle)
-    check_folder()
+def current_folder(missed: Sequence[UserError]) -> str:
+    """The folder that the command was given in exists; `missed`: why it does not."""
+    for error in missed:
+        raise error
     return os.getcwd()
 
 

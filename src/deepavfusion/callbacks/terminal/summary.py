@@ -122,7 +122,7 @@ class RunSummary(Callback):
         same = [override for override in given if override.startswith(SAME)]
         lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith("data.root=")]}
         needs = {"{demo}": "scale=demo" in given, "tensorboard": bool(trainer.loggers)}
-        needs |= dict.fromkeys(("{last}", "{best}"), best.exists())
+        needs |= {"{last}": (folder / LAST).exists(), "{best}": best.exists()}
         for words, template in self.next_commands:
             if all(there for word, there in needs.items() if word in template):
                 say(f"  {words}:")
