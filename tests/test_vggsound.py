@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from deepavfusion.data.lists.vggsound import vggsound
+from deepavfusion.utils.errors import UserError
 from helpers.errors import refusal
 
 LIST = """\
--abc_Def1,30,"playing violin, fiddle",train
+-abc_Def1xy,30,"playing violin, fiddle",train
 zzzzzzzzzzz,5,dog barking,train
 aaaaaaaaaaa,120,people (crowd) cheering,train
 bbbbbbbbbbb,0,dog barking,test
@@ -27,7 +30,8 @@ def make(root: Path, lines: str = LIST, on_disk: tuple[str, ...] = ()) -> Path:
     return root
 
 
-VIOLIN = "playing_violin__fiddle/-abc_Def1_000030_000040.mp4"
+CLIPS = "clips/dog_barking"
+VIOLIN = "playing_violin__fiddle/-abc_Def1xy_000030_000040.mp4"
 DOG = "dog_barking/zzzzzzzzzzz_000005_000015.mp4"
 CROWD = "people__crowd__cheering/aaaaaaaaaaa_000120_000130.mp4"
 TEST_DOG = "dog_barking/bbbbbbbbbbb_000000_000010.mp4"
@@ -39,7 +43,7 @@ def message(root: Path, split: str = "train", **options: str) -> str:
 
 def test_clips_classes_and_coverage(tmp_path: Path) -> None:
     found = vggsound(make(tmp_path, on_disk=(VIOLIN, DOG, TEST_DOG)), "train")
-    assert [clip.id for clip in found.clips] == ["-abc_Def1_000030", "zzzzzzzzzzz_000005"]
+    assert [clip.id for clip in found.clips] == ["-abc_Def1xy_000030", "zzzzzzzzzzz_000005"]
     assert found.classes == ["dog barking", "people (crowd) cheering", "playing violin, fiddle"]
     assert [clip.label for clip in found.clips] == [2, 0]
     assert [clip.path for clip in found.clips] == [str(tmp_path / "clips" / name) for name in (VIOLIN, DOG)]
@@ -59,7 +63,7 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     windows = vggsound(make(tmp_path / "b", "\ufeff" + LIST.replace("\n", "\r\n") + "\r\n", (DOG,)), "train")
     assert windows.classes == plain.classes
     assert [clip.id for clip in windows.missing] == [clip.id for clip in plain.missing]
-    assert [clip.id for clip in plain.missing] == ["-abc_Def1_000030", "aaaaaaaaaaa_000120"]
+    assert [clip.id for clip in plain.missing] == ["-abc_Def1xy_000030", "aaaaaaaaaaa_000120"]
 
 
 def test_other_layouts_of_the_clips(tmp_path: Path) -> None:
@@ -72,14 +76,14 @@ def test_other_layouts_of_the_clips(tmp_path: Path) -> None:
 
 
 def test_repeated_lines(tmp_path: Path) -> None:
-    lines = LIST + "zzzzzzzzzzz,5,dog barking,train\n-abc_Def1,30,dog barking,test\n"
+    lines = LIST + "zzzzzzzzzzz,5,dog barking,train\n-abc_Def1xy,30,dog barking,test\n"
     found = vggsound(make(tmp_path, lines, (VIOLIN, DOG)), "train")
     assert found.listed == 3
     assert [clip.label for clip in found.clips] == [2, 0]
     assert found.notes == [
         "annotations/vggsound.csv lists 2 clips more than once, e.g. zzzzzzzzzzz_000005 in lines 2 and 5; "
         "the first line counts.",
-        "annotations/vggsound.csv gives 1 clip different labels or splits, e.g. -abc_Def1_000030 in lines 1 and 6; "
+        "annotations/vggsound.csv gives 1 clip different labels or splits, e.g. -abc_Def1xy_000030 in lines 1 and 6; "
         "the first line counts.",
     ]
 
@@ -157,3 +161,67 @@ def test_bad_patterns(tmp_path: Path) -> None:
         assert "data.index.clip_pattern" in text
     for pattern in ("../{id}.mp4", "/clips/{id}.mp4"):
         assert "leaves the data folder" in message(tmp_path, clip_pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "zz\u200bzzzzzzzz,5,dog barking,train",
+            r"'clips/dog_barking/zz\\u200bzzzzzzzz_000005_.* SPACE",
+        ),
+        ("\ufeffzzzzzzzzzzz,5,dog barking,train", r"line 2, has .*\\ufeffzzzz.*ZERO WIDTH NO-BREAK SPACE"),
+        ("zzzzz\xadzzzzzz,5,dog barking,train", r"line 2, has .*z\\xadz.*SOFT HYPHEN"),
+        ("zzzzzzzzzzz,5,dog\xa0barking,train", r"line 2, has 'clips/dog\\xa0barking/.*NO-BREAK SPACE"),
+        (
+            "zzzzzzzzzzzz,5,dog barking,train",
+            "line 2, has the id 'zzzzzzzzzzzz' of 12 characters, which",
+        ),
+        ("zzzzz zzzzz,5,dog barking,train", "line 2, has the id 'zzzzz zzzzz' of 11 characters"),
+        ("zzzzzzzzzz,5,dog barking,train", "line 2, has the id 'zzzzzzzzzz' of 10 characters; .*lost a '-'"),
+    ],
+)
+def test_ids_that_cannot_be_are_named(tmp_path: Path, line: str, words: str) -> None:
+    first, *rest = (f"aaaaaaaaa{n:02},120,people (crowd) cheering,train" for n in range(9))
+    root = make(tmp_path, "\n".join([first, line, *rest]), (CROWD.replace("aaa_", "a00_"), DOG))
+    with pytest.raises(UserError, match=words):
+        vggsound(root, "train")
+    named = line.replace("barking,", "barking/").split(",")[0]
+    label = line.split(",")[2].replace(" ", "_")
+    (root / "clips" / label).mkdir(exist_ok=True)
+    (root / "clips" / label / f"{named}_000005_000015.mp4").touch()
+    assert len(vggsound(root, "train").clips) == 2  # whatever its name
+
+
+def test_missing_clips_with_ids_of_ones_own_are_noted(tmp_path: Path) -> None:
+    root = make(tmp_path, "one,1,a dog,train\ntwo,1,a dog,train\n", ("a_dog/one_000001_000011.mp4",))
+    assert vggsound(root, "train").notes == [
+        "annotations/vggsound.csv has 1 id of missing clips that are none of YouTube's, e.g. 'two' in line 2."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("there", "path"),
+    [
+        ("Dog_barking/zzzzzzzzzzz_000005_000015.mp4", "clips/Dog_barking"),
+        ("dog_barking/zzzzzzzzzzz_000005_000015.MP4", "clips/dog_barking/zzzzzzzzzzz_000005_000015.MP4"),
+        ("dog_barking/zzzz\u200bzzzzzzz_000005_000015.mp4", r"clips/dog_barking/zzzz\\u200bzzz"),
+    ],
+)
+def test_files_that_are_almost_there_are_named(tmp_path: Path, there: str, path: str) -> None:
+    text = message(make(tmp_path / "none", on_disk=(there,)))
+    assert re.search(f"and '{path}.* differs from '{CLIPS}", text)
+    assert "or in case; set data.root" in text
+    (note, *_) = reversed(vggsound(make(tmp_path / "some", on_disk=(there, VIOLIN)), "train").notes)
+    assert re.search(f"^1 missing clip of the train split may be on disk: '{path}.*; rename it", note)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_of_labels_have_one_form(tmp_path: Path, form: str) -> None:
+    label, other = (unicodedata.normalize(each, "déjà vu") for each in (form, "NFC" if form == "NFD" else "NFD"))
+    file = "zzzzzzzzzzz_000005_000015.mp4"
+    lines = f"-abc_Def1xy,30,{label},train\nzzzzzzzzzzz,5,{{}},train\n"
+    root = make(tmp_path / "a", lines.format(label), (f"{other.replace(' ', '_')}/{file}",))
+    assert f"and {'clips/' + other.replace(' ', '_')!a} differs from" in message(root)
+    both = make(tmp_path / "b", lines.format(other), (f"{other.replace(' ', '_')}/{file}",))
+    assert f"{other!a} and {label!a}" in message(both) or f"{label!a} and {other!a}" in message(both)

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control characters, changes of direction, lone surrogates, …
+SPACES = " \u3000"  # the other ones, such as that without a break, look the same and are not
 LONGEST = 180  # bytes of a name, to which an output adds its ending; file systems take 255
 SEPARATORS = re.compile(r"[/\\:*?\"<>|]")  # of paths, and what other systems forbid
 FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")
@@ -23,7 +24,26 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(_escaped(c) if unicodedata.category(c) in UNSEEN else c for c in text)
+    return "".join(c if _is_seen(c) else _escaped(c) for c in text)
+
+
+def unseen(text: str) -> str | None:
+    """The first character that is not seen, as `printable` shows it with its name; None: there is none."""
+    found = None if text.isprintable() else next((c for c in text if not _is_seen(c)), None)
+    return found and f"{_escaped(found)}, {unicodedata.name(found, 'without a name')}"
+
+
+def look(text: str) -> str:
+    """What texts have in common that look alike: accents in one form, no characters that are not seen, equal blanks."""
+    if text.isascii() and text.isprintable():
+        return text
+    seen = (" " if c.isspace() else c for c in unicodedata.normalize("NFC", text) if c.isspace() or _is_seen(c))
+    return "".join(seen)
+
+
+def _is_seen(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category not in UNSEEN and (category != "Zs" or character in SPACES)
 
 
 def _escaped(character: str) -> str:
@@ -59,13 +79,13 @@ def distinct(names: Iterable[str]) -> list[str]:
 
 def file_names(names: Iterable[str]) -> list[str]:
     """A name of a file or folder for each name: without separators, and unlike the others on any disk."""
-    found: dict[str, str] = {}  # as a disk that ignores case keeps it -> the file name
+    found: dict[str, str] = {}  # as a disk that ignores case and the form of accents keeps it -> the file name
     for name in names:
         safe = SEPARATORS.sub("_", printable(name)).lstrip(".") or "_"
         safe = safe.encode()[:LONGEST].decode(errors="ignore")
-        if safe.casefold() in found:
+        if look(safe).casefold() in found:
             safe += f"-{_hash(os.fsencode(name))}"
-        found[safe.casefold()] = safe
+        found[look(safe).casefold()] = safe
     return list(found.values())
 
 

@@ -66,7 +66,7 @@ def avsbench(
     folders = Folders(root)
     classes, notes = _classes(folders.root, label2idx)
     lines = _rows(folders.root, metadata, LABELS_OF_SUBSET[subset], clip_pattern, classes)
-    rows, repeated = unique(lines, metadata, "sources or splits")
+    rows, repeated = unique(lines, metadata, "sources or splits", folders, youtube=False)
     notes += repeated
     if beside := folders.beside({row.path for row in rows if "/" in row.path}):
         what = count(len(beside), "folder on disk is", "folders on disk are")

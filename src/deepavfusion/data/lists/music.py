@@ -6,7 +6,6 @@ clips/<instrument>/<id>*.mp4    a duet's instrument is "a b", its folder too; on
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,13 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import fill_in, list_clips, matches, unlisted_files
+from deepavfusion.data.lists.spreadsheet import YOUTUBE_ID
 from deepavfusion.data.lists.text import check_choice, check_name, count, read_object, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 
 PUBLISHED = ("MUSIC_solo_videos", "MUSIC_duet_videos", "MUSIC21_solo_videos")
 CONTENT = '{"videos": {instrument: [ids]}}'
-VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")  # all of one length, so that none is a prefix of another
 TEST_VIDEOS = 130
 SMALL_STEP = 10
 
@@ -117,7 +116,7 @@ def _videos(root: Path, file: str, pattern: str) -> list[Video]:
     for name, ids in videos.items():
         check_name(name, "instrument", str(root / file))
         for video in ids:
-            if not isinstance(video, str) or not VIDEO_ID.fullmatch(video):
+            if not isinstance(video, str) or not YOUTUBE_ID.fullmatch(video):
                 raise UserError(
                     f"{root / file} lists {video!r} under {name!r}; expected the 11 letters, digits, '-' and '_' of a "
                     "YouTube id: fix the list."

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deepavfusion.data.lists.clip_list import DEMO, ClipList, Folders
-from deepavfusion.data.lists.spreadsheet import PUBLISHED, YOUTUBE
+from deepavfusion.data.lists.spreadsheet import PUBLISHED, YOUTUBE, YOUTUBE_ID
 from deepavfusion.data.lists.text import count, leads_out, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.names import look, unseen
 
 STRAYS_BY_NAME = 3  # up to this many folders without a label get a note each; more share one
 
+EXAMINED = 1000  # missing clips whose files are looked for under other spellings
 FEW = 0.2  # share of the ids that may be damaged; with more, the list has ids of its own
 
 
@@ -66,7 +68,7 @@ def _bad_pattern(pattern: str, wrong: str, expected: str) -> UserError:
 
 
 def unique(
-    listed: Iterable[tuple[int, AnyListed]], source: str, differing: str, youtube: Folders | None = None
+    listed: Iterable[tuple[int, AnyListed]], source: str, differing: str, folders: Folders, youtube: bool = True
 ) -> tuple[list[AnyListed], list[str]]:
     """The first item of each clip, in the order of the list, and notes about repeated ones.
 
@@ -74,10 +76,11 @@ def unique(
         listed: line number and item.
         source: name of the list.
         differing: what two items of one clip may disagree on, e.g. "labels".
-        youtube: the data folder, if the videos have ids of YouTube; None: any ids.
+        folders: of the data.
+        youtube: whether the videos have ids of YouTube.
 
     Raises:
-        UserError: a few of YouTube's ids are too short, and one of these clips is not on disk.
+        UserError: an id, or a few of YouTube's, cannot be as they are, and one of these clips is not on disk.
     """
     first: dict[str, AnyListed] = {}
     lines = array("L")
@@ -88,13 +91,11 @@ def unique(
         else:
             first[item.id] = item
             lines.append(line)
-    if youtube:
-        _check_lengths(list(first.values()), lines, youtube, source)
 
     def example(line: int, item: AnyListed) -> str:
         return f"e.g. {item.id} in lines {lines[list(first).index(item.id)]} and {line}; the first line counts."
 
-    notes = []
+    notes = _check_ids(list(first.values()), lines, folders, source, youtube)
     if repeated:
         notes.append(f"{source} lists {count(len(repeated), 'clip')} more than once, {example(*repeated[0])}")
     at_odds = [(line, item) for line, item in repeated if item != first[item.id]]
@@ -103,18 +104,43 @@ def unique(
     return list(first.values()), notes
 
 
-def _check_lengths(items: Sequence[AnyListed], lines: Sequence[int], folders: Folders, source: str) -> None:
-    """Raise a `UserError` if a few ids lost characters; not if many are short, as in a list of one's own."""
-    short = [n for n, item in enumerate(items) if len(item.video) < YOUTUBE]
-    if len(short) >= FEW * len(items):
-        return
-    if short := [n for n in short if not folders.has(items[n].path.removeprefix(f"{folders.root}/"))]:
-        video = items[short[0]].video
-        raise UserError(
-            f"{folders.root / source}, line {lines[short[0]]}, has the id {video!r} of {len(video)} characters; "
-            f"expected {YOUTUBE}: {count(len(short), 'id')} lost a '-' or zeros at the beginning, which a spreadsheet "
-            f"program may take away: {PUBLISHED}."
-        )
+def _check_ids(
+    items: Sequence[AnyListed], lines: Sequence[int], folders: Folders, source: str, youtube: bool
+) -> list[str]:
+    """Notes on missing clips whose ids are none of YouTube's.
+
+    Raises:
+        UserError: there are few of them, so that it is no list of ids of one's own; or a path has a character that is
+            not seen.
+    """
+    begin = f"{folders.root}/"
+    hidden = [n for n, item in enumerate(items) if unseen(item.path.removeprefix(begin))]
+    other = [n for n, item in enumerate(items) if not YOUTUBE_ID.fullmatch(item.video)] if youtube else []
+    few = len(other) < FEW * len(items)
+    for odd in (hidden, other):
+        paths = {n: items[n].path.removeprefix(begin) for n in odd}
+        if not (lost := [n for n, path in paths.items() if not (folders.has(path) or folders.files(path))]):
+            continue
+        where, video, ids = f"line {lines[lost[0]]}", items[lost[0]].video, count(len(lost), "id")
+        if odd is hidden:
+            words = (
+                f"{paths[lost[0]]!r}, with a character that is not seen ({unseen(paths[lost[0]])}), and no such file "
+                f"is on disk; expected names without: fix {count(len(lost), 'line')}."
+            )
+        elif not few:
+            return [f"{source} has {ids} of missing clips that are none of YouTube's, e.g. {video!r} in {where}."]
+        elif len(video) < YOUTUBE:
+            words = (
+                f"the id {video!r} of {len(video)} characters; expected {YOUTUBE}: {ids} lost a '-' or zeros at the "
+                f"beginning, which a spreadsheet program may take away: {PUBLISHED}."
+            )
+        else:
+            words = (
+                f"the id {video!r} of {len(video)} characters, which is not on disk; expected {YOUTUBE} letters, "
+                f"digits, '-' and '_', as YouTube's ids have: fix {ids}."
+            )
+        raise UserError(f"{folders.root / source}, {where}, has {words}")
+    return []
 
 
 def clips_of(rows: Iterable[ListedClip], root: Path, classes: Sequence[str]) -> Iterator[Clip]:
@@ -166,12 +192,27 @@ def list_clips(
     missing: list[Clip] = []
     for clip in sorted(clips, key=attrgetter("id")):
         (there if (is_there(clip) if is_there else folders.has(clip.path[begin:])) else missing).append(clip)
+    alike = [pair for clip in missing[:EXAMINED] if (pair := folders.alike(clip.path[begin:]))]
+    differs = "only in the form of accents or in characters that are not seen"
     if missing and not there:
         expected = missing[0].path[begin:]
+        instead = f", and {alike[0][1]!a} differs from {alike[0][0]!a} {differs}, or in case" if alike else ""
         raise UserError(
             f"None of the {len(missing)} clips of the {split} split is on disk: expected for example "
-            f"{folders.root / expected}, but {folders.nearest(expected)}; set data.root or data.index.clip_pattern to "
-            f"where the clips are, or make demo data with `{DEMO}`."
+            f"{folders.root / expected}, but {folders.nearest(expected)}{instead}; set data.root or "
+            f"data.index.clip_pattern to where the clips are, or make demo data with `{DEMO}`."
+        )
+    if alike:
+        notes = [
+            *notes,
+            f"{count(len(alike), 'missing clip of', 'missing clips of')} the {split} split may be on disk: "
+            f"{alike[0][1]!a} differs from {alike[0][0]!a} {differs}, or in case; rename it if it is the clip's.",
+        ]
+    names = {look(name): name for name in classes}
+    if other := next((name for name in classes if names[look(name)] != name), None):
+        raise UserError(
+            f"the classes {other!a} and {names[look(other)]!a} of the lists under {folders.root} differ {differs}: "
+            "expected one spelling of a name; fix the list."
         )
     return ClipList(split, there, classes, missing=missing, notes=notes, **more)
 

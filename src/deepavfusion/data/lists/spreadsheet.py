@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 YOUTUBE = 11  # characters of an id
+YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")  # all of one length, so that none is a prefix of another
 PUBLISHED = "put the published file there, and edit it as text, not in a spreadsheet program"
 MONTH = "jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|okt|oct|nov|de[cz]"
 ERROR = re.compile(r"#(\w+[!?]|N/A|NV|#+)", re.IGNORECASE)  # in some languages #NOM?, #BEZUG!, …

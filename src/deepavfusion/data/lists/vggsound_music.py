@@ -61,7 +61,7 @@ def vggsound_music(
     for line, *rows in pairs:
         for row in rows:
             uses.setdefault(row, line)
-    test, at_odds = unique(((line, row) for row, line in uses.items()), test_file, "classes")
+    test, at_odds = unique(((line, row) for row, line in uses.items()), test_file, "classes", folders)
     notes += at_odds[-1:]  # only a clip with two classes is repeated here
     mixtures: list[tuple[str, ...]] = [(first.id, second.id) for _, first, second in pairs]
     notes += _at_odds(train, train_file, test, test_file, mixtures)
