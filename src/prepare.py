@@ -64,7 +64,7 @@ def pack_data(cfg: DictConfig) -> None:
         raise UserError("command=pack has no place to write to; expected a new folder: add output=<folder>.")
     lists = {split: data.read(split)[0] for split in splits(cfg, data)}
     for clips in lists.values():
-        say(f"{clips.split}: {clips.coverage}")
+        clips.say()
     settings, most = PackSettings(**cfg.pack), cfg.time_limit
     counts = pack(lists, Path(cfg.output), data.dataset_name, settings, workers(cfg), data.reader, most)
     names = ("listed", "packed", "missing", "excluded")

@@ -68,7 +68,7 @@ def verify(
     with Journal(report, trust=not force) as journal:
         todo, known = _plan(lists, journal, force, classes, label_offset)
         for clips in lists:
-            say(f"{clips.split}: {clips.coverage}")
+            clips.say()
         if known:
             say(f"{known} clips are in {report} already and have not changed; force=true decodes them again")
         if todo:

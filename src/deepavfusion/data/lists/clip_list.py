@@ -10,6 +10,7 @@ from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 
 from deepavfusion.types import Clip
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.names import distinct, look
 
@@ -51,6 +52,12 @@ class ClipList:
         present = len(self.clips) + len(self.excluded)
         sentence = f"{present} of {self.listed} clips of the {self.split} split are on disk"
         return f"{sentence}, {len(self.excluded)} of them known to be unusable" if self.excluded else sentence
+
+    def say(self) -> None:
+        """Print what there is to know about the list and the files."""
+        for note in self.notes:
+            say(f"{self.split}: {note}", "yellow")
+        say(f"{self.split}: {self.coverage}")
 
     def without(self, bad: Mapping[str, str]) -> ClipList:
         """The same list with the clips in `bad` (id -> status) moved to `excluded`."""

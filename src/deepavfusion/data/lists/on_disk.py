@@ -114,7 +114,8 @@ def _check_ids(
             not seen.
     """
     begin = f"{folders.root}/"
-    hidden = [n for n, item in enumerate(items) if unseen(item.path.removeprefix(begin))]
+    strange = (n for n, item in enumerate(items) if not item.path.isprintable())  # there may be millions
+    hidden = [n for n in strange if unseen(items[n].path.removeprefix(begin))]
     other = [n for n, item in enumerate(items) if not YOUTUBE_ID.fullmatch(item.video)] if youtube else []
     few = len(other) < FEW * len(items)
     for odd in (hidden, other):
