@@ -186,7 +186,7 @@ def check_task(cfg: DictConfig) -> None:
     if cfg.task not in TASKS:
         given = "no task was given" if cfg.task is None else f"there is no task {cfg.task!r}"
         raise UserError(f"predict.py: {given}; add task=<one of: {', '.join(TASKS)}>, {example}.")
-    if cfg[key] is None:
+    if not cfg[key]:
         raise UserError(f"predict.py: no {key} was given; add {key}=<{expected}>, {example}.")
 
 

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import hydra
@@ -25,7 +25,7 @@ from deepavfusion.cli.hints import check
 from deepavfusion.cli.keys import Keys
 from deepavfusion.cli.streams import secure_streams
 from deepavfusion.cli.words import parse
-from deepavfusion.config.compose import CONFIG_DIR, TRACEBACK
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, TRACEBACK
 from deepavfusion.config.overrides import literal, merged
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.signals import STOPPED, StopRequested
@@ -72,8 +72,11 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             _fail(one_sentence(error), error)
         except OSError as error:
-            paths = args[0].paths if args and "paths" in args[0] else {}
-            _fail_if_explained(error, {f"paths.{key}": place for key, place in paths.items() if place})
+            cfg: Any = args[0] if args else {}
+            places = {f"paths.{key}": place for key, place in cfg.get("paths", {}).items() if place}
+            outputs = cfg.get("output") or (cfg.get("root") and REPOSITORY / cfg.root)
+            resumes = HydraConfig.initialized() and HydraConfig.get().job.config_name == "train"
+            _fail_if_explained(error, places, [str(outputs)] if outputs else [], resumes)
             raise
         except RuntimeError as error:
             _fail_if_limited(error)
@@ -188,8 +191,8 @@ def one_sentence(error: Exception) -> str:
     return " ".join(f"{message}{options} {' '.join(shown)}".split())
 
 
-def _fail_if_explained(error: OSError, places: Mapping[str, str] | None = None) -> None:
-    if sentence := explained(error, places) or limited(error):
+def _fail_if_explained(error: OSError, *about: Any) -> None:
+    if sentence := explained(error, *about) or limited(error):
         _fail(sentence, error)
 
 

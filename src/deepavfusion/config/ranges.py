@@ -91,6 +91,7 @@ CASE: dict[str, Rule] = {  # keys of a case of the model benchmark
     "passes": one_of("encoder_forward", "encoder_forward_backward", "train_step"),
     "measure": one_of("time", "memory"),
 }
+OPENED_BY_SCRIPTS = ("ckpt_path", "video", "input", "output", "root")  # any text, since no object is built with it
 RULES: dict[str, Rule] = {  # in the order of checking: keys that others are interpolated from come first
     "seed": SEED,
     "task": NAME | NULL,
@@ -273,6 +274,11 @@ def check_ranges(cfg: DictConfig) -> None:
         value = _value(cfg, key)
         if value is not ABSENT and not rule.holds(value):
             raise UserError(f"{key} is {_shown(value)}, expected {rule.expected}: give such a value, or omit the key.")
+        if isinstance(value, str) and "${" in value and key not in OPENED_BY_SCRIPTS:
+            raise UserError(
+                f"{key} is {_shown(value)}, whose ${{ objects that are built from the config would take for the name "
+                "of another key: rename the file or folder, or give a link to it."
+            )
     for problem in _misfits(cfg):
         raise UserError(problem)
 

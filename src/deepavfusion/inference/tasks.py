@@ -152,6 +152,6 @@ def _check(target: Any, path: Path) -> None:
     # What one of our modules merely imports is not ours.
     if not (match and isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == match[1]):
         raise UserError(
-            f"checkpoint {path} wants to build {target}, which is not a module of deepavfusion.models "
+            f"checkpoint {path} wants to build {target!s:.80}, which is not a module of deepavfusion.models "
             f"or deepavfusion.tasks; it was not loaded: use a checkpoint that train.py wrote."
         )

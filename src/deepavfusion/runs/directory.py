@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ OVERRIDES = "overrides.yaml"
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
+BEFORE_RECORD = re.compile(rf"\.running.*|{OVERRIDES}\.partial|tensorboard")  # what a start writes before its record
 MADE_HERE = "# made here: "  # begins the last line of overrides.yaml
 MOST_BYTES = 2**18  # of overrides.yaml
 
@@ -83,10 +85,15 @@ def _check_others(run_dir: Path) -> None:
     That is a folder of something else, or a run directory of others with a link that leads out of it.
     """
     place = run_dir.resolve()
-    if read_overrides(run_dir)[1]:
+    found, ours = read_overrides(run_dir)
+    if ours:
         return
-    if (run_dir / CONFIG).exists() and not (run_dir / OVERRIDES).exists() and not checkpoints_of(run_dir):
-        raise UserError(f"{run_dir} has a {CONFIG} of something else than a run: choose another run.name.")
+    strangers = [name for name in sorted(os.listdir(run_dir)) if not BEFORE_RECORD.fullmatch(name)]
+    if strangers and not ((run_dir / OVERRIDES).exists() and isinstance(found, list)) and not checkpoints_of(run_dir):
+        raise UserError(
+            f"{run_dir} has a {strangers[0]}, but no {OVERRIDES} of a run, so it is not the directory of one, and is "
+            "left as it is: choose another run.name."
+        )
     for folder, folders, files in os.walk(place):
         for path in (Path(folder, name) for name in (*folders, *files)):
             if path.is_symlink() and not path.resolve().is_relative_to(place):
@@ -169,5 +176,7 @@ def _places(run_dir: Path) -> tuple[str, str]:
 def link_latest(run_dir: Path) -> None:
     """Point logs/<task>/latest to this run."""
     latest = run_dir.parent.parent / "latest"
-    if not link(latest, os.path.relpath(run_dir, latest.parent)):
+    if os.path.lexists(latest) and not latest.is_symlink():
+        say(f"{latest} is no link, and is left as it is: name this run by its path, {run_dir}", "yellow")
+    elif not link(latest, os.path.relpath(run_dir, latest.parent)):
         say(f"{latest} cannot be made, since its disk has no links: name this run by its path, {run_dir}", "yellow")

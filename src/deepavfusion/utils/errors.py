@@ -7,13 +7,14 @@ import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from deepavfusion.utils.names import printable
 
 FULL = 2 * 2**20  # bytes free
+FULL_DISK = "full: "
 
 
 class UserError(Exception):
@@ -66,24 +67,34 @@ REMEDIES = {  # errno of an OSError that no code can prevent -> how to fix it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def explained(error: OSError, places: Mapping[str, str] | None = None) -> str | None:
+def explained(
+    error: OSError, places: Mapping[str, str] | None = None, outputs: Collection[str] = (), resumes: bool = False
+) -> str | None:
     """One sentence for what the system refused; None if a bug is more likely.
 
     Args:
         error: raised anywhere, with or without the name of a file.
         places: key -> folder that the command writes to.
+        outputs: other files and folders that it writes.
+        resumes: whether the command goes on from checkpoints.
     """
     places = places or {}
     what = f"{error.strerror or error}".rstrip(".")
     named = (error.filename, error.filename2)  # of a link or a new name: what it is made of, and what is made
     names = [os.fsdecode(name) for name in named if isinstance(name, str | bytes | os.PathLike)]
+    names = [name.removeprefix("file:") for name in names]  # as the library that writes films has it
     where = " and ".join(names)
     if error.errno in DISK_FULL:
-        full = {full_disk(place) for place in (*places.values(), tempfile.gettempdir(), ".", "/dev/shm")} - {""}
-        disk = f"; full: {', '.join(sorted(full))}" if full else ""
+        written = [*outputs] or [*places.values()]
+        looked_at = (*outputs, *places.values(), tempfile.gettempdir(), ".", "/dev/shm")
+        full = set(map(full_disk, looked_at)) - {""}
+        disk = f"; {FULL_DISK}{', '.join(sorted(full))}" if full and FULL_DISK not in what else ""
+        if not (disk or where) and written:  # a quota, or a file without a name
+            disk = f"; the command writes to {', '.join([*written, tempfile.gettempdir()])}"
+        how = ", with resume=<run directory> if the run has no name; it resumes from its last checkpoint"
         return (
             f"{names[-1] if names else 'a file'} could not be written ({what}{disk}): free some space and run the same "
-            "command again, with resume=<run directory> if the run has no name; it resumes from its last checkpoint."
+            f"command again{how if resumes else ''}."
         )
     remedy = next((remedy for codes, remedy in REMEDIES.items() if error.errno in codes), None)
     keys = [f"{key}=<folder>" for key, place in places.items() if f"{where}/".startswith(f"{place}/")]
@@ -102,6 +113,14 @@ def limited(error: BaseException) -> str | None:
         f"no further process or thread can be started ({error}): expected room for a hundred; end others of this user, "
         f"or raise the limit (ulimit -u{shown}; in a container, its pids limit)."
     )
+
+
+def name_full_disk(error: BaseException, path: Path) -> None:
+    """Let an error of writing a file say which file, and which disk is full, while what was written still fills it."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL and FULL_DISK not in str(error.strerror):
+        error.filename = error.filename or os.fspath(path)
+        if disk := full_disk(path.parent):
+            error.strerror = f"{error.strerror}; {FULL_DISK}{disk}"
 
 
 def full_disk(place: str | Path) -> str:

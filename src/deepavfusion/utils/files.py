@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import UserError, name_full_disk
 from deepavfusion.utils.names import to_cell
 
 KINDS = {  # that are no regular files
@@ -100,7 +100,8 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
         partial.replace(path)
         if durable:
             sync(path.parent)  # a rename is a change of the folder
-    except BaseException:
+    except BaseException as error:
+        name_full_disk(error, path)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from deepavfusion.data.lists.verified import COLUMNS, ReportRow, is_row, read_report
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import UserError, name_full_disk
 from deepavfusion.utils.files import check_ours, regular_file, write_csv
 from deepavfusion.utils.reading import lines_of
 
@@ -57,8 +57,12 @@ class Journal:
     def add(self, row: ReportRow) -> None:
         """Keep a result, even if this process is killed next."""
         self.rows[row.split, row.id] = row
-        self.file.write(json.dumps(row._asdict()) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(row._asdict()) + "\n")
+            self.file.flush()
+        except OSError as error:
+            name_full_disk(error, self.partial)
+            raise
 
     def _locked(self) -> IO[str]:
         while True:

@@ -142,10 +142,15 @@ def write_weights(weights: Weights, path: Path) -> Path:
             for name, tensor in weights.tensors.items()
         }
         with whole(path) as partial:
-            save_file(tensors, partial, metadata={"crc32": checksum(tensors)})
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"output {path} cannot be written: {reason}; choose another output.") from error
+            try:
+                save_file(tensors, partial, metadata={"crc32": checksum(tensors)})
+            except SafetensorError as error:  # its text ends with (os error 28)
+                code = int((re.search(r"os error (\d+)", str(error)) or ["0", "0"])[1])
+                raise OSError(code, os.strerror(code) if code else str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"output {path} cannot be written: {error.strerror or error}; choose another output."
+        ) from error
     return path
 
 
