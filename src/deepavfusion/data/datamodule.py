@@ -268,11 +268,8 @@ class ClipDataModule(LightningDataModule):
         clips = self.lists[role]
         return replace(clips, clips=clips.clips[:: max(1, -(-len(clips) // most))])
 
-    def _rank_and_world(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
     def _loader(self, dataset: ClipDataset, train: bool = False) -> ResumableLoader:
-        rank, world_size = self._rank_and_world()
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if 0 < len(dataset) < world_size:
             raise UserError(
                 f"{len(dataset)} clips for {world_size} processes: a split under {self.root} needs at least "

@@ -62,9 +62,14 @@ def modality_block(block: nn.Module, fusion: Tensor, tokens: Tensor) -> Tensor:
 
 def attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:
     """Explicit softmax attention: query [B, F, d], key [B, S, d], value [B, S, d'] -> [B, F, d']"""
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))  # [B, H, F or S, ·]
-    weights = (q @ k.transpose(-2, -1) * scale).softmax(dim=-1)  # [B, H, F, S]
-    return (weights @ v).transpose(1, 2).flatten(2)
+    v = value.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, H, S, ·]
+    return (attention_weights(query, key, num_heads, scale) @ v).transpose(1, 2).flatten(2)
+
+
+def attention_weights(query: Tensor, key: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Query [B, F, d], key [B, S, d] -> [B, H, F, S]"""
+    q, k = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key))  # [B, H, F or S, ·]
+    return (q @ k.transpose(-2, -1) * scale).softmax(dim=-1)
 
 
 def all_pairs(first: Tensor, second: Tensor) -> Tensor:
@@ -132,8 +137,7 @@ def pair_maps(
 
     Literal: the softmax over *all pairs*, mean over the heads, summed over the other of the two.
     """
-    q, k = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key))
-    weights = (q @ k.transpose(-2, -1) * scale).softmax(dim=-1).mean(dim=1).unflatten(-1, sizes)  # [B, F, n, m]
+    weights = attention_weights(query, key, num_heads, scale).mean(dim=1).unflatten(-1, sizes)  # [B, F, n, m]
     return weights.sum(dim=-1), weights.sum(dim=-2)
 
 
@@ -148,8 +152,7 @@ def factorized_maps(attn: FactorizedAttention, fusion: Tensor, image: Tensor, au
     for own, group, tokens in zip((attn.attn_v, attn.attn_a), groups, (image, audio), strict=True):
         key, value = own.kv(tokens).chunk(2, dim=-1)
         aggregates.append(own.proj(attention(own.q(group), key, value, own.num_heads, scale)))
-        q, k = (x.unflatten(-1, (own.num_heads, -1)).transpose(1, 2) for x in (own.q(group), key))
-        made_of.append((q @ k.transpose(-2, -1) * scale).softmax(dim=-1).mean(dim=1))  # [B, n_image, N]
+        made_of.append(attention_weights(own.q(group), key, own.num_heads, scale).mean(dim=1))  # [B, n_image, N]
     sizes = groups[0].shape[1], groups[1].shape[1]
     to_image, to_audio = pair_maps(attn.q(mixed), attn.k(all_pairs(*aggregates)), attn.num_heads, scale, sizes)
     return to_image @ made_of[0], to_audio @ made_of[1]
@@ -169,8 +172,7 @@ def token_maps(attn: TokenAttention, fusion: Tensor, image: Tensor, audio: Tenso
     query = attn.q(fusion)
     scale = (query.shape[-1] / attn.num_heads) ** -0.5
     keys = attn.kv(torch.cat([audio, image], dim=1)).chunk(2, dim=-1)[0]
-    q, k = (x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for x in (query, keys))
-    weights = (q @ k.transpose(-2, -1) * scale).softmax(dim=-1).mean(dim=1)
+    weights = attention_weights(query, keys, attn.num_heads, scale).mean(dim=1)
     return weights[..., audio.shape[1] :], weights[..., : audio.shape[1]]
 
 
