@@ -24,9 +24,9 @@ from deepavfusion.inference.inputs import read_input
 from deepavfusion.types import Problem
 from deepavfusion.utils import reading
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.files import write_csv, write_whole
 from deepavfusion.utils.names import to_cell
-from deepavfusion.utils.reading import LONGEST_LINE, plain_yaml, read_json
+from deepavfusion.utils.reading import LONGEST_LINE, own_rows, plain_yaml, read_json
 from deepavfusion.verify.report import OF_CLASSES, Journal
 from deepavfusion.weights import file
 from deepavfusion.weights.archive import read_into
@@ -149,6 +149,13 @@ def test_our_lists_are_read_after_a_spreadsheet_program_saved_them(tmp_path, for
     head = ",".join(PROBLEMS)
     written = f"{head}\r\n'-a,truncated,True,\"it, ends\",'=a.mp4\r\nb,missing,False,gone,b.mp4\r\n"
     assert path.read_bytes() == written.encode()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["a\rb", "\ra", "a\r", "a\r\nb", "a\u2028b", "\ufeffa", " a ", "a\udcff", "a;b", "\t"])
+def test_our_lists_hold_any_name(tmp_path, end, name):
+    write_csv(tmp_path / "a.csv", [("id", "path"), (name, "x"), ("x", name)], end)
+    assert [cells for _, cells in own_rows(tmp_path / "a.csv", ("id", "path"), "", end)] == [[name, "x"], ["x", name]]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 from deepavfusion.utils.errors import UserError, name_full_disk
 from deepavfusion.utils.names import to_cell
@@ -136,7 +137,9 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]], end: str = "\r\n") -
         whole(path, durable=True) as partial,
         partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        csv.writer(file, lineterminator=end).writerows(map(to_cell, row) for row in rows)
+        # With its own ends, the writer quotes cells that have either of them.
+        lines = SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + end))
+        csv.writer(lines).writerows(map(to_cell, row) for row in rows)
 
 
 def sync(path: Path) -> None:
