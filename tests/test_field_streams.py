@@ -122,6 +122,25 @@ def test_a_window_behind_the_end_is_empty_in_a_program_stream(tmp_path: Path) ->
         assert [len(media.audio(start, 1.0)) for start in (3.6, 60.0)] == [0, 0]
 
 
+def test_a_window_is_read_where_a_seek_finds_parts_of_packets() -> None:
+    """In MPEG-PS, FFmpeg may join parts of packets for a while after a seek before it finds where one begins."""
+    path = Path(__file__).parent / "golden" / "unaligned_packets.mpg"  # sound that FFmpeg 9 wrote, 48 kbit/s
+    with Media(path) as media:
+        whole = media.audio(0.0, 2.0)
+    for start in np.arange(0.1, 1.6, 0.02):
+        with Media(path) as media:
+            np.testing.assert_allclose(media.audio(start, 0.25), whole[round(start * 16_000) :][:4_000], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["ts", "mpg"])
+def test_audio_is_read_to_its_end_where_no_header_says_it(tmp_path: Path, kind: str) -> None:
+    """FFmpeg takes the time of the last packet for the end, which holds several blocks."""
+    path = tmp_path / f"a.{kind}"
+    write_with(path, ("mpeg2video", "ac3"), 75, (noise(3.0, 48_000) * 32_767).astype(np.int16))
+    with Media(path) as media:
+        assert len(media.audio(0.0, 5.0)) >= 48_000
+
+
 @pytest.mark.parametrize("kind", ["mkv", "flv", "mp4", "ts"])
 def test_blocks_of_audio_join_without_a_seam(tmp_path: Path, kind: str) -> None:
     """Also where timestamps are rounded to milliseconds; a block of AAC has 23.2 ms."""

@@ -160,7 +160,7 @@ def _from(container: Container, stream: Any, needed: float) -> Iterator[tuple[fl
     for position in (target, first):
         container.seek(stream, position)
         clock: float | None = None
-        for pts_time, frame in _decoded(container, stream, needed):
+        for pts_time, frame in _decoded(container, stream, needed, sought=position > first):
             time = clock if pts_time is None else pts_time
             time = needed if time is None else time
             if clock is not None and abs(time - clock) <= JITTER:
@@ -176,19 +176,25 @@ def _from(container: Container, stream: Any, needed: float) -> Iterator[tuple[fl
                 return  # otherwise the seek landed behind the last packet
 
 
-def _decoded(container: Container, stream: Any, needed: float) -> Iterator[tuple[float | None, Any]]:
-    """Frames from where the file is read on, with the times of their timestamps."""
-    tick = float(stream.time_base)
+def _decoded(container: Container, stream: Any, needed: float, sought: bool) -> Iterator[tuple[float | None, Any]]:
+    """Frames from where the file is read on, with the times of their timestamps.
+
+    Args:
+        needed: where the samples that are wanted begin, s.
+        sought: whether the file is read from its middle on, where the first packets may be parts of one (MPEG-PS).
+    """
+    tick, nothing_yet = float(stream.time_base), sought
     for packet in container.av.demux(stream):
         if packet.is_corrupt and container.av.format.name != "wav":  # whose last packet may just be shorter
             raise damaged(container.path, "an audio packet is incomplete")
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
-            if packet.pts is not None and packet.pts * tick - container.origin < needed - MARGIN:
+            if nothing_yet or (packet.pts is not None and packet.pts * tick - container.origin < needed - MARGIN):
                 continue  # a decoder that starts in mid-stream may fail on packets before the window
             raise
         for frame in frames:
+            nothing_yet = False
             yield None if frame.pts is None else frame.pts * tick - container.origin, frame
 
 

@@ -16,7 +16,8 @@ from deepavfusion.utils.errors import DecodeError
 
 AVI_UNKNOWN = 2**30  # frames in the header of an AVI file that FFmpeg wrote to a pipe
 SQUARE = 0.01  # deviation of the pixels' aspect ratio from 1 that is not seen
-UNCERTAIN = ("asf", "ogg")  # FFmpeg gives their streams the length of the file, or counts it from 0
+# FFmpeg gives their streams the length of the file, counts it from 0, or ends it where the last packet begins.
+UNCERTAIN = ("asf", "ogg", "mpegts", "mpeg")
 
 
 class Container:
