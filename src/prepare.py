@@ -57,6 +57,7 @@ def pack_data(cfg: DictConfig) -> None:
     from rich.table import Column, Table
 
     from deepavfusion.data.stores.pack import PackSettings, pack
+    from deepavfusion.utils.commands import command
     from deepavfusion.utils.console import cell, say
 
     data = datamodule(cfg)
@@ -73,7 +74,8 @@ def pack_data(cfg: DictConfig) -> None:
         table.add_row(cell(split), *(str(found[name]) for name in names))
     get_console().print(table)
     choice = HydraConfig.get().runtime.choices["data"]
-    say(f"Use it: python src/train.py experiment=<name> data={choice} data.root={cfg.output}")
+    use = command("train.py data={data} data.root={root}", data=choice, root=cfg.output)
+    say(f"Use it: {use} experiment=<name>")
 
 
 def datamodule(cfg: DictConfig) -> ClipDataModule:

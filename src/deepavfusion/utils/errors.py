@@ -7,8 +7,8 @@ import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepavfusion.utils.names import printable
@@ -115,12 +115,21 @@ def limited(error: BaseException) -> str | None:
     )
 
 
-def name_full_disk(error: BaseException, path: Path) -> None:
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
     """Let an error of writing a file say which file, and which disk is full, while what was written still fills it."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL and FULL_DISK not in str(error.strerror):
-        error.filename = error.filename or os.fspath(path)
-        if disk := full_disk(path.parent):
-            error.strerror = f"{error.strerror}; {FULL_DISK}{disk}"
+    try:
+        yield
+    except OSError as error:
+        said = any(words in str(error.strerror) for words in (FULL_DISK, "ulimit"))
+        if error.errno in DISK_FULL and not said:
+            error.filename = error.filename or os.fspath(path)
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            if error.errno == errno.EFBIG and most != resource.RLIM_INFINITY:
+                error.strerror = f"{error.strerror}; a file may have {most} bytes here, see ulimit -f"
+            elif disk := full_disk(path.parent):
+                error.strerror = f"{error.strerror}; {FULL_DISK}{disk}"
+        raise
 
 
 def full_disk(place: str | Path) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-from deepavfusion.utils.errors import UserError, name_full_disk
+from deepavfusion.utils.errors import UserError, full_disk_named
 from deepavfusion.utils.names import to_cell
 
 KINDS = {  # that are no regular files
@@ -95,14 +95,14 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
     with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
         partial.unlink()  # a link leads to another file, and a named pipe would be waited for
     try:
-        yield partial
-        if durable:
-            sync(partial)
-        partial.replace(path)
-        if durable:
-            sync(path.parent)  # a rename is a change of the folder
-    except BaseException as error:
-        name_full_disk(error, path)
+        with full_disk_named(path):
+            yield partial
+            if durable:
+                sync(partial)
+            partial.replace(path)
+            if durable:
+                sync(path.parent)  # a rename is a change of the folder
+    except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from deepavfusion.data.lists.verified import COLUMNS, ReportRow, is_row, read_report
-from deepavfusion.utils.errors import UserError, name_full_disk
+from deepavfusion.utils.errors import UserError, full_disk_named
 from deepavfusion.utils.files import check_ours, regular_file, write_csv
 from deepavfusion.utils.reading import lines_of
 
@@ -50,19 +50,16 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self.file:
+        with full_disk_named(self.path), self.file:
             write_csv(self.path, [ReportRow._fields, *(self.rows[key] for key in sorted(self.rows))], end="\n")
             self.partial.unlink()
 
     def add(self, row: ReportRow) -> None:
         """Keep a result, even if this process is killed next."""
         self.rows[row.split, row.id] = row
-        try:
+        with full_disk_named(self.partial):
             self.file.write(json.dumps(row._asdict()) + "\n")
             self.file.flush()
-        except OSError as error:
-            name_full_disk(error, self.partial)
-            raise
 
     def _locked(self) -> IO[str]:
         while True:

@@ -100,8 +100,8 @@ def _is_ours(path: Path) -> bool:
 def _failed_list(output: Path) -> Path:
     """The list of the videos that failed; a `UserError` if there is something else of its name."""
     path = output.with_name(f"{output.stem}_failed.txt")
-    if not _is_ours(output):  # earlier lists lack the head
-        check_ours(path, HEAD, "choose another output")
+    # Those beside files of earlier commits have a reason in their first line, of a kind.
+    check_ours(path, "# " if _is_ours(output) else HEAD, "choose another output")
     return path
 
 
