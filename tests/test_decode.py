@@ -69,7 +69,6 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     assert [number(frame) for frame in read_frames(tmp_path / "a.mp4", times.tolist())] == expected.tolist()
 
 
-@pytest.mark.parametrize("decord_frames", [frame_reader.DECORD_FRAMES, 0])
 @pytest.mark.parametrize(
     ("name", "x264"),
     [
@@ -80,16 +79,13 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
         ("late.mkv", ""),
     ],
 )
-def test_both_decoders_give_the_same_frames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, x264: str, decord_frames: int
-) -> None:
-    monkeypatch.setattr(frame_reader, "DECORD_FRAMES", decord_frames)
+def test_frames_do_not_depend_on_the_others_that_are_read(tmp_path: Path, name: str, x264: str) -> None:
     write_stream(tmp_path / name, frames=numbered(80), x264=x264, offset=1.5 * name.startswith("late"))
     wanted = [79, 0, 17, 15, 16, 31, 33, 50]
     times = [index / FPS + 0.01 for index in wanted]
     frames = read_frames(tmp_path / name, times)
     assert [number(frame) for frame in frames] == wanted
-    alone = [read_frames(tmp_path / name, [time])[0] for time in times]  # with PyAV, whatever reads several
+    alone = [read_frames(tmp_path / name, [time])[0] for time in times]
     np.testing.assert_array_equal(alone, frames)
     in_turn = sorted([*times, times[0], times[2]])
     with Media(tmp_path / name) as media:
@@ -303,7 +299,7 @@ def test_probe(tmp_path: Path) -> None:
     write_stream(tmp_path / "a.mp4", clicks(44_100, 2), 44_100, "stereo", numbered(50), late=0.5)
     info = probe(tmp_path / "a.mp4")
     assert (info.frames, info.fps, info.width, info.height) == (50, 25.0, 128, 32)
-    assert (info.has_video, info.has_audio, info.sample_rate, info.channels) == (True, True, 44_100, 2)
+    assert (info.sample_rate, info.channels) == (44_100, 2)
     assert info.video_duration == pytest.approx(2.0)
     assert info.audio_start == pytest.approx(0.5, abs=0.03)
     assert info.audio_start + info.audio_duration == pytest.approx(4.5, abs=0.03)
@@ -327,7 +323,7 @@ def test_missing_streams(tmp_path: Path) -> None:
     write_stream(tmp_path / "blind.mp4", clicks(16_000))
     assert decode_error(read_audio, tmp_path / "silent.mp4", 0.0, 1.0).reason == "no_audio"
     assert decode_error(read_frames, tmp_path / "blind.mp4", [0.0]).reason == "no_video"
-    assert probe(tmp_path / "silent.mp4").has_audio is False
+    assert probe(tmp_path / "silent.mp4").sample_rate == 0
     assert len(read_audio(tmp_path / "blind.mp4", 0.0, 1.0)) == 16_000
 
 
@@ -404,8 +400,7 @@ print(len(outcomes), *sorted(set(outcomes)))
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    # FFmpeg prints nothing; decord prints one line about a header that only it cannot open.
-    assert [line for line in done.stderr.splitlines() if "ERROR opening" not in line] == []
+    assert done.stderr == ""
     total, *outcomes = done.stdout.split()
     assert total == "400"
     assert {"read", "undecodable"} <= set(outcomes)
@@ -425,7 +420,7 @@ def test_video_with_surround_sound(real_clips: Path) -> None:
 
 def test_video_without_audio(real_clips: Path) -> None:
     path = real_clips / "bikes.mp4"
-    assert not probe(path).has_audio
+    assert probe(path).sample_rate == 0
     assert decode_error(read_audio, path, 0.0, 3.0).reason == "no_audio"
     early, late = read_frames(path, [0.0, 9.9])
     assert np.abs(early.astype(int) - late).mean() > 5

@@ -73,15 +73,9 @@ def draw_matrix(
         shade = matplotlib.colormaps[colours]
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value) and (zeros or value):
-                fill = shade(Normalize(low, high)(value))
-                axis.text(
-                    j,
-                    i,
-                    _number(value, digits if classes <= ROOMY else 0),
-                    ha="center",
-                    va="center",
-                    color=ink(fill[:3]),
-                )
+                colour = ink(shade(Normalize(low, high)(value))[:3])
+                number = _number(value, digits if classes <= ROOMY else 0)
+                axis.text(j, i, number, ha="center", va="center", color=colour)
     figure.colorbar(image, cax=beside, label=label)
     figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=LARGE, va="top")
     axis.yaxis.set_label_coords(-(NAMES - 0.15) / side, 0.5)

@@ -139,14 +139,12 @@ def spans(found: Classification) -> list[Span]:
     if len(_runs(tops)) > MAX_SPANS:
         parts = np.array_split(np.arange(len(tops)), MAX_SPANS)
         tops = [top for part in parts for top in [int(scores[part].mean(axis=0).argmax())] * len(part)]
-    edges = found.edges()
-    novel = found.novel()
-    return [
-        Span(
-            edges[a], edges[b], found.classes[tops[a]], float(scores[a:b, tops[a]].mean()), 2 * sum(novel[a:b]) > b - a
-        )
-        for a, b in _runs(tops)
-    ]
+    edges, novel = found.edges(), found.novel()
+    result = []
+    for a, b in _runs(tops):
+        score = float(scores[a:b, tops[a]].mean())
+        result.append(Span(edges[a], edges[b], found.classes[tops[a]], score, 2 * sum(novel[a:b]) > b - a))
+    return result
 
 
 def best(scores: NDArray[np.floating], count: int) -> list[int]:

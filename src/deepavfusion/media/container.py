@@ -14,6 +14,7 @@ from deepavfusion.media.files import check_file, cut_short, damaged, failures, i
 from deepavfusion.media.packets import Extent, extents, is_listed
 from deepavfusion.utils.errors import DecodeError
 
+COVER = av.stream.Disposition.attached_pic
 AVI_UNKNOWN = 2**30  # frames in the header of an AVI file that FFmpeg wrote to a pipe
 SQUARE = 0.01  # deviation of the pixels' aspect ratio from 1 that is not seen
 # FFmpeg gives their streams the length of the file, counts it from 0, or ends it where the last packet begins.
@@ -34,7 +35,6 @@ class Container:
             self.av: Any = open_file(self.path)
         self.origin = (self.av.start_time or 0) / av.time_base
         self.fresh = True  # nothing has been read yet, so there is nothing to rewind
-        self.turned: bool | None = None  # whether frames have a display matrix, once it is known
         self.size = (0, 0)  # width and height at which the header wants the video shown, before it is turned
 
     @cached_property
@@ -52,7 +52,8 @@ class Container:
         if len(self.av.streams) > bounds.MAX_STREAMS:
             detail = f"the file has {len(self.av.streams)} streams, expected {bounds.MAX_STREAMS} at most"
             raise DecodeError(self.path, "undecodable", detail)
-        streams = {kind: stream for kind in ("video", "audio") if (stream := self._first(kind)) is not None}
+        first = {kind: self._first(kind) for kind in ("video", "audio")}
+        streams = {kind: stream for kind, stream in first.items() if stream and stream.codec_context}
         if (video := streams.get("video")) is not None:
             self.size = _shown_size(video)
             bounds.check_size(self.path, *self.size)
@@ -64,22 +65,18 @@ class Container:
         return by_kind
 
     def _first(self, kind: str) -> Any | None:
-        """The first video or audio stream that is not cover art and can be decoded."""
-        for stream in getattr(self.av.streams, kind):
-            if not stream.disposition & av.stream.Disposition.attached_pic:
-                return stream if stream.codec_context is not None else None
-        return None
+        """The first video or audio stream that is not cover art, whether or not it can be decoded."""
+        streams = (stream for stream in getattr(self.av.streams, kind) if not stream.disposition & COVER)
+        return next(streams, None)
 
     def stream(self, kind: str) -> Any | None:
         """The first video or audio stream that is not cover art; None without one."""
-        for stream in getattr(self.av.streams, kind):
-            if not stream.disposition & av.stream.Disposition.attached_pic:
-                if stream.codec_context is None:
-                    raise damaged(self.path, f"there is no decoder for its {kind}")
-                return stream
-        if cut_short(self.path):  # half a header lists half of the streams
+        stream = self._first(kind)
+        if stream is not None and stream.codec_context is None:
+            raise damaged(self.path, f"there is no decoder for its {kind}")
+        if stream is None and cut_short(self.path):  # half a header lists half of the streams
             raise DecodeError(self.path, "truncated", f"what is left of the file shows no {kind} stream")
-        return None
+        return stream
 
     def require(self, kind: str) -> Any:
         """`stream`, or a `DecodeError` (no_video, no_audio) without one."""

@@ -80,10 +80,10 @@ def failures(path: str, stream: str | None = None) -> Iterator[None]:
         if number in EXHAUSTED:  # which is no file's fault
             raise
         what = clause(error, path)
-        unread = number in UNREAD and not _says_nothing(
-            error
-        )  # perhaps another part of it can be read, so it is not asked what it is
-        failure = DecodeError(path, "undecodable", f"it cannot be read: {what}") if unread else damaged(path, what)
+        if number in UNREAD and not _says_nothing(error):  # nor may what `damaged` looks at
+            failure = DecodeError(path, "undecodable", f"it cannot be read: {what}")
+        else:
+            failure = damaged(path, what)
         failure.stream = stream
         raise failure from error
 

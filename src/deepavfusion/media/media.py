@@ -31,14 +31,12 @@ class MediaInfo:
     """
 
     duration: float
-    has_video: bool
     video_start: float
     video_duration: float
     frames: int
     fps: float
     width: int
     height: int
-    has_audio: bool
     audio_start: float
     audio_duration: float
     sample_rate: int
@@ -89,14 +87,12 @@ class Media(Container):
             audio_start, audio_length = self._lasts(sound, duration, None)
             return MediaInfo(
                 duration=max(duration, video_start + video_length, audio_start + audio_length),
-                has_video=video is not None,
                 video_start=video_start,
                 video_duration=video_length,
                 frames=video.frames if video else 0,
                 fps=float(video.average_rate or 0) if video else 0.0,
                 width=self.size[0],
                 height=self.size[1],
-                has_audio=sound is not None,
                 audio_start=audio_start,
                 audio_duration=audio_length,
                 sample_rate=sound.codec_context.sample_rate if sound else 0,

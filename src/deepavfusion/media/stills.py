@@ -93,10 +93,8 @@ def read_mask_of(image: Path, mask: Path) -> Image.Image:
     elif turn is not None and pixels.size == size:
         pixels = pixels.transpose(turn)
     if pixels.size != upright:
-        sizes = (
-            f"{pixels.width} × {pixels.height} pixels, {image.parent.name}/{image.name} has {upright[0]} × {upright[1]}"
-        )
-        raise DecodeError(str(mask), "bad_mask", f"{name} has {sizes}")
+        other = f"{image.parent.name}/{image.name} has {upright[0]} × {upright[1]}"
+        raise DecodeError(str(mask), "bad_mask", f"{name} has {pixels.width} × {pixels.height} pixels, {other}")
     return pixels
 
 
