@@ -6,8 +6,9 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
-from deepavfusion.config.overrides import literal
+from deepavfusion.config.overrides import literal, merged
 from deepavfusion.config.ranges import check_ranges
+from deepavfusion.config.records import accepted
 from deepavfusion.runs.directory import OVERRIDES, choose_run_dir, link_latest
 from deepavfusion.utils import errors
 from deepavfusion.utils.errors import UserError, explained
@@ -81,3 +82,9 @@ def test_a_path_below_the_home_folder(monkeypatch):
         "seed='~/1'",
         "~data",
     ]
+
+
+def test_a_group_without_a_choice():
+    assert merged(["debug=overfit", "seed=1"], ["debug=null", "model.lr=null"]) == ["seed=1", "model.lr=null"]
+    with pytest.raises(UserError, match="callbacks=null"):
+        accepted(["seed=1", "callbacks=null"], [], "a record")

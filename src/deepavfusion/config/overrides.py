@@ -87,11 +87,15 @@ def merged(*parts: list[str]) -> list[str]:
     """One list of overrides, in which the last one of each key stays.
 
     Hydra accepts some repetitions (`a=1 a=2`), but not others (`~a ~a`, `+a=1 +a=2`). `+key=` becomes `++key=`, which
-    also sets a key that the config has, as many have by now that a record adds.
+    also sets a key that the config has, as many have by now that a record adds. `group=null` chooses none, which Hydra
+    knows in configs only: it is left out.
     """
     last: dict[str, str] = {}
     for override in itertools.chain(*parts):
         sign, key, value = split_override(override)
+        if not sign and value == "null" and key and Path(CONFIG_DIR, key).is_dir():
+            last.pop(key, None)
+            continue
         if sign == "+" and not Path(CONFIG_DIR, key).is_dir() and "@" not in key:
             override, sign = f"++{key}={value}", "++"
         if not sign and last.get(key, "").startswith("++"):

@@ -79,7 +79,7 @@ def accepted(found: object, given: list[str], source: str, own: bool = False, na
 def _may_choose(override: str, name: str | None) -> bool:
     sign, key, text = split_override(override)
     if key in GROUPS:
-        return not sign and text in (*choices(key), "null")
+        return not sign and text in choices(key)
     if sign == "~":
         return False
     if key in UNREAD:
