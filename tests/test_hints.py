@@ -239,13 +239,13 @@ def test_other_values_stay_what_they_are() -> None:
 
 
 def test_the_table_names_keys_that_there_are() -> None:
-    for script, tables in elsewhere.SAME.items():
+    for script, table in {"train": elsewhere.TRAINING | elsewhere.DATA, **elsewhere.SAME}.items():
         every = [Keys(script, [])]
         if script == "train":
             every += [Keys(script, [f"experiment={name}"]) for name in hints.KINDS]
         if script == "benchmark":
             every += [Keys(script, [f"benchmark={name}"]) for name in choices("benchmark")]
-        for template in tables[0]:
+        for template in table:
             for part in template.split():
                 key = part.partition("=")[0]
                 assert any(key in keys or keys.group(key) for keys in every) or script == "eval", (script, part)
@@ -322,4 +322,4 @@ def test_every_experiment_fits_a_page() -> None:
 
 def test_every_script_is_there() -> None:
     scripts = {path.stem for path in (REPOSITORY / "src").glob("*.py")}
-    assert scripts == set(pages.PAGES) == set(elsewhere.SAME)
+    assert scripts == set(pages.PAGES) == {"train", *elsewhere.SAME}

@@ -156,6 +156,21 @@ def test_process_that_ends_after_the_run_ends_nothing(monkeypatch: pytest.Monkey
     assert left == [1]
 
 
+def test_first_process_ends_when_only_the_others_were_asked_to_stop(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watch, left = watching(monkeypatch)
+    launcher._launch_process_observer([subprocess.Popen(["true"])])
+    assert watch.thread is not None
+    watch.thread.join(10)
+    none: Any = None
+    watch.on_exception(none, none, ValueError("a bug"))
+    assert left == []
+    watch.on_exception(none, none, RuntimeError("Connection closed by peer"))
+    assert left == [STOPPED]
+    assert "the other processes have stopped, so this one ends; the same command" in capfd.readouterr().err
+
+
 def test_process_whose_first_one_ended_before_they_met_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     watch, left = watching(monkeypatch, LOCAL_RANK="1", DEEPAVFUSION_FIRST="1000000000")
     assert watch.thread is not None

@@ -102,81 +102,56 @@ DATA = {
     "log_dir logdir logs logging_dir default_root_dir checkpoint_dir model_dir tensorboard_logdir results_dir "
     "dirpath",
 }
-SAME = {
-    "train": (TRAINING, DATA),
-    "eval": (
-        {
-            "ckpt_path={}": "c checkpoint ckpt weights model model_path pretrained load_from resume resume_from "
-            "resume_from_checkpoint path checkpoint_path load m restore_file",
-            "data.eval_split={}": "split subset gen_subset test_split",
-        },
-        TRAINING,
-        DATA,
-    ),
-    "predict": (
-        {
-            "ckpt_path={}": "c checkpoint ckpt weights model model_path pretrained load_from checkpoint_path m load "
-            "net",
-            "video={}": "i v in input inputs file filename path clip video_path video_file input_file source src "
-            "vid videos",
-            "input={}": "videos folder dir data data_dir list file_list input_dir path",
-            "output={}": "o out output_dir outdir out_dir save_dir save_path dest destination results output_path dst",
-            "device={}": "gpu cuda accelerator trainer gpus devices",
-            "batch_size={}": "b bs batch",
-            "masks_per_second={}": "fps frame_rate framerate",
-            "hop_seconds={}": "hop stride step hop_length",
-            "top_k={}": "k topk n_classes top",
-            "sources={}": "num_sources n_sources n speakers num_speakers",
-            "boxes={}": "box bbox bboxes regions rois",
-            "num_workers={}": "j workers num_worker n_workers",
-            "time_limit={}": "timeout max_time",
-            "task={}": "t mode command cmd action do experiment pipeline",
-            "paths.log_dir={}": "log_dir logdir logs",
-        },
-        TRAINING,
-        DATA,
-    ),
-    "prepare": (
-        {
-            "command={}": "c cmd action task mode do stage step",
-            "workers={}": "j jobs num_workers n_jobs nproc num_proc n_workers threads processes",
-            "force={}": "overwrite f redo rerun replace",
-            "time_limit={}": "timeout max_time",
-            "output={}": "o out output_dir outdir out_dir dest dst save_dir target",
-            "pack.short_side={}": "size resize image_size short_edge resolution",
-            "pack.quality={}": "quality jpeg_quality q",
-            "pack.clips_per_chunk={}": "chunk_size shard_size clips_per_shard",
-            "splits={}": "split subset subsets",
-            "sets={}": "set datasets",
-        },
-        TRAINING,
-        DATA,
-        DATA,
-    ),
-    "benchmark": (
-        {
-            "benchmark={}": "b bench name target suite task command model what",
-            "benchmark.rounds={}": "repeats repetitions runs iters n repeat",
-            "benchmark.steps={}": "num_steps iterations",
-            "benchmark.device={}": "gpu cuda trainer accelerator",
-            "reference={}": "compare baseline",
-            "paths.log_dir={}": "o out output output_dir log_dir",
-            "run.name={}": "run_name exp_name",
-        },
-        TRAINING,
-        DATA,
-        DATA,
-    ),
-    "convert": (
-        {
-            "input={}": "i in checkpoint ckpt src source weights ckpt_path model path pretrained",
-            "output={}": "o out dst dest target save_path output_path output_file",
-        },
-        TRAINING,
-        DATA,
-        DATA,
-    ),
-    "doctor": ({"smoke_train={}": "train smoke", "time_limit={}": "timeout"}, DATA),
+SAME = {  # of one script, before the tables above
+    "eval": {
+        "ckpt_path={}": "c checkpoint ckpt weights model model_path pretrained load_from resume resume_from "
+        "resume_from_checkpoint path checkpoint_path load m restore_file",
+        "data.eval_split={}": "split subset gen_subset test_split",
+    },
+    "predict": {
+        "ckpt_path={}": "c checkpoint ckpt weights model model_path pretrained load_from checkpoint_path m load net",
+        "video={}": "i v in input inputs file filename path clip video_path video_file input_file source src "
+        "vid videos",
+        "input={}": "videos folder dir data data_dir list file_list input_dir path",
+        "output={}": "o out output_dir outdir out_dir save_dir save_path dest destination results output_path dst",
+        "device={}": "gpu cuda accelerator trainer gpus devices",
+        "batch_size={}": "b bs batch",
+        "masks_per_second={}": "fps frame_rate framerate",
+        "hop_seconds={}": "hop stride step hop_length",
+        "top_k={}": "k topk n_classes top",
+        "sources={}": "num_sources n_sources n speakers num_speakers",
+        "boxes={}": "box bbox bboxes regions rois",
+        "num_workers={}": "j workers num_worker n_workers",
+        "time_limit={}": "timeout max_time",
+        "task={}": "t mode command cmd action do experiment pipeline",
+        "paths.log_dir={}": "log_dir logdir logs",
+    },
+    "prepare": {
+        "command={}": "c cmd action task mode do stage step",
+        "workers={}": "j jobs num_workers n_jobs nproc num_proc n_workers threads processes",
+        "force={}": "overwrite f redo rerun replace",
+        "time_limit={}": "timeout max_time",
+        "output={}": "o out output_dir outdir out_dir dest dst save_dir target",
+        "pack.short_side={}": "size resize image_size short_edge resolution",
+        "pack.quality={}": "quality jpeg_quality q",
+        "pack.clips_per_chunk={}": "chunk_size shard_size clips_per_shard",
+        "splits={}": "split subset subsets",
+        "sets={}": "set datasets",
+    },
+    "benchmark": {
+        "benchmark={}": "b bench name target suite task command model what",
+        "benchmark.rounds={}": "repeats repetitions runs iters n repeat",
+        "benchmark.steps={}": "num_steps iterations",
+        "benchmark.device={}": "gpu cuda trainer accelerator",
+        "reference={}": "compare baseline",
+        "paths.log_dir={}": "o out output output_dir log_dir",
+        "run.name={}": "run_name exp_name",
+    },
+    "convert": {
+        "input={}": "i in checkpoint ckpt src source weights ckpt_path model path pretrained",
+        "output={}": "o out dst dest target save_path output_path output_file",
+    },
+    "doctor": {"smoke_train={}": "train smoke", "time_limit={}": "timeout"},
 }
 UNUSED = {  # what has no counterpart: why, in a clause
     "TensorBoard files are written into the run directory, and nothing is sent anywhere": "wandb use_wandb "
@@ -234,7 +209,7 @@ CHOICES = {  # of config groups and keys; theirs -> ours
 def words(script: str) -> dict[str, list[str]]:
     """Each word of others -> what it may mean for a script, the likeliest first."""
     found: dict[str, list[str]] = {}
-    for table in SAME[script]:
+    for table in (SAME.get(script, {}), TRAINING, DATA):
         for ours, theirs in table.items():
             for word in theirs.split():
                 found.setdefault(word, []).append(ours)

@@ -6,7 +6,8 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import hydra
@@ -48,39 +49,52 @@ LOADS = {  # what a script is about to do, which takes seconds before it prints 
 Complete = Callable[[list[str]], tuple[list[str], str | None]]
 
 
-def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate the function below `@hydra.main`: a `UserError` is printed in red and exits with status 2.
+@contextmanager
+def reported(cfg: Any) -> Iterator[None]:
+    """Print a `UserError` in red and exit with status 2.
 
-    A run that was asked to stop and can be resumed says so and exits with status 75 (`signals.STOPPED`). What the
-    system refuses (a full disk, a permission, a failing disk) is reported like a `UserError`. Every other exception is
-    a bug and keeps its traceback.
+    A run that was asked to stop and can be resumed says so and exits with status 75 (`signals.STOPPED`). Hydra's own
+    errors, such as an unknown key, and what the system refuses (a full disk, a permission, a failing disk) are reported
+    like a `UserError`. Every other exception is a bug and keeps its traceback.
+
+    Args:
+        cfg: the config of the command, or what there is of it.
     """
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error), error)
+    except StopRequested as stop:
+        if rank_zero():
+            _print_error(str(stop), "yellow")
+        # Lightning's first process watches those it started and takes any other status for a failure.
+        sys.exit(STOPPED if rank_zero() else 0)
+    except InstantiationException:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors, too
+        _fail(one_sentence(error), error)
+    except (OSError, RuntimeError) as error:
+        explanation = explained(error, *_written_by(cfg)) if isinstance(error, OSError) else None
+        if sentence := explanation or limited(error):
+            _fail(sentence, error)
+        raise
+
+
+def _written_by(cfg: Any) -> tuple[dict[str, str], list[str], bool]:
+    """What a command writes, and whether it resumes, for `explained`."""
+    places = {f"paths.{key}": place for key, place in cfg.get("paths", {}).items() if place}
+    outputs = cfg.get("output") or (cfg.get("root") and REPOSITORY / cfg.root)
+    resumes = HydraConfig.initialized() and HydraConfig.get().job.config_name == "train"
+    return places, [str(outputs)] if outputs else [], resumes
+
+
+def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate the function below `@hydra.main`, which would print more of an error that leaves it."""
 
     @functools.wraps(main)
     def wrapped(*args: Any) -> Any:
-        try:
+        with reported(args[0] if args else {}):
             return main(*args)
-        except UserError as error:
-            _fail(str(error), error)
-        except StopRequested as stop:
-            if rank_zero():
-                _print_error(str(stop), "yellow")
-            # Lightning's first process watches those it started and takes any other status for a failure.
-            sys.exit(STOPPED if rank_zero() else 0)
-        except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors, too
-            if isinstance(error, InstantiationException):
-                raise
-            _fail(one_sentence(error), error)
-        except OSError as error:
-            cfg: Any = args[0] if args else {}
-            places = {f"paths.{key}": place for key, place in cfg.get("paths", {}).items() if place}
-            outputs = cfg.get("output") or (cfg.get("root") and REPOSITORY / cfg.root)
-            resumes = HydraConfig.initialized() and HydraConfig.get().job.config_name == "train"
-            _fail_if_explained(error, places, [str(outputs)] if outputs else [], resumes)
-            raise
-        except RuntimeError as error:
-            _fail_if_limited(error)
-            raise
 
     return wrapped
 
@@ -160,25 +174,16 @@ def overrides_of_run() -> list[str]:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Call a `@hydra.main` function; Hydra's own errors, such as an unknown key, are reported in one sentence too."""
+    """Call a function made by `entry`; its errors are `reported`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise exceptions instead of printing them
     secure_streams()
     settle_in()
     quiet()
-    try:
+    with reported({}):
         check_counts()
         check_folder()
         main()
         sys.stdout.flush()
-    except InstantiationException:
-        raise
-    except UserError as error:
-        _fail(str(error), error)
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(one_sentence(error), error)
-    except OSError as error:
-        _fail_if_explained(error)
-        raise
 
 
 def one_sentence(error: Exception) -> str:
@@ -189,16 +194,6 @@ def one_sentence(error: Exception) -> str:
     message, options, names = text.partition("; available options")
     shown = (name for name in names.split() if not name.startswith("_"))  # others are bases of configs
     return " ".join(f"{message}{options} {' '.join(shown)}".split())
-
-
-def _fail_if_explained(error: OSError, *about: Any) -> None:
-    if sentence := explained(error, *about) or limited(error):
-        _fail(sentence, error)
-
-
-def _fail_if_limited(error: Exception) -> None:
-    if sentence := limited(error):
-        _fail(sentence, error)
 
 
 def _fail(sentence: str, error: Exception) -> NoReturn:

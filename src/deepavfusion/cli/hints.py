@@ -30,7 +30,8 @@ KINDS = ("music_separation", "music_duet_separation", "avsbench_s4", "vggsound_f
 NEAR_WORD = 0.84  # how alike two names are, from 0 to 1
 NEEDED = ("data", "model", "model/net", "trainer", "callbacks", "logger", "paths", "benchmark", "data/samples")
 OPEN = ("callbacks", "logger")  # sections that take further entries
-OFF, NOTHING = ("false", "0", "no", "off", "none", "null", ""), ("null", "none", "false", "no", "off", "")
+NOTHING = ("null", "none", "false", "no", "off", "")
+OFF = (*NOTHING, "0")
 
 
 def check(script: str, flags: list[str], words: Sequence[Word], recorded: Sequence[str] = ()) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepavfusion.cli.unread import TASKS
 from deepavfusion.config.compose import choices
 
 SWITCHES = {"-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help", "--version", "-sc", "--shell-completion"}
@@ -133,10 +134,9 @@ def _meant(script: str, word: str) -> Iterator[str]:
     stem = Path(word.lower()).name.removesuffix(".yaml").replace("-", "_")
     if script in ("train", "eval") and stem in choices("experiment"):
         yield f"experiment={stem}"
-    if script == "predict" and stem in ("separate", "segment", "classify", "features"):
-        yield f"task={stem}"
-    if script == "prepare" and stem in ("demo", "verify", "pack"):
-        yield f"command={stem}"
+    for (name, chooser), names in TASKS.items():
+        if script == name and stem in names:
+            yield f"{chooser}={stem}"
     if script == "benchmark" and stem in choices("benchmark"):
         yield f"benchmark={stem}"
     if script in ("prepare", "doctor") and stem in choices("data"):

@@ -74,13 +74,8 @@ def literal(overrides: list[str], sweeps: bool = False) -> list[str]:
 
 def value_of(overrides: list[str], key: str) -> Any:
     """The value that overrides give to a key, without its quotes; None if they do not."""
-    found = [override for override in overrides if key_of(override).lstrip("+") == key]
+    found = [each for each in overrides if split_override(each)[1] == key and not each.startswith("~")]
     return OverridesParser.create().parse_override(found[-1]).value() if found else None
-
-
-def key_of(override: str) -> str:
-    """The part before `=`, with `+` and `~`."""
-    return override.partition("=")[0]
 
 
 def merged(*parts: list[str]) -> list[str]:
@@ -119,13 +114,10 @@ def _restore(overrides: dict[str, str], key: str) -> None:
 
 def renamed(overrides: list[str]) -> list[str]:
     """Recorded overrides under today's keys."""
-    found = []
-    for override in overrides:
-        prefix, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
-        new = renamed_key(key)
-        if new is not None:
-            found.append(prefix + new + rest)
-    return found
+    keys = [split_override(override)[1] for override in overrides]
+    return [
+        o.replace(key, new, 1) for o, key in zip(overrides, keys, strict=True) if (new := renamed_key(key)) is not None
+    ]
 
 
 def renamed_key(key: str) -> str | None:
@@ -173,7 +165,7 @@ def with_scale(name: str, overrides: list[str]) -> tuple[list[str], str | None]:
 
 def _demo_reason(name: str, overrides: list[str]) -> str | None:
     """Why a run with scale=auto uses the demo; None if it does not."""
-    keys = {key_of(override).lstrip("+") for override in overrides}
+    keys = {key for sign, key, _ in map(split_override, overrides) if sign != "~"}
     auto = (value_of(overrides, "scale") or "auto") == "auto" and "paths.data_dir" not in keys
     if not auto and "data.root" not in keys:
         return None

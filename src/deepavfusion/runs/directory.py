@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import yaml
 
+from deepavfusion.runs.lock import locked
 from deepavfusion.runs.signing import is_signed, signed
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
@@ -67,6 +70,22 @@ def choose_run_dir(
     check_unfinished(run_dir)
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
     return run_dir
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of a run directory; the directory is removed again if the run is refused before it wrote anything.
+
+    Raises:
+        UserError: the run is finished, or another start of it holds the lock.
+    """
+    try:
+        with locked(run_dir):
+            check_unfinished(run_dir)
+            yield
+    except UserError:
+        remove_if_empty(run_dir)
+        raise
 
 
 def check_unfinished(run_dir: Path) -> None:

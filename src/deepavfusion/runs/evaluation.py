@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
 from deepavfusion.runs.build import build, write_start
 from deepavfusion.runs.checkpoints import Opened
-from deepavfusion.runs.directory import check_unfinished, choose_run_dir, remove_if_empty
-from deepavfusion.runs.lock import locked
+from deepavfusion.runs.directory import choose_run_dir, held
 from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.console import say_once
-from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.restored import check_restorable
 
 
@@ -28,22 +24,13 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     """
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
     cfg.paths.run_dir = str(run_dir)
-    try:
-        with locked(run_dir):
-            check_unfinished(run_dir)
-            _evaluate(cfg, overrides, run_dir)
-    except UserError:
-        remove_if_empty(run_dir)
-        raise
-
-
-def _evaluate(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
-    opened = Opened.read(cfg.ckpt_path)
-    trainer, task, datamodule = build(cfg, overrides, training=False, restored=opened)
-    origin = check_restorable(opened.path, opened.content, trainer, task, datamodule, training=False)
-    write_start(run_dir, cfg, overrides, trainer, datamodule, [origin.described()])
-    say_once(f"evaluating {origin}")
-    for doubt in origin.doubts(task.record["data"]["name"], task.record["data"]["demo"]):
-        say_once(f"note: {doubt}", "yellow")
-    say_evaluation(cfg, run_dir, trainer, task, datamodule)
-    trainer.test(task, datamodule=datamodule, ckpt_path=opened.hand_over(trainer), verbose=False, weights_only=True)
+    with held(run_dir):
+        opened = Opened.read(cfg.ckpt_path)
+        trainer, task, datamodule = build(cfg, overrides, training=False, restored=opened)
+        origin = check_restorable(opened.path, opened.content, trainer, task, datamodule, training=False)
+        write_start(run_dir, cfg, overrides, trainer, datamodule, [origin.described()])
+        say_once(f"evaluating {origin}")
+        for doubt in origin.doubts(task.record["data"]["name"], task.record["data"]["demo"]):
+            say_once(f"note: {doubt}", "yellow")
+        say_evaluation(cfg, run_dir, trainer, task, datamodule)
+        trainer.test(task, datamodule=datamodule, ckpt_path=opened.hand_over(trainer), verbose=False, weights_only=True)

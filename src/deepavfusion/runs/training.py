@@ -12,19 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from deepavfusion.config.continued import described
 from deepavfusion.runs.build import build, write_start
 from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
-from deepavfusion.runs.directory import (
-    CHECKPOINTS,
-    LAST,
-    check_unfinished,
-    choose_run_dir,
-    link_latest,
-    remove_if_empty,
-)
-from deepavfusion.runs.lock import locked
+from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, link_latest
 from deepavfusion.runs.overview import say_training
 from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
-from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.origin import origin_of
 from deepavfusion.weights.restored import check_restorable
 
@@ -41,13 +32,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     """
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
     cfg.paths.run_dir = str(run_dir)
-    try:
-        with locked(run_dir):
-            check_unfinished(run_dir)
-            _train(cfg, overrides, run_dir)
-    except UserError:
-        remove_if_empty(run_dir)
-        raise
+    with held(run_dir):
+        _train(cfg, overrides, run_dir)
 
 
 def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:

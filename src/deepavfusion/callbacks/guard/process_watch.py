@@ -21,6 +21,12 @@ FIRST = "DEEPAVFUSION_FIRST"  # environment variable: the process that starts th
 LOOK_EVERY = 0.2  # s
 
 
+CONTINUES = (
+    "the same command (with resume=<run directory> if the run has no name) continues from the last checkpoint, if there "
+    "is one."
+)
+
+
 class ProcessWatch(Callback):
     """Ends the processes that Lightning starts on this machine when one of them, or the first process, ends.
 
@@ -51,8 +57,11 @@ class ProcessWatch(Callback):
         self.over.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.thread is not None and isinstance(exception, RuntimeError):
-            self.thread.join(GRACE)  # perhaps a broken connection: let the process that broke it report why
+        if self.thread is None or not isinstance(exception, RuntimeError):
+            return
+        self.thread.join(2 * GRACE)  # perhaps a broken connection: let the process that broke it report why
+        if not self.thread.is_alive():  # as in a validation that a signal to them stopped
+            self._leave(f"the other processes have stopped, so this one ends; {CONTINUES}", STOPPED)
 
     def _watch_others(self, others: list[subprocess.Popen[Any]]) -> None:
         while not any(codes := [other.poll() for other in others]):
@@ -65,10 +74,7 @@ class ProcessWatch(Callback):
             time.sleep(GRACE)
             text += f" ended with status {code}: see above."
         else:
-            text += (
-                f" was ended by {signal.Signals(-code).name}, so the others end; the same command (with "
-                "resume=<run directory> if the run has no name) continues from the last checkpoint, if there is one."
-            )
+            text += f" was ended by {signal.Signals(-code).name}, so the others end; {CONTINUES}"
         self._leave(text, code if code > 0 else STOPPED, others)
 
     def _watch_first(self, first: int) -> None:
