@@ -166,7 +166,8 @@ def of_script(script: str) -> list[str]:
         for name, file in files.items():
             lines.append(f"  {name:<28}{textwrap.shorten(_first_sentence(file), WIDTH - 30, placeholder=' …')}")
     lines += ["", "Keys" + " " * 22 + "(--cfg job prints all of them, with their values)"]
-    lines += [line for key in page.keys for line in _entry(key, explanation(script, key))]
+    for key in page.keys:
+        lines += _wrapped(f"  {key:<32} {explanation(script, key)}", 35)
     lines += ["", "Examples"]
     for words, what in page.examples.items():
         lines += [f"  # {what}", *_command(f"{command} {words}".rstrip())]
@@ -195,20 +196,12 @@ def of_experiment(name: str) -> list[str]:
             lines.append("  " + key.ljust(33) + values[0].ljust(16) + values[1])
     cfg = cfgs[0]
     root = re.sub(r".*/data/", "data/", str(cfg.data.root))
-    lines += [
-        "",
-        *_labelled(
-            "needs",
-            f"the clips and lists of docs/datasets.md in {root} or data.root=<folder>; without "
-            "them, demo data are generated",
-        ),
-    ]
-    first = cfg.callbacks.run_summary.get("headline", [])
-    lines += _labelled(
-        "gives",
-        f"logs/{cfg.task}/latest: checkpoints, TensorBoard, metrics.json"
-        + (f" with {', '.join(list(first)[:3])}" if first else ""),
-    )
+    needs = f"the clips and lists of docs/datasets.md in {root} or data.root=<folder>"
+    needs += "; without them, demo data are generated"
+    gives = f"logs/{cfg.task}/latest: checkpoints, TensorBoard, metrics.json"
+    if first := list(cfg.callbacks.run_summary.get("headline", []))[:3]:
+        gives += f" with {', '.join(first)}"
+    lines += ["", *_labelled("needs", needs), *_labelled("gives", gives)]
     lines += ["", "Keys: python src/train.py --help. All values: the same command with --cfg job."]
     return lines
 
@@ -248,10 +241,6 @@ def _command(text: str, indent: str = "  ") -> list[str]:
     return [
         indent + ("  " if n else "") + line + (" \\" if line is not lines[-1] else "") for n, line in enumerate(lines)
     ]
-
-
-def _entry(name: str, text: str) -> list[str]:
-    return _wrapped(f"  {name:<32} {text}", 35)
 
 
 def _wrapped(text: str, indent: int) -> list[str]:

@@ -125,9 +125,8 @@ def changes(
 
 def _explained(key: str, typed: set[str]) -> bool:
     """Whether a key may be there, or not, because of these: itself, what it is part of, what is part of it."""
-    return any(f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.") for name in typed) or bool(
-        typed & ANYWHERE
-    )
+    related = (f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.") for name in typed)
+    return any(related) or not typed.isdisjoint(ANYWHERE)
 
 
 def _pairs(before: Mapping[str, Any], now: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -60,7 +60,7 @@ class _Lock:
         try:
             mine.write_text(json.dumps(self.me))
             took_over = False
-            while not self._create(mine) or (took_over and not self._is_mine_still()):
+            while not self._create(mine) or (took_over and not self._is_mine(after=SETTLE)):
                 holder = _read(self.path)
                 if holder is not None and self._has_ended(holder, mine):
                     self._take_away(holder)
@@ -78,7 +78,7 @@ class _Lock:
     def release(self) -> None:
         self.over.set()
         with suppress(OSError):
-            if (_read(self.path) or {}).get("token") == self.me["token"]:
+            if self._is_mine():
                 self.path.unlink()
 
     def _aside(self, kind: str) -> Path:
@@ -100,8 +100,8 @@ class _Lock:
             return True
         return False
 
-    def _is_mine_still(self) -> bool:
-        time.sleep(SETTLE)
+    def _is_mine(self, after: float = 0.0) -> bool:
+        time.sleep(after)
         return (_read(self.path) or {}).get("token") == self.me["token"]
 
     def _take_away(self, holder: dict[str, Any]) -> None:
@@ -122,7 +122,8 @@ class _Lock:
             UserError: it is not.
         """
         if all(holder.get(key) == self.me[key] is not None for key in ("boot", "processes")):
-            if not _exists(holder.get("pid"), holder.get("began")):
+            began = _began(holder.get("pid"))
+            if began is None or holder.get("began") not in (None, began):
                 return True
             raise UserError(self._taken(holder))
         if holder.get("job") == self.me["job"] is not None and holder.get("restart") != self.me["restart"]:
@@ -222,14 +223,9 @@ def _touched(path: Path) -> int | None:
         return None
 
 
-def _exists(pid: Any, began: Any) -> bool:
-    """Whether the process with this number is the one that began then."""
-    found = _began(pid)
-    return found is not None and (began is None or found == began)
-
-
 def _began(pid: Any) -> int | None:
-    """When a process began, in ticks since the machine did; None: it has ended."""
+    """When a process began, in ticks since the machine did, which tells it from a later one with its number; None: it
+    has ended."""
     stat = _text(f"/proc/{pid}/stat") if isinstance(pid, int) else None
     if stat is None:
         return None

@@ -22,8 +22,8 @@ LOOK_EVERY = 0.2  # s
 
 
 CONTINUES = (
-    "the same command (with resume=<run directory> if the run has no name) continues from the last checkpoint, if there "
-    "is one."
+    "the same command (with resume=<run directory> if the run has no name) continues from the last checkpoint, if "
+    "there is one."
 )
 
 

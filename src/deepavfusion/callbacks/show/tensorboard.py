@@ -74,9 +74,8 @@ class LateWriter(SummaryWriter):
         if self.file_writer is None:
             folder = Path(self.log_dir)
             put_before(folder, int(time.time()))
-            (folder / TensorBoardLogger.NAME_HPARAMS_FILE).unlink(
-                missing_ok=True
-            )  # Lightning keeps that of a former start
+            # Lightning keeps that of a former start.
+            (folder / TensorBoardLogger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
         return super()._get_file_writer()
 
 
