@@ -26,6 +26,7 @@ GROUPS = (
     *("experiment", "scale", "data", "data/samples", "model", "model/net"),
     *("callbacks", "trainer", "logger", "debug"),
 )
+OPTIONAL = ("experiment", "debug")  # groups that a run does without
 SECTIONS = re.compile(r"(data|model|trainer|callbacks)\..*|seed|test|validate_before|matmul_precision|compile")
 OF_THE_MACHINE = re.compile(r"trainer\.(devices|num_nodes|strategy|accelerator|profiler)")
 # Of the keys that take any text, those for which a plain word is only a name: a split, a list below the data folder.
@@ -79,7 +80,7 @@ def accepted(found: object, given: list[str], source: str, own: bool = False, na
 def _may_choose(override: str, name: str | None) -> bool:
     sign, key, text = split_override(override)
     if key in GROUPS:
-        return not sign and text in choices(key)
+        return not sign and (text in choices(key) or (text == "null" and key in OPTIONAL))
     if sign == "~":
         return False
     if key in UNREAD:
