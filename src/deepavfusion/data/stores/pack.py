@@ -300,7 +300,7 @@ def _is_of(record: dict[str, Any], part: Part) -> bool:
 
 def _read_record(path: Path) -> dict[str, Any]:
     """A file of an earlier start; a `UserError` if it cannot be read, or is none."""
-    found = read_json(path, RECORD, "what packing wrote, or another output")
+    found = read_json(path, RECORD, "what packing wrote (else choose another output)")
     if not isinstance(found, dict):
         raise UserError(f"{path} is not written by packing: choose another output, or remove its folder.")
     return found
