@@ -4,6 +4,7 @@ import csv
 import os
 import struct
 import tracemalloc
+import unicodedata
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -184,6 +185,16 @@ def test_switches_that_a_spreadsheet_program_translated(tmp_path):
 def test_a_list_of_videos_with_semicolons(tmp_path):
     (tmp_path / "problems.csv").write_text("\ufeffid;path\r\na;'-a, b.mp4\r\n")
     assert list(read_input(tmp_path / "problems.csv").files) == ["-a, b.mp4"]
+
+
+@pytest.mark.parametrize("name", ["A.MP4", "caf\u00e9.mp4", "a\u200b.mp4"])
+def test_a_video_that_is_almost_there(tmp_path, name):
+    there = unicodedata.normalize("NFD", name).lower()
+    (tmp_path / there).touch()
+    wanted = name.replace("\u200b", "")
+    with pytest.raises(UserError, match=r"does not exist; '.* is there, which differs only in case, in"):
+        read_input(tmp_path / wanted)
+    assert list(read_input(tmp_path / there).files) == [str(tmp_path / there)]
 
 
 def test_lists_have_an_end(tmp_path, monkeypatch):

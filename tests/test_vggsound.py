@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from deepavfusion.data.lists.vggsound import vggsound
-from deepavfusion.utils.errors import UserError
+from deepavfusion.media import Media
+from deepavfusion.utils.errors import DecodeError, UserError
 from helpers.errors import refusal
 
 LIST = """\
@@ -30,7 +31,6 @@ def make(root: Path, lines: str = LIST, on_disk: tuple[str, ...] = ()) -> Path:
     return root
 
 
-CLIPS = "clips/dog_barking"
 VIOLIN = "playing_violin__fiddle/-abc_Def1xy_000030_000040.mp4"
 DOG = "dog_barking/zzzzzzzzzzz_000005_000015.mp4"
 CROWD = "people__crowd__cheering/aaaaaaaaaaa_000120_000130.mp4"
@@ -210,10 +210,13 @@ def test_missing_clips_with_ids_of_ones_own_are_noted(tmp_path: Path) -> None:
 )
 def test_files_that_are_almost_there_are_named(tmp_path: Path, there: str, path: str) -> None:
     text = message(make(tmp_path / "none", on_disk=(there,)))
-    assert re.search(f"and '{path}.* differs from '{CLIPS}", text)
-    assert "or in case; set data.root" in text
-    (note, *_) = reversed(vggsound(make(tmp_path / "some", on_disk=(there, VIOLIN)), "train").notes)
-    assert re.search(f"^1 missing clip of the train split may be on disk: '{path}.*; rename it", note)
+    assert re.search(f"; '.*/{path}.* is there, which differs only in case, .*; set data.root", text)
+    root = make(tmp_path / "some", on_disk=(there, VIOLIN))
+    found = vggsound(root, "train")
+    assert re.search(f"^1 missing clip of the train split may be on disk; '.*/{path}.*; rename it", found.notes[-1])
+    with pytest.raises(DecodeError, match=f"missing: there is no such file; '.*/{path}.* from '") as error:
+        Media(next(clip.path for clip in found.missing if "zzz" in clip.id))
+    assert error.value.reason == "missing"
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -221,7 +224,8 @@ def test_accents_of_labels_have_one_form(tmp_path: Path, form: str) -> None:
     label, other = (unicodedata.normalize(each, "déjà vu") for each in (form, "NFC" if form == "NFD" else "NFD"))
     file = "zzzzzzzzzzz_000005_000015.mp4"
     lines = f"-abc_Def1xy,30,{label},train\nzzzzzzzzzzz,5,{{}},train\n"
-    root = make(tmp_path / "a", lines.format(label), (f"{other.replace(' ', '_')}/{file}",))
-    assert f"and {'clips/' + other.replace(' ', '_')!a} differs from" in message(root)
-    both = make(tmp_path / "b", lines.format(other), (f"{other.replace(' ', '_')}/{file}",))
-    assert f"{other!a} and {label!a}" in message(both) or f"{label!a} and {other!a}" in message(both)
+    folder = other.replace(" ", "_")
+    root = make(tmp_path / "a", lines.format(label), (f"{folder}/{file}",))
+    assert f"/clips/{ascii(folder)[1:]} is there, which differs only in case, in the form of accents" in message(root)
+    both = make(tmp_path / "b", lines.format(other), (f"{folder}/{file}",))
+    assert re.search(r"the classes '.*' and '.*' of the lists .* differ only in the form of accents", message(both))

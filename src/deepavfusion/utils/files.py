@@ -9,11 +9,12 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 from deepavfusion.utils.errors import UserError, full_disk_named
-from deepavfusion.utils.names import to_cell
+from deepavfusion.utils.names import look, to_cell
 
 KINDS = {  # that are no regular files
     stat.S_IFDIR: "it is a folder",
@@ -44,10 +45,29 @@ def no_file(path: str | os.PathLike[str]) -> str | None:
     try:
         regular_file(path)
     except FileNotFoundError:
-        return "does not exist"
+        return f"does not exist{almost_there(os.fspath(path))}"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None
+
+
+def almost_there(path: str) -> str:
+    """A clause on what is there in place of a path that is not, and looks like it; empty if nothing is."""
+    folder, name = os.path.split(path)
+    while folder and not os.path.isdir(folder):
+        folder, name = os.path.split(folder)
+    found = _looks(folder or ".").get(look(name).casefold(), name)
+    if found == name:
+        return ""
+    differs = "differs only in case, in the form of accents, or in characters that are not seen"
+    return f"; {os.path.join(folder, found)!a} is there, which {differs} from {name!a}"
+
+
+@lru_cache(maxsize=8)  # many files may be missing in a folder
+def _looks(folder: str) -> dict[str, str]:
+    with suppress(OSError):
+        return {look(name).casefold(): name for name in os.listdir(folder)}
+    return {}
 
 
 def check_ours(path: Path, head: str, instead: str) -> None:

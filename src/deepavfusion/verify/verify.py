@@ -18,7 +18,7 @@ from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.verified import STATUSES, USABLE, ReportRow, below, check_statuses, signature, unchanged
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import cell, progress_bar, say
-from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.files import almost_there, write_csv
 from deepavfusion.utils.pool import Lost, call_apart
 from deepavfusion.verify.clip import Verdict, check_clip
 from deepavfusion.verify.report import OF_CLASSES, Journal
@@ -97,7 +97,8 @@ def _plan(
             found = None if clip.id in missing else signature(clip.path, clip.frames)
             if found is None:
                 folder = "the folder lacks audio, images or masks that are in use"
-                detail = folder if os.path.isdir(clip.path) else "there is no such file"
+                nothing = f"there is no such file{almost_there(clip.path)}"
+                detail = folder if os.path.isdir(clip.path) else nothing
                 _record(journal, clips, clip, Verdict("missing", detail))
                 continue
             row = by_path.get(below(os.path.abspath(clip.path), journal.folder))

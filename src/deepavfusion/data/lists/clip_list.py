@@ -12,7 +12,7 @@ from pathlib import Path
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.names import distinct, look
+from deepavfusion.utils.names import distinct
 
 DEMO = "python src/prepare.py command=demo"
 
@@ -91,7 +91,6 @@ class Folders:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self._files: dict[str, frozenset[str]] = {}
-        self._looks: dict[str, dict[str, str]] = {}  # folder -> look of a name in it, or the name -> the name
         if not os.path.isdir(self.root):
             state = "is a file" if os.path.exists(self.root) else "does not exist"
             raise UserError(
@@ -120,19 +119,6 @@ class Folders:
         """Whether the file `path`, relative to the root and with "/" between its parts, exists."""
         folder, _, name = path.rpartition("/")
         return name in self.files(folder)
-
-    def alike(self, path: str) -> tuple[str, str] | None:
-        """Where a path ends to be there, and what is there instead that looks like it, but for case; None: nothing."""
-        folder = ""
-        for part in path.split("/"):
-            if folder not in self._looks:
-                names = [entry.name for entry in _entries(self.root / folder)]
-                self._looks[folder] = {look(name).casefold(): name for name in names} | {name: name for name in names}
-            found = self._looks[folder].get(part) or self._looks[folder].get(look(part).casefold())
-            if found != part:
-                return (f"{folder}{part}", f"{folder}{found}") if found else None
-            folder = f"{folder}{part}/"
-        return None
 
     def nearest(self, path: str) -> str:
         """What is there instead of the missing `path`: a clause such as "clips/ holds train, test"."""

@@ -14,6 +14,7 @@ from deepavfusion.data.lists.spreadsheet import PUBLISHED, YOUTUBE, YOUTUBE_ID
 from deepavfusion.data.lists.text import count, leads_out, suggestion
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import almost_there
 from deepavfusion.utils.names import look, unseen
 
 STRAYS_BY_NAME = 3  # up to this many folders without a label get a note each; more share one
@@ -193,27 +194,22 @@ def list_clips(
     missing: list[Clip] = []
     for clip in sorted(clips, key=attrgetter("id")):
         (there if (is_there(clip) if is_there else folders.has(clip.path[begin:])) else missing).append(clip)
-    alike = [pair for clip in missing[:EXAMINED] if (pair := folders.alike(clip.path[begin:]))]
-    differs = "only in the form of accents or in characters that are not seen"
+    almost = [words for clip in missing[:EXAMINED] if (words := almost_there(clip.path))]
     if missing and not there:
         expected = missing[0].path[begin:]
-        instead = f", and {alike[0][1]!a} differs from {alike[0][0]!a} {differs}, or in case" if alike else ""
         raise UserError(
             f"None of the {len(missing)} clips of the {split} split is on disk: expected for example "
-            f"{folders.root / expected}, but {folders.nearest(expected)}{instead}; set data.root or "
-            f"data.index.clip_pattern to where the clips are, or make demo data with `{DEMO}`."
+            f"{folders.root / expected}, but {folders.nearest(expected)}{almost[0] if almost else ''}; set "
+            f"data.root or data.index.clip_pattern to where the clips are, or make demo data with `{DEMO}`."
         )
-    if alike:
-        notes = [
-            *notes,
-            f"{count(len(alike), 'missing clip of', 'missing clips of')} the {split} split may be on disk: "
-            f"{alike[0][1]!a} differs from {alike[0][0]!a} {differs}, or in case; rename it if it is the clip's.",
-        ]
+    if almost:
+        which = count(len(almost), "missing clip of", "missing clips of")
+        notes = [*notes, f"{which} the {split} split may be on disk{almost[0]}; rename it if it is the clip's."]
     names = {look(name): name for name in classes}
     if other := next((name for name in classes if names[look(name)] != name), None):
         raise UserError(
-            f"the classes {other!a} and {names[look(other)]!a} of the lists under {folders.root} differ {differs}: "
-            "expected one spelling of a name; fix the list."
+            f"the classes {other!a} and {names[look(other)]!a} of the lists under {folders.root} differ only in the "
+            "form of accents or in characters that are not seen: expected one spelling of a name; fix the list."
         )
     return ClipList(split, there, classes, missing=missing, notes=notes, **more)
 
