@@ -6,7 +6,7 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
-from deepavfusion.config.overrides import literal, merged
+from deepavfusion.config.overrides import merged
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.records import accepted
 from deepavfusion.runs.directory import OVERRIDES, choose_run_dir, link_latest
@@ -71,17 +71,6 @@ def test_a_name_that_looks_like_an_interpolation_is_refused_by_its_key():
     with pytest.raises(UserError, match=r"^data.root is '/x/\$\{HOME\}', whose .*: rename the file or folder"):
         check_ranges(cfg)
     check_ranges(OmegaConf.create({"video": r"/x/\${HOME}.mp4"}))
-
-
-def test_a_path_below_the_home_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/a b")
-    assert literal(["data.root=~/x, y", "data.name=~x", "video='~/x'", "seed=~/1", "~data"]) == [
-        "data.root='/home/a b/x, y'",
-        "data.name='~x'",
-        "video='~/x'",
-        "seed='~/1'",
-        "~data",
-    ]
 
 
 def test_a_group_without_a_choice():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,7 @@ def literal(overrides: list[str], sweeps: bool = False) -> list[str]:
     """Overrides whose values are quoted where Hydra's grammar would refuse them, or read text as something else.
 
     So names of files need no second quotes, inside of the shell's: blanks, brackets, umlauts, `=`, commas. A value that
-    is quoted already, null, an interpolation, or a list where one is expected stays as it is. What begins with ~/ is
-    below the home folder: shells leave it in `paths.log_dir=~/logs`, and a folder of that name would be made.
+    is quoted already, null, an interpolation, or a list where one is expected stays as it is.
 
     Args:
         overrides: as they were typed.
@@ -56,9 +54,6 @@ def literal(overrides: list[str], sweeps: bool = False) -> list[str]:
     for override in overrides:
         sign, key, value = split_override(override)
         rule = RULES.get(key)
-        if rule is not None and rule.literal and value.startswith("~/"):
-            value = os.path.expanduser(value)
-            override = f"{sign}{key}={value}"
         try:
             parsed = parser.parse_override(override)
             text = rule is not None and rule.literal and sign != "~"
