@@ -130,7 +130,9 @@ def _fix_key(keys: Keys, override: str, key: str, value: str) -> Fix:
         if last in theirs.split():
             fix.why = why
             return fix
-    if experiments := _experiments_with(keys, key):
+    if experiments := [
+        name for name in KINDS if keys.script == "train" and key in Keys("train", [f"experiment={name}"])
+    ]:
         fix.problem = f"experiment={keys.chosen['experiment']} has no key {shown}, experiment={experiments[0]} has it"
         if "experiment" not in keys.given:
             fix.experiment, fix.better = [f"experiment={experiments[0]}"], [f"{key}={value}"]
@@ -194,12 +196,6 @@ def _fitting(keys: Keys, override: str) -> list[str]:
     near = nearest(key, value, [str(choice) for choice in _choices(keys, key)])
     now = keys.node(key)
     return [f"{key}={near[0]}"] if near else [f"{key}={now}"] if type(now) in (int, float, bool) else []
-
-
-def _experiments_with(keys: Keys, key: str) -> list[str]:
-    if keys.script != "train":
-        return []
-    return [name for name in KINDS if key in Keys("train", [f"experiment={name}"])]
 
 
 # ---------------------------------------------------------------- choices and values

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from deepavfusion.config.overrides import RENAMED, renamed_key, split_override
+from deepavfusion.config.ranges import ABSENT
 from deepavfusion.utils.errors import UserError
 
-ABSENT = object()
 PARTS = {  # of a run: key -> where it keeps what the others read
     "callbacks.checkpoints": ("dirpath",),
     "callbacks.best": ("dirpath",),

@@ -106,13 +106,11 @@ class RunProgress(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validation_seconds = time.monotonic() - self.began
         if trainer.is_global_zero and self.enabled:
-            values = {
-                name: float(trainer.callback_metrics[name]) for name in self.shown if name in trainer.callback_metrics
-            }
+            metrics = trainer.callback_metrics
+            values = {name: float(metrics[name]) for name in self.shown if name in metrics}
             self.found = self.found or values
-            self.note = " · ".join(
-                [self.stage, *(_change(name, self.found.get(name), values[name]) for name in values)]
-            )
+            changes = (_change(name, self.found.get(name), value) for name, value in values.items())
+            self.note = " · ".join([self.stage, *changes])
             if self.live is None and values:
                 say(self.note)
         self.training.pause()
@@ -162,22 +160,13 @@ class RunProgress(ProgressBar):
         self.live.update(Group(*note, grid), refresh=True)
         self.drawn = time.monotonic()
 
-    def _stop(self) -> None:
+    def _stop(self, *_: Any) -> None:
         """Remove the bar, so that nothing of it is left below what is printed next."""
         if self.live is not None:
             self.live.stop()
             self.live = None
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop()
-
-    on_test_end = on_fit_end
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._stop()
+    on_fit_end = on_test_end = on_exception = teardown = _stop  # type: ignore[assignment]
 
 
 class _Meter:

@@ -113,7 +113,6 @@ class RunSummary(Callback):
         self._say_next(trainer, pl_module)
 
     def _say_next(self, trainer: Trainer, task: Any) -> None:
-        say("Next", "bold")
         folder = self.run_dir / CHECKPOINTS
         best = folder / (BEST if (folder / BEST).is_file() else LAST)
         values = {"run_dir": self.run_dir, "last": folder / LAST, "best": best, "tested": trainer.ckpt_path}
@@ -123,10 +122,12 @@ class RunSummary(Callback):
         lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith("data.root=")]}
         needs = {"{demo}": "scale=demo" in given, "tensorboard": bool(trainer.loggers)}
         needs |= {"{last}": (folder / LAST).exists(), "{best}": best.exists()}
-        for words, template in self.next_commands:
-            if all(there for word, there in needs.items() if word in template):
-                say(f"  {words}:")
-                say(f"    {command(template, lists, **values)}")
+        commands = [each for each in self.next_commands if all(needs[word] for word in needs if word in each[1])]
+        if commands:
+            say("Next", "bold")
+        for words, template in commands:
+            say(f"  {words}:")
+            say(f"    {command(template, lists, **values)}")
 
 
 def _values(trainer: Trainer) -> dict[str, float]:
