@@ -83,6 +83,7 @@ ELSEWHERE = {  # by other projects' names -> by ours
     "train --config-name=music_separation": "train experiment=music_separation",
     "train logger=wandb": "train",
     "train logger=null": "train",
+    "train 'experiment=[null]' data=true": "train experiment=null",
     "train callbacks.knn=null": "train '~callbacks.knn'",
     "train experiment=avsbench_s4,avsbench_ms3": "train -m experiment=avsbench_s4,avsbench_ms3",
     "train data.exclude=still,silent": "train 'data.exclude=[still,silent]'",

@@ -32,6 +32,7 @@ NEEDED = ("data", "model", "model/net", "trainer", "callbacks", "logger", "paths
 OPEN = ("callbacks", "logger")  # sections that take further entries
 NOTHING = ("null", "none", "false", "no", "off", "")
 OFF = (*NOTHING, "0")
+MEANINGLESS = (*OFF, "1", "true", "yes", "on")  # they say nothing about which group was meant
 
 
 def check(script: str, flags: list[str], words: Sequence[Word], recorded: Sequence[str] = ()) -> None:
@@ -221,9 +222,11 @@ def _fix_choice(keys: Keys, key: str, group: str, value: str, many: bool) -> Fix
         if key == group:
             return None
         return Fix(f"{key}={value} would replace a config with a word", [f"{group}={value}"])
-    if re.search(r"[(${]|^\[", value):  # a function, an interpolation or a list
+    listed = [part.strip().lower() for part in value[1:-1].split(",")] if value.startswith("[") else []
+    nothing = value.lower() in NOTHING or any(part in NOTHING for part in listed)
+    if re.search(r"[(${]|^\[", value) and not nothing:  # a function, an interpolation or a list
         return None
-    if value.lower() in NOTHING:
+    if nothing:
         if group not in NEEDED or (keys.chosen.get(group) is None and value == "null"):
             return None if value == "null" else Fix(f"there is no {group}={value}", [f"{group}=null"])
         why = "every run needs it; ~callbacks.<name> does without one of them" if group == "callbacks" else ""
@@ -239,7 +242,7 @@ def _fix_choice(keys: Keys, key: str, group: str, value: str, many: bool) -> Fix
         if other != group and value in choices(other):
             return Fix(f"there is no {group}={value}", [f"{other}={value}"])
     for other in keys.chosen:  # model=vit_b
-        if other != group and (found := nearest(other, value, [])):
+        if other != group and value.lower() not in MEANINGLESS and (found := nearest(other, value, [])):
             return Fix(f"there is no {group}={value}", [f"{other}={found[0]}"])
     return Fix(f"there is no {group}={value}", others=[f"{group}={name}" for name in names])
 
