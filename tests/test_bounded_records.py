@@ -220,7 +220,8 @@ JSON_THAT_GROWS = {
 
 
 @pytest.mark.parametrize("kind", JSON_THAT_GROWS)
-def test_what_json_takes_is_known_before_it_is_read(tmp_path, kind):
+def test_what_json_takes_is_known_before_it_is_read(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(reading, "MULTIPLE", 100)
     path, each = tmp_path / "a.json", JSON_THAT_GROWS[kind]
     path.write_text(f"[{each * 20_000}0]")
     tracemalloc.start()

@@ -23,6 +23,7 @@ MAX_SHOWN = 200  # characters of a line in a message
 RECORD = 2**27  # bytes in memory, of a record that is not about each clip
 # Bytes in memory that each of these brings at most: half a text, a list, a dict of one key, another number or place.
 MEMORY = {b'"': 32, b"[": 96, b"{": 232, b",": 40}
+MULTIPLE = 16  # of its size, that a large JSON file of ours takes at most: that of many short names
 SEPARATORS = ",;\t"  # of CSV files; spreadsheet programs write all of them
 MOST_DIGITS = 40  # of a number in YAML; Python takes minutes for one of a million in base 60, and does not print it
 
@@ -49,7 +50,8 @@ def read_json(path: Path, most: int, expected: str, pairs: Callable[[list[tuple[
 
     Args:
         path: of a regular file.
-        most: bytes that it may take in memory, which follow from its size and punctuation before anything is made.
+        most: bytes that it may take in memory, which follow from its size and punctuation before anything is made; nor
+            may it take more than `RECORD` and `MULTIPLE` times its size.
         expected: what it should hold, for messages.
         pairs: makes an object of its names and values; None: a dict.
 
@@ -57,6 +59,7 @@ def read_json(path: Path, most: int, expected: str, pairs: Callable[[list[tuple[
         UserError: it cannot be read, is too large, or not JSON.
     """
     data = _bytes(path, most, expected)
+    most = min(most, RECORD + MULTIPLE * len(data))
     if (memory := json_memory(data)) > most:
         raise UserError(
             f"{path} would take {memory >> 20} MB of memory, expected {expected}, at most {most >> 20} MB: fetch or "
