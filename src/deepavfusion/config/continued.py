@@ -15,7 +15,9 @@ from deepavfusion.config.overrides import RENAMED, renamed_key, split_override
 from deepavfusion.config.ranges import ABSENT
 from deepavfusion.utils.errors import UserError
 
-PARTS = {  # of a run: key -> where it keeps what the others read
+# Parts that keep what a run leaves, and their keys that say where. If one ended halfway, what it left until then would
+# pass for that of the whole run.
+PARTS = {
     "callbacks.checkpoints": ("dirpath",),
     "callbacks.best": ("dirpath",),
     "callbacks.data_report": ("path",),
@@ -30,12 +32,8 @@ REFUSED = {  # key -> why
     "data": "it decides what the network has been trained on, and how that is read",
     "model": "it decides what the network is and what it was trained for",
     "trainer._target_": "the checkpoint holds its state",
-    **{
-        f"{part}.{key}": "what it keeps would be of the earlier part of the run only"
-        for part, keys in PARTS.items()
-        for key in ("_target_", *keys)
-    },
-    "trainer.enable_checkpointing": "the last checkpoint would be of the earlier part of the run only",
+    **{f"{part}.{key}": "it decides what a run leaves" for part, keys in PARTS.items() for key in ("_target_", *keys)},
+    "trainer.enable_checkpointing": "it decides whether a run leaves checkpoints",
     "trainer.fast_dev_run": "it trains a few batches and keeps nothing",
     "trainer.num_sanity_val_steps": "only a run that starts has such steps",
     **dict.fromkeys(
