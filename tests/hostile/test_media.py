@@ -451,8 +451,8 @@ def test_packed_lists_are_not_read_without_end(packed: Path, tmp_path: Path, fil
     shutil.copytree(packed, root)
     os.truncate(root / file, 2**40)  # takes no place on the disk
     refused(lambda: packed_list(str(root), "train", "vggsound"), str(root / file), "pack", "at most")
-    for growing in ('{"":0},', "[],", '"ab",'):  # 8 MB, of which Python would make hundreds
-        (root / file).write_text(f"[{growing * (2**23 // len(growing))}0]")
+    for growing in ('{"":0},', "[],", '"ab",'):  # 32 MB, of which Python would make hundreds
+        (root / file).write_text(f"[{growing * (2**25 // len(growing))}0]")
         refused(lambda: packed_list(str(root), "train", "vggsound"), str(root / file), "MB of memory", "at most")
 
 
