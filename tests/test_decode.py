@@ -69,6 +69,7 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     assert [number(frame) for frame in read_frames(tmp_path / "a.mp4", times.tolist())] == expected.tolist()
 
 
+@pytest.mark.parametrize("decord_frames", [frame_reader.DECORD_FRAMES, 0])
 @pytest.mark.parametrize(
     ("name", "x264"),
     [
@@ -79,17 +80,29 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
         ("late.mkv", ""),
     ],
 )
-def test_frames_do_not_depend_on_the_others_that_are_read(tmp_path: Path, name: str, x264: str) -> None:
+def test_both_decoders_give_the_same_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, x264: str, decord_frames: int
+) -> None:
+    monkeypatch.setattr(frame_reader, "DECORD_FRAMES", decord_frames)
     write_stream(tmp_path / name, frames=numbered(80), x264=x264, offset=1.5 * name.startswith("late"))
     wanted = [79, 0, 17, 15, 16, 31, 33, 50]
     times = [index / FPS + 0.01 for index in wanted]
     frames = read_frames(tmp_path / name, times)
     assert [number(frame) for frame in frames] == wanted
-    alone = [read_frames(tmp_path / name, [time])[0] for time in times]
+    alone = [read_frames(tmp_path / name, [time])[0] for time in times]  # with PyAV, whatever reads several
     np.testing.assert_array_equal(alone, frames)
     in_turn = sorted([*times, times[0], times[2]])
     with Media(tmp_path / name) as media:
         np.testing.assert_array_equal(list(media.frames_in_turn(in_turn)), read_frames(tmp_path / name, in_turn))
+
+
+def test_ten_bits_look_the_same_alone_and_together(tmp_path: Path) -> None:
+    y, x = np.mgrid[:64, :128].astype(np.uint8)
+    write_stream(
+        tmp_path / "a.mp4", frames=np.stack([2 * x, 4 * y, x + y], -1)[None].repeat(20, 0), pix_fmt="yuv420p10le"
+    )
+    together = read_frames(tmp_path / "a.mp4", [0.0, 0.4])
+    np.testing.assert_array_equal(together, [read_frames(tmp_path / "a.mp4", [time])[0] for time in (0.0, 0.4)])
 
 
 def test_clips_cut_by_stream_copy(tmp_path: Path) -> None:
@@ -399,7 +412,8 @@ print(len(outcomes), *sorted(set(outcomes)))
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    # FFmpeg prints nothing; decord prints one line about a header that only it cannot open.
+    assert [line for line in done.stderr.splitlines() if "ERROR opening" not in line] == []
     total, *outcomes = done.stdout.split()
     assert total == "400"
     assert {"read", "undecodable"} <= set(outcomes)

@@ -15,7 +15,6 @@ import time
 from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
@@ -26,6 +25,7 @@ from deepavfusion.demo import demo
 from deepavfusion.doctor import machine, smoke, software
 from deepavfusion.doctor.examine import Found, examine
 from deepavfusion.media import Media
+from deepavfusion.media import frames as frame_reader
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import name_user
 from helpers.errors import refusal
@@ -211,17 +211,35 @@ def test_a_torchvision_of_another_release_is_named(monkeypatch):
 
 
 def test_decoders_that_are_well_and_broken(monkeypatch):
-    assert "20 frames and 2 s of audio from PyAV" in software.decoders()
+    assert "20 frames from decord" in software.decoders()
+    reader = frame_reader.decord.VideoReader
+
+    def broken(*_, **__):
+        raise RuntimeError("no")
+
     with monkeypatch.context() as patch:
-        read = Media.frames
-        patch.setattr(Media, "frames", lambda media, times: read(media, [0.0 for _ in times]))
-        assert "PyAV reads other frames" in refusal(software.decoders)
+        patch.setattr(frame_reader.decord, "VideoReader", broken)
+        assert "decord cannot read" in refusal(software.decoders)
+
+    class Shifted:
+        def __init__(self, *args, **kwargs):
+            self.reader = reader(*args, **kwargs)
+
+        def __len__(self):
+            return len(self.reader)
+
+        def get_batch(self, wanted):
+            return self.reader.get_batch([0 for _ in wanted])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frame_reader.decord, "VideoReader", Shifted)
+        assert "decord reads other frames" in refusal(software.decoders)
     with monkeypatch.context() as patch:
         whole = Media.audio
         patch.setattr(Media, "audio", lambda *args: whole(*args) * 0)
         assert "PyAV reads other audio" in refusal(software.decoders)
     with monkeypatch.context() as patch:
-        patch.setattr("av.open", Mock(side_effect=RuntimeError("no")))
+        patch.setattr("av.open", broken)
         found = examine("decoders", software.decoders, 60)
     assert not found.ok
 

@@ -18,6 +18,7 @@ from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.pack import PackSettings, make_item
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.media import Media, scan
+from deepavfusion.media import frames as frame_reader
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.media.stills import read_image, read_mask_of
 from deepavfusion.types import Clip
@@ -393,3 +394,15 @@ def test_image_and_mask_agree_or_a_sentence_says_why_not(tmp_path: Path, orienta
     annotated(tmp_path, image, np.ones((32, 32), np.uint8))
     with pytest.raises(DecodeError, match="bad mask"):
         read_mask_of(frames, masks)
+
+
+def test_the_readers_agree_on_frames_that_decord_could_misread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a display matrix PyAV reads, without one decord may."""
+    given: list[str] = []
+    keep = frame_reader.decord_frames
+    monkeypatch.setattr(frame_reader, "decord_frames", lambda path, *a, **k: given.append(path) or keep(path, *a, **k))
+    for name, matrix in (("plain", (1, 0, 0, 1)), ("turned", (-1, 0, 0, 1))):
+        write_mp4(tmp_path / f"{name}.mp4", numbered(20), FPS)
+        with_matrix(tmp_path / f"{name}.mp4", *matrix)
+        read_frames(tmp_path / f"{name}.mp4", [0.0, 0.4])
+    assert [Path(path).stem for path in given] == ["plain"]

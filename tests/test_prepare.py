@@ -159,7 +159,7 @@ def test_help_names_every_command_and_dataset() -> None:
 
 def test_the_demo_does_without_the_heavy_libraries() -> None:
     """Its workers import the script, and so do those of verify."""
-    code = "import sys, prepare; print(*{'torch', 'lightning', 'litdata'} & set(sys.modules))"
+    code = "import sys, prepare; print(*{'torch', 'lightning', 'litdata', 'decord'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

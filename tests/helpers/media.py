@@ -67,6 +67,7 @@ def write_stream(
     x264: str = "",
     times: Sequence[float] | None = None,
     late: float = 0.0,
+    pix_fmt: str = "yuv420p",
     **options: str,
 ) -> None:
     """What `write_mp4` does not write: other containers, open groups of frames, and more.
@@ -81,7 +82,7 @@ def write_stream(
         if frames is not None:
             video = container.add_stream("libx264", rate=FPS, options={"x264-params": f"keyint=16:{x264}"})
             video.height, video.width = frames.shape[1:3]
-            video.pix_fmt, video.thread_count = "yuv420p", 1
+            video.pix_fmt, video.thread_count = pix_fmt, 1
             video.time_base = video.codec_context.time_base = Fraction(1, 12_800)
         if wave is not None:
             sound = container.add_stream("aac", rate=rate, layout=layout)

@@ -289,6 +289,19 @@ def test_pictures_that_grow_in_mid_stream_are_refused(tmp_path: Path, monkeypatc
     assert shapes == {(1, 64, 64, 3), ()}
 
 
+def test_films_that_may_change_their_size_are_not_given_to_decord(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    keep = frame_reader.decord_frames
+    monkeypatch.setattr(frame_reader, "decord_frames", lambda path, *a, **k: given.append(path) or keep(path, *a, **k))
+    write_stream(tmp_path / "fixed.mp4", frames=numbered(20))
+    write_stream(tmp_path / "headers.mp4", frames=numbered(20), x264="repeat-headers=1")
+    for name in ("fixed.mp4", "headers.mp4"):
+        assert read_frames(tmp_path / name, [0.0, 0.5]).shape == (2, 32, 128, 3)
+    assert [Path(path).name for path in given] == ["fixed.mp4"]
+
+
 def test_the_work_for_one_picture_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stream(tmp_path / "a.ts", frames=numbered(60), x264="keyint=1000:scenecut=0")
     assert read_frames(tmp_path / "a.ts", [2.3]).shape == (1, 32, 128, 3)

@@ -20,7 +20,7 @@ from deepavfusion.utils.console import cell
 from deepavfusion.utils.processes import cores
 
 Row = dict[str, Any]
-LIBRARIES = ("torch", "av", "litdata", "pillow")
+LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")
 
 
 @dataclass

@@ -19,7 +19,7 @@ from deepavfusion.utils.errors import DecodeError, UserError
 
 ANEW = "rm -rf .venv && make setup reinstalls requirements.lock"
 MODULES = (
-    *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "tensorboard", "av"),
+    *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "tensorboard", "decord", "av"),
     *("litdata", "boto3", "matplotlib", "PIL", "safetensors"),
 )
 GIB = 2**30
@@ -133,11 +133,12 @@ def has_nvidia(devices: Path = Path("/dev"), pci: Path = Path("/sys/bus/pci/devi
 
 
 def decoders() -> str:
-    """PyAV reads an mp4 of grey frames and a tone as it was written."""
+    """PyAV and decord read an mp4 of grey frames and a tone as it was written."""
     import numpy as np
 
     from deepavfusion.media import Media
     from deepavfusion.media.encode import write_mp4
+    from deepavfusion.media.frames import decord_frames
 
     fps, rate, levels = 10, 16_000, np.arange(40, 220, 9)
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate * len(levels) // fps) / rate)
@@ -146,15 +147,20 @@ def decoders() -> str:
         path = Path(folder, "grey.mp4")
         try:
             write_mp4(path, frames, fps, tone, rate)
+            # Not `Media.frames`, which falls back to PyAV where decord fails.
+            seen = decord_frames(str(path), list(range(len(levels))), len(levels))
             with Media(path) as media:
-                seen = media.frames([n / fps for n in range(len(levels))])
+                alone = [media.frames([n / fps])[0] for n in range(len(levels))]
                 heard = media.audio(0.0, len(tone) / rate, rate).numpy()
         except (DecodeError, UserError, OSError) as error:
             raise UserError(f"PyAV cannot write and read an mp4 ({error}): {ANEW}.") from None
-    worst = np.abs(seen.mean(axis=(1, 2, 3)) - levels).max()
-    if worst > 4:
-        raise UserError(f"PyAV reads other frames than were written, off by {worst:.0f} of 255: {ANEW}.")
+    if seen is None:
+        raise UserError(f"decord cannot read an mp4 that was just written: {ANEW}.")
+    for name, read in (("decord", seen), ("PyAV", np.stack(alone))):
+        worst = np.abs(read.mean(axis=(1, 2, 3)) - levels).max()
+        if worst > 4:
+            raise UserError(f"{name} reads other frames than were written, off by {worst:.0f} of 255: {ANEW}.")
     correlation = np.corrcoef(heard, tone)[0, 1] if heard.shape == tone.shape and heard.std() else 0.0
     if correlation < 0.99:
         raise UserError(f"PyAV reads other audio than was written (correlation {correlation:.2f}): {ANEW}.")
-    return f"{len(levels)} frames and {len(tone) / rate:g} s of audio from PyAV, as they were written"
+    return f"{len(levels)} frames from decord and from PyAV, and {len(tone) / rate:g} s of audio, as they were written"

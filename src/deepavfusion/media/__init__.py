@@ -1,7 +1,7 @@
 """Reads and writes media files. No other room imports a decoder or an encoder.
 
-Frames and audio share one clock: second 0 is where the file starts to play. PyAV decodes both (audio.py,
-frames.py). Every failure of a file is a `DecodeError`.
+Frames and audio share one clock: second 0 is where the file starts to play. Audio comes from PyAV (audio.py); frames
+come from PyAV, or from decord where several are wanted at once (frames.py). Every failure of a file is a `DecodeError`.
 """
 
 from deepavfusion.media.media import Media, MediaInfo

@@ -35,6 +35,7 @@ class Container:
             self.av: Any = open_file(self.path)
         self.origin = (self.av.start_time or 0) / av.time_base
         self.fresh = True  # nothing has been read yet, so there is nothing to rewind
+        self.turned: bool | None = None  # whether frames have a display matrix, once it is known
         self.size = (0, 0)  # width and height at which the header wants the video shown, before it is turned
 
     @cached_property

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from deepavfusion.media.audio import ENDS_EARLY, mono
 from deepavfusion.media.bounds import BACKWARDS, check_samples
 from deepavfusion.media.container import Container
 from deepavfusion.media.files import clause, damaged, failures, nothing_in, riff_cut_short
-from deepavfusion.media.frames import DisplayClock
+from deepavfusion.media.frames import DisplayClock, length_prefix, units
 from deepavfusion.media.media import HEADER_BEHIND, Media
 from deepavfusion.utils.errors import DecodeError
 
@@ -130,7 +129,7 @@ class _Frames(_Stream):
     def __init__(self, container: Container, found: Scan) -> None:
         super().__init__(container, container.require("video"), found)
         self.clock = DisplayClock(container)
-        self.prefix = _length_prefix(self.stream.codec_context)
+        self.prefix = length_prefix(self.stream.codec_context)
         self.first_key: int | None = None  # its pts
         self.last_pts: int | None = None
         self.reformatter = VideoReformatter()
@@ -148,7 +147,7 @@ class _Frames(_Stream):
         if packet.size:
             self.packets += not leading
             checked = bytes(packet) if self.prefix and not leading else b""
-            if any(FORBIDDEN.search(unit.rstrip(b"\0")) for unit in _units(checked, self.prefix)):
+            if any(FORBIDDEN.search(unit.rstrip(b"\0")) for unit in units(checked, self.prefix)):
                 raise self.bad(f"impossible bytes at {self.seconds(time):.2f} s")
             if not packet.is_discard:
                 self.end = max(self.end, self.seconds(time + (packet.duration or 0)))
@@ -231,22 +230,3 @@ class _Samples(_Stream):
         self.found.audio_end = self.end
         if self.header_end is not None and self.end <= self.header_end + ENDS_EARLY:
             self.found.audio_end = min(self.end, self.header_end)  # the last AAC packet is padded
-
-
-def _length_prefix(codec: Any) -> int:
-    """Bytes in front of each unit of a packet that hold its length; 0 where units are not stored so."""
-    header = bytes(codec.extradata or b"")
-    if codec.name == "h264" and len(header) > 6 and header[0] == 1:
-        return (header[4] & 3) + 1
-    if codec.name == "hevc" and len(header) > 22 and header[0] == 1:
-        return (header[21] & 3) + 1
-    return 0
-
-
-def _units(packet: bytes, prefix: int) -> Iterator[bytes]:
-    """The units of an H.264 or HEVC packet, without the `prefix` bytes of length in front of each."""
-    begin = 0
-    while begin + prefix < len(packet):
-        end = begin + prefix + int.from_bytes(packet[begin : begin + prefix], "big")
-        yield packet[begin + prefix : end]
-        begin = end

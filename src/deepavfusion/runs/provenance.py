@@ -24,7 +24,7 @@ from deepavfusion.utils.reading import RECORD, read_json
 UNKNOWN = "unknown"
 LIBRARIES = (
     *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "numpy"),
-    *("hydra-core", "av", "litdata", "pillow"),
+    *("hydra-core", "av", "decord", "litdata", "pillow"),
 )
 GIT_SECONDS = 10
 
