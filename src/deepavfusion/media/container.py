@@ -17,8 +17,10 @@ from deepavfusion.utils.errors import DecodeError
 COVER = av.stream.Disposition.attached_pic
 AVI_UNKNOWN = 2**30  # frames in the header of an AVI file that FFmpeg wrote to a pipe
 SQUARE = 0.01  # deviation of the pixels' aspect ratio from 1 that is not seen
-# FFmpeg gives their streams the length of the file, counts it from 0, or ends it where the last packet begins.
-UNCERTAIN = ("asf", "ogg", "mpegts", "mpeg")
+ELEMENTARY = ("aac", "ac3", "eac3", "amr", "mp3")  # packets of sound one after the other, and nothing else
+# FFmpeg gives their streams the length of the file, counts it from 0, ends it where the last packet begins, or takes it
+# from the size of the file and the first packets.
+UNCERTAIN = ("asf", "ogg", "mpegts", "mpeg", *ELEMENTARY)
 
 
 class Container:
@@ -40,8 +42,16 @@ class Container:
 
     @cached_property
     def sequential(self) -> bool:
-        """Whether times are right only if the file is read from its start on: AVI counts packets, and a list lacks."""
-        return self.av.format.name == "avi" and not is_indexed(self.path)
+        """Whether times are right only if the file is read from its start on.
+
+        So it is where packets have none, and the sizes of what lies before do not give them: elementary streams, coded
+        sound in WAV, AVI without a list of packets. And of FLAC in Ogg, FFmpeg is wrong about them after a seek.
+        """
+        kind, sound = self.av.format.name, self._first("audio")
+        codec = "" if sound is None else sound.codec_context.name
+        coded = kind in ("wav", "w64") and not codec.startswith("pcm_")
+        flac = kind == "ogg" and codec == "flac"
+        return kind in ELEMENTARY or coded or flac or (kind == "avi" and not is_indexed(self.path))
 
     @cached_property
     def extents(self) -> dict[str, Extent]:
