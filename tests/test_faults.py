@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from chaos import ended, start_forked, wait_for
 from deepavfusion.callbacks.guard import step_guard
 from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.callbacks.guard.data_report import DataReport
+from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.runs import signals
 from deepavfusion.runs.signals import STOPPED
 from deepavfusion.types import Problem
@@ -202,6 +204,21 @@ def test_the_rest_of_an_epoch_needs_the_same_batches(command, tmp_path, monkeypa
     text = sentence(monkeypatch, capsys, *command, "data.batch_size=3")
     assert "data.batch_size is 3, but was 6 when" in text
     assert "lies 1 batches within an epoch" in text
+
+
+def test_the_rest_of_an_epoch_needs_the_same_clips(command, tmp_path, monkeypatch, capsys):
+    """One clip less, and the same seed gives another order."""
+    sentence(monkeypatch, capsys, *command, *spoiler([1]), "callbacks.checkpoints.every_n_train_steps=1")
+    whole = ClipDataModule.read
+
+    def without_one(self: ClipDataModule, split: str) -> Any:
+        clips, store = whole(self, split)
+        return clips.without({clips.clips[0].id: "silent"}), store
+
+    monkeypatch.setattr(ClipDataModule, "read", without_one)
+    text = sentence(monkeypatch, capsys, *command)
+    assert "lies 1 batches within an epoch of other train clips" in text
+    assert "1 of them known to be unusable" in text
 
 
 def test_a_clock_that_jumps_changes_nothing(command, tmp_path, monkeypatch):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,6 +72,7 @@ class ClipDataModule(LightningDataModule):
         "delivered": 0,
         "batch_size": Maybe(0),
         "processes": Maybe(0),
+        "order": Maybe(0),
     }  # see utils/structure.py
 
     def __init__(
@@ -211,6 +214,16 @@ class ClipDataModule(LightningDataModule):
         """Batches of an epoch on each process."""
         return max(1, self.count("train")[0] // processes // self.batch_size)
 
+    @cached_property
+    def order(self) -> int:
+        """Of the items and blocks that epochs shuffle: another number where the same seed would give another order."""
+        dataset, number = self._dataset("train", train=True), 0
+        for clip in dataset.clips:
+            number = zlib.crc32(f"{clip.id} {clip.frames}\n".encode(errors="backslashreplace"), number)
+        for block in dataset.blocks() or ():
+            number = zlib.crc32(repr(block).encode(), number)
+        return number
+
     # ---- loaders
 
     def train_dataloader(self) -> ResumableLoader:
@@ -228,7 +241,8 @@ class ClipDataModule(LightningDataModule):
         loader, trainer = self._train_loader, self.trainer
         assert trainer is not None
         batches_done = 0 if loader is None or trainer.is_last_batch else loader.batches_done
-        return {"delivered": batches_done, "batch_size": self.batch_size, "processes": trainer.world_size}
+        now = {"batch_size": self.batch_size, "processes": trainer.world_size, "order": self.order}
+        return {"delivered": batches_done, **now}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._batches_done = state_dict["delivered"]  # of such batches as these: runs/checkpoints.py checks it

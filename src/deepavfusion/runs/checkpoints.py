@@ -128,6 +128,13 @@ class Resumed(Opened):
                 "unknown: resume with the former values (after the epoch, others are possible), or start a run with "
                 "another name from its weights (model.pretrained=<checkpoint>)."
             )
+        if not whole and (order := then.get("order")) is not None and order != datamodule.order:
+            raise UserError(
+                f"{self.path} lies {position.batches} batches within an epoch of other train clips, or of clips packed "
+                f"in another way, than {datamodule.root} has now ({datamodule.lists['train'].coverage}), so that its "
+                "remaining clips are unknown: resume with the former data (after the epoch, other data is possible), "
+                "or start a run with another name from its weights (model.pretrained=<checkpoint>)."
+            )
         if (most := datamodule.train_batches(trainer.world_size)) < position.batches:
             raise UserError(
                 f"checkpoint {self.path} lies {position.batches} batches within an epoch of {most}: use another "
