@@ -14,7 +14,7 @@ from deepavfusion.data.stores.pack import PackSettings, make_item
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.media import Media, scan
 from deepavfusion.media.files import failures
-from deepavfusion.media.stills import read_mask
+from deepavfusion.media.stills import check_sums, read_mask
 from deepavfusion.types import Clip
 from deepavfusion.verify.clip import check_clip
 from helpers.errors import decode_error
@@ -213,6 +213,18 @@ def test_masks_are_of_formats_that_keep_their_values(
         np.testing.assert_array_equal(read_mask(path), values)
     Image.fromarray(values.astype(np.uint16)).save(path)
     assert "expected one value of 8 bits each" in decode_error(read_mask, path).detail
+
+
+def test_a_mask_may_be_animated_and_end_in_other_bytes(tmp_path: Path) -> None:
+    """Training reads it, so verify does, too; a wrong checksum is found."""
+    mask, path = Image.fromarray(np.eye(8, dtype=np.uint8)), tmp_path / "0.png"
+    mask.save(path, save_all=True, append_images=[mask.rotate(90)])
+    path.write_bytes(whole := path.read_bytes() + b"abc")
+    assert np.array_equal(read_mask(path), np.eye(8))
+    check_sums(path)
+    place = whole.index(b"IDAT") - 5  # the last byte of the checksum of the chunk before
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert decode_error(check_sums, path).reason == "bad_mask"
 
 
 def test_what_ffmpeg_says_of_anything_is_not_said_of_permissions(tmp_path: Path) -> None:

@@ -98,6 +98,18 @@ def read_mask_of(image: Path, mask: Path) -> Image.Image:
     return pixels
 
 
+def check_sums(mask: Path) -> None:
+    """Compare the checksums of a PNG file, which `read_mask` skips where the pixels can be unpacked without them.
+
+    What lies behind the last chunk is no part of the file.
+
+    Raises:
+        DecodeError: missing, bad_mask.
+    """
+    with _opened(mask, "", "bad_mask") as opened:
+        opened.verify()
+
+
 def is_named_like(path: Path) -> bool:
     """Whether a file's name ends as its format says: FFmpeg goes by the name."""
     with _opened(path, "", "undecodable") as image:

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepavfusion.data.lists.verified import STATUSES
 from deepavfusion.media import scan
-from deepavfusion.media.stills import is_named_like, read_image, read_mask, read_mask_of
+from deepavfusion.media.stills import check_sums, is_named_like, read_image, read_mask, read_mask_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import DecodeError
@@ -99,8 +99,7 @@ def _check_folder(clip: Clip, classes: int | None, label_offset: int) -> Verdict
             findings.append(_finding(error, image, missing="no_video"))
         try:
             annotation = read_mask(folder / mask)
-            if is_named_like(folder / mask):
-                scan(folder / mask, audio=False)  # checks the checksums
+            check_sums(folder / mask)
         except DecodeError as error:
             findings.append(("bad_mask", f"{mask}: {error.detail}"))
             continue
