@@ -118,7 +118,7 @@ def task_and_batch(music_root: Path, sources: int = 2, **model: object):
     task: Separate = instantiate(cfg.model)
     task.log = lambda *args, **kwargs: None
     data = instantiate(cfg.data)
-    data.setup()
+    data.setup("test")
     return task, data.on_after_batch_transfer(next(iter(data.test_dataloader()[0])), 0)
 
 
