@@ -206,3 +206,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", fails)
     with pytest.raises(UserError, match=rf"{tmp_path} cannot be written \(Read-only file system\)"), locked(tmp_path):
         pass
+
+
+def test_a_link_in_place_of_a_lock_is_said_to_be_one(tmp_path):
+    (tmp_path / LOCK).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is a link"), locked(tmp_path):
+        pass

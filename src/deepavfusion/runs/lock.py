@@ -62,6 +62,8 @@ class _Lock:
             took_over = False
             while not self._create(mine) or (took_over and not self._is_mine(after=SETTLE)):
                 holder = _read(self.path)
+                if holder is None and self.path.is_symlink():  # it has the name, and leads nowhere
+                    raise UserError(f"{self.path} is a link, expected a file that a run wrote: remove it.")
                 if holder is not None and self._has_ended(holder, mine):
                     self._take_away(holder)
                     took_over = True
