@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from deepavfusion.utils import processes
 from deepavfusion.utils.names import printable
@@ -32,7 +34,7 @@ def guarded(main: Callable[[], None], inputs: tuple[str, ...], time_limit: int =
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however its parent ends
         processes.reading_limit = time_limit
         main()
-        return
+        _leave()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the child gets it, too
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _: os.kill(child, number))
@@ -50,3 +52,11 @@ def guarded(main: Callable[[], None], inputs: tuple[str, ...], time_limit: int =
         sys.exit(2)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def _leave() -> NoReturn:
+    """End this process without the destructors of libraries: CUDA's take 1.3 s, and 120 MB of pages to run."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
