@@ -28,6 +28,7 @@ from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, MelMask
 from deepavfusion.transforms.image import View
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.processes import give_memory_back
 
 PART = 10  # s that are resampled at a time
 LOOKS = 16  # frames in which the model looks for the sources, at most about
@@ -132,6 +133,7 @@ def separate_video(
         estimates = GrowingArray((len(found),), scratch)
         for part in overlap_add(pieces(), len(mixture)):
             estimates.add(part.T)
+        give_memory_back()
         mixture_mel, source_mel, mask = overview.maps.split([1, len(found), len(found)])
         return Separation(
             video=media.path,

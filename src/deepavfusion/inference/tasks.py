@@ -21,6 +21,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file
 from deepavfusion.utils.names import distinct
+from deepavfusion.utils.processes import give_memory_back
 from deepavfusion.weights.compare import check_finite, check_plan
 from deepavfusion.weights.file import OPTIMIZER, read_file
 from deepavfusion.weights.origin import origin_of
@@ -86,6 +87,8 @@ def load_task(
             f"train again."
         ) from error
     task.record, task.origin = record, origin_of(path, content)
+    del content
+    give_memory_back()
     return task.eval().to(device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import multiprocessing.util
 import os
@@ -34,6 +35,12 @@ def cores() -> int:
 def decoding_workers(processes: int = 1) -> int:
     """Decoding workers for each of the training processes on this machine."""
     return max(1, min(cores() // processes, MAX_WORKERS))
+
+
+def give_memory_back() -> None:
+    """Return the memory that was freed to the system: glibc keeps it in pieces, which the next phase may not fit."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
