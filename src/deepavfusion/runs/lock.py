@@ -62,7 +62,7 @@ class _Lock:
             took_over = False
             while not self._create(mine) or (took_over and not self._is_mine(after=SETTLE)):
                 holder = _read(self.path)
-                if holder is None and self.path.is_symlink():  # it has the name, and leads nowhere
+                if self.path.is_symlink():  # which may lead nowhere, and has the name
                     raise UserError(f"{self.path} is a link, expected a file that a run wrote: remove it.")
                 if holder is not None and self._has_ended(holder, mine):
                     self._take_away(holder)
