@@ -150,8 +150,8 @@ class ClipDataModule(LightningDataModule):
         """Read the lists.
 
         Args:
-            stage: "test" needs clips to test only; else there must be some to train on, and of each split that lists
-                any.
+            stage: "test" needs clips to test only, "fit" some to train on, and of each split that lists any; None
+                needs none.
 
         Raises:
             UserError: no data, not in the layout, no usable clip of a split, or fewer than `min_coverage`.
@@ -169,7 +169,8 @@ class ClipDataModule(LightningDataModule):
             self.lists[role], self.stores[role] = found[self.split_of["train"] if split == HOLDOUT else split]
         if self.split_of["val"] == HOLDOUT:
             self.lists["train"], self.lists["val"] = self.lists["train"].held_out(self.holdout_share, self.seed)
-        needed = {"test"} if stage == "test" else {"train", *(role for role in self.lists if self.lists[role].listed)}
+        listing = {role for role, clips in self.lists.items() if clips.listed}
+        needed = {None: set(), "test": {"test"}}.get(stage, {"train", *listing})
         for role, clips in self.lists.items():
             if role in needed and not self.count(role)[0]:
                 raise UserError(
