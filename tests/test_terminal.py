@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
 import logging
+import pkgutil
 import re
 import shlex
 import sys
@@ -13,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Callback
 from rich.console import Console
 from torchmetrics import MeanMetric
 
+from deepavfusion import callbacks
 from deepavfusion.callbacks.terminal import progress
 from deepavfusion.callbacks.terminal.progress import RunProgress
 from deepavfusion.callbacks.terminal.results import chances, results_table
@@ -27,6 +32,8 @@ from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import Bars, duration, from_here, is_live
 from deepavfusion.utils.quiet import quiet
 from helpers.runs import PRETRAIN, compose
+
+HOOKS = ("on_", "setup", "teardown", "state_dict", "load_state_dict")
 
 
 class Screen(io.StringIO):
@@ -111,6 +118,23 @@ def test_without_a_terminal_lines_come_every_so_often(monkeypatch: pytest.Monkey
     assert 1 <= len(steps) <= 5  # of fourteen: one in ten seconds
     assert any(line.startswith("epoch ") and "clips/s" in line and "left" in line for line in steps)
     assert "\x1b" not in "".join(written)
+
+
+def test_hooks_take_what_lightning_gives_them() -> None:
+    """Some arguments by their names; no run of these tests has every callback."""
+    for module in pkgutil.walk_packages(callbacks.__path__, f"{callbacks.__name__}."):
+        importlib.import_module(module.name)
+    found, kinds = 0, [Callback]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        for name, hook in vars(kind).items():
+            if kind.__module__.startswith(callbacks.__name__) and name in vars(Callback) and name.startswith(HOOKS):
+                given = [*inspect.signature(getattr(Callback, name)).parameters]
+                stage = {"stage": "fit"} if "stage" in given else {}
+                inspect.signature(hook).bind(*given[: len(given) - len(stage)], **stage)
+                found += 1
+    assert found > 60
 
 
 def test_other_jobs_report_in_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:

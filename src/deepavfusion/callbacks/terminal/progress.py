@@ -160,13 +160,22 @@ class RunProgress(ProgressBar):
         self.live.update(Group(*note, grid), refresh=True)
         self.drawn = time.monotonic()
 
-    def _stop(self, *_: Any) -> None:
+    def _stop(self) -> None:
         """Remove the bar, so that nothing of it is left below what is printed next."""
         if self.live is not None:
             self.live.stop()
             self.live = None
 
-    on_fit_end = on_test_end = on_exception = teardown = _stop  # type: ignore[assignment]
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    on_test_end = on_fit_end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop()
 
 
 class _Meter:
