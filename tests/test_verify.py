@@ -399,7 +399,10 @@ def test_a_clip_of_two_splits_is_looked_at_once(tmp_path: Path, whole: Path) -> 
 
 
 CHANGED = (  # by a spreadsheet program
-    *({"bytes": "2,06E+04"}, {"modified": "28.11.2026 18:05"}, {"bytes": ""}, {"usable": "WAHR"}),
+    {"bytes": "2,06E+04"},
+    {"modified": "28.11.2026 18:05"},
+    {"bytes": ""},
+    {"usable": "WAHR"},
     {"id": "#NAME?"},
 )
 

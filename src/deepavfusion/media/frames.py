@@ -227,6 +227,7 @@ class _FrameReader:
     def __init__(self, container: Container, stream: Any) -> None:
         self.container, self.stream = container, stream
         self.frames: Iterator[Any] = iter(())
+        self.listed = stream.index_entries if is_listed(stream) else None
         self.reformatter = VideoReformatter()  # one for all: each frame's own would be set up anew, at 1 ms
         self.shown: Any | None = None  # the frame on screen
         self.ahead: Any | None = None  # the one after it
@@ -263,10 +264,9 @@ class _FrameReader:
         """Whether a seek saves decoding: to a key frame that lies ahead; where they are not listed, perhaps."""
         if self.ahead is None or self.container.sequential:
             return False
-        if not is_listed(self.stream):
+        if self.listed is None:
             return bool(limit - self.ahead.pts > SEEK_AHEAD / self.stream.time_base)
-        entries = self.stream.index_entries
-        return bool(entries[entries.search_timestamp(limit)].timestamp > self.ahead.pts)
+        return bool(self.listed[self.listed.search_timestamp(limit)].timestamp > self.ahead.pts)
 
     def _seek(self, limit: int) -> None:
         """Begin at a key frame from which the frame on screen can be decoded."""
