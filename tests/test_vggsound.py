@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from deepavfusion.data.lists.vggsound import vggsound
-from deepavfusion.media import Media
-from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.inference.video import open_video
+from deepavfusion.utils.errors import UserError
 from helpers.errors import refusal
 
 LIST = """\
@@ -214,9 +214,12 @@ def test_files_that_are_almost_there_are_named(tmp_path: Path, there: str, path:
     root = make(tmp_path / "some", on_disk=(there, VIOLIN))
     found = vggsound(root, "train")
     assert re.search(f"^1 missing clip of the train split may be on disk; '.*/{path}.*; rename it", found.notes[-1])
-    with pytest.raises(DecodeError, match=f"missing: there is no such file; '.*/{path}.* from '") as error:
-        Media(next(clip.path for clip in found.missing if "zzz" in clip.id))
-    assert error.value.reason == "missing"
+    clip = next(clip.path for clip in found.missing if "zzz" in clip.id)
+    with (
+        pytest.raises(UserError, match=f"separated, missing: there is no such file; '.*/{path}.* from '"),
+        open_video(clip, "separated"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -20,6 +20,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, View
 from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.files import almost_there
 
 SILENT = 1e-4  # −80 dB of full scale; the last bit of 16-bit audio is −90 dB
 BLOCK = 10  # s of audio decoded at a time
@@ -42,9 +43,10 @@ def open_video(path: str | Path, purpose: str) -> Iterator[Media]:
             media.require("audio")
             yield media
     except DecodeError as error:
+        almost = almost_there(error.path) if error.reason == "missing" else ""
         raise UserError(
-            f"video {error.path} cannot be {purpose}, {error.reason.replace('_', ' ')}: {error.detail}; expected a "
-            f"complete video with frames and audio."
+            f"video {error.path} cannot be {purpose}, {error.reason.replace('_', ' ')}: {error.detail}{almost}; "
+            "expected a complete video with frames and audio."
         ) from error
 
 

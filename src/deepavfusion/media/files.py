@@ -13,7 +13,7 @@ import av
 
 from deepavfusion.utils import processes
 from deepavfusion.utils.errors import DecodeError
-from deepavfusion.utils.files import almost_there, regular_file
+from deepavfusion.utils.files import regular_file
 
 av.logging.set_level(av.logging.PANIC)
 
@@ -48,7 +48,7 @@ def check_file(path: str) -> os.stat_result:
     try:
         status = regular_file(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise DecodeError(path, "missing", f"there is no such file{almost_there(os.fspath(path))}") from None
+        raise DecodeError(path, "missing", "there is no such file") from None
     except (OSError, ValueError) as error:
         raise DecodeError(path, "undecodable", clause(error, path)) from None
     if status.st_size == 0:

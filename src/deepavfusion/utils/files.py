@@ -9,7 +9,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,23 +50,26 @@ def no_file(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def almost_there(path: str) -> str:
-    """A clause on what is there in place of a path that is not, and looks like it; empty if nothing is."""
+def almost_there(path: str, looks: dict[str, dict[str, str]] | None = None) -> str:
+    """A clause on what is there in place of a path that is not, and looks like it; empty if nothing is.
+
+    Args:
+        path: of a file.
+        looks: of the names in folders, which is filled: for many files, so that no folder is listed twice.
+    """
+    looks = {} if looks is None else looks
     folder, name = os.path.split(path)
     while folder and not os.path.isdir(folder):
         folder, name = os.path.split(folder)
-    found = _looks(folder or ".").get(look(name).casefold(), name)
+    if folder not in looks:
+        looks[folder] = {}
+        with suppress(OSError):
+            looks[folder] = {look(other).casefold(): other for other in os.listdir(folder or ".")}
+    found = looks[folder].get(look(name).casefold(), name)
     if found == name:
         return ""
     differs = "differs only in case, in the form of accents, or in characters that are not seen"
     return f"; {os.path.join(folder, found)!a} is there, which {differs} from {name!a}"
-
-
-@lru_cache(maxsize=8)  # many files may be missing in a folder
-def _looks(folder: str) -> dict[str, str]:
-    with suppress(OSError):
-        return {look(name).casefold(): name for name in os.listdir(folder)}
-    return {}
 
 
 def check_ours(path: Path, head: str, instead: str) -> None:

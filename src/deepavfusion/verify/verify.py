@@ -91,13 +91,14 @@ def _plan(
     """What is left to decode, by path, and how many clips are known already; records those that are missing."""
     by_path = {} if force else {row.path: row for row in journal.rows.values()}
     todo, known = defaultdict[str, list[Entry]](list), 0
+    looks: dict[str, dict[str, str]] = {}
     for clips in lists:
         missing = {clip.id for clip in clips.missing}
         for clip in _all(clips):
             found = None if clip.id in missing else signature(clip.path, clip.frames)
             if found is None:
                 folder = "the folder lacks audio, images or masks that are in use"
-                nothing = f"there is no such file{almost_there(clip.path)}"
+                nothing = f"there is no such file{almost_there(clip.path, looks)}"
                 detail = folder if os.path.isdir(clip.path) else nothing
                 _record(journal, clips, clip, Verdict("missing", detail))
                 continue

@@ -194,7 +194,8 @@ def list_clips(
     missing: list[Clip] = []
     for clip in sorted(clips, key=attrgetter("id")):
         (there if (is_there(clip) if is_there else folders.has(clip.path[begin:])) else missing).append(clip)
-    almost = [words for clip in missing[:EXAMINED] if (words := almost_there(clip.path))]
+    looks: dict[str, dict[str, str]] = {}
+    almost = [words for clip in missing[:EXAMINED] if (words := almost_there(clip.path, looks))]
     if missing and not there:
         expected = missing[0].path[begin:]
         raise UserError(
