@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import zlib
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from deepavfusion.utils.errors import UserError
@@ -25,13 +25,13 @@ from deepavfusion.weights.archive import Archive, CompressedFile, DamagedFile, r
 from deepavfusion.weights.pickled import (
     MAX_PICKLE,
     MAX_TENSORS,
+    STORAGES,
     ForeignCode,
     Growing,
     Storage,
     View,
     interpret,
     realise,
-    sizes,
 )
 
 EXPECTED = (
@@ -40,19 +40,6 @@ EXPECTED = (
 )
 OPTIMIZER = ("optimizer_states",)  # for AdamW twice as large as the weights
 LEGACY = 0x1950A86A20F9469CFC6C, 1001  # magic number and version of files before PyTorch 1.6
-SAFETENSORS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 MAX_SHARING = 4  # tensors that show a value of the file, on average
 MAX_NAME = 300  # characters; messages and tables show names
 # What torch.compile, DataParallel, FSDP and activation checkpointing add to the names of tensors, at any place.
@@ -214,7 +201,7 @@ def _with_tensors(content: Any, size: int, bytes_of: Callable[[Storage], Tensor]
 def _read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
     """The tensors, verified by the checksum of `write_weights`, which files of other programs lack.
 
-    The library maps files into memory, and one that is cut meanwhile ends the process.
+    They are read before: the library would map the file into memory, and one that is cut meanwhile ends the process.
     """
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -227,19 +214,10 @@ def _read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
     expected = header.pop("__metadata__", {}).get("crc32")
     if len(header) > MAX_TENSORS:
         raise Growing
-    tensors, place = {}, 8 + length
-    for name, entry in sorted(header.items(), key=lambda named: named[1]["data_offsets"]):  # they fill the file
-        dtype, shape = SAFETENSORS[entry["dtype"]], sizes(entry["shape"])
-        nbytes = math.prod(shape) * dtype.itemsize
-        begin = place - 8 - length
-        if entry["data_offsets"] != [begin, begin + nbytes] or place + nbytes > size:
-            raise DamagedFile("a tensor in another place")
-        data = torch.empty(nbytes, dtype=torch.uint8)
-        read_into(file, place, data)
-        tensors[name] = data.view(dtype).reshape(shape)
-        place += nbytes
-    if place != size:
-        raise DamagedFile("bytes behind the tensors")
+    file.seek(0)
+    tensors = load(file.read(size))  # the library checks that they fill the file, in order
+    if not {tensor.dtype for tensor in tensors.values()} <= set(STORAGES.values()):
+        raise DamagedFile("numbers of another kind")
     if expected not in (None, checksum(tensors)):
         raise DamagedFile("a wrong checksum")
     return tensors

@@ -231,7 +231,7 @@ class _Machine:
         kind, type_, key, _, numel, *view = self.stack.pop()
         if kind != "storage" or not isinstance(type_, Global) or type_.name not in STORAGES:
             raise ForeignCode
-        found = self.storages.setdefault(key, Storage(_a(str, key), STORAGES[type_.name], *sizes([numel])))
+        found = self.storages.setdefault(key, Storage(_a(str, key), STORAGES[type_.name], *_sizes([numel])))
         if (found.dtype, found.numel) != (STORAGES[type_.name], numel):
             raise ValueError
         if view and view[0] is not None:  # of files before PyTorch 0.4
@@ -279,7 +279,7 @@ def _key(value: Any) -> Any:
     raise Growing
 
 
-def sizes(values: Any) -> tuple[int, ...]:
+def _sizes(values: Any) -> tuple[int, ...]:
     if type(values) not in (tuple, list, torch.Size) or not all(type(v) is int and 0 <= v < 2**60 for v in values):
         raise Growing
     return tuple(values)
@@ -289,7 +289,7 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> View
     """`torch._utils._rebuild_tensor_v2`; gradient and hooks are ignored, conjugation (metadata) is refused."""
     if not isinstance(storage, Storage):
         raise ForeignCode
-    (begin,), size, stride = sizes([offset]), sizes(size), sizes(stride)
+    (begin,), size, stride = _sizes([offset]), _sizes(size), _sizes(stride)
     if len(size) != len(stride) or len(size) > 16 or any(more[2:]):
         raise ValueError
     reach = begin
@@ -318,8 +318,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _view,
     "torch._utils._rebuild_tensor_v2": _view,
     "torch._utils._rebuild_parameter": lambda view, *_: view,
-    "torch.Size": lambda shape: torch.Size(sizes(shape)),
-    "torch.device": lambda kind, *index: torch.device(_a(str, kind), *sizes(index)),
+    "torch.Size": lambda sizes: torch.Size(_sizes(sizes)),
+    "torch.device": lambda kind, *index: torch.device(_a(str, kind), *_sizes(index)),
     "collections.OrderedDict": lambda pairs=[]: OrderedDict((_key(key), value) for key, value in _a(list, pairs)),
     "collections.Counter": lambda counts={}: Counter(_a(dict, counts)),
     "argparse.Namespace": argparse.Namespace,  # a bag of values: MAE's training code stores its arguments as one
