@@ -109,16 +109,17 @@ def test_a_clip_that_crashes_the_decoder_once_is_read_again(data_root, tmp_path,
     assert "SIGSEGV while reading it; it will be tried again" in out
 
 
-def test_a_clip_that_always_ends_its_process_is_left_out_by_name(data_root):
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])
+def test_a_clip_that_always_ends_its_process_is_left_out_by_name(data_root, number):
     """Also by SIGKILL, as the system does to a process that takes all memory."""
     module, undisturbed = loader(data_root)
     expected, clip = epoch(undisturbed), module.lists["train"].clips[5]
-    _, crashing = loader(data_root, Treacherous(clip.id, signal_of(signal.SIGKILL)))
+    _, crashing = loader(data_root, Treacherous(clip.id, signal_of(number)))
     found = epoch(crashing)
     assert [[i for i in batch.id if i != clip.id] for batch in expected] == [batch.id for batch in found]
     (problem,) = [problem for batch in found for problem in batch.problems]
     assert (problem.id, problem.path, problem.reason, problem.used) == (clip.id, clip.path, "undecodable", False)
-    assert problem.detail == "the decoding process was ended by SIGKILL while reading it, 2 times"
+    assert problem.detail == f"the decoding process was ended by {number.name} while reading it, 2 times"
 
 
 def test_a_clip_on_which_the_decoder_hangs_is_left_out_by_name(data_root):

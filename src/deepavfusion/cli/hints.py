@@ -223,15 +223,14 @@ def _fix_choice(keys: Keys, key: str, group: str, value: str, many: bool) -> Fix
             return None
         return Fix(f"{key}={value} would replace a config with a word", [f"{group}={value}"])
     listed = [part.strip().lower() for part in value[1:-1].split(",")] if value.startswith("[") else []
-    nothing = value.lower() in NOTHING or any(part in NOTHING for part in listed)
-    if re.search(r"[(${]|^\[", value) and not nothing:  # a function, an interpolation or a list
-        return None
-    if nothing:
+    if value.lower() in NOTHING or any(part in NOTHING for part in listed):
         if group not in NEEDED or (keys.chosen.get(group) is None and value == "null"):
             return None if value == "null" else Fix(f"there is no {group}={value}", [f"{group}=null"])
         why = "every run needs it; ~callbacks.<name> does without one of them" if group == "callbacks" else ""
         why = why or next(iter(elsewhere.UNUSED)) if group == "logger" else why or "it is needed"
         return Fix(f"there is no {group}={value}", why=why)
+    if re.search(r"[(${]|^\[", value):  # a function, an interpolation or a list
+        return None
     if "," in value and all(part in names for part in value.split(",")):
         return Fix(f"{key}={value} are several runs, which need -m", [f"{key}={value}"], runs=True)
     near = nearest(group, value, names)
