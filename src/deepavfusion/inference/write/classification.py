@@ -132,7 +132,7 @@ def draw(found: Classification, top_k: int = 5) -> Figure:
     unlike = [(edges[n], edges[n + 1]) for n, novel in enumerate(found.novel()) if novel]
     if unlike:
         words = "hatched: unlike the training clips"
-        axes[-1].text(1.005, -0.12, words, transform=axes[-1].transAxes, va="top", fontsize=SMALL)
+        axes[-1].text(1.03, -0.12, words, transform=axes[-1].transAxes, va="top", fontsize=SMALL)
     for number, (stream, panel) in enumerate(zip(HEADS, axes[1:], strict=True)):
         for n in top[number]:
             scores, (dash, colour) = shown[:, number, np.searchsorted(drawn, n)], looks[n]
