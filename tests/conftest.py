@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Tests run side by side, and threads that share a core only wait for each other: each process has cores of its own, and
 # so have the processes it starts. Before torch counts them.
@@ -120,3 +122,29 @@ def segmented(avsbench_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from helpers.runs import SEGMENT, finished
 
     return finished(tmp_path_factory.mktemp("logs"), "whole", *SEGMENT, f"data.root={avsbench_root}")
+
+
+@pytest.fixture(scope="session")
+def _service() -> Iterator[Any]:
+    from helpers.storage import Service
+
+    service = Service()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def s3(_service: Any) -> Iterator[Any]:
+    """An S3 service without faults, empty, and the environment variables that lead to it."""
+    from helpers.storage import KEYS, environment
+
+    _service.reset()
+    with environment(**KEYS, AWS_ENDPOINT_URL=_service.url):
+        yield _service
+        _service.reset()
+        names = _service.client
+        for bucket in names.list_buckets()["Buckets"]:
+            for page in names.get_paginator("list_objects_v2").paginate(Bucket=bucket["Name"]):
+                if found := [{"Key": each["Key"]} for each in page.get("Contents", ())]:
+                    names.delete_objects(Bucket=bucket["Name"], Delete={"Objects": found})
+            names.delete_bucket(Bucket=bucket["Name"])

@@ -69,7 +69,7 @@ RECIPE = {  # of a pre-training, and of the benchmark that measures it
     "betas": list_of(number(0, 1, "[)"), 2),
 }
 SECTIONS = (
-    *("data", "data.index", "data.samples", "model", "model.net", "model.net.image", "model.net.audio"),
+    *("data", "data.index", "data.samples", "data.storage", "model", "model.net", "model.net.image", "model.net.audio"),
     *("trainer", "callbacks", "logger", "run", "paths", "pack", "benchmark", "benchmark.recipe"),
 )
 INDEX_TEXTS = (
@@ -108,6 +108,9 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **dict.fromkeys(("root", "data.name", "data.root"), TEXT),
     **dict.fromkeys(("data.train_split", "data.val_split", "data.eval_split"), TEXT),
     **dict.fromkeys(("data.verify_report", "data.cache_dir"), TEXT | NULL),
+    **dict.fromkeys(("data.storage.endpoint_url", "data.storage.region", "data.storage.ca_bundle"), TEXT | NULL),
+    "data.storage.anonymous": FLAG,
+    "data.storage.patience_seconds": number(0, 86_400, "(]"),
     "data.exclude": list_of(one_of(*DEFECTS)),
     "data.batch_size": MANY,
     "data.image_size": PIXELS,

@@ -20,6 +20,7 @@ from deepavfusion.data.lists.verified import bad_clips
 from deepavfusion.data.loading.loader import ResumableLoader
 from deepavfusion.data.loading.sampler import ClipSampler
 from deepavfusion.data.samples import ClipDataset, SampleSpec, WindowDataset
+from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import Store
 from deepavfusion.transforms.audio import CLIP_SECONDS
@@ -65,6 +66,7 @@ class ClipDataModule(LightningDataModule):
         verify_report: CSV file of `prepare.py command=verify`; none is needed.
         exclude: statuses in that report whose clips are not used.
         cache_dir: where chunks of a remote root are kept; None: under the home folder.
+        storage: how a remote root is reached; None: as its defaults say.
         seed: of order, windows and crops.
     """
 
@@ -100,6 +102,7 @@ class ClipDataModule(LightningDataModule):
         verify_report: str | None = None,
         exclude: Sequence[str] = (),
         cache_dir: str | None = None,
+        storage: StorageSettings | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -110,6 +113,7 @@ class ClipDataModule(LightningDataModule):
         self.repeats, self.class_balanced = repeats, class_balanced
         self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
         self.verify_report, self.exclude, self.cache_dir = verify_report, tuple(exclude), cache_dir
+        self.storage = storage or StorageSettings()
         self.holdout_share, self.min_coverage, self.seed = holdout_share, min_coverage, seed
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads

@@ -1,0 +1,238 @@
+"""One remote root: small objects, chunks, uploads. Every request is made again until the storage answers.
+
+A storage that fails is asked again, with growing pauses, for `patience_seconds` since it last gave anything. Only what
+no waiting can fix is an error at once: no or wrong credentials, no such bucket, a certificate that is not trusted. Once
+the storage has answered, these count as its faults, too, since keys expire and are renewed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from deepavfusion.data.storage.faults import Answer, Differs, Missing, Notices, Patience, Unreachable, spoken
+from deepavfusion.data.storage.settings import StorageSettings
+from deepavfusion.data.storage.transfer import OwnError, Transfer
+from deepavfusion.utils.errors import UserError
+
+__all__ = ["Differs", "Missing", "Remote", "Unreachable", "remote"]
+
+T = TypeVar("T")
+TICK = 0.5  # s between signs of life
+MISSING_ASKS = 2  # until an object counts as missing
+DENIED_ASKS = 6  # until one counts as missing that is denied while another may be read: about 30 s
+
+
+class Backend(Protocol):
+    """The client of a kind of storage, of one process."""
+
+    def __init__(self, root: str, settings: StorageSettings) -> None: ...
+    def fetch(self, name: str, transfer: Transfer) -> None: ...
+    def put(self, name: str, path: Path) -> None: ...
+    def write(self, name: str, content: bytes) -> None: ...
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]: ...
+    def probe(self, name: str) -> None: ...
+    @classmethod
+    def explain(cls, error: BaseException) -> Answer | None: ...
+
+
+class Remote:
+    """What lies below one address. It can be pickled and forked; each process makes its own client.
+
+    Args:
+        root: the address.
+        settings: of the storage.
+        backend: makes the client.
+        waiting: called at least once a second during every request and pause, from another thread.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        settings: StorageSettings,
+        backend: type[Backend],
+        waiting: Callable[[], None] | None = None,
+    ) -> None:
+        self.root, self.settings, self.waiting = root.rstrip("/"), settings, waiting
+        self.answered = False  # ever
+        self.known = ""  # the object that was read last
+        self._make, self._notices = backend, Notices()
+        self._made: tuple[int, Backend] | None = None  # process, client
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+    # ---- requests
+
+    def read(self, name: str, most: int) -> bytes:
+        """A small object.
+
+        Args:
+            name: below the root.
+            most: bytes.
+
+        Raises:
+            Missing, Unreachable: see `Remote`.
+            UserError: it is larger, or the storage refuses.
+        """
+        content = io.BytesIO()
+        try:
+            self._fetch(name, content, most, exact=False)
+        except Differs:
+            raise UserError(
+                f"{self.root}/{name} has more than {most} bytes, expected at most so many: set the right address, or "
+                "copy the data there again."
+            ) from None
+        return content.getvalue()
+
+    def download(
+        self, name: str, file: BinaryIO, size: int, progress: Callable[[int], None] = lambda done: None
+    ) -> None:
+        """Write an object into an open file, from its present position.
+
+        Args:
+            name: below the root.
+            file: binary, seekable.
+            size: of the object, bytes.
+            progress: called with the bytes written so far.
+
+        Raises:
+            Missing, Unreachable: see `Remote`.
+            Differs: the object has another size.
+            OSError: the file cannot be written.
+        """
+        self._fetch(name, file, size, exact=True, progress=progress)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Store a file; nothing, or all of it, is there at any time."""
+        self._ask(name, lambda backend, _: backend.put(name, path))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Store a small object."""
+        self._ask(name, lambda backend, _: backend.write(name, content))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Names below the root that begin with `prefix`, and their bytes."""
+        return self._ask(prefix, lambda backend, _: dict(backend.sizes(prefix)))
+
+    def _fetch(
+        self, name: str, file: BinaryIO, size: int, exact: bool, progress: Callable[[int], None] = lambda done: None
+    ) -> None:
+        transfer: Transfer | None = None
+
+        def fetch(backend: Backend, patience: Patience) -> None:
+            nonlocal transfer
+
+            def moved(done: int) -> None:
+                if transfer and transfer.gained():
+                    patience.progress()
+                progress(done)
+
+            transfer = transfer or Transfer(file, size, exact, moved)
+            backend.fetch(name, transfer)
+            transfer.finish()
+
+        self._ask(name, fetch)
+        self.known = name
+
+    # ---- until it answers
+
+    def _ask(self, name: str, request: Callable[[Backend, Patience], T]) -> T:
+        patience, missing, denied = Patience(self.settings.patience_seconds), 0, 0
+        with self._alive():
+            while True:
+                try:
+                    result = request(self._backend(), patience)
+                except OwnError as error:
+                    raise error.__cause__ or error from None
+                except Exception as error:
+                    answer = self._make.explain(error)
+                    if answer is None:
+                        raise
+                else:
+                    self._notices.healed(self.root)
+                    self.answered = True
+                    return result
+                if answer.kind in ("denied", "refused"):
+                    self._made = None  # credentials may have been renewed: the next client reads them
+                if answer.kind == "missing":
+                    missing += 1
+                elif answer.kind == "denied" and self.known not in ("", name) and self._readable(self.known):
+                    denied += 1
+                if missing >= MISSING_ASKS or denied >= DENIED_ASKS:
+                    raise Missing(f"{self.root}/{name} ({answer.words})") from None
+                if answer.kind in ("denied", "refused") and not self.answered:
+                    raise UserError(f"storage {self.root} refuses ({answer.words}): {answer.remedy}.") from None
+                self._pause(patience, answer)
+
+    def _pause(self, patience: Patience, answer: Answer) -> None:
+        pause = patience.pause()
+        if pause is None:
+            raise Unreachable(
+                f"storage {self.root} has not answered for {spoken(patience.seconds)} ({answer.words}): "
+                f"{answer.remedy}, then give the same command again; data.storage.patience_seconds is the time waited."
+            ) from None
+        if answer.kind != "missing":
+            self._notices.failing(self.root, answer.words, patience.seconds)
+        time.sleep(pause)
+
+    def _readable(self, name: str) -> bool:
+        """Whether an object that was read before can be read now."""
+        try:
+            self._backend().probe(name)
+        except Exception as error:
+            if self._make.explain(error) is None:
+                raise
+            return False
+        return True
+
+    def _backend(self) -> Backend:
+        if self._made is None or self._made[0] != os.getpid():  # a client is not shared with forked processes
+            self._made = os.getpid(), self._make(self.root, self.settings)
+        return self._made[1]
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Call `waiting` all the time, since a request blocks."""
+        if self.waiting is None:
+            yield
+            return
+        ended, waiting = threading.Event(), self.waiting
+
+        def tick() -> None:
+            waiting()
+            while not ended.wait(TICK):
+                waiting()
+
+        thread = threading.Thread(target=tick, daemon=True, name="storage")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def remote(root: str, settings: StorageSettings, waiting: Callable[[], None] | None = None) -> Remote:
+    """The storage of an address, by its scheme.
+
+    Raises:
+        UserError: an address of another kind.
+    """
+    from deepavfusion.data.storage.folder import Folder
+    from deepavfusion.data.storage.s3 import S3, check_endpoint, parts
+
+    scheme = root.split(":", 1)[0]
+    if scheme == "local":
+        return Remote(root, settings, Folder, waiting)
+    if scheme == "s3":
+        check_endpoint(settings.endpoint_url)
+        parts(root)
+        return Remote(root, settings, S3, waiting)
+    raise UserError(f"{root} is no address that can be read from; expected s3://<bucket>/<folder>: set it so.")

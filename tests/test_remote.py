@@ -1,0 +1,224 @@
+"""The storage client: what heals, what is refused, and what is missing."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import pickle
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepavfusion.data.storage import faults
+from deepavfusion.data.storage.remote import Differs, Missing, Remote, Unreachable, remote
+from deepavfusion.data.storage.settings import StorageSettings
+from deepavfusion.utils.errors import UserError
+from helpers.storage import KEYS, Service, environment, stored
+
+CHUNK = os.urandom(300_000)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "PAUSES", (0.02, 0.05))
+
+
+@pytest.fixture
+def bucket(s3: Service) -> Service:
+    """A bucket with a folder of packed data."""
+    names = s3.client
+    names.create_bucket(Bucket="data")
+    names.put_object(Bucket="data", Key="packed/packed.json", Body=b"{}")
+    names.put_object(Bucket="data", Key="packed/train/chunk-00000.bin", Body=CHUNK)
+    s3.asked.clear()
+    return s3
+
+
+def opened(patience: float = 5.0, **settings: Any) -> Remote:
+    return remote("s3://data/packed", StorageSettings(patience_seconds=patience, **settings))
+
+
+def download(root: Remote, name: str = "train/chunk-00000.bin", size: int = len(CHUNK)) -> bytes:
+    file = io.BytesIO()
+    root.download(name, file, size)
+    return file.getvalue()
+
+
+def test_reads_and_writes(bucket: Service, tmp_path: Path) -> None:
+    root = opened()
+    assert root.read("packed.json", 100) == b"{}"
+    assert download(root) == CHUNK
+    (tmp_path / "file").write_bytes(CHUNK)
+    root.upload(tmp_path / "file", "test/chunk-00000.bin")
+    root.write("test/index.json", b"[]")
+    assert root.sizes("test/") == {"test/chunk-00000.bin": len(CHUNK), "test/index.json": 2}
+    assert stored(bucket, "data", "packed")["test/chunk-00000.bin"] == CHUNK
+    with pytest.raises(UserError, match="has more than 1 bytes"):
+        root.read("packed.json", 1)
+    for size in (len(CHUNK) - 1, len(CHUNK) + 1):
+        with pytest.raises(Differs):
+            download(root, size=size)
+
+
+def test_pickled_and_forked(bucket: Service) -> None:
+    """A client belongs to the process that made it."""
+    root = opened()
+    root.read("packed.json", 100)
+    assert download(pickle.loads(pickle.dumps(root))) == CHUNK
+    mine = root._made
+    child = os.fork()
+    if not child:
+        os._exit(0 if download(root) == CHUNK and root._made is not mine else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "fault", ["cut", "drop", (503, "SlowDown"), (500, "InternalError"), (429, "TooMany"), (403, "ExpiredToken")]
+)
+def test_heals(bucket: Service, fault: object, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said once when it begins, once when it ends; the content is right."""
+    root = opened()
+    root.read("packed.json", 100)
+    left = [fault] * 3
+    bucket.fault = lambda method, path: left.pop() if left else None
+    assert download(root) == CHUNK
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2, said
+    assert said[0].startswith("storage s3://data/packed does not answer (")
+    assert "trying for 5 s" in said[0]
+    assert "answers again after" in said[1]
+
+
+def test_a_broken_download_is_continued(bucket: Service) -> None:
+    """By the bytes that are left, of the same version; another version is read from its beginning."""
+    root = opened()
+    left = ["cut"]
+    bucket.fault = lambda method, path: left.pop() if left else None
+    assert download(root) == CHUNK
+    ranges = [headers.get("RANGE") for headers in bucket.headers[-2:]]
+    assert ranges[0] is None
+    assert 0 < int(ranges[1].removeprefix("bytes=").rstrip("-")) < len(CHUNK)
+
+    other, left = CHUNK[::-1], ["cut"]
+
+    def replaced(method: str, path: str) -> object:
+        if left:
+            return left.pop()
+        bucket.fault = lambda method, path: None
+        bucket.client.put_object(Bucket="data", Key="packed/train/chunk-00000.bin", Body=other)
+        return None
+
+    bucket.fault = replaced
+    assert download(root) == other
+
+
+def test_down_at_the_start(bucket: Service) -> None:
+    bucket.stop()
+    try:
+        threading.Timer(0.3, bucket.start).start()
+        assert opened().read("packed.json", 100) == b"{}"
+    finally:
+        time.sleep(0.3)
+
+
+def test_down_for_long(bucket: Service) -> None:
+    root = opened(patience=0.3)
+    bucket.fault = lambda method, path: (503, "SlowDown")
+    with pytest.raises(Unreachable) as error:
+        root.read("packed.json", 100)
+    assert str(error.value).startswith("storage s3://data/packed has not answered for 0.3 s (503 SlowDown: ")
+    assert "data.storage.patience_seconds" in str(error.value)
+
+
+def test_missing(bucket: Service) -> None:
+    """Asked twice; where objects may not be listed, a missing one is denied while others are read."""
+    root = opened()
+    root.read("packed.json", 100)
+    bucket.asked.clear()
+    with pytest.raises(Missing, match=r"chunk-00001\.bin"):
+        download(root, "train/chunk-00001.bin")
+    assert bucket.asked == ["GET /data/packed/train/chunk-00001.bin"] * 2
+    bucket.fault = lambda method, path: (403, "AccessDenied") if "chunk-00001" in path else None
+    with pytest.raises(Missing, match="AccessDenied"):
+        download(root, "train/chunk-00001.bin")
+    bucket.fault = lambda method, path: (403, "AccessDenied")
+    root.settings = StorageSettings(patience_seconds=0.2)
+    with pytest.raises(Unreachable, match="AccessDenied"):
+        download(root)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
+        ("AccessDenied", "the right to read"),
+        ("ExpiredToken", "new credentials"),
+        ("RequestTimeTooSkewed", "clock"),
+    ],
+)
+def test_refused_at_once(bucket: Service, code: str, words: str) -> None:
+    bucket.fault = lambda method, path: (403, code)
+    with pytest.raises(UserError, match=f"refuses .*{code}.*: .*{words}") as error:
+        opened().read("packed.json", 100)
+    assert not isinstance(error.value, Unreachable)
+    assert len(bucket.asked) == 1
+
+
+def test_no_bucket_no_keys(bucket: Service) -> None:
+    with pytest.raises(UserError, match=r"NoSuchBucket.*name of the bucket"):
+        remote("s3://other/packed", StorageSettings()).read("packed.json", 100)
+    with (
+        environment(AWS_ENDPOINT_URL=bucket.url),
+        pytest.raises(UserError, match=r"no credentials were found.*data\.storage\.anonymous=true"),
+    ):
+        opened().read("packed.json", 100)
+
+
+def test_signs_of_life(bucket: Service) -> None:
+    """A caller is called while a request blocks."""
+    seen: list[float] = []
+    root = remote("s3://data/packed", StorageSettings(), lambda: seen.append(time.monotonic()))
+    bucket.fault = lambda method, path: 1.2
+    root.read("packed.json", 100)
+    assert len(seen) >= 3
+    assert max(after - before for before, after in itertools.pairwise(seen)) < 1
+
+
+def test_a_full_disk_is_no_fault_of_the_storage(bucket: Service) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(28, "No space left on device", "chunk")
+
+    with pytest.raises(OSError, match="No space left"):
+        opened().download("train/chunk-00000.bin", Full(), len(CHUNK))
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    root = remote(f"local:{tmp_path}/data", StorageSettings(patience_seconds=0.2))
+    with pytest.raises(UserError, match="expected a folder that can be read"):
+        root.read("packed.json", 100)
+    root.write("train/index.json", b"[]")
+    assert root.read("train/index.json", 10) == b"[]"
+    assert root.sizes("train/") == {"train/index.json": 2}
+    with pytest.raises(Missing):
+        root.read("packed.json", 10)
+    (tmp_path / "data").rename(tmp_path / "unmounted")
+    with pytest.raises(Unreachable):
+        root.read("train/index.json", 10)
+
+
+# ---- endpoints
+
+
+def test_anonymous(bucket: Service) -> None:
+    opened().read("packed.json", 100)
+    assert KEYS["AWS_ACCESS_KEY_ID"] in bucket.headers[-1]["AUTHORIZATION"]
+    bucket.client.put_object_acl(Bucket="data", Key="packed/packed.json", ACL="public-read")
+    with environment(AWS_ENDPOINT_URL=bucket.url):
+        opened(anonymous=True).read("packed.json", 100)
+    assert "AUTHORIZATION" not in bucket.headers[-1]
