@@ -444,12 +444,11 @@ def test_a_first_checkpoint_whose_curves_were_not_written_does_not_count(stopped
     command = [*stopped[1], "trainer.max_epochs=1", "run.name=y", f"paths.log_dir={tmp_path}"]
     command += ["callbacks.checkpoints.every_n_train_steps=1"]
 
-    def killed(self: Checkpoints, trainer: Any) -> None:
-        if self.written is not None:
-            raise KilledError
+    def killed(*_: Any) -> None:
+        raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "_commit", killed)
+        patch.setattr(Checkpoints, "_point_to", killed)
         with pytest.raises(KilledError):
             train(patch, *command)
     run_dir = tmp_path / "pretrain" / "runs" / "y"

@@ -158,13 +158,15 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
     path = tmp_path / "step_00000001.ckpt"
     plugin = SyncedCheckpointIO()
     plugin.save_checkpoint({"weights": torch.arange(4)}, path)
+    plugin.wait()
     before = path.read_bytes()
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # as a disk that has 100 kB left
     try:
+        plugin.save_checkpoint({"weights": torch.zeros(100_000)}, path)
         with pytest.raises(UserError, match=rf"{path} could not be written.*the previous one is untouched"):
-            plugin.save_checkpoint({"weights": torch.zeros(100_000)}, path)
+            plugin.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignored)

@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
+from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
 from deepavfusion.runs.signals import STOPPED, StopRequested, StopSignals
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
+from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import link, whole
 
 UNNAMED = ".unnamed"
@@ -30,7 +34,8 @@ class Checkpoints(Checkpoint):
 
     A run resumed from any of them ends exactly as an uninterrupted one: they hold weights, optimizer, schedule, scaler,
     position in the epoch, running means and the callbacks' state; randomness derives from seed, epoch, step and clip.
-    `last.ckpt` points to a file only once the curves up to its step are on disk, too.
+    They are written beside the training, one at a time; the next one that is due waits for the one before it.
+    `last.ckpt` points to a file only once it is whole and the curves up to its step are on disk, too.
 
     SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end the run with exit status 75, at the latest after
     `signals.PATIENCE` seconds; on SIGUSR1 a SLURM job is requeued. During validation and test nothing is written: the
@@ -60,9 +65,11 @@ class Checkpoints(Checkpoint):
         self.every_n_minutes, self.keep = every_n_minutes, keep
         self.signals = StopSignals(self._leave)
         self.stopping = 0  # the signal, once all processes know it
-        self.written: Path | None = None  # but `last` does not point to it yet
+        self.written: Path | None = None  # or being written; `last` does not point to it yet
         self.unnamed: Path | None = None  # where the first one is until then
-        self.busy = False
+        self.logged = True  # whether the curves up to its step are with the loggers
+        self.lock = threading.RLock()  # two threads may commit: see `_leave`
+        self.trainer: Trainer | None = None
         self.saved_at = time.monotonic()
         self.group: Any = None  # of all processes, for the vote
         self.vote: tuple[torch.Tensor, Any] | None = None
@@ -70,6 +77,7 @@ class Checkpoints(Checkpoint):
     # ---- when
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.trainer = trainer
         self.signals.listen()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -78,6 +86,8 @@ class Checkpoints(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, StopRequested):
             self.signals.release()  # there is no step to wait for
+            with suppress(UserError):  # it may be the exception; and this one is what to report
+                self._commit(trainer, wait=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.listen()  # replaces Lightning's handlers, which wait for other processes
@@ -90,6 +100,7 @@ class Checkpoints(Checkpoint):
                     path.unlink()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.logged = True
         self._commit(trainer)
         self._stop_if_asked(trainer)
         # Saving is collective, but a signal may reach one process only, and clocks differ: a process that saved alone
@@ -130,28 +141,47 @@ class Checkpoints(Checkpoint):
             self._write(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.logged = True
         self._commit(trainer)
         self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._commit(trainer)
+        self.logged = True
+        self._commit(trainer, wait=True)
+        trainer.strategy.barrier("checkpoints")  # all processes read them from here on
 
     # ---- what
 
     def _write(self, trainer: Trainer) -> None:
-        self.busy = True
-        self.written = self.folder / STEPS.format(trainer.global_step)
-        # Without a `last`, every step file counts, as where links were lost in copying. So the first one gets its name
-        # when all that belongs to it is there.
-        self.unnamed = None if os.path.lexists(self.folder / LAST) else self.written.with_suffix(UNNAMED)
-        trainer.save_checkpoint(self.unnamed or self.written, weights_only=False)
-        self.saved_at, self.busy = time.monotonic(), False
+        with self.lock:
+            self._commit(trainer, wait=True)
+            self.written, self.logged = self.folder / STEPS.format(trainer.global_step), False
+            # Without a `last`, every step file counts, as where links were lost in copying. So the first one gets its
+            # name when all that belongs to it is there.
+            self.unnamed = None if os.path.lexists(self.folder / LAST) else self.written.with_suffix(UNNAMED)
+            trainer.save_checkpoint(self.unnamed or self.written, weights_only=False)
+            self.saved_at = time.monotonic()
 
-    def _commit(self, trainer: Trainer) -> None:
-        """Point `last` to the new file, now that the curves of its step are logged."""
-        written, self.written = self.written, None
-        if written is None or not trainer.is_global_zero:
-            return
+    def _commit(self, trainer: Trainer, wait: bool = False) -> None:
+        """Point `last` to the new file if it is there, or once it is, unless its curves are not logged yet.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        with self.lock:
+            files = trainer.strategy.checkpoint_io
+            if self.written is None or not trainer.is_global_zero:
+                self.written = None
+                return
+            if isinstance(files, SyncedCheckpointIO):
+                if files.is_writing and not wait:
+                    return
+                files.wait()
+            if self.logged:
+                self._point_to(self.written, trainer)
+                self.written = None
+
+    def _point_to(self, written: Path, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if flush is not None:
@@ -171,6 +201,7 @@ class Checkpoints(Checkpoint):
     # ---- stopping
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._commit(trainer)
         self.stopping = int(self.signals.received or 0)
         self._stop_if_asked(trainer)
 
@@ -180,6 +211,7 @@ class Checkpoints(Checkpoint):
     def _stop_if_asked(self, trainer: Trainer) -> None:
         if not self.stopping:
             return
+        self._commit(trainer, wait=True)
         if self.stopping == signal.SIGUSR1 and trainer.is_global_zero:
             _requeue()
         raise StopRequested(self._farewell(signal.Signals(self.stopping)))
@@ -194,8 +226,9 @@ class Checkpoints(Checkpoint):
 
     def _leave(self) -> None:
         """End the process from a thread, because it did not reach a place to stop in time."""
-        while self.busy:  # let it finish writing
-            time.sleep(0.1)
+        if self.trainer is not None:
+            with suppress(UserError):  # then the one before has to do
+                self._commit(self.trainer, wait=True)
         assert self.signals.received is not None
         if self.signals.received == signal.SIGUSR1 and int(os.environ.get("SLURM_PROCID", 0)) == 0:
             _requeue()
