@@ -8,16 +8,20 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import open_dict
 
+from deepavfusion.config.compose import compose
+from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
 from deepavfusion.data.storage import faults
 from deepavfusion.data.storage.remote import Differs, Missing, Remote, Unreachable, remote
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.utils.errors import UserError
-from helpers.storage import KEYS, Service, environment, stored
+from helpers.storage import KEYS, Service, environment, own_certificate, stored
 
 CHUNK = os.urandom(300_000)
 
@@ -222,3 +226,93 @@ def test_anonymous(bucket: Service) -> None:
     with environment(AWS_ENDPOINT_URL=bucket.url):
         opened(anonymous=True).read("packed.json", 100)
     assert "AUTHORIZATION" not in bucket.headers[-1]
+
+
+def test_renewed_by_hand(bucket: Service, tmp_path: Path) -> None:
+    """A profile with a session token, which expires and is replaced in its file while the process runs."""
+    profile = "[default]\naws_access_key_id = {0}\naws_secret_access_key = secret\naws_session_token = {0}-token\n"
+    (tmp_path / "credentials").write_text(profile.format("old"))
+    with environment(AWS_ENDPOINT_URL=bucket.url, AWS_SHARED_CREDENTIALS_FILE=str(tmp_path / "credentials")):
+        root = opened()
+        root.read("packed.json", 100)
+        assert bucket.headers[-1]["X_AMZ_SECURITY_TOKEN"] == "old-token"
+
+        def expired(method: str, path: str) -> object:
+            if bucket.headers[-1]["X_AMZ_SECURITY_TOKEN"] == "new-token":
+                return None
+            (tmp_path / "credentials").write_text(profile.format("new"))
+            return 403, "ExpiredToken"
+
+        bucket.fault = expired
+        assert download(root) == CHUNK
+
+
+@pytest.fixture(scope="module")
+def https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
+    """A service with a certificate of its own, and the file of that."""
+    folder = tmp_path_factory.mktemp("tls")
+    service = Service(own_certificate(folder))
+    yield service, str(folder / "certificate.pem")
+    service.stop()
+
+
+def test_own_certificates(bucket: Service, https: tuple[Service, str], tmp_path: Path) -> None:
+    """The content is that of the other service, which moto keeps in one place."""
+    service, bundle = https
+    with environment(**KEYS):
+        with pytest.raises(UserError, match=r"refuses .*certificate verify failed.*data\.storage\.ca_bundle"):
+            opened(endpoint_url=service.url).read("packed.json", 100)
+        assert opened(endpoint_url=service.url, ca_bundle=bundle).read("packed.json", 100) == b"{}"
+        with environment(**KEYS, AWS_CA_BUNDLE=bundle, AWS_ENDPOINT_URL_S3=service.url):
+            assert download(opened()) == CHUNK
+        with pytest.raises(UserError, match=r"refuses .*the right address"):
+            opened(endpoint_url=bucket.url.replace("http:", "https:")).read("packed.json", 100)
+        (tmp_path / "empty.pem").write_text("")
+        for wrong, words in (("empty.pem", "holds no certificate"), ("none.pem", "does not exist")):
+            with pytest.raises(UserError, match=words):
+                opened(endpoint_url=service.url, ca_bundle=str(tmp_path / wrong)).read("packed.json", 100)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "data.root=s3://key:hidden@bucket/folder",
+        "output='s3://key:hidden@bucket'",
+        "data.storage.endpoint_url=http://user:hidden@host:9000",
+        "+data.storage.secret_key=hidden",
+        "data.storage.aws_session_token=hidden",
+        "++data.aws_secret_access_key=hidden",
+        "data.root=https://bucket.host/folder?X-Amz-Signature=hidden",
+        "s3://key:hidden@bucket/folder",
+    ],
+)
+def test_secrets_are_no_part_of_a_command(given: str) -> None:
+    with pytest.raises(UserError, match="in the environment") as error:
+        refuse_secrets(["experiment=pretrain_vggsound", given])
+    assert "hidden" not in str(error.value)
+    refuse_secrets(["data.root=s3://bucket/folder", "data.storage.region=eu", "~data.storage.token", "resume=a@b?c"])
+
+
+def test_secrets_are_no_part_of_a_config() -> None:
+    cfg = compose("train", ["experiment=pretrain_vggsound", "data.root=s3://bucket/folder"])
+    refuse_secrets_in(cfg)
+    with open_dict(cfg):
+        cfg.data.storage.token = "hidden"
+    with pytest.raises(UserError, match=r"data\.storage\.token would be recorded"):
+        refuse_secrets_in(cfg)
+
+
+def test_secrets_of_endpoints_are_not_shown(bucket: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    with environment(**KEYS, AWS_ENDPOINT_URL="http://user:hidden@127.0.0.1:1"), pytest.raises(UserError) as error:
+        opened().read("packed.json", 100)
+    assert "hidden" not in str(error.value)
+    with environment(**KEYS, HTTP_PROXY="http://user:hidden@127.0.0.1:1"), pytest.raises(Unreachable) as error:
+        opened(patience=0.1, endpoint_url="http://storage.test").read("packed.json", 100)
+    assert "proxy" in str(error.value)
+    assert "hidden" not in str(error.value) + capsys.readouterr().out
+
+
+@pytest.mark.parametrize("endpoint", ["host:9000", "ftp://host", "http://", "http://host:port", "http://host/?a=b"])
+def test_endpoints_that_are_none(endpoint: str) -> None:
+    with pytest.raises(UserError, match="expected http"):
+        opened(endpoint_url=endpoint)

@@ -29,6 +29,7 @@ from deepavfusion.cli.words import parse
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, TRACEBACK
 from deepavfusion.config.overrides import literal, merged
 from deepavfusion.config.ranges import check_ranges
+from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import UserError, explained, limited
@@ -116,6 +117,7 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
 
         @functools.wraps(main)
         def checked(cfg: DictConfig) -> Any:
+            refuse_secrets_in(cfg)
             check_ranges(cfg)
             if notices and rank_zero():
                 get_console().print(Panel("\n".join(notices), style="yellow", expand=False))
@@ -143,6 +145,7 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
 
 def _completed(script: str, words: list[str], complete: Complete | None) -> tuple[list[str], str | None]:
     """The words for Hydra, and why the demo was chosen, if it was."""
+    refuse_secrets(words)
     flags, given = parse(script, words, Keys(script, []).knows)
     if UNCHECKED & {flag.partition("=")[0] for flag in flags}:
         return words, None

@@ -1,0 +1,65 @@
+"""Keys and tokens come from the environment only: what a command or a config has is printed, recorded and shared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from deepavfusion.config.overrides import split_override
+from deepavfusion.config.ranges import RULES
+from deepavfusion.utils.errors import UserError
+
+STORAGE = "data.storage."
+NAMES = re.compile(
+    r"(\w+_)?(secret|password|passwd|credentials?|access_key(_id)?|secret_key|account_key|api_key|session_token|"
+    r"(access|auth|hf|sas|security)_token|token)",
+    re.IGNORECASE,
+)
+VALUES = re.compile(r"://[^/\s]*@|://[^\s]*\?")  # user:password@ of an address, or its signature
+INSTEAD = (
+    "give keys and tokens in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or "
+    "AWS_PROFILE; see docs/scaling.md)"
+)
+
+
+def refuse_secrets(words: Iterable[str]) -> None:
+    """Refuse a command with a key or a token in it, without repeating it.
+
+    Raises:
+        UserError: names the key of the config.
+    """
+    for word in words:
+        sign, key, value = split_override(word)
+        if sign != "~":
+            _refuse(key.lstrip("-"), value or key)
+
+
+def refuse_secrets_in(cfg: DictConfig) -> None:
+    """Refuse a config with a key or a token in it, as one of the user's own files may have."""
+    for key, value in _leaves(OmegaConf.to_container(cfg, resolve=False), ""):
+        _refuse(key, str(value))
+
+
+def _refuse(key: str, value: str) -> None:
+    named = NAMES.fullmatch(key.rpartition(".")[2]) or (key.startswith(STORAGE) and key not in RULES)
+    if named and not key.endswith("._target_") and value not in ("", "null", "None"):
+        raise UserError(f"{key} would be recorded with the run; expected no secret in a command or config: {INSTEAD}.")
+    if VALUES.search(value):
+        raise UserError(
+            f"{key if key != value else 'the command'} holds an address with a password or a signature, which would be "
+            f"recorded; expected <scheme>://<bucket or host>/<folder>: {INSTEAD}."
+        )
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _leaves(value, key)
+    else:
+        yield key, node
