@@ -107,6 +107,10 @@ test-full: $(STAMP)  #- Run every test, including the long ones
 chaos: $(STAMP)  #- Kill a run KILLS times, compare it with a whole one
 	$(BIN)/python tests/chaos.py --kills $(KILLS) $(ARGS)
 
+.PHONY: test-cluster
+test-cluster: $(STAMP)  #- Run docs/scaling.md on a real SLURM; as root, in a container
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/cluster/slurm.sh $(ARGS)
+
 .PHONY: hostile-table
 hostile-table: $(STAMP)  #- Memory and time of hostile files, into docs/reliability.md
 	$(BIN)/python tests/hostile_table.py

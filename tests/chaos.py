@@ -52,16 +52,21 @@ TINY = [
 
 
 class Recorder(Callback):
-    """Notes the clips, windows and loss of every step of a process."""
+    """Notes the clips, windows and loss of every step of a process.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    Args:
+        path: of the notes; the number of the process is added.
+        slow: s that a step takes at least, until there is a file `<path>.fast`.
+    """
+
+    def __init__(self, path: str, slow: float = STEP) -> None:
+        self.path, self.slow = path, slow
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         row = [trainer.current_epoch, batch_idx, batch.id, batch.window_start.tolist(), outputs["loss"].item().hex()]
         with open(f"{self.path}.{trainer.global_rank}", "a") as file:
             file.write(json.dumps(row) + "\n")
-        time.sleep(STEP)
+        time.sleep(self.slow if self.slow <= STEP or not os.path.exists(f"{self.path}.fast") else STEP)
 
 
 @dataclass
