@@ -21,7 +21,8 @@ from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.processes import COUNTS, check_folder, decoding_workers
+from deepavfusion.utils.launch.launcher import COUNTS, VARIABLES, launch
+from deepavfusion.utils.processes import check_folder, decoding_workers
 
 STARTED_WITH = dict(os.environ)
 MISSED: list[UserError] = []  # what other commands would not start without
@@ -67,8 +68,9 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
 
 def settle() -> None:
     """Let this command start wherever it is given; its checks report what others would stop at."""
-    for name in COUNTS:
-        os.environ.pop(name, None)
+    if launch().by not in VARIABLES or launch().processes == 1:
+        for name in COUNTS:
+            os.environ.pop(name, None)
     try:
         check_folder()
     except UserError as error:

@@ -27,7 +27,7 @@ from deepavfusion.doctor.examine import Found, examine
 from deepavfusion.media import Media
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.processes import name_user
+from deepavfusion.utils.launch.launcher import name_user
 from helpers.errors import refusal
 from helpers.runs import compose
 
@@ -320,11 +320,11 @@ def test_few_open_files(monkeypatch):
     assert machine.open_files() == "no limit"
 
 
-@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("SLURM_NTASKS", "8"), ("LOCAL_RANK", "1")])
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "2"), ("SLURM_STEP_NUM_TASKS", "8"), ("RANK", "1")])
 def test_variables_that_make_a_run_wait(name, value):
     assert f"type unset {name}" in refusal(machine.variables, {name: value, "SLURM_PROCID": "0"})
     assert machine.variables({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}).startswith("none")
-    assert machine.variables({"SLURM_NTASKS": "4"}).startswith("none")  # the shell of salloc
+    assert machine.variables({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}).startswith("none")  # a batch script
 
 
 def test_a_disk_for_logs_replaces_creates_and_links(tmp_path, monkeypatch):

@@ -154,6 +154,7 @@ def test_a_job_that_slurm_starts_again_does_not_wait_for_itself(tmp_path, monkey
 def test_other_processes_of_a_run_take_no_lock(tmp_path, monkeypatch):
     with locked(tmp_path):
         monkeypatch.setenv("SLURM_PROCID", "3")
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
         with locked(tmp_path):
             pass
         assert (tmp_path / LOCK).exists()

@@ -30,7 +30,7 @@ command = sys.argv[sys.argv.index("{PYTHON}"):]
 tasks = [
     subprocess.Popen(command, env={{**os.environ, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n), "SLURM_NTASKS": "2",
     "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost",
-    "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NUM_NODES": "1"}})
+    "SLURM_JOB_NUM_NODES": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}})
     for n in range(2)
 ]
 sys.exit(max(task.wait() for task in tasks))

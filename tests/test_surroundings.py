@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,12 +20,12 @@ from deepavfusion.callbacks.guard.process_watch import ProcessWatch
 from deepavfusion.callbacks.show.tensorboard import put_before
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.runs import signing
-from deepavfusion.runs.build import _check_rank
 from deepavfusion.runs.signals import STOPPED
 from deepavfusion.utils import quiet
 from deepavfusion.utils.errors import UserError, limited
 from deepavfusion.utils.files import write_whole
-from deepavfusion.utils.processes import COUNTS, check_counts, check_folder
+from deepavfusion.utils.launch.launcher import COUNTS
+from deepavfusion.utils.processes import check_counts, check_folder
 
 
 def test_removed_current_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,21 +44,6 @@ def test_number_of_a_launcher_that_is_none_is_named(name: str) -> None:
     for value in ("", "x", "-1", "1.0", "²", "9" * 5000):
         with pytest.raises(UserError, match=rf"variable {name} is .*, expected a whole number"):
             check_counts({name: value})
-
-
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_second_process_of_a_launcher_trains_with_the_first_or_not_at_all(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for each in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(each, raising=False)
-    alone: Any = SimpleNamespace(is_global_zero=True, num_devices=1)
-    second: Any = SimpleNamespace(is_global_zero=False, num_devices=2)
-    _check_rank(alone)
-    monkeypatch.setenv(name, "1")
-    _check_rank(second)
-    with pytest.raises(UserError, match=f"not the first one that a launcher started .{name}=1"):
-        _check_rank(alone)
 
 
 def test_key_and_partial_file_that_are_pipes_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

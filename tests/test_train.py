@@ -289,18 +289,17 @@ def test_the_final_weights_are_always_validated(command, tmp_path, monkeypatch):
     assert len(shown.Images("reconstruction/audio")) == 2
 
 
-@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}])
-def test_processes_started_from_outside_need_a_name(command, monkeypatch, capsys, variables):
-    for name, value in variables.items():
+def test_a_run_has_as_many_processes_as_were_started_or_none(command, tmp_path, monkeypatch, capsys):
+    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "4216"}.items():
         monkeypatch.setenv(name, value)
     text = sentence(monkeypatch, capsys, *command)
-    assert "2 processes" in text
-    assert "run.name" in text
+    assert "srun started 2 processes, but the trainer has 1 (trainer.devices=1, trainer.num_nodes=1)" in text
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_shell_of_salloc_is_one_process(command, tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    monkeypatch.setenv("SLURM_JOB_NAME", "mine")
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "mine"}.items():
+        monkeypatch.setenv(name, value)
     train(monkeypatch, *command, "trainer.max_epochs=1")
     assert len([*tmp_path.glob("pretrain/runs/*/metrics.json")]) == 1
 

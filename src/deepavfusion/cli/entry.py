@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -32,9 +33,9 @@ from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
 from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
-from deepavfusion.utils.errors import UserError, explained, limited
+from deepavfusion.utils.errors import SaidByFirst, UserError, explained, limited
 from deepavfusion.utils.names import printable
-from deepavfusion.utils.processes import check_counts, check_folder, settle_in
+from deepavfusion.utils.processes import check_counts, check_folder, check_single, settle_in
 from deepavfusion.utils.quiet import quiet
 
 DEMO = "A tiny network is trained on generated clips; for a real run give data.root=<folder>."
@@ -47,6 +48,8 @@ LOADS = {  # what a script is about to do, which takes seconds before it prints 
     "predict": "loading PyTorch, then the network …",
     "benchmark": "loading PyTorch …",
 }
+SEVERAL = ("train", "eval")  # scripts that processes of a launcher may work on together
+FIRST_SAYS = 3.0  # s that others wait: most errors are everyone's, and the launcher then ends them
 Complete = Callable[[list[str]], tuple[list[str], str | None]]
 
 
@@ -131,6 +134,8 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
             if HELP & set(words) or words == ["help"]:
                 print_help(script, words)
                 return None
+            if script not in SEVERAL:
+                check_single(script)
             overrides, demo_reason = _completed(script, words, complete)
             sys.argv = [sys.argv[0], *overrides]
             notices[:] = (
@@ -202,7 +207,10 @@ def one_sentence(error: Exception) -> str:
 def _fail(sentence: str, error: Exception) -> NoReturn:
     if os.environ.get(TRACEBACK):
         raise error
-    _print_error(sentence, "bold red")
+    if not rank_zero():
+        time.sleep(FIRST_SAYS)
+    if rank_zero() or not isinstance(error, SaidByFirst):
+        _print_error(sentence, "bold red")
     sys.exit(2)
 
 

@@ -20,6 +20,7 @@ from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import link, write_whole
+from deepavfusion.utils.launch.launcher import BY_HAND, VARIABLES, launch
 from deepavfusion.utils.processes import MAX_FOLDER, check_counts, cores
 
 GB, GIB = 10**9, 2**30
@@ -180,14 +181,14 @@ def user() -> str:
 def variables(environment: Mapping[str, str]) -> str:
     """No variable makes a run wait for other processes or write nothing, or is a number of a launcher and is none."""
     check_counts(environment)
-    for name, one in (("WORLD_SIZE", "1"), ("SLURM_NTASKS", "1"), ("LOCAL_RANK", "0")):
-        if name == "SLURM_NTASKS" and "SLURM_PROCID" not in environment:
-            continue  # the shell of salloc
-        if (value := environment.get(name) or one) != one:
-            raise UserError(
-                f"{name}={value} means that a launcher starts the processes; without one a run waits forever or writes "
-                f"nothing: start it with srun or torchrun and run.name=<name>, or type unset {name}."
-            )
+    found = launch(environment)
+    if found.processes > 1:
+        names = [name for name in (*VARIABLES.get(found.by, ())[:1], *BY_HAND) if environment.get(name)]
+        shown = ", ".join(f"{name}={environment[name]}" for name in names)
+        raise UserError(
+            f"{shown}: {found.processes} processes were started by a launcher; without one a run waits forever or "
+            f"writes nothing: start it with srun or torchrun, or type unset {' '.join(names)}."
+        )
     return "none that changes how a run starts"
 
 

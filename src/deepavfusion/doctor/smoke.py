@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, METRICS, OVERRIDES
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.processes import COUNTS
+from deepavfusion.utils.launch.launcher import alone
 
 TINY = (
     *("experiment=pretrain_vggsound", "scale=demo", "run.name=smoke", "run.latest=false", "validate_before=false"),
@@ -23,7 +22,6 @@ TINY = (
     *("data.batch_size=4", "data.num_workers=1", "data.image_size=64"),
 )
 LEFT = (METRICS, CONFIG, OVERRIDES, f"{CHECKPOINTS}/{LAST}", "tensorboard")  # files of a finished run
-STARTED = (*COUNTS, "MASTER_", "SLURM_", "TORCHELASTIC_", "DEEPAVFUSION_")
 
 
 def smoke_train(repository: Path, time_limit: float) -> str:
@@ -36,10 +34,9 @@ def smoke_train(repository: Path, time_limit: float) -> str:
         (root,) = demo.ensure(Path(folder, "data"), ["vggsound"], workers=1, counts=counts)
         command = [sys.executable, str(repository / "src" / "train.py"), *TINY]
         command += [f"data.root={root}", f"paths.log_dir={folder}/logs"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(STARTED)}
         again = "python src/train.py experiment=pretrain_vggsound scale=demo shows the whole output"
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=time_limit)
+            done = subprocess.run(command, env=alone(), capture_output=True, text=True, timeout=time_limit)
         except subprocess.TimeoutExpired:
             raise UserError(f"two training steps were not finished after {time_limit:g} s: {again}.") from None
         if done.returncode:

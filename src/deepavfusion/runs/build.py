@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,13 +10,14 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.config.continued import described, recorded_config
-from deepavfusion.config.overrides import quoted
+from deepavfusion.config.overrides import quoted, split_override
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.demo import demo
 from deepavfusion.runs.checkpoints import Opened
@@ -26,8 +26,10 @@ from deepavfusion.runs.fingerprint import fingerprint
 from deepavfusion.runs.provenance import record_provenance
 from deepavfusion.runs.signing import signed
 from deepavfusion.tasks.base import Task
-from deepavfusion.utils.console import RANKS, rank_zero, say
+from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.launcher import alone
+from deepavfusion.utils.launch.trainer import Fit, fit
 from deepavfusion.utils.processes import cores
 from deepavfusion.weights.restored import check_plan_of_task
 
@@ -93,8 +95,12 @@ def build(
     loggers = [instantiate(logger, **(purge if "purge_step" in logger else {})) for logger in configured]
     if not loggers:  # Lightning refuses this one without
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
-    _check_rank(trainer)
+    plugins = [instantiate(plugin) for plugin in cfg.trainer.get("plugins") or []]
+    more = fit_trainer(cfg, overrides)
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins.append(more.environment)
+    numbers = {"devices": more.devices, "num_nodes": more.num_nodes}
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins, **numbers)
     _drop_incomplete_step(trainer, datamodule)
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision(cfg.matmul_precision)
@@ -105,16 +111,16 @@ def build(
     return trainer, task, datamodule
 
 
-def _check_rank(trainer: Trainer) -> None:
-    """Raise a `UserError` if a launcher started this process beside a first one, which the trainer does not know of:
-    both would train on their own and write the same files."""
-    if trainer.is_global_zero and not rank_zero():
-        started = ", ".join(f"{name}={os.environ[name]}" for name in RANKS if os.environ.get(name, "0") != "0")
-        raise UserError(
-            f"this process is not the first one that a launcher started ({started}), but the trainer runs on its own "
-            f"(trainer.devices={trainer.num_devices}): start one, or give trainer=ddp (on CPUs trainer=ddp_sim) "
-            "with the processes of each machine as trainer.devices; where there was no launcher, unset these variables."
-        )
+def fit_trainer(cfg: DictConfig, overrides: list[str]) -> Fit:
+    """Devices and machines of the trainer for the processes that a launcher started; to be called before anything is
+    written.
+
+    Raises:
+        UserError: they are not as many as the config has.
+    """
+    given = any(split_override(override)[1] == "trainer.num_nodes" for override in overrides)
+    trainer: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    return fit(trainer.get("devices", "auto"), trainer.get("num_nodes", 1), trainer.get("accelerator", "auto"), given)
 
 
 def epoch_batches(trainer: Trainer, datamodule: ClipDataModule) -> int:
@@ -145,7 +151,7 @@ def make_demo_data(root: Path, name: str) -> None:
     if not demo.is_complete(root, name):
         script = str(REPOSITORY / "src" / "prepare.py")
         command = [sys.executable, script, "command=demo", f"root={quoted(str(root))}", f"sets=[{name}]"]
-        if subprocess.run(command).returncode:
+        if subprocess.run(command, env=alone()).returncode:
             raise UserError(f"the demo data under {root} could not be made, for the reason above; then run again.")
 
 

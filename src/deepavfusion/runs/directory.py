@@ -15,9 +15,9 @@ import yaml
 from deepavfusion.runs.lock import locked
 from deepavfusion.runs.signing import is_signed, signed
 from deepavfusion.utils.console import say
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import SaidByFirst, UserError
 from deepavfusion.utils.files import link, write_whole
-from deepavfusion.utils.processes import launched_processes
+from deepavfusion.utils.launch.launcher import VARIABLES, Launch, began_at, launch, launcher_process
 from deepavfusion.utils.reading import plain_yaml, read_text
 
 RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # environment variable: tells the other processes on this machine
@@ -43,14 +43,16 @@ def choose_run_dir(
     Args:
         log_dir: the folder of all logs.
         task: its subfolder.
-        name: of the run; None: the time. An unfinished run of that name is resumed.
+        name: of the run; None: the time, or what processes of a launcher have in common. An unfinished run of that
+            name is resumed.
         resume: directory of an unfinished run to resume.
         kind: "runs", or "evals" for evaluations of a checkpoint.
 
     Raises:
         UserError: there is a finished run of that name, or nothing to resume.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
+    found = launch()
+    if found.local_rank and found.by not in VARIABLES and RUN_DIR_VARIABLE in os.environ:
         return Path(os.environ[RUN_DIR_VARIABLE])
     if resume:
         run_dir = Path(resume).resolve()
@@ -60,11 +62,8 @@ def choose_run_dir(
                 f"{Path(log_dir) / task}/runs/<name>."
             )
     else:
-        processes = launched_processes()
-        if processes > 1 and name is None:
-            raise UserError(
-                f"{processes} processes were started by a launcher and need one common directory: add run.name=<name>."
-            )
+        if name is None and found.processes > 1:
+            name = _name_of(found)
         run_dir = _named(Path(log_dir) / task / kind, name)
     _check_others(run_dir)
     check_unfinished(run_dir)
@@ -120,6 +119,25 @@ def _check_others(run_dir: Path) -> None:
                     f"{path} leads to {path.resolve()}, outside of this run directory, which no run of yours wrote "
                     "here; nothing was run: replace the link by what it leads to."
                 )
+
+
+def _name_of(found: Launch) -> str:
+    """What the processes of a launcher have in common without having met: the SLURM job and step, which stay the same
+    when it is requeued; on one machine, when their launcher was started.
+
+    Raises:
+        UserError: nothing.
+    """
+    if found.by == "srun" and (job := os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))):
+        task, step = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_STEP_ID", "0")
+        return f"slurm_{job}" + (f"_{task}" if task else "") + (f".{step}" if step != "0" else "")
+    began = began_at(pid) if (pid := launcher_process(found)) and found.by in VARIABLES else None
+    if found.nodes == 1 and began is not None:
+        return f"{datetime.fromtimestamp(began):%Y-%m-%d_%H-%M-%S}_{pid}"
+    raise SaidByFirst(
+        f"{found.processes} processes were started by {found.by if found.by in VARIABLES else 'a launcher'} and need "
+        "one common directory: add run.name=<name>."
+    )
 
 
 def _named(runs: Path, name: str | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from deepavfusion.runs.build import build, write_start
+from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import choose_run_dir, held
 from deepavfusion.runs.overview import say_evaluation
@@ -22,6 +22,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     Raises:
         UserError: what the config asks for cannot be done.
     """
+    fit_trainer(cfg, overrides)
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
     cfg.paths.run_dir = str(run_dir)
     with held(run_dir):

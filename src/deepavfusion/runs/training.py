@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.continued import described
-from deepavfusion.runs.build import build, write_start
+from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, link_latest
 from deepavfusion.runs.overview import say_training
@@ -30,6 +30,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     Raises:
         UserError: what the config asks for cannot be done.
     """
+    fit_trainer(cfg, overrides)
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
     cfg.paths.run_dir = str(run_dir)
     with held(run_dir):

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from deepavfusion.utils.launch.launcher import launch
 from deepavfusion.utils.names import printable
 
 T = TypeVar("T")
-RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")  # environment variables: the number of a process, from 0
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -38,7 +38,7 @@ def say_once(text: str, style: str | None = None) -> None:
 
 def rank_zero() -> bool:
     """Whether this is the first process of a run, or the only one."""
-    return not any(int(os.environ.get(name) or 0) for name in RANKS)
+    return launch().rank == 0
 
 
 def from_here(text: str) -> str:

@@ -27,6 +27,10 @@ class UserError(Exception):
         super().__init__(printable(" ".join(message.split())))
 
 
+class SaidByFirst(UserError):
+    """An error that every process of a launcher finds, and the first one says for all."""
+
+
 class DecodeError(Exception):
     """A clip that cannot be used; datasets count and report these, and the run continues.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import getpass
 import multiprocessing.util
 import os
 import resource
@@ -11,19 +10,15 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.process import current_process
 
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import SaidByFirst, UserError
+from deepavfusion.utils.launch.launcher import BY_HAND, COUNTS, VARIABLES, is_count, launch
 
 reading_limit = 0  # s that reading a part of a file may take in this process before it ends; 0: any (cli/guard.py)
 MAX_WORKERS = 16  # decoding for one training process
-COUNTS = (  # environment variables that launchers set, and we or Lightning read
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_PORT", "JSM_NAMESPACE_RANK"),
-    *("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID"),
-)
-MOST_DIGITS = 9
 MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
 
 
@@ -75,25 +70,36 @@ def shorten_socket_names() -> None:
             current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # children inherit it
 
 
-def name_user(environment: MutableMapping[str, str] = os.environ) -> None:
-    """A user id without a name or home, as in many containers, gets both: torch cannot be imported without."""
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        environment["USER"] = f"uid{os.getuid()}"
-    if os.path.expanduser("~") == "~":
-        environment["HOME"] = tempfile.gettempdir()
-
-
 def check_counts(environment: Mapping[str, str] = os.environ) -> None:
     """Raise a `UserError` if what launchers set is no number."""
     for name in COUNTS:
         value = environment.get(name, "0")
-        if not (value.isascii() and value.isdecimal() and len(value) <= MOST_DIGITS):
+        if not is_count(value):
             raise UserError(
                 f"the environment variable {name} is {value!r:.80}, expected a whole number, as torchrun and srun set "
                 f"it: start the command with one of these, or without it (unset {name})."
             )
+
+
+def check_single(script: str) -> None:
+    """Raise a `UserError` if a launcher started several processes of a script that is one.
+
+    They would write the same files.
+    """
+    found = launch()
+    if found.processes == 1 or found.by == "lightning":
+        return
+    if found.by in VARIABLES:
+        raise SaidByFirst(
+            f"{found.by} started {found.processes} processes of {script}.py, which would write the same files: start "
+            f"it once, without {found.by}."
+        )
+    given = [name for name in BY_HAND if os.environ.get(name)]
+    raise UserError(
+        f"the variables {', '.join(f'{name}={os.environ[name]}' for name in given)} mean that a launcher started "
+        f"{found.processes} processes of {script}.py, which would write the same files: start it once, and type unset "
+        f"{' '.join(given)}."
+    )
 
 
 def check_folder() -> None:
@@ -110,19 +116,8 @@ def check_folder() -> None:
         ) from None
 
 
-def settle_in(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let this process open as many files as the system allows; in a shell of salloc, run without other processes.
-
-    Lightning would wait for as many as the job has tasks, which nobody starts there.
-    """
+def settle_in() -> None:
+    """Let this process open as many files as the system allows."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if "SLURM_NTASKS" in environment and "SLURM_PROCID" not in environment:
-        environment["SLURM_JOB_NAME"] = "interactive"
-
-
-def launched_processes(environment: Mapping[str, str] = os.environ) -> int:
-    """Processes of this run that srun or torchrun started; 1 without them, as in a shell of salloc."""
-    name = "SLURM_NTASKS" if "SLURM_PROCID" in environment else "WORLD_SIZE"
-    return int(environment.get(name) or environment.get("WORLD_SIZE") or 1)

@@ -15,9 +15,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import subprocess_script as launcher
 
 from deepavfusion.runs.signals import STOPPED
+from deepavfusion.utils.launch.launcher import FIRST
 
 GRACE = 1.5  # s for a failing process to print why
-FIRST = "DEEPAVFUSION_FIRST"  # environment variable: the process that starts the others on this machine
 LOOK_EVERY = 0.2  # s
 CONTINUES = (
     "the same command (with resume=<run directory> if the run has no name) continues from the last checkpoint, if "
