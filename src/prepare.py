@@ -62,12 +62,15 @@ def pack_data(cfg: DictConfig) -> None:
 
     data = datamodule(cfg)
     if not cfg.output:
-        raise UserError("command=pack has no place to write to; expected a new folder: add output=<folder>.")
+        raise UserError(
+            "command=pack has no place to write to; expected a new folder: add output=<folder>, or s3://<bucket>/<folder>."
+        )
     lists = {split: data.read(split)[0] for split in splits(cfg, data)}
     for clips in lists.values():
         clips.say()
     settings, most = PackSettings(**cfg.pack), cfg.time_limit
-    counts = pack(lists, Path(cfg.output), data.dataset_name, settings, workers(cfg), data.reader, most)
+    name, count = data.dataset_name, workers(cfg)
+    counts = pack(lists, cfg.output, name, settings, count, data.reader, most, data.storage)
     names = ("listed", "packed", "missing", "excluded")
     table = Table("split", *(Column(name, justify="right") for name in names), title=cell(f"Packed in {cfg.output}"))
     for split, found in counts.items():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import SampleSpec, WindowDataset
-from deepavfusion.data.stores.pack import PackSettings, make_item
+from deepavfusion.data.stores.item import make_item
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.media import Media, scan
 from deepavfusion.media import frames as frame_reader
@@ -101,7 +101,7 @@ def test_a_recording_without_a_duration_lasts_as_long_as_its_packets(
     assert isinstance(windows, list)
     assert [sample.window_start for sample in windows] == pytest.approx([0, 3, 6, 9], abs=0.15)
     with RawStore().open(clip) as opened:
-        item = make_item(clip, opened, PackSettings())
+        item = make_item(clip, opened, 256, 90)
     assert len(item["sound"]) / 2 / 16_000 == pytest.approx(12.0, abs=0.15)
     assert len(item["times"]) in (24, 25)
 
@@ -143,7 +143,7 @@ def test_frames_are_turned_and_mirrored_as_ffmpeg_does(tmp_path: Path, matrix: t
         assert frame.shape == shown.shape
         assert np.abs(frame.astype(int) - shown).mean() < 3  # each frame is coded anew
     with RawStore().open(clip := Clip("a", str(tmp_path / "a.mp4"), 0)) as opened:
-        item = make_item(clip, opened, PackSettings())
+        item = make_item(clip, opened, 256, 90)
     assert tuple(item["shape"]) == shown.shape[:2]
     packed = np.asarray(Image.open(io.BytesIO(item["jpegs"][: item["spans"][1]])))
     assert np.abs(packed.astype(int) - shown).mean() < 10

@@ -19,7 +19,7 @@ from PIL import Image
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.verified import USABLE
 from deepavfusion.data.samples import FrameDataset, SampleSpec, WindowDataset
-from deepavfusion.data.stores.pack import PackSettings, make_item
+from deepavfusion.data.stores.item import make_item
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.inference.video import audio_blocks, open_video
 from deepavfusion.media import Media
@@ -194,7 +194,7 @@ def pack(path: Path) -> str:
     clip = clip_of(path)
     try:
         with RawStore().open(clip) as opened:
-            make_item(clip, opened, PackSettings())
+            make_item(clip, opened, 256, 90)
     except DecodeError as error:
         return error.detail
     return "read"

@@ -58,7 +58,13 @@ def read_json(path: Path, most: int, expected: str, pairs: Callable[[list[tuple[
     Raises:
         UserError: it cannot be read, is too large, or not JSON.
     """
-    data = _bytes(path, most, expected)
+    return parse_json(_bytes(path, most, expected), str(path), most, expected, pairs)
+
+
+def parse_json(
+    data: bytes, path: str, most: int, expected: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """The value of a JSON text that was read from somewhere, see `read_json`."""
     most = min(most, RECORD + MULTIPLE * len(data))
     if (memory := json_memory(data)) > most:
         raise UserError(

@@ -27,6 +27,10 @@ class Differs(Exception):
     """The object has another size than expected."""
 
 
+class Exists(Exception):
+    """There is an object of this name already."""
+
+
 class Unreachable(UserError):
     """The storage did not answer within `patience_seconds`. The same command continues."""
 

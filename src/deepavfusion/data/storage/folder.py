@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepavfusion.data.storage.faults import Answer
+from deepavfusion.data.storage.faults import Answer, Exists
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.storage.transfer import Transfer
 from deepavfusion.utils.files import regular_file, whole
@@ -34,7 +34,9 @@ class Folder:
         with self._target(name) as partial:
             shutil.copyfile(path, partial)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, new: bool = False) -> None:
+        if new and (self.folder / name).exists():
+            raise Exists
         with self._target(name) as partial:
             partial.write_bytes(content)
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from deepavfusion.data.storage.faults import Answer, Differs, Missing, Notices, Patience, Unreachable, spoken
+from deepavfusion.data.storage.faults import Answer, Differs, Exists, Missing, Notices, Patience, Unreachable, spoken
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.storage.transfer import OwnError, Transfer
 from deepavfusion.utils.errors import UserError
@@ -35,7 +35,7 @@ class Backend(Protocol):
     def __init__(self, root: str, settings: StorageSettings) -> None: ...
     def fetch(self, name: str, transfer: Transfer) -> None: ...
     def put(self, name: str, path: Path) -> None: ...
-    def write(self, name: str, content: bytes) -> None: ...
+    def write(self, name: str, content: bytes, new: bool = False) -> None: ...
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]: ...
     def probe(self, name: str) -> None: ...
     @classmethod
@@ -116,6 +116,14 @@ class Remote:
     def write(self, name: str, content: bytes) -> None:
         """Store a small object."""
         self._ask(name, lambda backend, _: backend.write(name, content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Store a small object unless there is one, as far as the service knows such a condition; whether it did."""
+        try:
+            self._ask(name, lambda backend, _: backend.write(name, content, new=True))
+        except Exists:
+            return False
+        return True
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Names below the root that begin with `prefix`, and their bytes."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from deepavfusion.data.storage.faults import Answer, scrubbed
+from deepavfusion.data.storage.faults import Answer, Exists, scrubbed
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.storage.transfer import Transfer
 from deepavfusion.utils.errors import UserError
@@ -111,8 +111,19 @@ class S3:
         with create_transfer_manager(self.client, TransferConfig(max_concurrency=4)) as manager:
             manager.upload(str(path), self.bucket, self._key(name)).result()
 
-    def write(self, name: str, content: bytes) -> None:
-        self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
+    def write(self, name: str, content: bytes, new: bool = False) -> None:
+        from botocore.exceptions import ClientError
+
+        wanted = {"Bucket": self.bucket, "Key": self._key(name), "Body": content}
+        try:
+            self.client.put_object(**wanted, **({"IfNoneMatch": "*"} if new else {}))
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if not new or status not in (400, 412, 501):
+                raise
+            if status == 412:
+                raise Exists from None
+            self.client.put_object(**wanted)  # a service that knows no conditions
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Names below the root that begin so, and their bytes."""

@@ -1,45 +1,41 @@
 """Writes packed data (packed.py): each clip is decoded once, in a process of its own, and never again in training.
 
-The list alone decides what goes into which chunk. Each chunk is written under another name, synced, and renamed, so a
-pack that was killed resumes with the missing chunks, and the bytes do not depend on interruptions or workers.
+The list alone decides what goes into which chunk. Each chunk is stored whole, and a record after it, so a pack that was
+killed resumes with the missing chunks, and the bytes do not depend on interruptions, workers, or where they are stored.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
-from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from litdata.streaming.writer import BinaryWriter
-from PIL import Image
 
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, INT16, MANIFEST, Item
+from deepavfusion.data.storage.remote import Unreachable
+from deepavfusion.data.storage.settings import StorageSettings
+from deepavfusion.data.stores.destination import Destination, destination
+from deepavfusion.data.stores.item import make_item
+from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, MANIFEST, Item
 from deepavfusion.data.stores.packed_list import check_index, to_json
 from deepavfusion.data.stores.raw import RawStore
-from deepavfusion.data.stores.store import OpenClip
-from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import progress_bar, say
 from deepavfusion.utils.errors import DecodeError, UserError
-from deepavfusion.utils.files import regular_file, sync, write_whole
 from deepavfusion.utils.pool import Lost, call_apart
-from deepavfusion.utils.reading import RECORD, read_json
 
 PLAN, PARTS = ".pack.json", ".parts"
 TRIES = 2  # of a clip that crashes its process or takes too long
+AT_ONCE = 16  # records that are read
 MAX_LINES = 20  # in the terminal, on clips that are left out
-AUDIO_AT_ONCE = 3600  # s of audio in memory, likewise
-FRAMES_AT_ONCE = 64  # frames in memory while packing a long video
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,7 @@ class Left(NamedTuple):
 
 
 Packed = Item | Left
+Record = dict[str, Any]  # of a complete chunk
 
 
 @dataclass(frozen=True)
@@ -79,26 +76,36 @@ class Part:
     def file(self) -> str:
         return f"chunk-{self.number:05d}.bin"
 
+    @property
+    def path(self) -> str:
+        return f"{self.split}/{self.file}"
+
+    @property
+    def record(self) -> str:
+        return f"{self.split}/{PARTS}/{self.number:05d}.json"
+
 
 def pack(
     lists: dict[str, ClipList],
-    output: Path,
+    output: str | Path,
     name: str,
     settings: PackSettings,
     workers: int,
     reader: dict[str, Any] | None = None,
     time_limit: float = 30.0,
+    storage: StorageSettings | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write the splits of a dataset, or resume a pack that was interrupted.
 
     Args:
         lists: split -> list, of the files as published.
-        output: folder; new, or of an interrupted or complete pack of the same lists and settings.
+        output: folder or address; new, or of an interrupted or complete pack of the same lists and settings.
         name: of the dataset, e.g. "vggsound".
         settings: of the pack.
         workers: processes; the result does not depend on it.
         reader: the arguments of the list's reader that choose clips, recorded in the manifest.
         time_limit: seconds that a clip may take. One that takes longer, or crashes its process, twice is left out.
+        storage: how an address is reached.
 
     Returns:
         split -> how many clips are listed, packed, missing, excluded (bad by `command=verify`, or met now).
@@ -106,40 +113,41 @@ def pack(
     Raises:
         UserError: a folder with other content, or worker processes that end again and again.
     """
-    _claim(output, lists, name, settings)
-    parts = [part for clips in lists.values() for part in _parts(clips, settings)]
-    todo = [part for part in parts if _written(output, part) is None]
-    with progress_bar() as bar:
-        task = bar.add_task("packing", total=sum(len(part.clips) for part in todo))
-        for done in _run(todo, output, settings, workers, time_limit):
-            bar.advance(task, done)
-    splits = {split: _finish(output, clips, [p for p in parts if p.split == split]) for split, clips in lists.items()}
-    manifest = {"format": FORMAT, "name": name, "reader": reader or {}, "settings": asdict(settings), "splits": splits}
-    write_whole(output / MANIFEST, json.dumps(manifest, indent=1) + "\n", durable=True)
+    with destination(output, storage or StorageSettings()) as place:
+        _claim(place, lists, name, settings)
+        parts = [part for clips in lists.values() for part in _parts(clips, settings)]
+        records = _written(place, parts)
+        todo = [part for part in parts if part.record not in records]
+        with progress_bar() as bar:
+            task = bar.add_task("packing", total=sum(len(part.clips) for part in todo))
+            for done in _run(todo, place, settings, workers, time_limit, records):
+                bar.advance(task, done)
+            place.finish()
+        splits = {
+            split: _finish(place, clips, [(part, records[part.record]) for part in parts if part.split == split])
+            for split, clips in lists.items()
+        }
+        about = {"format": FORMAT, "name": name, "reader": reader or {}, "settings": asdict(settings), "splits": splits}
+        place.write(MANIFEST, json.dumps(about, indent=1) + "\n")
     return {split: found["counts"] for split, found in splits.items()}
 
 
-def _claim(output: Path, lists: dict[str, ClipList], name: str, settings: PackSettings) -> None:
-    """Make the folder, or check that it holds a pack of the same lists with the same settings."""
+def _claim(place: Destination, lists: dict[str, ClipList], name: str, settings: PackSettings) -> None:
+    """Take a new place, or check that it holds a pack of the same lists with the same settings."""
     hashes = {split: _list_hash(clips) for split, clips in lists.items()}
     plan = {"format": FORMAT, "name": name, "settings": asdict(settings), "lists": hashes}
-    path = output / PLAN
-    if path.is_file():
-        before = _read_record(path)
+    before = place.record(PLAN)
+    if before is None and not place.is_free():
+        raise UserError(f"{place} exists and holds no packed data; nothing was written: choose another output.")
+    if before is None and not place.claim(PLAN, json.dumps(plan, indent=1) + "\n"):
+        before = place.record(PLAN)  # of another machine, which was faster
+    if before is not None:
         if differs := [key for key in plan if before.get(key) != plan[key]]:
             raise UserError(
-                f"{output} holds packed data with another {' and '.join(differs)}: choose another output, or remove it."
+                f"{place} holds packed data with another {' and '.join(differs)}: choose another output, or remove it."
             )
-        for folder in (output / split / part for split in lists for part in ("", PARTS)):
-            if folder.is_symlink():
-                raise UserError(
-                    f"{folder} is a link, and no folder that packing made; nothing was written: choose another output."
-                )
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and holds no packed data; nothing was written: choose another output.")
-    else:
-        output.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(plan, indent=1) + "\n", durable=True)
+        place.check([f"{split}/{folder}".rstrip("/") for split in lists for folder in ("", PARTS)])
+    place.hold(PLAN, plan)
 
 
 def _list_hash(clips: ClipList) -> str:
@@ -155,8 +163,15 @@ def _parts(clips: ClipList, settings: PackSettings) -> Iterator[Part]:
         yield Part(clips.split, number, order[begin : begin + settings.clips_per_chunk])
 
 
-def _run(parts: Sequence[Part], output: Path, settings: PackSettings, workers: int, time_limit: float) -> Iterator[int]:
-    """Write the chunks; yields the numbers of clips done."""
+def _run(
+    parts: Sequence[Part],
+    place: Destination,
+    settings: PackSettings,
+    workers: int,
+    time_limit: float,
+    records: dict[str, Record],
+) -> Iterator[int]:
+    """Write the chunks and add their records; yields the numbers of clips done."""
     jobs = ((n, clip) for n, part in enumerate(parts) for clip in part.clips)
     found: list[dict[str, Packed]] = [{} for _ in parts]  # of chunks that are not complete
     named = 0
@@ -169,10 +184,10 @@ def _run(parts: Sequence[Part], output: Path, settings: PackSettings, workers: i
             if named <= MAX_LINES:
                 say(f"clip {clip.id} ({clip.path}) is left out, {result.reason}: {result.detail}", "yellow")
             elif named == MAX_LINES + 1:
-                say(f"… more clips are left out, see excluded in {output}/<split>/{CLIPS}", "yellow")
+                say(f"… more clips are left out, see excluded in {place}/<split>/{CLIPS}", "yellow")
         found[n][clip.id] = result
         if len(found[n]) == len(parts[n].clips):
-            write_part(parts[n], found[n], output)
+            records[parts[n].record] = write_part(parts[n], found[n], place)
             found[n] = {}
         yield 1
 
@@ -182,16 +197,14 @@ def _read(job: tuple[int, Clip], settings: PackSettings) -> Packed:
     _, clip = job
     try:
         with RawStore().open(clip) as opened:
-            return make_item(clip, opened, settings)
+            return make_item(clip, opened, settings.short_side, settings.quality)
     except DecodeError as error:
         return Left(error.reason, error.detail)
 
 
-def write_part(part: Part, found: dict[str, Packed], output: Path) -> None:
+def write_part(part: Part, found: dict[str, Packed], place: Destination) -> Record:
     """Write one chunk and, last, the record that says it is complete."""
-    folder = output / part.split
-    scratch = folder / f".{part.file}.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
+    scratch = place.scratch(part.path)
     writer = BinaryWriter(str(scratch), chunk_size=len(part.clips) + 1)
     packed: list[str] = []
     bad: list[tuple[str, str]] = []
@@ -202,87 +215,36 @@ def write_part(part: Part, found: dict[str, Packed], output: Path) -> None:
             continue
         writer[len(packed)] = item
         packed.append(clip.id)
-    record: dict[str, Any] = {"packed": packed, "bad": bad, "file": part.file, "bytes": 0, "sha256": ""}
+    record: Record = {"packed": packed, "bad": bad, "file": part.file, "bytes": 0, "sha256": ""}
+    chunk = None
     if packed:
         (written,) = writer.done()
+        chunk = Path(written)
         (index,) = scratch.glob(f"*{INDEX}")
         record["litdata"] = json.loads(index.read_text())
-        content = Path(written).read_bytes()
+        content = chunk.read_bytes()
         record |= {"bytes": len(content), "sha256": sha256(content).hexdigest()}
-        sync(Path(written))
-        Path(written).replace(folder / part.file)
-    (folder / PARTS).mkdir(exist_ok=True)
-    write_whole(folder / PARTS / f"{part.number:05d}.json", json.dumps(record), durable=True)
+    place.store(chunk, part.path, part.record, record)
     shutil.rmtree(scratch)
+    return record
 
 
-def make_item(clip: Clip, opened: OpenClip, settings: PackSettings) -> Item:
-    """All of a clip: frames on the grid, the whole audio, masks."""
-    times = opened.frame_times()
-    jpegs, spans, shape = io.BytesIO(), [], (0, 0)
-    last: tuple[bytes, tuple[int, int]] | None = None  # pixels of the previous frame, and its span
-    step = min(FRAMES_AT_ONCE, opened.frames_at_once)
-    for begin in range(0, len(times), step):
-        for frame in opened.frames(times[begin : begin + step]):
-            shape, pixels = (frame.height, frame.width), frame.pixels.tobytes()
-            if last is None or last[0] != pixels:  # a still is stored once
-                start = jpegs.tell()
-                _shrunk(frame.pixels, settings.short_side).save(jpegs, "JPEG", quality=settings.quality, subsampling=0)
-                last = pixels, (start, jpegs.tell())
-            spans.append(last[1])
-    sound = _sound(opened)
-    if not sound:
-        raise DecodeError(clip.path, "too_short", "the audio stream holds no sample", "audio")
-    masks, mask_spans = io.BytesIO(), []
-    for second in clip.frames:
-        start = masks.tell()
-        opened.mask(second).save(masks, "PNG")
-        mask_spans.append((start, masks.tell()))
-    return {
-        "id": clip.id.encode(),
-        "jpegs": jpegs.getvalue(),
-        "masks": masks.getvalue(),
-        "sound": sound,
-        "times": np.array(times, np.float64),
-        "spans": np.array(spans, np.int64).reshape(-1),
-        "mask_seconds": np.array(clip.frames, np.int64),
-        "mask_spans": np.array(mask_spans, np.int64).reshape(-1),
-        "labels": np.array(clip.classes or (-1,), np.int64),
-        "shape": np.array(shape, np.int64),
-        "ends": np.array([opened.audio_end, opened.video_end], np.float64),
-    }
+def _written(place: Destination, parts: Sequence[Part]) -> dict[str, Record]:
+    """Name -> record of the chunks that are complete; one that is not, or is of other clips, is written again."""
 
+    def look(part: Part) -> Record | None:
+        try:
+            record = place.record(part.record)
+            there = place.size(part.path) if record and record["packed"] else 0
+            return record if record and there == record["bytes"] and _is_of(record, part) else None
+        except Unreachable:
+            raise
+        except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
+            return None
 
-def _sound(opened: OpenClip) -> bytes:
-    """All of a clip's audio, int16; of a long one, an hour is in memory as float32."""
-    parts: list[bytes] = []
-    end = opened.audio_end + 1.0  # headers may end too early
-    for begin in range(0, ceil(end), AUDIO_AT_ONCE):
-        wanted = min(float(AUDIO_AT_ONCE), end - begin)
-        waveform = opened.audio(float(begin), wanted).numpy()
-        parts.append(np.round(waveform * INT16).astype(np.int16).tobytes())
-        if len(waveform) < round(wanted * SAMPLE_RATE):
-            break
-    return b"".join(parts)
-
-
-def _shrunk(image: Image.Image, short_side: int) -> Image.Image:
-    factor = short_side / min(image.size)
-    if factor >= 1:
-        return image
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _written(output: Path, part: Part) -> dict[str, Any] | None:
-    """The record of a complete chunk; None if there is none, or not of this chunk: it is written again."""
-    path, chunk = output / part.split / PARTS / f"{part.number:05d}.json", output / part.split / part.file
-    try:
-        record = _read_record(path)
-        there = regular_file(chunk).st_size if record["packed"] else 0
-        return record if there == record["bytes"] and _is_of(record, part) else None
-    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    with ThreadPoolExecutor(AT_ONCE) as threads:  # a storage takes a while to answer, and answers many
+        found = zip(parts, threads.map(look, parts), strict=True)
+        return {part.record: record for part, record in found if record is not None}
 
 
 def _is_of(record: dict[str, Any], part: Part) -> bool:
@@ -298,25 +260,14 @@ def _is_of(record: dict[str, Any], part: Part) -> bool:
     return set(bad) <= {clip.id for clip in part.clips}
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """A file of an earlier start; a `UserError` if it cannot be read, or is none."""
-    found = read_json(path, RECORD, "what packing wrote (else choose another output)")
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not written by packing: choose another output, or remove its folder.")
-    return found
-
-
-def _finish(output: Path, clips: ClipList, parts: Sequence[Part]) -> dict[str, Any]:
+def _finish(place: Destination, clips: ClipList, parts: Sequence[tuple[Part, Record]]) -> dict[str, Any]:
     """Write the lists of a split; returns its entry in the manifest."""
-    folder = output / clips.split
     by_id = {clip.id: clip for clip in clips.clips}
     packed: list[Clip] = []
     excluded = list(clips.excluded)
     chunks, index = [], []
     config = None
-    for part in parts:
-        record = _written(output, part)
-        assert record is not None, part
+    for part, record in parts:
         packed += [by_id[identifier] for identifier in record["packed"]]
         excluded += [(by_id[identifier], why) for identifier, why in record["bad"]]
         if record["packed"]:
@@ -325,8 +276,7 @@ def _finish(output: Path, clips: ClipList, parts: Sequence[Part]) -> dict[str, A
             config = config or record["litdata"]["config"]
             sums = {key: record[key] for key in ("bytes", "sha256")}
             chunks.append({"file": part.file, "items": len(record["packed"]), **sums})
-    folder.mkdir(exist_ok=True)
-    write_whole(folder / INDEX, json.dumps({"chunks": index, "config": config}, sort_keys=True), durable=True)
-    write_whole(folder / CLIPS, json.dumps(to_json(clips, packed, excluded)), durable=True)
+    place.write(f"{clips.split}/{INDEX}", json.dumps({"chunks": index, "config": config}, sort_keys=True))
+    place.write(f"{clips.split}/{CLIPS}", json.dumps(to_json(clips, packed, excluded)))
     counts = {"listed": clips.listed, "packed": len(packed), "missing": len(clips.missing), "excluded": len(excluded)}
     return {"counts": counts, "list_sha256": _list_hash(clips), "chunks": chunks}
