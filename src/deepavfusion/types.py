@@ -17,8 +17,8 @@ ALL = "all"
 HEADS = (*STREAMS, ALL)
 """The outputs of a classifier: a head for each stream, and the mean of their logits."""
 
-Draw = tuple[int, int]
-"""(item, its random seed): what the sampler passes to the dataset."""
+Draw = tuple[int, int] | tuple[int, int, int]
+"""(item, its random seed), perhaps an item that will be read later: what the sampler passes to the dataset."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,8 @@ class _Reader:
     """The real dataset over a store that measures its own time."""
 
     def __init__(self, clips: ClipList, store: Store, image_size: int) -> None:
-        self.store, self.blocks = store, store.blocks
+        self.store, self.blocks, self.prefetch = store, store.blocks, store.prefetch
+        self.room, self.again = store.room, store.again
         self.dataset = WindowDataset(clips, self, SampleSpec(image_size, train=True))
         self.collate, self.log_mel = Collate(self.dataset), LogMel()
 

@@ -55,7 +55,7 @@ Complete = Callable[[list[str]], tuple[list[str], str | None]]
 
 @contextmanager
 def reported(cfg: Any) -> Iterator[None]:
-    """Print a `UserError` in red and exit with status 2.
+    """Print a `UserError` in red and exit with its status: 2, or 75 where the same command continues.
 
     A run that was asked to stop and can be resumed says so and exits with status 75 (`signals.STOPPED`). Hydra's own
     errors, such as an unknown key, and what the system refuses (a full disk, a permission, a failing disk) are reported
@@ -211,7 +211,7 @@ def _fail(sentence: str, error: Exception) -> NoReturn:
         time.sleep(FIRST_SAYS)
     if rank_zero() or not isinstance(error, SaidByFirst):
         _print_error(sentence, "bold red")
-    sys.exit(2)
+    sys.exit(error.status if isinstance(error, UserError) else 2)
 
 
 def _print_error(sentence: str, style: str) -> None:

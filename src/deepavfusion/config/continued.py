@@ -44,8 +44,8 @@ REFUSED = {  # key -> why
 APPLIED = (
     # where things are, and what happens beside the training
     *("run", "resume", "ckpt_path", "paths", "callbacks", "logger", "test"),
-    *("data.root", "data.verify_report", "data.cache_dir", "data.storage", "data.num_workers"),
-    "data.hang_seconds",
+    *("data.root", "data.verify_report", "data.cache_dir", "data.cache_size", "data.storage"),
+    *("data.num_workers", "data.hang_seconds"),
     *("data.eval_split", "data.dense_windows", "data.wrong_audio", "data.gallery_clips", "data.min_coverage"),
     *("model.spread", "model.metric_workers"),
     # how it is computed

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.rules import Rule, is_text, is_utf8, list_of, number, one_of, whole
+from deepavfusion.utils.addresses import bytes_of
 from deepavfusion.utils.errors import UserError
 
 ABSENT = object()
@@ -49,6 +50,10 @@ PRECISION = one_of(
 )
 DEFECTS = ("hung", "no_video", "no_audio", "truncated", "undecodable", "bad_mask", "silent", "still", "too_short")
 SEED = whole(0, 2**32 - 1)  # as much as NumPy takes
+SIZE = Rule(
+    "a number of bytes such as 100000000000 or 100GB",
+    lambda v: (type(v) is int and v > 0) or (isinstance(v, str) and bytes_of(v) is not None),
+)
 PIXELS, SECONDS, RATIO = whole(1, 4096), number(0, 600, "(]"), number(0, 64, "(]")
 MANY, MILLIONS = whole(1, 100_000), whole(0, 10**9)
 PART = SHARE | whole(0, 10**9)  # of the batches of an epoch: 1.0 all of them, 1 one of them
@@ -109,6 +114,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **dict.fromkeys(("data.train_split", "data.val_split", "data.eval_split"), TEXT),
     **dict.fromkeys(("data.verify_report", "data.cache_dir"), TEXT | NULL),
     **dict.fromkeys(("data.storage.endpoint_url", "data.storage.region", "data.storage.ca_bundle"), TEXT | NULL),
+    "data.cache_size": SIZE | NULL,
     "data.storage.anonymous": FLAG,
     "data.storage.patience_seconds": number(0, 86_400, "(]"),
     "data.exclude": list_of(one_of(*DEFECTS)),

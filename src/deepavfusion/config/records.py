@@ -28,7 +28,9 @@ GROUPS = (
 )
 OPTIONAL = ("experiment", "debug")  # groups that a run does without
 SECTIONS = re.compile(r"(data|model|trainer|callbacks)\..*|seed|test|validate_before|matmul_precision|compile")
-OF_THE_MACHINE = re.compile(r"trainer\.(devices|num_nodes|strategy|accelerator|profiler)")
+OF_THE_MACHINE = re.compile(
+    r"trainer\.(devices|num_nodes|strategy|accelerator|profiler)|data\.(storage\..*|cache_size)"
+)
 # Of the keys that take any text, those for which a plain word is only a name: a split, a list below the data folder.
 WORDS = {
     *("data.train_split", "data.val_split", "data.eval_split", "data.index.lists", "model.net.fusion"),

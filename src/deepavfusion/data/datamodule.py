@@ -18,14 +18,17 @@ from deepavfusion.data.collate import Collate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.verified import bad_clips
 from deepavfusion.data.loading.loader import ResumableLoader
-from deepavfusion.data.loading.sampler import ClipSampler
+from deepavfusion.data.loading.sampler import ClipSampler, look_ahead
 from deepavfusion.data.samples import ClipDataset, SampleSpec, WindowDataset
 from deepavfusion.data.storage.settings import StorageSettings
+from deepavfusion.data.stores.packed import is_packed
+from deepavfusion.data.stores.packed_list import Kept, packed_list
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import Store
 from deepavfusion.transforms.audio import CLIP_SECONDS
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
+from deepavfusion.utils.addresses import bytes_of, is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import decoding_workers
 from deepavfusion.utils.structure import Maybe
@@ -56,7 +59,7 @@ class ClipDataModule(LightningDataModule):
         audio_seconds: length of the audio window, s.
         max_gain_db: random loudness in training, ± dB.
         num_workers: decoding processes; None: the cores shared among the processes of this machine, at most 16 each.
-        hang_seconds: a decoding process that reads one item for longer is killed, and the item retried once, s.
+        hang_seconds: a decoding process that reads one item for longer is killed, and the item tried again, s.
         repeats: passes over the clips in a training epoch.
         class_balanced: an epoch draws as many clips as there are, all classes equally often.
         gallery_clips: maximum number of train clips, evenly spread over the list, in the gallery; 0: none.
@@ -66,6 +69,7 @@ class ClipDataModule(LightningDataModule):
         verify_report: CSV file of `prepare.py command=verify`; none is needed.
         exclude: statuses in that report whose clips are not used.
         cache_dir: where chunks of a remote root are kept; None: under the home folder.
+        cache_size: that those of one root may take, bytes, or text such as 100GB; None: no limit.
         storage: how a remote root is reached; None: as its defaults say.
         seed: of order, windows and crops.
     """
@@ -102,6 +106,7 @@ class ClipDataModule(LightningDataModule):
         verify_report: str | None = None,
         exclude: Sequence[str] = (),
         cache_dir: str | None = None,
+        cache_size: int | str | None = None,
         storage: StorageSettings | None = None,
         seed: int = 0,
     ) -> None:
@@ -113,7 +118,8 @@ class ClipDataModule(LightningDataModule):
         self.repeats, self.class_balanced = repeats, class_balanced
         self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
         self.verify_report, self.exclude, self.cache_dir = verify_report, tuple(exclude), cache_dir
-        self.storage = storage or StorageSettings()
+        self.storage, self.is_remote = storage or StorageSettings(), is_remote(self.root)
+        self.cache_size = bytes_of(cache_size) if isinstance(cache_size, str) else cache_size
         self.holdout_share, self.min_coverage, self.seed = holdout_share, min_coverage, seed
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
@@ -140,11 +146,9 @@ class ClipDataModule(LightningDataModule):
         Raises:
             UserError: no data, or not in the layout; see the reader.
         """
-        from deepavfusion.data.stores.packed import is_packed  # here: litdata takes a second to import
-        from deepavfusion.data.stores.packed_list import packed_list
-
         if is_packed(self.root):
-            return packed_list(self.root, split, self.dataset_name, self.reader, self.cache_dir)
+            kept = Kept(self.storage, self.cache_dir, self.cache_size)
+            return packed_list(self.root, split, self.dataset_name, self.reader, kept)
         clips = self.index(root=self.root, split=split)
         if known_bad and self.verify_report:
             clips = clips.without(bad_clips(Path(self.verify_report), self.exclude))
@@ -300,8 +304,10 @@ class ClipDataModule(LightningDataModule):
         items = len(dataset) * repeats
         if train and self.class_balanced:
             weights = balanced_weights([dataset.clips[dataset.first_clip(n % len(dataset))] for n in range(items)])
-        sampler = ClipSampler(items, train, self.seed, rank, world_size, train, blocks, weights)
-        workers = self.workers(self.trainer.num_devices if self.trainer else 1)
+        processes = self.trainer.num_devices if self.trainer else 1
+        ahead = look_ahead(dataset.store.room, processes, items / len(blocks)) if blocks else 0
+        sampler = ClipSampler(items, train, self.seed, rank, world_size, train, blocks, weights, ahead)
+        workers = self.workers(processes)
         return ResumableLoader(
             dataset,
             batch_size=self.batch_size,
@@ -313,6 +319,7 @@ class ClipDataModule(LightningDataModule):
             persistent_workers=train and workers > 0,
             pin_memory=torch.cuda.is_available(),
             hang_seconds=self.hang_seconds,
+            together=self.trainer.accumulate_grad_batches if train and self.is_remote and self.trainer else 1,
         )
 
     # ---- batches
@@ -320,7 +327,7 @@ class ClipDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         for problem in batch.problems:
             folder = Path(problem.path).parent
-            if problem.reason == "missing" and not folder.is_dir():
+            if problem.reason == "missing" and not is_remote(problem.path) and not folder.is_dir():
                 raise UserError(
                     f"{folder} existed when the run began and is gone: restore it (is the disk mounted?), and run the "
                     "same command again."

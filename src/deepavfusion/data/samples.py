@@ -5,27 +5,25 @@ Workers decode and crop, nothing else; gain, log-mel and normalisation follow on
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.loading.workers import in_worker, own_random_state, seed_item
 from deepavfusion.data.mixtures import draw_partners, evaluation_mixtures, other_class_partners
-from deepavfusion.data.stores.store import MASK_CENTRE, Frame, OpenClip, Store, frames_of, on_grid
+from deepavfusion.data.stores.store import MASK_CENTRE, Frame, OpenClip, Store, frames_of, on_grid, whole_sample
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, extend_by_mirror
 from deepavfusion.transforms.image import EVAL_ZOOM, View, centre_view, random_view
 from deepavfusion.types import Clip, Draw, Problem, Sample
-from deepavfusion.utils.errors import DecodeError
+from deepavfusion.utils.errors import DecodeError, UserError
 
 READ_WHOLE = 600.0  # s of a clip's audio in memory
-
 SampleGroup = list[Sample]  # kept together in a batch: windows of one clip, sources of one mixture; often just one
 
 
@@ -65,7 +63,6 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
     """
 
     unit = "clips"  # what its items are
-
     group = 1  # samples per item
     zoom: float | None = EVAL_ZOOM  # see `FrameDataset`
 
@@ -103,23 +100,31 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
         return [block for block in found if block]
 
     def __getitem__(self, draw: Draw) -> SampleGroup | Problem:
-        item, seed = draw
+        item, seed, *later = draw
         item %= len(self)  # an epoch may contain the clips several times
-        in_worker = torch.utils.data.get_worker_info() is not None  # nobody else uses its random state
-        isolated = nullcontext() if in_worker else isolate_rng(include_cuda=False)  # takes 0.1 ms
-        with isolated, self.reading(item) if self.reading else nullcontext() as excluded:
+        with own_random_state(), self.reading(item) if self.reading else nullcontext() as excluded:
             if excluded:
                 return excluded
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs, too
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002  # for transforms that draw from NumPy's global state
-            try:
-                group = self.read(item)
-            except Unreadable as error:
-                return error.args[0]
+            if later and in_worker():  # elsewhere, its thread would be in the way of a fork
+                self.store.prefetch(self.clips[self.first_clip(later[0] % len(self))])
+            for again in (False, True):
+                seed_item(seed)
+                try:
+                    group = self.read(item)
+                    break
+                except Unreadable as error:
+                    if again or not self.store.again(error.args[0].path):
+                        return error.args[0]
         for sample in group:
             sample.item = item
         return group
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[SampleGroup | Problem | UserError]:
+        """The items of a batch, as torch asks for them, or an error that ends the run, see `loading.transport`."""
+        try:
+            return [self[draw] for draw in draws]
+        except UserError as error:
+            return [error]
 
     def read(self, item: int) -> SampleGroup:
         """The samples of an item; the generators of torch, Python and NumPy are seeded for it.
@@ -142,7 +147,7 @@ class ClipDataset(Dataset["SampleGroup | Problem"]):
         """`windows` that lie at some rising fractions (0…1) of the audio."""
         with self.open(clip) as opened:
             latest = max(opened.audio_end - self.spec.seconds, 0.0)
-            return self.windows(clip, opened, [_whole_sample(latest * fraction) for fraction in fractions])
+            return self.windows(clip, opened, [whole_sample(latest * fraction) for fraction in fractions])
 
     def frame_time(self, clip: OpenClip, start: float) -> float:
         """Time of the frame for the window from `start`, s."""
@@ -326,7 +331,7 @@ class FrameDataset(ClipDataset):
     def _around(self, clip: Clip, opened: OpenClip, time: float) -> tuple[float, Tensor, list[Problem]]:
         """Where the window around a time begins, moved to lie within the audio, and `fitted` for it."""
         latest = max(opened.audio_end - self.spec.seconds, 0.0)
-        start = _whole_sample(min(max(time - self.spec.seconds / 2, 0.0), latest))
+        start = whole_sample(min(max(time - self.spec.seconds / 2, 0.0), latest))
         return start, *self.fitted(clip, opened.audio(start, self.spec.seconds), start)
 
     def _mask(self, clip: Clip, second: int, opened: OpenClip, view: View) -> Tensor:
@@ -343,7 +348,3 @@ class FrameDataset(ClipDataset):
         classes = torch.where(values > 0, values.int() + self.label_offset, 0)
         annotated = torch.isin(classes, torch.tensor(clip.labels, dtype=torch.int32))
         return torch.where(annotated, classes, 0).to(torch.uint8)
-
-
-def _whole_sample(time: float) -> float:  # so that raw and packed data are cut at the same sample
-    return round(time * SAMPLE_RATE) / SAMPLE_RATE

@@ -1,12 +1,25 @@
-"""Addresses in object storage, in place of local folders."""
+"""Addresses in object storage, in place of local folders, and sizes of what is kept of them."""
 
 from __future__ import annotations
 
 import os
+import re
 
 REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")  # that litdata can read; `local:` is for trials
+
+UNITS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
 def is_remote(root: str | os.PathLike[str]) -> bool:
     """Whether a data root is an address, from which data is downloaded into a cache."""
     return str(root).startswith(REMOTE)
+
+
+def bytes_of(text: str) -> int | None:
+    """Bytes of a size such as 100GB, 1.5 TB or 512MiB; None if it is none, or less than a byte."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kKMGTP]?)(i?)B?", text)
+    if not found:
+        return None
+    number, unit, binary = found.groups()
+    size = int(float(number) * (1024 if binary else 1000) ** UNITS["k" if unit == "K" else unit])
+    return size or None

@@ -23,12 +23,24 @@ class UserError(Exception):
     The entry points print it and exit with status 2. One string, so that it can be pickled in a DataLoader worker.
     """
 
+    status = 2
+
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.split())))
 
 
 class SaidByFirst(UserError):
     """An error that every process of a launcher finds, and the first one says for all."""
+
+
+class TemporaryError(UserError):
+    """What time mends, such as storage out of reach: the same command continues, and the exit status says so.
+
+    `between_steps` says that it came in place of a training batch, so that the state of the run is that of a step.
+    """
+
+    status = 75  # EX_TEMPFAIL
+    between_steps = False
 
 
 class DecodeError(Exception):

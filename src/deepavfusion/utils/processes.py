@@ -10,8 +10,9 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from multiprocessing.process import current_process
 
 from deepavfusion.utils.errors import SaidByFirst, UserError
@@ -47,6 +48,30 @@ def limited() -> Iterator[None]:
     finally:
         if left is not None:
             signal.alarm(left)
+
+
+_alive: ContextVar[Callable[[], None]] = ContextVar("alive", default=lambda: None)
+
+
+def sign_of_life() -> None:
+    """Called at least once a second by what waits for a network, so that its process does not count as hung."""
+    _alive.get()()
+
+
+@contextmanager
+def on_sign_of_life(note: Callable[[], None]) -> Iterator[None]:
+    """Call `note`, too, whenever this thread gives a sign of life in the block."""
+    former = _alive.get()
+
+    def both() -> None:
+        former()
+        note()
+
+    token = _alive.set(both)
+    try:
+        yield
+    finally:
+        _alive.reset(token)
 
 
 def die_with_parent() -> None:

@@ -20,7 +20,7 @@ from deepavfusion.data.loading.watch import PATIENCE, HangWatch
 from deepavfusion.data.loading.workers import Board, start_worker
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.console import say
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import TemporaryError, UserError
 from deepavfusion.utils.processes import shorten_socket_names
 
 TRIES = 2  # of a clip before it is excluded
@@ -53,21 +53,24 @@ class ResumableLoader(DataLoader[Any]):
         dataset: a dataset of its own: the loader sets its `reading`.
         hang_seconds: time after which reading one item counts as hung, s; without any sign of life for as long, the run
             stops.
+        together: batches that are read before the first of them is given: those of an optimizer step, where reading may
+            fail for a while, so that it fails between two steps.
         kwargs: of `DataLoader`.
 
     Raises:
-        UserError: while iterating, if decoding processes die again and again, or no batch comes.
+        UserError: while iterating, if decoding processes die again and again, no batch comes, or a dataset gives the
+            error in place of items.
     """
 
     sampler: ClipSampler
     batches_done = 0
     resume_from = 0  # `batches_done` at the start of the next epoch
 
-    def __init__(self, dataset: Items, hang_seconds: float = 300.0, **kwargs: Any) -> None:
+    def __init__(self, dataset: Items, hang_seconds: float = 300.0, together: int = 1, **kwargs: Any) -> None:
         self.board = Board(kwargs.get("num_workers", 0))
         dataset.reading = self.board.reading
         self.items = dataset
-        self.hang_seconds = hang_seconds
+        self.hang_seconds, self.together = hang_seconds, together
         self.ends: Counter[int] = Counter()  # of processes while they read an item
         kwargs["collate_fn"] = Sender(kwargs["collate_fn"], self.board.piped)
         super().__init__(dataset, worker_init_fn=start_worker, **kwargs)  # type: ignore[arg-type]  # a `Dataset`, too
@@ -79,11 +82,26 @@ class ResumableLoader(DataLoader[Any]):
         self.resume_from = state["delivered"] % len(self)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        assert self.batch_size is not None
         self.batches_done, self.resume_from = self.resume_from, 0
+        ready: list[Any] = []
+        try:
+            for batch in self._batches(self.batches_done):
+                ready.append(batch)
+                if len(ready) % self.together and self.batches_done + len(ready) < len(self):
+                    continue
+                while ready:
+                    self.batches_done += 1
+                    yield ready.pop(0)
+        except TemporaryError as error:
+            error.between_steps = True
+            raise
+
+    def _batches(self, done: int) -> Iterator[Any]:
+        """The batches of an epoch after the first `done`."""
+        assert self.batch_size is not None
         kills = crashes = 0  # since the last batch
         while True:
-            self.sampler.items_done = self.batches_done * self.batch_size
+            self.sampler.items_done = done * self.batch_size
             iterator = self._start()
             workers = getattr(iterator, "_workers", [])
             with HangWatch(self.board, self.hang_seconds, workers, self._described) as watch:
@@ -100,9 +118,12 @@ class ResumableLoader(DataLoader[Any]):
                             raise  # no process has died: an error of the dataset
                         failure = error
                         break
+                    if isinstance(batch, UserError):
+                        self._iterator = None
+                        raise batch
                     kills = crashes = 0
-                    self.batches_done += 1
-                    if self.batches_done == len(self):  # Lightning does not ask for more; this ends the workers
+                    done += 1
+                    if done == len(self):  # Lightning does not ask for more; this ends the workers
                         next(iterator, None)
                     yield batch
             crashed, how = self._clear_away(iterator, watch)

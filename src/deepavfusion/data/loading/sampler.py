@@ -9,8 +9,29 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from deepavfusion.types import Draw
+from deepavfusion.utils.console import say_once
 
 SHUFFLED_TOGETHER = 8  # blocks of packed clips whose order is mixed; the blocks' own order is random, too
+
+
+def look_ahead(room: int, processes: int, items: float) -> int:
+    """How many places ahead blocks are fetched: those that are mixed next, while those before them are read.
+
+    Args:
+        room: blocks that can be kept; 0: none is fetched.
+        processes: that share the room.
+        items: of a block, on average.
+
+    Returns:
+        0 if there is not room for both.
+    """
+    if 0 < room < SHUFFLED_TOGETHER * processes:
+        say_once(
+            f"data.cache_size holds {room} of the {SHUFFLED_TOGETHER * processes} chunks that are read at a time: they "
+            "will be fetched several times",
+            "yellow",
+        )
+    return round(SHUFFLED_TOGETHER * items) if room >= 2 * SHUFFLED_TOGETHER * processes else 0
 
 
 class ClipSampler(Sampler[Draw]):
@@ -26,6 +47,7 @@ class ClipSampler(Sampler[Draw]):
         blocks: items that are stored together, in the order of storage. An epoch shuffles the blocks, then the items
             within each `SHUFFLED_TOGETHER` blocks; without shuffling it follows the storage.
         weights: chances of the items; an epoch then draws as many as there are, with replacement.
+        ahead: add to each draw the item that comes so many places later, as a hint to fetch it; 0: no hints.
     """
 
     def __init__(
@@ -38,9 +60,11 @@ class ClipSampler(Sampler[Draw]):
         even: bool = False,
         blocks: Sequence[Sequence[int]] | None = None,
         weights: Tensor | None = None,
+        ahead: int = 0,
     ) -> None:
         self.num_items, self.shuffle, self.seed, self.even = num_items, shuffle, seed, even
         self.rank, self.world_size, self.blocks, self.weights = rank, world_size, blocks, weights
+        self.ahead = ahead
         self.epoch = 0
         self.items_done = 0  # of this process in this epoch, skipped when it is resumed; see `ResumableLoader`
 
@@ -57,10 +81,13 @@ class ClipSampler(Sampler[Draw]):
         # Seeds belong to items, not to places in the order: a rank or worker more changes no crop.
         seeds = torch.randint(2**62, (self.num_items,), generator=generator)
         order = self._order(generator)
-        for place in self._share()[self.items_done :]:
+        share = self._share()
+        for place in share[self.items_done :]:
             item = int(order[place])
             # An item that is drawn twice in an epoch is cropped differently.
-            yield item, int(seeds[item if self.weights is None else place])
+            draw = item, int(seeds[item if self.weights is None else place])
+            later = place + self.ahead * share.step
+            yield (*draw, int(order[later])) if self.ahead and later in share else draw
 
     def _share(self) -> range:
         whole, rest = divmod(self.num_items, self.world_size)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deepavfusion.utils.console import say
+from deepavfusion.utils.errors import UserError
 
 MIN_FILES = 512  # that a process may have open, for batches in shared memory, which takes one for each tensor
 
@@ -34,6 +35,8 @@ class Sender:
         self.obstacle = f"{files} files may be open at a time (ulimit -n)" if 0 <= files < MIN_FILES else ""
 
     def __call__(self, items: Sequence[Any]) -> Any:
+        if isinstance(items[0], UserError):  # instead of items; torch would pass it on as text, with its traceback
+            return items[0]
         batch = self.collate(items)
         if torch.utils.data.get_worker_info() is None:
             return batch

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deepavfusion.utils.console import say
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import TemporaryError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # s between attempts; the last one from then on
 LINES_APART = 60.0  # s between lines about one storage, of all processes of a start
@@ -31,7 +31,7 @@ class Exists(Exception):
     """There is an object of this name already."""
 
 
-class Unreachable(UserError):
+class Unreachable(TemporaryError):
     """The storage did not answer within `patience_seconds`. The same command continues."""
 
 
@@ -101,15 +101,16 @@ class Patience:
 
     Args:
         seconds: since the last progress.
+        since: when others began to wait for the same, who gave up.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, since: float | None = None) -> None:
         self.seconds = seconds
-        self.progress()
+        self.began = since  # of the faults
+        self.asked = 0
 
     def progress(self) -> None:
-        self.began: float | None = None  # of the faults
-        self.asked = 0
+        self.began, self.asked = None, 0
 
     def pause(self) -> float | None:
         """Seconds until the next attempt; None: it has taken too long."""

@@ -50,6 +50,10 @@ class Folder:
             if path.is_file() and (name := path.relative_to(self.folder).as_posix()).startswith(prefix):
                 yield name, path.stat().st_size
 
+    @property
+    def endpoint(self) -> str:
+        return ""
+
     def probe(self, name: str) -> None:
         self._file(name)
 

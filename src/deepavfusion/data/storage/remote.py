@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -38,6 +39,8 @@ class Backend(Protocol):
     def write(self, name: str, content: bytes, new: bool = False) -> None: ...
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]: ...
     def probe(self, name: str) -> None: ...
+    @property
+    def endpoint(self) -> str: ...
     @classmethod
     def explain(cls, error: BaseException) -> Answer | None: ...
 
@@ -92,7 +95,12 @@ class Remote:
         return content.getvalue()
 
     def download(
-        self, name: str, file: BinaryIO, size: int, progress: Callable[[int], None] = lambda done: None
+        self,
+        name: str,
+        file: BinaryIO,
+        size: int,
+        progress: Callable[[int], None] = lambda done: None,
+        since: float | None = None,
     ) -> None:
         """Write an object into an open file, from its present position.
 
@@ -101,13 +109,14 @@ class Remote:
             file: binary, seekable.
             size: of the object, bytes.
             progress: called with the bytes written so far.
+            since: of the monotonic clock, from when on the patience counts.
 
         Raises:
             Missing, Unreachable: see `Remote`.
             Differs: the object has another size.
             OSError: the file cannot be written.
         """
-        self._fetch(name, file, size, exact=True, progress=progress)
+        self._fetch(name, file, size, exact=True, progress=progress, since=since)
 
     def upload(self, path: Path, name: str) -> None:
         """Store a file; nothing, or all of it, is there at any time."""
@@ -130,7 +139,13 @@ class Remote:
         return self._ask(prefix, lambda backend, _: dict(backend.sizes(prefix)))
 
     def _fetch(
-        self, name: str, file: BinaryIO, size: int, exact: bool, progress: Callable[[int], None] = lambda done: None
+        self,
+        name: str,
+        file: BinaryIO,
+        size: int,
+        exact: bool,
+        progress: Callable[[int], None] = lambda done: None,
+        since: float | None = None,
     ) -> None:
         transfer: Transfer | None = None
 
@@ -146,13 +161,18 @@ class Remote:
             backend.fetch(name, transfer)
             transfer.finish()
 
-        self._ask(name, fetch)
+        self._ask(name, fetch, since)
         self.known = name
+
+    @property
+    def place(self) -> str:
+        """The address, and the service that it belongs to unless that is the one of its scheme."""
+        return " ".join(filter(None, (self.root, self._backend().endpoint)))
 
     # ---- until it answers
 
-    def _ask(self, name: str, request: Callable[[Backend, Patience], T]) -> T:
-        patience, missing, denied = Patience(self.settings.patience_seconds), 0, 0
+    def _ask(self, name: str, request: Callable[[Backend, Patience], T], since: float | None = None) -> T:
+        patience, missing, denied = Patience(self.settings.patience_seconds, since), 0, 0
         with self._alive():
             while True:
                 try:
@@ -218,7 +238,8 @@ class Remote:
             while not ended.wait(TICK):
                 waiting()
 
-        thread = threading.Thread(target=tick, daemon=True, name="storage")
+        # In the context of this thread, which says whose signs of life these are.
+        thread = threading.Thread(target=copy_context().run, args=(tick,), daemon=True, name="storage")
         thread.start()
         try:
             yield

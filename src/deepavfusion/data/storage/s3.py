@@ -132,6 +132,12 @@ class S3:
             for found in page.get("Contents", ()):
                 yield found["Key"][start:], found["Size"]
 
+    @property
+    def endpoint(self) -> str:
+        """Of a service other than AWS."""
+        url: str = self.client.meta.endpoint_url
+        return "" if _is_aws(url) else url
+
     def probe(self, name: str) -> None:
         """Ask whether an object may be read."""
         self.client.head_object(Bucket=self.bucket, Key=self._key(name))

@@ -6,28 +6,35 @@
 <root>/<split>/chunk-<n>.bin      items in the order of clips.json
 
 An item holds JPEG frames on a grid of 0.5 s, mono audio at 16 kHz in int16 and, for annotated frames, PNG masks.
-The root is a folder or what litdata reads from: s3://…, gs://…, or local:<folder>, which caches like those.
+The root is a folder, or an address in object storage whose chunks are kept in a cache (`storage/cache.py`).
+
+The chunks have litdata's format, but are read without its reader, whose thread of downloads ends for good at the first
+error, and whose processes remove files under each other. Here, an open clip is an open file: nothing is mapped, and
+only the bytes that are asked for are read.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-from collections.abc import Iterator, Sequence
+import stat
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from litdata import StreamingDataset
-from litdata.streaming.resolver import Dir
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from deepavfusion.data.storage.cache import Altered, ChunkCache, Object
+from deepavfusion.data.storage.remote import Missing
 from deepavfusion.data.stores.store import Frame
 from deepavfusion.media.stills import read_image, read_mask
 from deepavfusion.transforms.audio import SAMPLE_RATE
@@ -38,6 +45,13 @@ from deepavfusion.utils.errors import DecodeError
 FORMAT = 1  # of the files; increase it when they change
 MANIFEST, CLIPS, INDEX = "packed.json", "clips.json", "index.json"
 INT16 = 32767  # the sample value of 1.0
+KINDS: dict[str, type] = {  # of the parts of an item, in their order
+    **dict.fromkeys(("id", "jpegs", "masks", "sound"), bytes),
+    "times": np.float64,
+    **dict.fromkeys(("spans", "mask_seconds", "mask_spans", "labels", "shape"), np.int64),
+    "ends": np.float64,
+}
+MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors of the machine, which are no clip's fault
 
 Item = dict[str, Any]
 """What a chunk holds of a clip; `PackedClip` reads it, pack.py writes it.
@@ -46,6 +60,35 @@ id, jpegs, masks, sound: bytes; times [N] float64: of the frames, s; spans [2N] 
 frame in `jpegs`; mask_seconds [M] and mask_spans [2M] int64; labels [K] int64; shape [2] int64: height and width of
 the original frames; ends [2] float64: where audio and video end, s.
 """
+
+
+class Chunk(NamedTuple):
+    """A file of one split: `items` clips, of which the first is number `first` of the split."""
+
+    file: str
+    items: int
+    bytes: int
+    sha256: str
+    first: int
+
+
+class Part:
+    """Bytes of an open file, read when a slice of them is taken; a `DecodeError` if the file ends before them."""
+
+    def __init__(self, file: int, begin: int, size: int, path: str) -> None:
+        self.file, self.begin, self.size, self.path = file, begin, size, path
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, span: slice) -> bytes:
+        begin, end, _ = span.indices(self.size)
+        try:
+            return _read(self.file, self.begin + begin, max(end - begin, 0))
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in MACHINE:
+                raise
+            raise DecodeError(self.path, "undecodable", f"it cannot be read: {error}") from error
 
 
 class PackedClip:
@@ -71,9 +114,9 @@ class PackedClip:
         return self.times.tolist()
 
     def audio(self, start: float, seconds: float) -> Tensor:
-        waveform = np.frombuffer(self.item["sound"], np.int16)
         begin, end = round(start * SAMPLE_RATE), round((start + seconds) * SAMPLE_RATE)
-        samples = waveform[max(begin, 0) : max(end, 0)].astype(np.float32) / INT16
+        sound = self.item["sound"][2 * max(begin, 0) : 2 * max(end, 0)]
+        samples = np.frombuffer(sound, np.int16).astype(np.float32) / INT16
         return torch.from_numpy(np.concatenate([np.zeros(max(-begin, 0), np.float32), samples]))
 
     def mask(self, second: int) -> Image.Image:
@@ -91,44 +134,120 @@ class PackedStore:
         root: of the packed data.
         split: its name.
         places: clip id -> number of its item.
-        cache_dir: where chunks of a remote root are kept; None: litdata's default.
+        chunks: of the split.
+        cache: of a remote root.
     """
 
-    def __init__(self, root: str, split: str, places: dict[str, int], cache_dir: str | None = None) -> None:
-        self.root, self.split, self.places, self.cache_dir = root, split, places, cache_dir
-        self._opened: tuple[int, StreamingDataset] | None = None  # the process that opened it, and the dataset
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        places: Mapping[str, int],
+        chunks: Sequence[Chunk],
+        cache: ChunkCache | None = None,
+    ) -> None:
+        self.root, self.split, self.places, self.cache = root, split, places, cache
+        self.chunks = {chunk.file: chunk for chunk in chunks}
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[PackedClip]:
+        chunk = self._chunk(clip.path)
         try:
-            item = _checked(self._dataset()[self.places[clip.id]], clip.id)
-        except Exception as error:  # a damaged chunk raises nearly anything: OSError, ValueError, KeyError, …
-            reason = "missing" if isinstance(error, FileNotFoundError) else "undecodable"
-            raise DecodeError(clip.path, reason, " ".join(str(error).split())) from error
-        yield PackedClip(item, clip.path)
+            file = self._opened(chunk)
+        except Missing as error:
+            raise DecodeError(clip.path, "missing", str(error)) from error
+        except FileNotFoundError as error:
+            raise DecodeError(clip.path, "missing", "the chunk is not there") from error
+        except (Altered, OSError) as error:
+            if isinstance(error, OSError) and error.errno in MACHINE:
+                raise
+            raise DecodeError(clip.path, "undecodable", str(error)) from error
+        try:
+            yield PackedClip(self._item(file, chunk, clip), clip.path)
+        finally:
+            os.close(file)
 
     def blocks(self, clips: Sequence[Clip]) -> list[list[int]]:
         placed = sorted(range(len(clips)), key=lambda n: self.places[clips[n].id])
         return [list(block) for _, block in groupby(placed, key=lambda n: clips[n].path)]  # of one chunk
 
-    def _dataset(self) -> StreamingDataset:
-        if self._opened is None or self._opened[0] != os.getpid():  # files opened before a fork are not shared
-            folder, remote = f"{self.root}/{self.split}", is_remote(self.root)
-            place = Dir(path=str(cache_of(self.root, self.cache_dir) / self.split), url=folder) if remote else folder
-            dataset = StreamingDataset(place, batch_decode=0)
-            if remote:
-                dataset[:0]  # creates its cache, which the next line needs
-                dataset.on_demand_bytes = False  # fetch whole chunks: every epoch reads all of their items
-            self._opened = (os.getpid(), dataset)
-        return self._opened[1]
+    @property
+    def room(self) -> int:
+        if self.cache is None or self.cache.limit is None:
+            return 0 if self.cache is None else sys.maxsize
+        largest = max((chunk.bytes for chunk in self.chunks.values()), default=1)
+        return self.cache.limit // largest
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+    def prefetch(self, clip: Clip) -> None:
+        if self.cache is not None:
+            self.cache.prefetch(self._object(self._chunk(clip.path)))
+
+    def again(self, path: str) -> bool:
+        names = [name for name in path.removeprefix(f"{self.root}/{self.split}/").split("/") if name in self.chunks]
+        if self.cache is None or not names:
+            return False
+        self.cache.check(self._object(self.chunks[names[0]]))  # it may lie, or have been removed while it was read
+        return True
+
+    def _chunk(self, path: str) -> Chunk:
+        return self.chunks[path.rpartition("/")[2]]
+
+    def _object(self, chunk: Chunk) -> Object:
+        return Object(f"{self.split}/{chunk.file}", chunk.bytes, chunk.sha256)
+
+    def _opened(self, chunk: Chunk) -> int:
+        if self.cache is not None:
+            return self.cache.open(self._object(chunk))
+        # A named pipe in its place would be waited for, and is noticed when it is read.
+        return os.open(Path(self.root, self.split, chunk.file), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def _item(self, file: int, chunk: Chunk, clip: Clip) -> Item:
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise ValueError("it is no regular file")
+            return _checked(_parts(file, chunk, self.places[clip.id] - chunk.first, clip.path), clip.id)
+        except (OSError, ValueError, struct.error) as error:
+            if isinstance(error, OSError) and error.errno in MACHINE:
+                raise
+            raise DecodeError(clip.path, "undecodable", " ".join(str(error).split())) from error
+
+
+def _parts(file: int, chunk: Chunk, place: int, path: str) -> Item:
+    """An item of an open chunk.
+
+    A chunk has the number of its items, where each begins and where the last ends; an item the sizes of its parts, and
+    the parts. All numbers are uint32.
+    """
+    (items,) = struct.unpack("<I", _read(file, 0, 4))
+    begin, end = struct.unpack("<II", _read(file, 4 + 4 * place, 8))
+    head = 4 * len(KINDS)
+    if items != chunk.items or not 4 * (2 + items) <= begin <= end - head <= chunk.bytes - head:
+        raise ValueError(f"item {place} lies at {begin}…{end} of {chunk.bytes} bytes, or the chunk has other items")
+    sizes = struct.unpack(f"<{len(KINDS)}I", _read(file, begin, head))
+    if begin + head + sum(sizes) != end:
+        raise ValueError(f"the parts of item {place} take {sum(sizes)} bytes, expected {end - begin - head}")
+    item: Item = {}
+    at = begin + head
+    for (name, kind), size in zip(KINDS.items(), sizes, strict=True):
+        item[name] = Part(file, at, size, path) if kind is bytes else np.frombuffer(_read(file, at, size), kind)
+        at += size
+    return item
+
+
+def _read(file: int, begin: int, size: int) -> bytes:
+    """So many bytes of an open file; a ValueError if it ends before."""
+    found = os.pread(file, size, begin)
+    while len(found) < size:  # one call gives 2 GB at most, and less on some network disks
+        more = os.pread(file, size - len(found), begin + len(found))
+        if not more:
+            raise ValueError(f"it ends after {begin + len(found)} bytes, expected {begin + size}")
+        found += more
+    return found
 
 
 def _checked(item: Item, identifier: str) -> Item:
     """The item of a clip; a ValueError if it is another's, or its parts do not fit each other."""
-    if bytes(item["id"]).decode() != identifier:
+    if item["id"][:] != identifier.encode():
         raise ValueError(f"the chunk holds another clip in the place of {identifier}")
     for spans, parts, times in (("spans", "jpegs", "times"), ("mask_spans", "masks", "mask_seconds")):
         bounds = np.array([0, *item[spans], len(item[parts])])
@@ -144,9 +263,3 @@ def _checked(item: Item, identifier: str) -> Item:
 def is_packed(root: str | os.PathLike[str]) -> bool:
     """Whether a data root holds chunks instead of the files as published."""
     return is_remote(root) or (Path(root) / MANIFEST).is_file()
-
-
-def cache_of(root: str, cache_dir: str | None) -> Path:
-    """Folder for what is fetched from a remote root."""
-    base = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "deepavfusion"
-    return base / sha256(root.encode()).hexdigest()[:16]

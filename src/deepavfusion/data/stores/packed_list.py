@@ -8,44 +8,58 @@ type, before a reader is made.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from litdata.streaming.downloader import get_downloader
-from litdata.utilities._pytree import tree_flatten, treespec_dumps
+import numpy as np
 
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, MANIFEST, PackedStore, cache_of
+from deepavfusion.data.storage.cache import ChunkCache, cache_of
+from deepavfusion.data.storage.remote import Missing, Remote, remote
+from deepavfusion.data.storage.settings import StorageSettings
+from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, KINDS, MANIFEST, Chunk, PackedStore
 from deepavfusion.types import Clip
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file
-from deepavfusion.utils.reading import RECORD, read_json
+from deepavfusion.utils.processes import sign_of_life
+from deepavfusion.utils.reading import RECORD, parse_json, read_json
 
 MOST = 2**31  # bytes in memory, of clips.json; two million clips take 1 GB
 COLUMNS = ("id", "video", "label", "labels", "frames")  # of a clip, in clips.json
 CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
 SHA256 = re.compile(r"[0-9a-f]{64}")
-FLOATS, INTS = "no_header_numpy:10", "no_header_numpy:3"  # litdata's names of float64 and int64
-PARTS = {  # of an item, in their order
-    **dict.fromkeys(("id", "jpegs", "masks", "sound"), "bytes"),
-    "times": FLOATS,
-    **dict.fromkeys(("spans", "mask_seconds", "mask_spans", "labels", "shape"), INTS),
-    "ends": FLOATS,
-}
+FORMATS = {bytes: "bytes", np.float64: "no_header_numpy:10", np.int64: "no_header_numpy:3"}  # litdata's names
+LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 CONFIG = {  # in index.json: how litdata reads items. It knows other formats, and some of them run code.
-    "data_format": list(PARTS.values()),
-    "data_spec": json.loads(treespec_dumps(tree_flatten(dict.fromkeys(PARTS))[1])),
-    "types": {name: "bytes" if kind == "bytes" else "json" for name, kind in PARTS.items()},
+    "data_format": [FORMATS[kind] for kind in KINDS.values()],
+    "data_spec": [1, {"type": "builtins.dict", "context": json.dumps([*KINDS]), "children_spec": [LEAF] * len(KINDS)}],
+    "types": {name: "bytes" if kind is bytes else "json" for name, kind in KINDS.items()},
     "item_loader": "PyTreeLoader",
 }
 
 
+@dataclass(frozen=True)
+class Kept:
+    """How a remote root is reached, and what is kept of it.
+
+    Args:
+        storage: how.
+        cache_dir: folder for the chunks of all remote roots; None: under the home folder.
+        cache_size: bytes that those of one root may take; None: no limit.
+    """
+
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    cache_dir: str | None = None
+    cache_size: int | None = None
+
+
 def packed_list(
-    root: str, split: str, name: str, reader: dict[str, Any] | None = None, cache_dir: str | None = None
+    root: str, split: str, name: str, reader: dict[str, Any] | None = None, kept: Kept | None = None
 ) -> tuple[ClipList, PackedStore]:
     """One split of packed data: its list, and the store that opens its clips.
 
@@ -54,13 +68,13 @@ def packed_list(
         split: its name.
         name: the dataset that is expected.
         reader: the arguments of its reader that are expected, see `ClipDataModule.reader`.
-        cache_dir: where a remote root is kept.
+        kept: of a remote root.
 
     Raises:
         UserError: it cannot be reached, holds another dataset or no such split, or lacks a chunk.
     """
     try:
-        return _packed_list(root, split, name, reader, cache_dir)
+        return _packed_list(root, split, name, reader or {}, kept or Kept())
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
         words = " ".join(str(error).split())[:200]
         raise UserError(
@@ -69,17 +83,16 @@ def packed_list(
         ) from error
 
 
-def _packed_list(
-    root: str, split: str, name: str, reader: dict[str, Any] | None, cache_dir: str | None
-) -> tuple[ClipList, PackedStore]:
-    manifest = _fetched(root, MANIFEST, cache_dir)
+def _packed_list(root: str, split: str, name: str, reader: dict[str, Any], kept: Kept) -> tuple[ClipList, PackedStore]:
+    place = remote(root, kept.storage, sign_of_life) if is_remote(root) else None
+    manifest = _fetched(root, MANIFEST, place)
     if manifest["format"] != FORMAT or manifest["name"] != name:
         raise UserError(
             f"{root} holds {manifest['name']!s:.80} packed in format {manifest['format']!s:.80}, expected {name} in "
             f"format {FORMAT}: set data and data.root to fit, or pack it again with `python src/prepare.py "
             "command=pack`."
         )
-    for key, value in (reader or {}).items():
+    for key, value in reader.items():
         if manifest["reader"].get(key, value) != value:
             raise UserError(
                 f"{root} was packed with data.index.{key}={manifest['reader'][key]!s:.80}, expected {value}: choose "
@@ -92,14 +105,30 @@ def _packed_list(
             f"with `python src/prepare.py command=pack data={name} splits=[{split}]`."
         )
     chunks = manifest["splits"][split]["chunks"]
-    check_index(_fetched(root, f"{split}/{INDEX}", cache_dir), chunks)
-    if not is_remote(root):
+    check_index(_fetched(root, f"{split}/{INDEX}", place), chunks)
+    if place is None:
         _check_files(Path(root) / split, chunks)
-    found = _fetched(root, f"{split}/{CLIPS}", cache_dir, MOST)
+    found = _fetched(root, f"{split}/{CLIPS}", place, MOST)
     _check_clips(found, split, sum(chunk["items"] for chunk in chunks))
     files = [f"{root}/{split}/{chunk['file']}" for chunk in chunks for _ in range(chunk["items"])]
     places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
-    return from_json(found, files), PackedStore(root, split, places, cache_dir)
+    ends = accumulate(chunk["items"] for chunk in chunks)
+    listed = [
+        Chunk(chunk["file"], chunk["items"], chunk["bytes"], chunk["sha256"], end - chunk["items"])
+        for chunk, end in zip(chunks, ends, strict=True)
+    ]
+    cache = None if place is None else _cache(place, kept, max((chunk.bytes for chunk in listed), default=0))
+    return from_json(found, files), PackedStore(root, split, places, listed, cache)
+
+
+def _cache(place: Remote, kept: Kept, largest: int) -> ChunkCache:
+    folder, size = cache_of(place, kept.cache_dir), kept.cache_size
+    if size is not None and size < 2 * largest:
+        raise UserError(
+            f"data.cache_size is {size}, expected at least {2 * largest}, two chunks of {place.root}, and at best "
+            "hundreds: set it to more."
+        )
+    return ChunkCache(place, folder, size)
 
 
 def check_index(index: Any, chunks: Any) -> None:
@@ -116,7 +145,7 @@ def check_index(index: Any, chunks: Any) -> None:
         numbers, named = (chunk["items"], chunk["bytes"]), CHUNK.fullmatch(chunk["file"])
         if not named or not SHA256.fullmatch(chunk["sha256"]) or any(type(n) is not int for n in numbers):
             raise ValueError("a chunk has another name than chunk-<n>.bin, or no numbers")
-        if not 0 < 4 * (2 + chunk["items"] * (1 + len(PARTS))) <= chunk["bytes"]:  # what litdata puts before the items
+        if not 0 < 4 * (2 + chunk["items"] * (1 + len(KINDS))) <= chunk["bytes"]:  # what litdata puts before the items
             raise ValueError(f"{chunk['file']} is too small for its items")
     if len({chunk["file"] for chunk in chunks}) < len(chunks):
         raise ValueError("a chunk is listed twice")
@@ -175,23 +204,15 @@ def _check_clips(found: Any, split: str, packed: int) -> None:
         raise TypeError("multi_label is neither true nor false")
 
 
-def _fetched(root: str, name: str, cache_dir: str | None, most: int = RECORD) -> Any:
+def _fetched(root: str, name: str, place: Remote | None, most: int = RECORD) -> Any:
     """The content of a record below the root, which may take so many bytes of memory."""
     expected = "packed data, as `python src/prepare.py command=pack` writes it"
-    if not is_remote(root):
+    if place is None:
         return read_json(Path(root) / name, most, expected)
-    target = cache_of(root, cache_dir) / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # the remote data may have been packed again
     try:
-        get_downloader(root, str(target.parent), []).download_file(f"{root}/{name}", str(target))
-        os.stat(target)
-    except Exception as error:  # each kind of storage has its own
-        raise UserError(
-            f"{root}/{name} cannot be fetched ({' '.join(str(error).split())}): expected data packed with "
-            "`python src/prepare.py command=pack`, and access to it; set data.root."
-        ) from error
-    return read_json(target, most, expected)
+        return parse_json(place.read(name, most), f"{root}/{name}", most, expected)
+    except Missing as error:
+        raise UserError(f"{root}/{name} is not there ({error}): expected {expected}; set data.root.") from error
 
 
 def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Clip, str]]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ FRAMES_BYTES = 2**28  # of frames in memory at once, where many are read
 class RawStore:
     """The files as they were published: mp4 (or any other media file), or AVSBench's folders."""
 
+    room = 0
+
     @contextmanager
     def open(self, clip: Clip) -> Iterator[OpenClip]:
         with Media(Path(clip.path, "audio.wav") if clip.frames else clip.path) as media:
@@ -30,6 +32,12 @@ class RawStore:
 
     def blocks(self, clips: Sequence[Clip]) -> None:
         return None
+
+    def prefetch(self, clip: Clip) -> None:
+        pass
+
+    def again(self, path: str) -> bool:
+        return False
 
 
 class MediaClip:

@@ -13,6 +13,7 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor
 
+from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
 
 FRAME_GRID = 0.5  # s: frames are taken at multiples of this, in raw and in packed data alike
@@ -66,6 +67,16 @@ class Store(Protocol):
     def blocks(self, clips: Sequence[Clip]) -> list[list[int]] | None:
         """Positions of the clips that lie together, in the order of storage; None where any order costs the same."""
 
+    @property
+    def room(self) -> int:
+        """How many blocks, of those that are fetched, can be kept; 0 if none is fetched."""
+
+    def prefetch(self, clip: Clip) -> None:
+        """Begin to fetch what holds the clip, which will be opened later."""
+
+    def again(self, path: str) -> bool:
+        """Whether a clip that could not be read, for what lies at `path`, should be tried once more."""
+
 
 def frames_of(clip: OpenClip, times: Sequence[float]) -> Iterable[Frame]:
     """The frames on screen at `times`, s; no more of them in memory than `frames_at_once`."""
@@ -83,3 +94,8 @@ def on_grid(time: float, earliest: float, latest: float) -> float:
     first = -int(-earliest // FRAME_GRID)  # round up
     last = int(max(latest, 0.0) / FRAME_GRID)
     return min(max(round(time / FRAME_GRID), first), last) * FRAME_GRID
+
+
+def whole_sample(time: float) -> float:
+    """The time of the nearest audio sample, s, so that raw and packed data are cut at the same one."""
+    return round(time * SAMPLE_RATE) / SAMPLE_RATE
