@@ -530,10 +530,10 @@ def test_items_whose_parts_do_not_fit(packed: Path, key: str, value: Any) -> Non
     clips, store = packed_list(str(packed), "train", "vggsound")
     with store.open(clips.clips[0]) as opened:
         whole = opened.item
-    assert PackedClip(whole, "a").frames([0.0])[0].pixels.size == (128, 32)
-    before = value if isinstance(value, bytes) else np.array(value, whole[key].dtype)
-    with pytest.raises(ValueError, match=r"another clip|lie outside|out of range"):
-        _checked({**whole, key: before}, clips.clips[0].id)
+        assert PackedClip(whole, "a").frames([0.0])[0].pixels.size == (128, 32)
+        before = value if isinstance(value, bytes) else np.array(value, whole[key].dtype)
+        with pytest.raises(ValueError, match=r"another clip|lie outside|out of range"):
+            _checked({**whole, key: before}, clips.clips[0].id)
 
 
 def test_chunks_with_any_bytes_give_items_or_a_named_problem(packed: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from deepavfusion.data.stores.store import Store
 from deepavfusion.transforms.audio import CLIP_SECONDS
 from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
-from deepavfusion.utils.addresses import bytes_of, is_remote
+from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.processes import decoding_workers
 from deepavfusion.utils.structure import Maybe
@@ -68,9 +68,9 @@ class ClipDataModule(LightningDataModule):
         min_coverage: an evaluation of a smaller fraction of its list is an error, 0…1.
         verify_report: CSV file of `prepare.py command=verify`; none is needed.
         exclude: statuses in that report whose clips are not used.
-        cache_dir: where chunks of a remote root are kept; None: under the home folder.
-        cache_size: that those of one root may take, bytes, or text such as 100GB; None: no limit.
-        storage: how a remote root is reached; None: as its defaults say.
+        cache_dir: where chunks of remote roots are kept; None: under the home folder.
+        cache_size: of one root, bytes, or text such as 100GB; None: no limit.
+        storage: how remote roots are reached.
         seed: of order, windows and crops.
     """
 
@@ -117,9 +117,8 @@ class ClipDataModule(LightningDataModule):
         self.max_gain_db, self.num_workers, self.hang_seconds = max_gain_db, num_workers, hang_seconds
         self.repeats, self.class_balanced = repeats, class_balanced
         self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
-        self.verify_report, self.exclude, self.cache_dir = verify_report, tuple(exclude), cache_dir
-        self.storage, self.is_remote = storage or StorageSettings(), is_remote(self.root)
-        self.cache_size = bytes_of(cache_size) if isinstance(cache_size, str) else cache_size
+        self.verify_report, self.exclude = verify_report, tuple(exclude)
+        self.kept, self.is_remote = Kept(storage or StorageSettings(), cache_dir, cache_size), is_remote(self.root)
         self.holdout_share, self.min_coverage, self.seed = holdout_share, min_coverage, seed
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
@@ -147,8 +146,7 @@ class ClipDataModule(LightningDataModule):
             UserError: no data, or not in the layout; see the reader.
         """
         if is_packed(self.root):
-            kept = Kept(self.storage, self.cache_dir, self.cache_size)
-            return packed_list(self.root, split, self.dataset_name, self.reader, kept)
+            return packed_list(self.root, split, self.dataset_name, self.reader, self.kept)
         clips = self.index(root=self.root, split=split)
         if known_bad and self.verify_report:
             clips = clips.without(bad_clips(Path(self.verify_report), self.exclude))
@@ -279,7 +277,7 @@ class ClipDataModule(LightningDataModule):
         return [self._loader(dataset) for dataset in datasets]
 
     def workers(self, processes: int) -> int:
-        """Decoding workers of each training process, with so many processes on this machine."""
+        """Decoding workers of each of so many training processes on this machine."""
         return decoding_workers(processes) if self.num_workers is None else self.num_workers
 
     def _dataset(self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int) -> ClipDataset:

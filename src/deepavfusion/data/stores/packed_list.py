@@ -23,7 +23,7 @@ from deepavfusion.data.storage.remote import Missing, Remote, remote
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, KINDS, MANIFEST, Chunk, PackedStore
 from deepavfusion.types import Clip
-from deepavfusion.utils.addresses import is_remote
+from deepavfusion.utils.addresses import bytes_of, is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file
 from deepavfusion.utils.processes import sign_of_life
@@ -50,12 +50,12 @@ class Kept:
     Args:
         storage: how.
         cache_dir: folder for the chunks of all remote roots; None: under the home folder.
-        cache_size: bytes that those of one root may take; None: no limit.
+        cache_size: bytes that those of one root may take, or text such as 100GB; None: no limit.
     """
 
     storage: StorageSettings = field(default_factory=StorageSettings)
     cache_dir: str | None = None
-    cache_size: int | None = None
+    cache_size: int | str | None = None
 
 
 def packed_list(
@@ -122,13 +122,13 @@ def _packed_list(root: str, split: str, name: str, reader: dict[str, Any], kept:
 
 
 def _cache(place: Remote, kept: Kept, largest: int) -> ChunkCache:
-    folder, size = cache_of(place, kept.cache_dir), kept.cache_size
+    size = bytes_of(kept.cache_size) if isinstance(kept.cache_size, str) else kept.cache_size
     if size is not None and size < 2 * largest:
         raise UserError(
             f"data.cache_size is {size}, expected at least {2 * largest}, two chunks of {place.root}, and at best "
             "hundreds: set it to more."
         )
-    return ChunkCache(place, folder, size)
+    return ChunkCache(place, cache_of(place, kept.cache_dir), size)
 
 
 def check_index(index: Any, chunks: Any) -> None:
