@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from deepavfusion.data.lists.clip_list import ClipList
-from deepavfusion.data.stores.pack import PackSettings, _finish, _parts, write_part
-from deepavfusion.data.stores.packed import FORMAT, MANIFEST, Item
+from deepavfusion.data.stores import pack
+from deepavfusion.data.stores.packed import Item
 from deepavfusion.types import Clip
-from deepavfusion.utils.files import write_whole
 
 
 def small_pack(root: Path, per_chunk: int = 4, **counts: int) -> Path:
     """So many clips of each split, of two classes, 130 kB each: six frames of 32 × 32, and 4 s of noise."""
-    settings, splits = PackSettings(clips_per_chunk=per_chunk), {}
-    root.mkdir(parents=True)
-    for split, count in counts.items():
-        clips = ClipList(split, [Clip(f"{split}{n:04d}", "", n % 2) for n in range(count)], ["a", "b"])
-        parts = list(_parts(clips, settings))
-        (root / split).mkdir()
-        for part in parts:
-            write_part(part, {clip.id: item(clip) for clip in part.clips}, root)
-        splits[split] = _finish(root, clips, parts)
-    manifest = {"format": FORMAT, "name": "vggsound", "reader": {}, "settings": asdict(settings), "splits": splits}
-    write_whole(root / MANIFEST, json.dumps(manifest))
+    lists = {
+        split: ClipList(split, [Clip(f"{split}{n:04d}", "", n % 2) for n in range(count)], ["a", "b"])
+        for split, count in counts.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack, "call_apart", lambda read, jobs, *_: ((job, item(job[1])) for job in jobs))
+        pack.pack(lists, root, "vggsound", pack.PackSettings(clips_per_chunk=per_chunk), 1)
     return root
 
 
