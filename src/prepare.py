@@ -30,10 +30,16 @@ def make_demo(cfg: DictConfig) -> None:
 
 
 def verify_data(cfg: DictConfig) -> None:
-    """Decode every clip once and write the report that runs read."""
+    """Decode every clip once and write the report that runs read; of packed data, compare each byte with its record."""
+    data, packed = datamodule(cfg)
+    if packed:
+        from deepavfusion.verify.packed import verify_packed
+
+        chosen = None if cfg.splits is None else splits(cfg, data)
+        verify_packed(data.root, data.dataset_name, chosen, data.storage, workers(cfg))
+        return
     from deepavfusion.verify.verify import verify
 
-    data = datamodule(cfg)
     if not data.verify_report:
         raise UserError("data.verify_report is null; expected the file to write the report to: leave the key out.")
     kind = getattr(data.samples, "keywords", {})  # of samples
@@ -60,7 +66,12 @@ def pack_data(cfg: DictConfig) -> None:
     from deepavfusion.utils.commands import command
     from deepavfusion.utils.console import cell, say
 
-    data = datamodule(cfg)
+    data, packed = datamodule(cfg)
+    if packed:
+        raise UserError(
+            f"data.root={data.root} is packed; command=pack expects the files as published: set data.root to their "
+            "folder."
+        )
     if not cfg.output:
         raise UserError(
             "command=pack has no place to write to; expected a new folder: add output=<folder>, or s3://<bucket>/<folder>."
@@ -81,19 +92,14 @@ def pack_data(cfg: DictConfig) -> None:
     say(f"Use it: {use} experiment=<name>")
 
 
-def datamodule(cfg: DictConfig) -> ClipDataModule:
-    """The datamodule of `cfg.data`, whose root must hold the files as published."""
+def datamodule(cfg: DictConfig) -> tuple[ClipDataModule, bool]:
+    """The datamodule of `cfg.data`, and whether its root holds packed data."""
     if cfg.get("data") is None:
         raise UserError(f"command={cfg.command} has no dataset; add data=<one of: {', '.join(choices('data'))}>.")
     from deepavfusion.data.stores.packed import is_packed
 
     data: ClipDataModule = instantiate(cfg.data)
-    if is_packed(data.root):
-        raise UserError(
-            f"data.root={data.root} is packed; command={cfg.command} expects the files as published: set data.root to "
-            "their folder."
-        )
-    return data
+    return data, is_packed(data.root)
 
 
 def splits(cfg: DictConfig, data: ClipDataModule) -> list[str]:

@@ -69,8 +69,10 @@ def test_verify_then_pack(
     assert {split: found["counts"] for split, found in manifest["splits"].items()} == {"test": counts}
     assert manifest["settings"] == {"short_side": 64, "quality": 90, "clips_per_chunk": 64}
     assert json.loads((output / "test/clips.json").read_text())["excluded"]["id"] == [bad["id"]]
-    with pytest.raises(UserError, match=r"packed is packed; command=verify expects the files as published"):
-        prepare.verify_data(compose("command=verify", "data=vggsound", f"data.root={output}"))
+    prepare.verify_data(compose("command=verify", "data=vggsound", f"data.root={output}"))
+    assert f"{output}: 7 clips, " in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"packed is packed; command=pack expects the files as published"):
+        prepare.pack_data(compose("command=pack", "data=vggsound", f"data.root={output}"))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_verify_then_pack(
     [
         (["command=verify"], r"command=verify has no dataset; add data=<one of: audioset, .*vggsound"),
         (["command=verify", "data=vggsound", "data.root=/nowhere"], r"The data folder /nowhere does not exist"),
-        (["command=verify", "data=vggsound", "data.root=s3://bucket/x"], r"is packed; command=verify expects"),
+        (["command=pack", "data=vggsound", "data.root=s3://bucket/x"], r"is packed; command=pack expects"),
         (["command=verify", "data=vggsound", "data.root={raw}", "splits=[dev]"], r"'dev'; expected one of train, test"),
         (["command=verify", "data=vggsound", "data.root={raw}", "splits=[]"], r"splits is empty"),
         (["command=verify", "data=vggsound", "data.root={raw}", "data.exclude=[mute]"], r"\['mute'\], expected .*hung"),

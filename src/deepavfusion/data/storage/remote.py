@@ -65,6 +65,7 @@ class Remote:
         self.root, self.settings, self.waiting = root.rstrip("/"), settings, waiting
         self.answered = False  # ever
         self.known = ""  # the object that was read last
+        self.given_up = False
         self._make, self._notices = backend, Notices()
         self._made: tuple[int, Backend] | None = None  # process, client
 
@@ -138,6 +139,10 @@ class Remote:
         """Names below the root that begin with `prefix`, and their bytes."""
         return self._ask(prefix, lambda backend, _: dict(backend.sizes(prefix)))
 
+    def give_up(self) -> None:
+        """Let requests of other threads end, which would ask again until their patience ends."""
+        self.given_up = True
+
     def _fetch(
         self,
         name: str,
@@ -201,14 +206,16 @@ class Remote:
 
     def _pause(self, patience: Patience, answer: Answer) -> None:
         pause = patience.pause()
-        if pause is None:
+        if pause is None or self.given_up:
             raise Unreachable(
                 f"storage {self.root} has not answered for {spoken(patience.seconds)} ({answer.words}): "
                 f"{answer.remedy}, then give the same command again; data.storage.patience_seconds is the time waited."
             ) from None
         if answer.kind != "missing":
             self._notices.failing(self.root, answer.words, patience.seconds)
-        time.sleep(pause)
+        until = time.monotonic() + pause
+        while not self.given_up and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, TICK))
 
     def _readable(self, name: str) -> bool:
         """Whether an object that was read before can be read now."""
