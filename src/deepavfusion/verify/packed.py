@@ -16,8 +16,7 @@ from rich.table import Column, Table
 from deepavfusion.data.storage.remote import Differs, Missing, Remote, Unreachable, remote
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, MANIFEST
-from deepavfusion.data.stores.packed_list import MOST, check_index
-from deepavfusion.data.stores.packed_list import _check_clips as check_clips
+from deepavfusion.data.stores.packed_list import MOST, check_clips, check_index
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.console import cell, progress_bar, say
 from deepavfusion.utils.errors import UserError

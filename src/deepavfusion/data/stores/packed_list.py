@@ -109,7 +109,7 @@ def _packed_list(root: str, split: str, name: str, reader: dict[str, Any], kept:
     if place is None:
         _check_files(Path(root) / split, chunks)
     found = _fetched(root, f"{split}/{CLIPS}", place, MOST)
-    _check_clips(found, split, sum(chunk["items"] for chunk in chunks))
+    check_clips(found, split, sum(chunk["items"] for chunk in chunks))
     files = [f"{root}/{split}/{chunk['file']}" for chunk in chunks for _ in range(chunk["items"])]
     places = {identifier: n for n, identifier in enumerate(found["clips"]["id"])}
     ends = accumulate(chunk["items"] for chunk in chunks)
@@ -183,7 +183,7 @@ def _check_files(folder: Path, chunks: Sequence[dict[str, Any]]) -> None:
             raise UserError(f"{path} {state}: copy it again, or run the pack command again, which replaces it.")
 
 
-def _check_clips(found: Any, split: str, packed: int) -> None:
+def check_clips(found: Any, split: str, packed: int) -> None:
     """Check the content of clips.json; a ValueError or TypeError if it is not what `to_json` makes."""
     classes = found["classes"]
     if found["split"] != split or packed != len(set(found["clips"]["id"])):
