@@ -36,7 +36,7 @@ def verify_data(cfg: DictConfig) -> None:
         from deepavfusion.verify.packed import verify_packed
 
         chosen = None if cfg.splits is None else splits(cfg, data)
-        verify_packed(data.root, data.dataset_name, chosen, data.storage, workers(cfg))
+        verify_packed(data.root, data.dataset_name, chosen, data.kept.storage, workers(cfg))
         return
     from deepavfusion.verify.verify import verify
 
@@ -81,7 +81,7 @@ def pack_data(cfg: DictConfig) -> None:
         clips.say()
     settings, most = PackSettings(**cfg.pack), cfg.time_limit
     name, count = data.dataset_name, workers(cfg)
-    counts = pack(lists, cfg.output, name, settings, count, data.reader, most, data.storage)
+    counts = pack(lists, cfg.output, name, settings, count, data.reader, most, data.kept.storage)
     names = ("listed", "packed", "missing", "excluded")
     table = Table("split", *(Column(name, justify="right") for name in names), title=cell(f"Packed in {cfg.output}"))
     for split, found in counts.items():

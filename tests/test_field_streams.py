@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepavfusion.data.stores.pack import PackSettings, make_item
+from deepavfusion.data.stores.item import make_item
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.media import Media, scan
 from deepavfusion.media.files import failures
@@ -82,7 +82,7 @@ def test_frames_have_one_size_where_it_changes_in_the_stream(tmp_path: Path) -> 
     np.testing.assert_array_equal(together, alone[::-1])
     assert [number(frame) for frame in together] == [int(time * FPS) for time in times]
     with RawStore().open(clip) as opened:
-        item = make_item(clip, opened, PackSettings())
+        item = make_item(clip, opened, 256, 90)
     assert tuple(item["shape"]) == (32, 128)
 
 
@@ -96,7 +96,7 @@ def test_a_cut_recording_without_an_index_is_read_to_its_end(tmp_path: Path) -> 
         assert media.info.video_duration > 7
         assert number(media.frames([media.info.video_end])[0]) > 7 * FPS
     with RawStore().open(clip) as opened:
-        make_item(clip, opened, PackSettings())
+        make_item(clip, opened, 256, 90)
 
 
 def test_audio_of_less_than_a_sample_is_no_audio(tmp_path: Path) -> None:

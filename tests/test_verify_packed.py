@@ -6,19 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.storage import faults
 from deepavfusion.data.storage.remote import Unreachable
 from deepavfusion.data.storage.settings import StorageSettings
-from deepavfusion.data.stores.pack import PackSettings, pack
-from deepavfusion.media.encode import write_mp4
-from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
 from deepavfusion.verify import packed as verify_module
 from deepavfusion.verify.packed import verify_packed
+from helpers.packs import small_pack
 from helpers.storage import Service, put_folder
 
 CHUNK = "train/chunk-00001.bin"
@@ -26,17 +22,8 @@ CHUNK = "train/chunk-00001.bin"
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two splits of the same four clips, in two chunks each."""
-    folder = tmp_path_factory.mktemp("verify")
-    write_mp4(folder / "a.mp4", np.zeros((10, 32, 32, 3), np.uint8), 10, 0.5 * np.sin(np.arange(16_000) / 3))
-    clips = [Clip(name, str(folder / "a.mp4"), 0) for name in "abcd"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "deepavfusion.data.stores.pack.call_apart", lambda read, jobs, *_: ((job, read(job)) for job in jobs)
-        )
-        lists = {split: ClipList(split, clips, ["x"]) for split in ("train", "test")}
-        pack(lists, folder / "packed", "x", PackSettings(clips_per_chunk=2), 1)
-    return folder / "packed"
+    """Two splits of four clips, in two chunks each."""
+    return small_pack(tmp_path_factory.mktemp("verify") / "packed", per_chunk=2, train=4, test=4)
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -74,7 +61,7 @@ class Root:
         else:
             Path(self.address, name).unlink()
 
-    def verify(self, *splits: str, name: str = "x") -> None:
+    def verify(self, *splits: str, name: str = "vggsound") -> None:
         verify_packed(self.address, name, splits or None, StorageSettings(patience_seconds=0.2), workers=2)
 
 
@@ -118,7 +105,7 @@ def test_damage_is_named(root: Root, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_is_no_packed_data(root: Root) -> None:
     with pytest.raises(UserError, match=r"without the split dev, it has train, test"):
         root.verify("dev")
-    with pytest.raises(UserError, match=r"holds x packed in format 1, expected y"):
+    with pytest.raises(UserError, match=r"holds vggsound packed in format 1, expected y"):
         root.verify(name="y")
     manifest = json.loads(root.read("packed.json"))
     del manifest["splits"]["train"]["counts"]
