@@ -83,7 +83,8 @@ def test_damage_is_named(root: Root, capsys: pytest.CaptureFixture[str]) -> None
     """The size, the content, what is missing, and lists that do not fit; other splits are not in the way."""
     content = root.read(CHUNK)
     root.write(CHUNK, content[:-1] + b"x")
-    root.write("train/chunk-00000.bin", content + b"x")
+    longer = root.read("train/chunk-00000.bin")
+    root.write("train/chunk-00000.bin", longer + b"x")
     root.remove("test/chunk-00000.bin")
     root.write("test/clips.json", root.read("test/clips.json").replace(b'"test"', b'"train"'))
     root.remove("test/index.json")
@@ -92,7 +93,7 @@ def test_damage_is_named(root: Root, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     for name, what in {
         CHUNK: "has another content",
-        "train/chunk-00000.bin": f"has more than {len(content)} bytes",
+        "train/chunk-00000.bin": f"has more than {len(longer)} bytes",
         "test/chunk-00000.bin": "is missing",
         "test/clips.json": "is damaged (test/clips.json and packed.json list other clips)",
         "test/index.json": "is missing",
