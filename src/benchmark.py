@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported, which takes seconds
+    from deepavfusion.utils.launch.signals import INTERRUPTED, listen
+
+    listen(INTERRUPTED)
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported, which takes seconds
+    from deepavfusion.utils.launch.signals import listen
+
+    listen()
+
 from omegaconf import DictConfig
 
 from deepavfusion.cli.complete import evaluation_overrides

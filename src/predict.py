@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported, which takes seconds
+    from deepavfusion.utils.launch.signals import INTERRUPTED, listen
+
+    listen(INTERRUPTED)
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial

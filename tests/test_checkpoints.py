@@ -15,8 +15,9 @@ from deepavfusion.callbacks.guard import checkpoint_io
 from deepavfusion.callbacks.guard import checkpoints as checkpoints_module
 from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.callbacks.guard.checkpoints import Checkpoints
-from deepavfusion.runs.signals import STOPPED, StopRequested
+from deepavfusion.runs.signals import StopRequested
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.signals import STOPPED
 
 
 class SlowDisk:

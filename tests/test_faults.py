@@ -20,9 +20,9 @@ from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.callbacks.guard.data_report import DataReport
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.runs import signals
-from deepavfusion.runs.signals import STOPPED
 from deepavfusion.types import Problem
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.signals import STOPPED
 from helpers.runs import PRETRAIN, read_table, recorder, sentence, train
 
 QUICK = [

@@ -20,11 +20,11 @@ from deepavfusion.callbacks.guard.process_watch import ProcessWatch
 from deepavfusion.callbacks.show.tensorboard import put_before
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.runs import signing
-from deepavfusion.runs.signals import STOPPED
 from deepavfusion.utils import quiet
 from deepavfusion.utils.errors import UserError, limited
 from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.launch.launcher import COUNTS
+from deepavfusion.utils.launch.signals import STOPPED
 from deepavfusion.utils.processes import check_counts, check_folder
 
 

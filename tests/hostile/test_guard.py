@@ -50,13 +50,13 @@ def test_other_ends_are_those_of_the_script(body: str, status: int) -> None:
     assert ("ValueError: a" in err) == (status == 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_both(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 130), (signal.SIGUSR1, 130), (signal.SIGKILL, -9)])
+def test_a_signal_ends_both(number: signal.Signals, status: int) -> None:
     process = started("print(os.getpid(), flush=True); time.sleep(60)")
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.send_signal(number)
-    assert process.wait(timeout=30) == -number
+    assert process.wait(timeout=30) == status
     for _ in range(100):
         try:
             os.kill(child, 0)

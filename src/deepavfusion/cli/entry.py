@@ -31,9 +31,11 @@ from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, TRACEBACK
 from deepavfusion.config.overrides import literal, merged
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
-from deepavfusion.runs.signals import STOPPED, StopRequested
+from deepavfusion.runs.signals import StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import SaidByFirst, UserError, explained, limited
+from deepavfusion.utils.launch import signals
+from deepavfusion.utils.launch.signals import INTERRUPTED, STOPPED
 from deepavfusion.utils.names import printable
 from deepavfusion.utils.processes import check_counts, check_folder, check_single, settle_in
 from deepavfusion.utils.quiet import quiet
@@ -73,6 +75,9 @@ def reported(cfg: Any) -> Iterator[None]:
             _print_error(str(stop), "yellow")
         # Lightning's first process watches those it started and takes any other status for a failure.
         sys.exit(STOPPED if rank_zero() else 0)
+    except KeyboardInterrupt:
+        _print_error("Interrupted: give the same command again.", "yellow")
+        sys.exit(INTERRUPTED)
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors, too
@@ -120,6 +125,8 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
 
         @functools.wraps(main)
         def checked(cfg: DictConfig) -> Any:
+            if "SUBMITIT_EXECUTOR" in os.environ:  # its jobs do not begin with the script
+                signals.listen()
             refuse_secrets_in(cfg)
             check_ranges(cfg)
             if notices and rank_zero():
@@ -136,6 +143,7 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
                 return None
             if script not in SEVERAL:
                 check_single(script)
+                signals.interrupt()
             overrides, demo_reason = _completed(script, words, complete)
             sys.argv = [sys.argv[0], *overrides]
             notices[:] = (
@@ -187,11 +195,16 @@ def run(main: Callable[[], Any]) -> None:
     secure_streams()
     settle_in()
     quiet()
-    with reported({}):
-        check_counts()
-        check_folder()
-        main()
-        sys.stdout.flush()
+    try:
+        with reported({}):
+            check_counts()
+            check_folder()
+            main()
+            sys.stdout.flush()
+        signals.finish(0)
+    except SystemExit as end:
+        signals.finish(end.code if isinstance(end.code, int) else 1)
+        raise
 
 
 def one_sentence(error: Exception) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from deepavfusion.utils import processes
+from deepavfusion.utils.launch import signals
 from deepavfusion.utils.names import printable
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
@@ -29,15 +30,19 @@ def guarded(main: Callable[[], None], inputs: tuple[str, ...], time_limit: int =
         inputs: the keys of its command that name a media file.
         time_limit: of reading a part of a file.
     """
+    held_back = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)  # until either side knows what to do
     child = os.fork()
     if not child:
+        signals.listen(signals.INTERRUPTED)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however its parent ends
         processes.reading_limit = time_limit
         main()
         _leave()
+    signals.take(lambda _: None)  # the child's end is this one's, too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the child gets it, too
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status):
         sys.exit(os.waitstatus_to_exitcode(status))

@@ -29,6 +29,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.launcher import alone
+from deepavfusion.utils.launch.signals import on_leaving
 from deepavfusion.utils.launch.trainer import Fit, fit
 from deepavfusion.utils.processes import cores
 from deepavfusion.weights.restored import check_plan_of_task
@@ -101,6 +102,8 @@ def build(
         plugins.append(more.environment)
     numbers = {"devices": more.devices, "num_nodes": more.num_nodes}
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins, **numbers)
+    # Its handlers of SIGTERM and SIGUSR1 wait for the other processes; see callbacks/guard/checkpoints.py.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     _drop_incomplete_step(trainer, datamodule)
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision(cfg.matmul_precision)
@@ -151,7 +154,9 @@ def make_demo_data(root: Path, name: str) -> None:
     if not demo.is_complete(root, name):
         script = str(REPOSITORY / "src" / "prepare.py")
         command = [sys.executable, script, "command=demo", f"root={quoted(str(root))}", f"sets=[{name}]"]
-        if subprocess.run(command, env=alone()).returncode:
+        with subprocess.Popen(command, env=alone()) as making:
+            on_leaving(making.terminate)
+        if making.returncode:
             raise UserError(f"the demo data under {root} could not be made, for the reason above; then run again.")
 
 

@@ -18,6 +18,7 @@ from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import SaidByFirst, UserError
 from deepavfusion.utils.files import link, write_whole
 from deepavfusion.utils.launch.launcher import VARIABLES, Launch, began_at, launch, launcher_process
+from deepavfusion.utils.launch.signals import finish, on_leaving
 from deepavfusion.utils.reading import plain_yaml, read_text
 
 RUN_DIR_VARIABLE = "DEEPAVFUSION_RUN_DIR"  # environment variable: tells the other processes on this machine
@@ -65,6 +66,8 @@ def choose_run_dir(
         if name is None and found.processes > 1:
             name = _name_of(found)
         run_dir = _named(Path(log_dir) / task / kind, name)
+        if found.rank == 0:
+            on_leaving(lambda: remove_if_empty(run_dir))
     _check_others(run_dir)
     check_unfinished(run_dir)
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
@@ -80,6 +83,7 @@ def held(run_dir: Path) -> Iterator[None]:
     """
     try:
         with locked(run_dir):
+            on_leaving(lambda: finish(0) if (run_dir / METRICS).exists() else None)
             check_unfinished(run_dir)
             yield
     except UserError:

@@ -22,6 +22,7 @@ from typing import Any
 
 from deepavfusion.utils.console import duration, rank_zero, say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.signals import on_leaving
 
 LOCK = ".running"
 BEAT = 10.0  # s between two touches
@@ -43,6 +44,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         return
     lock = _Lock(run_dir)
     lock.acquire()
+    on_leaving(lock.release)
     try:
         yield
     finally:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-STOPPED = 75  # exit status of a run that was asked to stop and can be resumed: EX_TEMPFAIL, "try again"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from deepavfusion.utils.launch import signals
+from deepavfusion.utils.launch.signals import SIGNALS
+
 PATIENCE = 25.0  # s from the signal to exiting unconditionally: schedulers kill after 30
+AGAIN = 0.5  # s after which Ctrl-C counts as a second one: a launcher passes the first one on
 
 
 class StopRequested(Exception):
@@ -28,32 +31,39 @@ class StopSignals:
 
     def __init__(self, leave: Callable[[], None]) -> None:
         self.received: signal.Signals | None = None
+        self.since = 0.0
         self._leave = leave
         self._before: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
-        """Install the handlers, again if others replaced them. Does nothing outside the main thread."""
+        """Take the signals, again if others replaced the handlers. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
-            found = signal.signal(number, self._receive)
+            found = signal.signal(number, self._handle)
             self._before.setdefault(number, found)
+        signals.take(self._note)
 
     def release(self) -> None:
         """Restore the previous handlers."""
         if threading.current_thread() is threading.main_thread():
+            signals.take(None)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
         self._before = {}
 
-    def _receive(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if not signals.is_listening():  # the run is part of another program
+            self._note(signal.Signals(number))
+
+    def _note(self, number: signal.Signals) -> None:
         if self.received is not None:
-            if number == signal.SIGINT:  # Ctrl-C twice: immediately
-                raise KeyboardInterrupt
+            if number == self.received == signal.SIGINT and time.monotonic() - self.since > AGAIN:
+                signals.leave(number)
             return
-        self.received = signal.Signals(number)
+        self.received, self.since = number, time.monotonic()
         hint = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
-        os.write(2, f"{self.received.name}: stopping after this step{hint}\n".encode())
+        os.write(2, f"{number.name}: stopping after this step{hint}\n".encode())
         timer = threading.Timer(PATIENCE, self._leave)
         timer.daemon = True
         timer.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -19,11 +18,12 @@ from torch import distributed
 
 from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
-from deepavfusion.runs.signals import STOPPED, StopRequested, StopSignals
+from deepavfusion.runs.signals import StopRequested, StopSignals
 from deepavfusion.utils.commands import command
-from deepavfusion.utils.console import say_once
+from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import link, whole
+from deepavfusion.utils.launch.signals import STOPPED, named, requeue
 
 UNNAMED = ".unnamed"
 BEFORE_VALIDATION = 1.0  # min of training that may be lost by a kill during validation, which writes no checkpoints
@@ -90,7 +90,7 @@ class Checkpoints(Checkpoint):
                 self._commit(trainer, wait=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signals.listen()  # replaces Lightning's handlers, which wait for other processes
+        self.signals.listen()
         self.saved_at = time.monotonic()
         if trainer.world_size > 1:
             self.group = distributed.new_group(backend="gloo")
@@ -213,12 +213,12 @@ class Checkpoints(Checkpoint):
             return
         self._commit(trainer, wait=True)
         if self.stopping == signal.SIGUSR1 and trainer.is_global_zero:
-            _requeue()
+            requeue()
         raise StopRequested(self._farewell(signal.Signals(self.stopping)))
 
     def _farewell(self, number: signal.Signals) -> str:
         last = self.folder / LAST
-        by = "Ctrl-C" if number == signal.SIGINT else number.name
+        by = named(number)
         if not last.exists():
             return f"stopped by {by} before the first checkpoint: give the same command again, it starts anew."
         again = command("train.py resume={run_dir}", run_dir=self.folder.parent)
@@ -230,22 +230,7 @@ class Checkpoints(Checkpoint):
             with suppress(UserError):  # then the one before has to do
                 self._commit(self.trainer, wait=True)
         assert self.signals.received is not None
-        if self.signals.received == signal.SIGUSR1 and int(os.environ.get("SLURM_PROCID", 0)) == 0:
-            _requeue()
+        if self.signals.received == signal.SIGUSR1 and rank_zero():
+            requeue()
         os.write(2, f"{self._farewell(self.signals.received)}\n".encode())
         os._exit(STOPPED)
-
-
-def _requeue() -> None:
-    """Put the SLURM job that this process belongs to back into the queue."""
-    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
-    if job is None:
-        return
-    if "SLURM_ARRAY_TASK_ID" in os.environ:
-        job += f"_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=10)
-        failure = done.stderr.strip() if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failure = str(error)
-    say_once(f"SLURM job {job} could not be requeued: {failure}" if failure else f"SLURM job {job} is requeued")

@@ -14,8 +14,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import subprocess_script as launcher
 
-from deepavfusion.runs.signals import STOPPED
 from deepavfusion.utils.launch.launcher import FIRST
+from deepavfusion.utils.launch.signals import STOPPED
 
 GRACE = 1.5  # s for a failing process to print why
 LOOK_EVERY = 0.2  # s

@@ -1,0 +1,193 @@
+"""Signals that ask a command to stop, from its first line on.
+
+Python calls a handler in the main thread only, between two of its own instructions. The main thread may wait in C for
+another process for half an hour, and libraries replace handlers. So a signal is noticed by a thread, which reads what
+the system's half of the handler writes into a pipe.
+
+Every script begins with this module, which therefore imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, ClassVar, NoReturn
+
+from deepavfusion.utils.launch.launcher import launch
+
+STOPPED = 75  # exit status of a run that was asked to stop and can be resumed: EX_TEMPFAIL, "try again"
+INTERRUPTED = 130  # of other commands
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+FIRST_LEAVES = 5.0  # s in which the first process puts the job back into the queue, before another one's end ends it
+UNWINDS = 10.0  # s from a signal to the end of a command that is interrupted
+ANSWERS = 10.0  # s for SLURM to answer
+
+Taker = Callable[[signal.Signals], None]
+
+
+class _State:
+    """Of this process."""
+
+    listening = False
+    status = STOPPED  # to leave with
+    silent = False  # the command has ended, and only its process has not
+    taker: Taker | None = None  # what a signal is given to; None: it ends the process at once
+    forks = False  # whether that is seen to
+    masks: ClassVar[dict[int, set[int]]] = {}  # of threads that are forking, by their number
+    on_leaving: ClassVar[list[Callable[[], Any]]] = []
+
+
+def listen(status: int = STOPPED) -> None:
+    """From here on, the first of `SIGNALS` ends this process with an exit status and a sentence, until `take`."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    _State.listening, _State.status, _State.silent, _State.taker = True, status, False, None
+    _State.on_leaving.clear()
+    for number in SIGNALS:
+        signal.signal(number, _wait_for_the_end)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _thread.start_new_thread(_watch, (reader,))
+    if not _State.forks:
+        _State.forks = True
+        os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_forget)
+    # A launcher may hold them back until here (env --block-signal), so that none comes too early.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def is_listening() -> bool:
+    return _State.listening
+
+
+def take(taker: Taker | None) -> None:
+    """Let a function have the signals, which is called in a thread; None: they end the process at once again."""
+    _State.taker = taker
+
+
+def on_leaving(undo: Callable[[], Any]) -> None:
+    """Call a function before a signal ends the process at once; the latest first."""
+    _State.on_leaving.append(undo)
+
+
+def finish(status: int) -> None:
+    """The command has ended with this status: a signal does not change it any more."""
+    _State.status, _State.silent, _State.taker = status, True, None
+
+
+def interrupt() -> None:
+    """From here on, a signal raises a KeyboardInterrupt in the main thread, as Ctrl-C does in any Python program."""
+    if not _State.listening:
+        return
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+    take(_leave_if_still_here)
+
+
+def _leave_if_still_here(number: signal.Signals) -> None:
+    time.sleep(UNWINDS)
+    leave(number)
+
+
+def _watch(reader: int) -> None:
+    while True:
+        for number in os.read(reader, 64):
+            if number in SIGNALS:  # others have handlers, too
+                (_State.taker or leave)(signal.Signals(number))
+
+
+def _wait_for_the_end(number: int, _: FrameType | None) -> None:
+    """Nothing is begun any more by the main thread, while the other one ends the process."""
+    if _State.taker is None:
+        time.sleep(3 * ANSWERS)
+        os._exit(_State.status)
+
+
+def _hold_back() -> None:
+    """A signal to a process that is just forked would be written into this one's pipe."""
+    _State.masks[_thread.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _State.masks[_thread.get_ident()])
+
+
+def _forget() -> None:
+    """A forked process, which has no such thread, ends by signals again, until it listens itself."""
+    _State.listening, _State.taker = False, None
+    _State.on_leaving.clear()
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) in (_wait_for_the_end, signal.default_int_handler) and number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is _wait_for_the_end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _let_through()
+
+
+def named(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def leave(number: signal.Signals) -> NoReturn:
+    """End this process, in the middle of whatever it does: what it writes, it writes whole or not at all."""
+    if _State.silent:
+        os._exit(_State.status)
+    found = launch()
+    if found.rank:
+        time.sleep(FIRST_LEAVES)
+        if found.by == "lightning":  # whose first process watches how the others end, see callbacks/guard
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(_State.status)
+    for undo in reversed(_State.on_leaving):
+        try:
+            undo()
+        except Exception:  # the process ends anyway
+            continue
+    if _State.silent:
+        os._exit(_State.status)
+    if number == signal.SIGUSR1 and _State.status == STOPPED:
+        requeue()
+    os.write(2, f"stopped by {named(number)}: give the same command again.\n".encode())
+    os._exit(_State.status)
+
+
+def requeue() -> None:
+    """Put the SLURM job that this process belongs to back into the queue, and say so."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
+    if job is None:
+        return
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        job += f"_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    failure = _run("scontrol", "requeue", job)
+    text = f"SLURM job {job} could not be requeued: {failure}" if failure else f"SLURM job {job} is requeued"
+    os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def _run(*command: str) -> str:
+    """Run a command; what went wrong. Without `subprocess`, which the main thread may be importing just now."""
+    reader, writer = os.pipe()
+    try:
+        said = [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, writer, 2)]
+        pid = os.posix_spawnp(command[0], command, os.environ, file_actions=said)
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    finally:
+        os.close(writer)
+    try:
+        until = time.monotonic() + ANSWERS
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > until:
+                return f"{command[0]} did not answer within {ANSWERS:g} s"
+            time.sleep(0.02)
+        os.set_blocking(reader, False)  # what it left running may keep the pipe open
+        try:
+            text = os.read(reader, 4096).decode(errors="replace")
+        except BlockingIOError:
+            text = ""
+        return (" ".join(text.split()) or f"status {ended[1]}") if ended[1] else ""
+    finally:
+        os.close(reader)
