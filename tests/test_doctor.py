@@ -22,14 +22,16 @@ import doctor as entry_point
 from deepavfusion.cli import entry
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.demo import demo
-from deepavfusion.doctor import machine, smoke, software
+from deepavfusion.doctor import machine, smoke, software, storage
 from deepavfusion.doctor.examine import Found, examine
 from deepavfusion.media import Media
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.launcher import name_user
 from helpers.errors import refusal
+from helpers.packs import small_pack
 from helpers.runs import compose
+from helpers.storage import Service, environment, put_folder
 
 Usage = namedtuple("Usage", "total used free")
 GB = 10**9
@@ -382,6 +384,39 @@ def test_data_that_are_there_absent_and_in_another_layout(tmp_path: Path):
     (tmp_path / "file").touch()
     config.root = str(tmp_path / "file")
     assert "is not a folder" in refusal(machine.dataset, config, False, 0.0)
+
+
+def test_packed_data_in_object_storage(s3: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is there and how fast it comes; storage, credentials, chunks and room for the cache that are wanting."""
+    monkeypatch.setattr(storage, "PATIENCE", 0.1)
+    root = small_pack(tmp_path / "packed", train=5, test=3)
+    put_folder(s3, root, "data", "packed")
+    cache = tmp_path / "cache"
+    config = compose("data.root=s3://data/packed", f"data.cache_dir={cache}", config="doctor").data
+    text = machine.dataset(config, True, 0.001)
+    assert text.startswith("s3://data/packed: train 5 of 5 clips, test 3 of 3 clips, 0.00109 GB; a chunk comes at ")
+    assert f"; cache {cache}/" in text
+    assert not cache.exists()
+
+    free = namedtuple("Usage", "free")(10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.shutil, "disk_usage", lambda _: free)
+        assert "data.cache_dir=<folder on another disk>" in refusal(machine.dataset, config, True, 0.0)
+        cached = compose(
+            "data.root=s3://data/packed", f"data.cache_dir={cache}", "data.cache_size=900000", config="doctor"
+        )
+        assert machine.dataset(cached.data, True, 0.0)
+    s3.client.delete_object(Bucket="data", Key="packed/train/chunk-00000.bin")
+    assert "command=verify" in refusal(machine.dataset, config, True, 0.0)
+    with environment(AWS_ENDPOINT_URL=s3.url):
+        assert "no credentials were found" in refusal(machine.dataset, config, True, 0.0)
+    s3.fault = lambda method, path: (503, "SlowDown")
+    begin = time.monotonic()
+    assert "has not answered for 0.1 s" in refusal(machine.dataset, config, True, 0.0)
+    assert time.monotonic() - begin < 5
+    config.root = "s3://data/other"
+    s3.fault = lambda method, path: None
+    assert "s3://data/other/packed.json" in refusal(machine.dataset, config, True, 0.0)
 
 
 # ---- a training

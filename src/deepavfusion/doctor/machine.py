@@ -208,7 +208,11 @@ def dataset(config: DictConfig, given: bool, min_speed: float) -> str:
     `given`: the user set its root, a folder or an address; a default root may be absent.
     """
     root = config.root
-    if not is_remote(root) and not Path(root).is_dir():
+    if is_remote(root):
+        from deepavfusion.doctor.storage import remote_dataset  # takes torch, which may be what is broken
+
+        return remote_dataset(instantiate(config), min_speed)
+    if not Path(root).is_dir():
         if given or Path(root).exists():
             raise UserError(
                 f"data.root={root} is not a folder; expected the folder of a dataset: set data.root to it, or leave "
@@ -222,7 +226,7 @@ def dataset(config: DictConfig, given: bool, min_speed: float) -> str:
             counts.append(f"{split} {len(clips.clips)} of {clips.listed} clips")
             files += [clip.path for clip in clips.clips]
     summary = f"{root}: {', '.join(counts)}"
-    if is_remote(root) or not files:
+    if not files:
         return summary
     chosen = map(Path, sorted(set(files[:: max(1, len(files) // CLIPS)]))[:CLIPS])
     every = (path for clip in chosen for path in (clip.rglob("*") if clip.is_dir() else [clip]))
