@@ -389,7 +389,7 @@ def test_data_that_are_there_absent_and_in_another_layout(tmp_path: Path):
 def test_packed_data_in_object_storage(s3: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What is there and how fast it comes; storage, credentials, chunks and room for the cache that are wanting."""
     monkeypatch.setattr(storage, "PATIENCE", 0.1)
-    root = small_pack(tmp_path / "packed", train=5, test=3)
+    root = small_pack(tmp_path / "packed", per_chunk=1, train=5, test=3)
     put_folder(s3, root, "data", "packed")
     cache = tmp_path / "cache"
     config = compose("data.root=s3://data/packed", f"data.cache_dir={cache}", config="doctor").data
