@@ -67,9 +67,11 @@ class SyncedCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: it cannot be written.
         """
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
+        if (pending := self.pending) is not None:
+            try:
+                pending.result()
+            finally:
+                self.pending = None
 
     def teardown(self) -> None:
         try:

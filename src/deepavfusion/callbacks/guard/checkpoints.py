@@ -93,7 +93,7 @@ class Checkpoints(Checkpoint):
         self.signals.listen()
         self.saved_at = time.monotonic()
         if trainer.world_size > 1:
-            self.group = distributed.new_group(backend="gloo")
+            self.group = distributed.new_group(backend="gloo", timeout=getattr(trainer.strategy, "_timeout", None))
         if trainer.is_global_zero:
             for kind in ("*.partial", f"*{UNNAMED}"):  # of a run that was killed
                 for path in self.folder.glob(kind):
@@ -181,6 +181,17 @@ class Checkpoints(Checkpoint):
                 self._point_to(self.written, trainer)
                 self.written = None
 
+    def settle(self) -> None:
+        """Let the file that is being written count; for a thread that then ends the process."""
+        files = None if self.trainer is None else self.trainer.strategy.checkpoint_io
+        while isinstance(files, SyncedCheckpointIO) and files.is_writing:
+            time.sleep(0.05)
+        # The lock stays taken where the state is gathered from a process that has died.
+        if self.trainer is not None and self.lock.acquire(timeout=1.0):
+            with suppress(UserError):  # then the one before has to do
+                self._commit(self.trainer)
+            self.lock.release()
+
     def _point_to(self, written: Path, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
@@ -226,9 +237,7 @@ class Checkpoints(Checkpoint):
 
     def _leave(self) -> None:
         """End the process from a thread, because it did not reach a place to stop in time."""
-        if self.trainer is not None:
-            with suppress(UserError):  # then the one before has to do
-                self._commit(self.trainer, wait=True)
+        self.settle()
         assert self.signals.received is not None
         if self.signals.received == signal.SIGUSR1 and rank_zero():
             requeue()

@@ -9,11 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import subprocess_script as launcher
+from torch import distributed
+from torch.distributed import distributed_c10d
 
+from deepavfusion.callbacks.guard.checkpoints import Checkpoints
+from deepavfusion.callbacks.guard.heartbeat import Heartbeat
 from deepavfusion.utils.launch.launcher import FIRST
 from deepavfusion.utils.launch.signals import STOPPED
 
@@ -26,15 +30,20 @@ CONTINUES = (
 
 
 class ProcessWatch(Callback):
-    """Ends the processes that Lightning starts on this machine when one of them, or the first process, ends.
+    """Ends all processes of a run when one of them ends, is stopped, or cannot be reached any more.
 
     Otherwise the others would wait half an hour for gradients that never come. If a process was killed, the run ends
-    with exit status 75, and the same command resumes it; if one failed, the run ends with its status. Processes started
-    by SLURM or torchrun are ended by these (srun --kill-on-bad-exit).
+    with exit status 75, and the same command resumes it; if one failed, the run ends with its status.
+
+    The processes that Lightning starts on this machine are its children, whose end it sees at once, also while they
+    start. All others, those on other machines among them, give each other signs of life, from when they have met.
     """
+
+    heartbeat: ClassVar[Heartbeat | None] = None  # of this process: in a sweep, several runs follow each other
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
+        self.met = False
         self.over = threading.Event()  # between training and test, and at the end: nobody waits for others
         if not int(os.environ.get("LOCAL_RANK") or 0):
             os.environ[FIRST] = str(os.getpid())
@@ -50,16 +59,40 @@ class ProcessWatch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.over.clear()
+        if not self.met and trainer.world_size > 1 and distributed.is_initialized():
+            self.met = True
+            if ProcessWatch.heartbeat is not None:
+                ProcessWatch.heartbeat.stop()
+            store: Any = distributed_c10d._get_default_store()  # `clone` makes a connection of its own
+            leave = partial(self._end, trainer)
+            ProcessWatch.heartbeat = Heartbeat(store.clone, trainer.global_rank, trainer.world_size, leave, CONTINUES)
+        if self.met and self.heartbeat is not None:
+            self.heartbeat.over.clear()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.over.set()
+        if self.met and self.heartbeat is not None:
+            self.heartbeat.over.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.thread is None or not isinstance(exception, RuntimeError):
-            return
-        self.thread.join(2 * GRACE)  # perhaps a broken connection: let the process that broke it report why
-        if not self.thread.is_alive():  # as in a validation that a signal to them stopped
-            self._leave(f"the other processes have stopped, so this one ends; {CONTINUES}", STOPPED)
+        # Perhaps a broken connection: let the process that broke it report why.
+        broken = isinstance(exception, RuntimeError)
+        if broken and self.thread is not None:
+            self.thread.join(2 * GRACE)
+            if not self.thread.is_alive():  # as in a validation that a signal to them stopped
+                self._leave(f"the other processes have stopped, so this one ends; {CONTINUES}", STOPPED)
+        if self.met and self.heartbeat is not None:
+            if broken and (dead := self.heartbeat.dead()):
+                self._end(trainer, *self.heartbeat.text(dead))
+            self.heartbeat.ends(exception)
+
+    def _end(self, trainer: Trainer, text: str, status: int) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints):
+                callback.settle()
+        if text and (trainer.global_rank < 2 or trainer.local_rank == 0):  # once a machine
+            os.write(2, f"{text}\n".encode())
+        os._exit(status)
 
     def _watch_others(self, others: list[subprocess.Popen[Any]]) -> None:
         while not any(codes := [other.poll() for other in others]):
