@@ -83,37 +83,51 @@ class Processes:
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    started = Processes(tmp_path)
-    yield started
-    for pid in started.pids:
-        with suppress(ProcessLookupError):
+def group(tmp_path: Path) -> Iterator[Callable[[], Processes]]:
+    """Makes groups of processes, which a test runs side by side."""
+    groups: list[Processes] = []
+
+    def new() -> Processes:
+        folder = tmp_path / str(len(groups))
+        folder.mkdir()
+        groups.append(Processes(folder))
+        return groups[-1]
+
+    yield new
+    for pid in (pid for group in groups for pid in group.pids):
+        with suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def processes(group: Callable[[], Processes]) -> Processes:
+    return group()
 
 
 def wait(_: int, __: Heartbeat) -> None:
     time.sleep(30)  # in a collective, as it were
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_process_that_dies_or_stands_still_ends_the_others(
-    processes: Processes, number: signal.Signals, victim: int
-) -> None:
-    processes.start(3, wait)
-    processes.met()
-    assert [os.waitpid(pid, os.WNOHANG)[0] for pid in processes.pids] == [0] * 3
+def test_a_process_that_dies_or_stands_still_ends_the_others(group: Callable[[], Processes]) -> None:
+    cases = [(group(), number, victim) for number in (signal.SIGKILL, signal.SIGSTOP) for victim in (1, 0)]
+    for processes, _, _ in cases:
+        processes.start(3, wait)
+    for processes, _, _ in cases:
+        processes.met()
+        assert [os.waitpid(pid, os.WNOHANG)[0] for pid in processes.pids] == [0] * 3
     began = time.monotonic()
-    os.kill(processes.pids[victim], number)
-    others = [rank for rank in range(3) if rank != victim]
-    assert processes.statuses(*others) == [STOPPED, STOPPED]
-    assert LIMIT / 2 < time.monotonic() - began < 15
-    said = [processes.text(rank) for rank in others]
-    assert f"rank {victim} on {os.uname().nodename} gave no sign of life for 1 s" in said[0]
-    assert said[0].endswith("it continues.")
-    if victim:
-        assert said[1] == ""  # the first process told it
+    for processes, number, victim in cases:
+        os.kill(processes.pids[victim], number)
+    for processes, _, victim in cases:
+        others = [rank for rank in range(3) if rank != victim]
+        assert processes.statuses(*others) == [STOPPED, STOPPED]
+        assert LIMIT / 2 < time.monotonic() - began < 15
+        said = [processes.text(rank) for rank in others]
+        assert f"rank {victim} on {os.uname().nodename} gave no sign of life for 1 s" in said[0]
+        assert said[0].endswith("it continues.")
+        if victim:
+            assert said[1] == ""  # the first process told it
 
 
 def test_a_process_that_fails_ends_the_others_with_its_status(processes: Processes) -> None:
@@ -141,33 +155,32 @@ def test_the_first_process_that_fails_ends_the_others_with_its_status(processes:
     assert processes.text(1) == ""
 
 
-def test_processes_that_are_late_or_done_or_asked_to_stop_end_nothing(processes: Processes) -> None:
-    """The second one is stopped for half the limit, is then outside of a training for longer, and ends first."""
+def test_processes_that_are_late_suspended_or_done_end_nothing(group: Callable[[], Processes]) -> None:
+    """The second one is stopped for half the limit, is then outside of a training for longer, and ends first. Of the
+    other group, all are stopped for longer than the limit, as SLURM suspends a job."""
 
     def work(rank: int, beat: Heartbeat) -> None:
         time.sleep(LIMIT)
         beat.over.set()
-        if rank == 1:
-            return
-        time.sleep(2 * LIMIT)
+        if rank != 1:
+            time.sleep(1.5 * LIMIT)
 
-    processes.start(3, work)
-    processes.met()
-    os.kill(processes.pids[1], signal.SIGSTOP)
+    late, suspended = group(), group()
+    late.start(3, work)
+    suspended.start(2, lambda *_: time.sleep(2.5 * LIMIT))
+    late.met()
+    suspended.met(0)
+    os.kill(late.pids[1], signal.SIGSTOP)
+    for pid in suspended.pids:
+        os.kill(pid, signal.SIGSTOP)
     time.sleep(LIMIT / 2)
-    os.kill(processes.pids[1], signal.SIGCONT)
-    assert processes.statuses(0, 1, 2) == [0, 0, 0]
-    assert [processes.text(rank) for rank in range(3)] == ["", "", ""]
-
-
-def test_a_job_that_is_suspended_as_a_whole_continues(processes: Processes) -> None:
-    processes.start(2, lambda *_: time.sleep(3 * LIMIT))
-    processes.met()
-    for number in (signal.SIGSTOP, signal.SIGCONT):
-        for pid in processes.pids:
-            os.kill(pid, number)
-        time.sleep(1.5 * LIMIT)
-    assert processes.statuses(0, 1) == [0, 0]
+    os.kill(late.pids[1], signal.SIGCONT)
+    time.sleep(LIMIT)
+    for pid in suspended.pids:
+        os.kill(pid, signal.SIGCONT)
+    for processes, ranks in ((late, (0, 1, 2)), (suspended, (0, 1))):
+        assert processes.statuses(*ranks) == [0] * len(ranks)
+        assert [processes.text(rank) for rank in ranks] == [""] * len(ranks)  # neither from the library
 
 
 def test_a_connection_that_breaks_is_explained_by_who_died(processes: Processes) -> None:

@@ -17,7 +17,7 @@ BEAT = 2.0  # s between two signs
 LIMIT = 45.0  # s without one; Python code that keeps all threads of a process waiting (a sort of millions) takes less
 KEY = "deepavfusion/heartbeat/{}"
 END, HOST = KEY.format("end"), KEY.format("host {}")
-OVER, LEFT = "over", "left"  # states: in no training or test, so that nobody waits; asked to stop
+OVER, DONE, LEFT = "over", "done", "left"  # states: in no training or test, so that nobody waits; ended; asked to stop
 NO_SIGN = "{} gave no sign of life for {:.0f} s (killed, stopped, or a machine or network fails), so the others end; "
 
 Leave = Callable[[str, int], None]
@@ -110,8 +110,12 @@ class Heartbeat:
         return f"{named} ended with status {failed}: see above.", failed
 
     def stop(self) -> None:
-        if self.rank == 0 and self.end is not None:
-            time.sleep(1.5 * self.beat)  # the store ends with this process, and the others have to see it first
+        deadline = time.monotonic() + 1.5 * self.beat
+        # The store ends with this process: let the others say their last word there, or see that they have to end.
+        while self.rank == 0 and time.monotonic() < deadline and {*map(self._state, self.others)} != {DONE}:
+            with suppress(Exception):
+                self._read(self.store, self.others)
+            time.sleep(self.beat / 40)
         self.stopped.set()
         for thread in self.threads:
             if thread is not threading.current_thread():
@@ -128,7 +132,7 @@ class Heartbeat:
                 if self.store is None:
                     self.store = self.connect()
                     self.store.set(HOST.format(self.rank), socket.gethostname())
-                state = self.state or (OVER if self.over.is_set() or last else "")
+                state = self.state or (DONE if last else OVER if self.over.is_set() else "")
                 self.store.set(KEY.format(self.rank), f"{count} {state}")
                 if self.rank == 0 and self.end is not None:
                     self.store.set(END, str(self.end))
@@ -177,7 +181,7 @@ class Heartbeat:
                 if self._status(n) is not None:
                     ended[n] = ended.get(n, 0.0) + passed
             gone = [n for n, since in ended.items() if since > 2 * self.beat]  # it has printed why
-            gone += [n for n in self.watched if self.silent[n] > self.limit and self._state(n) != OVER]
+            gone += [n for n in self.watched if self.silent[n] > self.limit and self._state(n) not in (OVER, DONE)]
             if gone:
                 text, status = self.text(gone)
                 if self.rank == 0:
