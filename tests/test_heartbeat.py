@@ -15,8 +15,9 @@ import torch
 from torch import distributed
 
 from deepavfusion.callbacks.guard.heartbeat import Heartbeat
-from deepavfusion.runs.signals import STOPPED, StopRequested
 from deepavfusion.utils.errors import UserError
+from deepavfusion.runs.signals import StopRequested
+from deepavfusion.utils.launch.signals import STOPPED
 
 BEAT, LIMIT = 0.1, 1.0  # s
 SECONDS = timedelta(seconds=20)
@@ -29,7 +30,8 @@ class Processes:
         self.folder = folder
         self.pids: list[int] = []
 
-    def start(self, count: int, do: Callable[[int, Heartbeat], None]) -> None:
+    def start(self, count: int, do: Callable[[int, Heartbeat], None], limit: float = LIMIT) -> None:
+        self.limit = limit
         self.pids = [self._fork(rank, count, do) for rank in range(count)]
 
     def _fork(self, rank: int, count: int, do: Callable[[int, Heartbeat], None]) -> int:
@@ -53,7 +55,7 @@ class Processes:
                 os.write(2, text.encode())
                 os._exit(status)
 
-            beat = Heartbeat(store.clone, rank, count, leave, "it continues.", BEAT, LIMIT)
+            beat = Heartbeat(store.clone, rank, count, leave, "it continues.", BEAT, self.limit)
             (self.folder / f"ready{rank}").touch()
             do(rank, beat)
             beat.stop()
@@ -156,31 +158,27 @@ def test_the_first_process_that_fails_ends_the_others_with_its_status(processes:
 
 
 def test_processes_that_are_late_suspended_or_done_end_nothing(group: Callable[[], Processes]) -> None:
-    """The second one is stopped for half the limit, is then outside of a training for longer, and ends first. Of the
-    other group, all are stopped for longer than the limit, as SLURM suspends a job."""
+    """Of the first group, a process stands still for less than the limit; of the second, all of them for longer, as
+    SLURM suspends a job; of the third, one ends before the others, which are in no training."""
 
-    def work(rank: int, beat: Heartbeat) -> None:
-        time.sleep(LIMIT)
+    def end(rank: int, beat: Heartbeat) -> None:
         beat.over.set()
-        if rank != 1:
-            time.sleep(1.5 * LIMIT)
+        time.sleep(0.0 if rank == 1 else 2 * LIMIT)
 
-    late, suspended = group(), group()
-    late.start(3, work)
+    late, suspended, done = group(), group(), group()
+    late.start(2, lambda *_: time.sleep(2 * LIMIT), limit=20 * LIMIT)
     suspended.start(2, lambda *_: time.sleep(2.5 * LIMIT))
-    late.met()
-    suspended.met(0)
-    os.kill(late.pids[1], signal.SIGSTOP)
-    for pid in suspended.pids:
-        os.kill(pid, signal.SIGSTOP)
-    time.sleep(LIMIT / 2)
-    os.kill(late.pids[1], signal.SIGCONT)
-    time.sleep(LIMIT)
-    for pid in suspended.pids:
-        os.kill(pid, signal.SIGCONT)
-    for processes, ranks in ((late, (0, 1, 2)), (suspended, (0, 1))):
-        assert processes.statuses(*ranks) == [0] * len(ranks)
+    done.start(3, end)
+    for processes in (late, suspended):
+        processes.met()
+    stopped = [late.pids[1], *suspended.pids]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in stopped:
+            os.kill(pid, number)
+        time.sleep(1.5 * LIMIT)
+    for processes, ranks in ((late, (0, 1)), (suspended, (0, 1)), (done, (0, 1, 2))):
         assert [processes.text(rank) for rank in ranks] == [""] * len(ranks)  # neither from the library
+        assert processes.statuses(*ranks) == [0] * len(ranks)
 
 
 def test_a_connection_that_breaks_is_explained_by_who_died(processes: Processes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary, ProgressBar
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import REPOSITORY, instantiate
@@ -104,6 +106,11 @@ def build(
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=plugins, **numbers)
     # Its handlers of SIGTERM and SIGUSR1 wait for the other processes; see callbacks/guard/checkpoints.py.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    if isinstance(trainer.strategy, DDPStrategy):
+        # No time limit to be hit while one process waits for its storage, again and again; Lightning takes it where the
+        # strategy is made. Processes that died are seen by callbacks/guard/heartbeat.py.
+        patience = OmegaConf.select(cfg, "data.storage.patience_seconds") or 0
+        trainer.strategy._timeout = timedelta(seconds=1800 + 3 * patience)
     _drop_incomplete_step(trainer, datamodule)
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision(cfg.matmul_precision)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from deepavfusion.runs.signals import STOPPED, StopRequested
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import TemporaryError, UserError
+from deepavfusion.runs.signals import StopRequested
+from deepavfusion.utils.launch.signals import STOPPED
 
 BEAT = 2.0  # s between two signs
 LIMIT = 45.0  # s without one; Python code that keeps all threads of a process waiting (a sort of millions) takes less
@@ -75,7 +76,7 @@ class Heartbeat:
 
     def ends(self, error: BaseException) -> None:
         """Let the others know that this process ends, and reports why; those that are asked to stop do so together."""
-        if isinstance(error, StopRequested):
+        if isinstance(error, (StopRequested, TemporaryError)):
             self.state = LEFT
             return
         status = 2 if isinstance(error, UserError) else 1

@@ -59,7 +59,7 @@ class ProcessWatch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.over.clear()
-        if not self.met and trainer.world_size > 1 and distributed.is_initialized():
+        if distributed.is_initialized() and not self.met and trainer.world_size > 1:
             self.met = True
             if ProcessWatch.heartbeat is not None:
                 ProcessWatch.heartbeat.stop()
