@@ -15,8 +15,8 @@ import torch
 from torch import distributed
 
 from deepavfusion.callbacks.guard.heartbeat import Heartbeat
-from deepavfusion.utils.errors import UserError
 from deepavfusion.runs.signals import StopRequested
+from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.signals import STOPPED
 
 BEAT, LIMIT = 0.1, 1.0  # s
@@ -163,11 +163,14 @@ def test_processes_that_are_late_suspended_or_done_end_nothing(group: Callable[[
 
     def end(rank: int, beat: Heartbeat) -> None:
         beat.over.set()
-        time.sleep(0.0 if rank == 1 else 2 * LIMIT)
+        time.sleep(0.0 if rank == 1 else 2.5 * LIMIT if rank == 0 else 1.5 * LIMIT)
+
+    def work(rank: int, _: Heartbeat) -> None:
+        time.sleep(2.5 * LIMIT if rank == 0 else 2 * LIMIT)  # the store is there until all have ended
 
     late, suspended, done = group(), group(), group()
-    late.start(2, lambda *_: time.sleep(2 * LIMIT), limit=20 * LIMIT)
-    suspended.start(2, lambda *_: time.sleep(2.5 * LIMIT))
+    late.start(2, work, limit=20 * LIMIT)
+    suspended.start(2, work)
     done.start(3, end)
     for processes in (late, suspended):
         processes.met()

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from deepavfusion.utils.errors import TemporaryError, UserError
 from deepavfusion.runs.signals import StopRequested
+from deepavfusion.utils.errors import TemporaryError, UserError
 from deepavfusion.utils.launch.signals import STOPPED
 
 BEAT = 2.0  # s between two signs
