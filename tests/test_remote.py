@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 from omegaconf import open_dict
+from werkzeug.serving import make_server
 
 from deepavfusion.config.compose import compose
 from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
 from deepavfusion.data.storage import faults
 from deepavfusion.data.storage.remote import Differs, Missing, Remote, Unreachable, remote
 from deepavfusion.data.storage.settings import StorageSettings
+from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from helpers.storage import KEYS, Service, environment, own_certificate, stored
 
@@ -316,3 +318,68 @@ def test_secrets_of_endpoints_are_not_shown(bucket: Service, capsys: pytest.Capt
 def test_endpoints_that_are_none(endpoint: str) -> None:
     with pytest.raises(UserError, match="expected http"):
         opened(endpoint_url=endpoint)
+
+
+# ---- other kinds of storage
+
+
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [
+        ("r2://bucket/folder", r"s3://<bucket>/<folder> with data\.storage\.endpoint_url=https://<account>\.r2"),
+        ("azure://container/folder", "a gateway with this interface"),
+        ("https://host/folder", "expected s3://<bucket>/<folder>, gs://, hf://, or a folder"),
+        ("S3://bucket/folder", "expected s3://"),
+        ("s3:///folder", "no address of a folder in a bucket"),
+        ("s3://bucket//folder", "no address of a folder in a bucket"),
+        ("gs://bucket/folder", r"pip install google-cloud-storage, or .*https://storage\.googleapis\.com"),
+        ("hf://user/name", r"expected hf://datasets/<user>/<name>/<folder>"),
+    ],
+)
+def test_addresses_that_are_not_read(root: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among them those of a package that is missing."""
+    monkeypatch.setattr("litdata.streaming.downloader._GOOGLE_STORAGE_AVAILABLE", False)
+    assert is_remote(root)
+    with pytest.raises(UserError, match=words):
+        remote(root, StorageSettings(patience_seconds=0.1)).read("packed.json", 10)
+
+
+class Hub:
+    """Answers as the Hugging Face Hub does, with a fault once."""
+
+    def __init__(self) -> None:
+        self.server = make_server("127.0.0.1", 0, self.answer, threaded=True)
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.left: list[str] = []
+
+    def answer(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        path = environ["PATH_INFO"]
+        headers = [("X-Repo-Commit", "0" * 40), ("ETag", '"1"'), ("Content-Type", "application/octet-stream")]
+        if self.left:
+            start_response(self.left.pop(), [])
+        elif path == "/datasets/user/name/resolve/v1/packed/packed.json":
+            start_response("200 OK", [*headers, ("Content-Length", "2")])
+            return [b"{}"]
+        else:
+            start_response("404 Not Found", [*headers[:1], ("X-Error-Code", "EntryNotFound")])
+        return [b""]
+
+
+def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub = Hub()
+    settings = StorageSettings(f"http://127.0.0.1:{hub.server.server_port}", patience_seconds=3)
+    root = remote("hf://datasets/user/name@v1/packed", settings)
+    try:
+        hub.left = ["503 Service Unavailable"]
+        assert root.read("packed.json", 10) == b"{}"
+        with pytest.raises(Missing):
+            root.read("train/index.json", 10)
+        with pytest.raises(UserError, match="can be read, but not written to"):
+            root.upload(tmp_path, "packed.json")
+        other = remote("hf://datasets/user/private/packed", settings)
+        hub.left = ["401 Unauthorized"] * 9
+        with pytest.raises(UserError, match="HF_TOKEN"):
+            other.read("packed.json", 10)
+    finally:
+        hub.server.shutdown()
+        hub.server.server_close()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 
-REMOTE = ("s3://", "gs://", "r2://", "azure://", "hf://", "local:")  # that litdata can read; `local:` is for trials
-
+REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|local:")  # `local:` is for trials; storage/remote.py knows some
 UNITS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
 def is_remote(root: str | os.PathLike[str]) -> bool:
     """Whether a data root is an address, from which data is downloaded into a cache."""
-    return str(root).startswith(REMOTE)
+    return bool(REMOTE.match(str(root)))
 
 
 def bytes_of(text: str) -> int | None:

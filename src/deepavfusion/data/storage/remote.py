@@ -28,6 +28,10 @@ T = TypeVar("T")
 TICK = 0.5  # s between signs of life
 MISSING_ASKS = 2  # until an object counts as missing
 DENIED_ASKS = 6  # until one counts as missing that is denied while another may be read: about 30 s
+INSTEAD = {  # schemes that litdata knows, but not without its own platform, or without an account
+    "r2": "s3://<bucket>/<folder> with data.storage.endpoint_url=https://<account>.r2.cloudflarestorage.com",
+    "azure": "s3://<bucket>/<folder> of a gateway with this interface, or a folder that the container is mounted at",
+}
 
 
 class Backend(Protocol):
@@ -228,9 +232,10 @@ class Remote:
         return True
 
     def _backend(self) -> Backend:
-        if self._made is None or self._made[0] != os.getpid():  # a client is not shared with forked processes
-            self._made = os.getpid(), self._make(self.root, self.settings)
-        return self._made[1]
+        made = self._made  # another thread may take it away
+        if made is None or made[0] != os.getpid():  # a client is not shared with forked processes
+            made = self._made = os.getpid(), self._make(self.root, self.settings)
+        return made[1]
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
@@ -262,13 +267,15 @@ def remote(root: str, settings: StorageSettings, waiting: Callable[[], None] | N
         UserError: an address of another kind.
     """
     from deepavfusion.data.storage.folder import Folder
+    from deepavfusion.data.storage.read_only import Google, HuggingFace
     from deepavfusion.data.storage.s3 import S3, check_endpoint, parts
 
+    check_endpoint(settings.endpoint_url)
+    kinds: dict[str, type[Backend]] = {"s3": S3, "gs": Google, "hf": HuggingFace, "local": Folder}
     scheme = root.split(":", 1)[0]
-    if scheme == "local":
-        return Remote(root, settings, Folder, waiting)
-    if scheme == "s3":
-        check_endpoint(settings.endpoint_url)
+    if scheme not in kinds:
+        instead = INSTEAD.get(scheme, "s3://<bucket>/<folder>, gs://, hf://, or a folder")
+        raise UserError(f"{root} is no address that is read from; expected {instead}: set it so.")
+    if scheme in ("s3", "gs"):
         parts(root)
-        return Remote(root, settings, S3, waiting)
-    raise UserError(f"{root} is no address that can be read from; expected s3://<bucket>/<folder>: set it so.")
+    return Remote(root, settings, kinds[scheme], waiting)

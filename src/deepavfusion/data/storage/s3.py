@@ -218,13 +218,8 @@ def parts(root: str) -> tuple[str, str]:
     """Bucket and folder of an address."""
     address = urlsplit(root)
     bucket, prefix = address.netloc, address.path.strip("/")
-    if (
-        not bucket
-        or address.query
-        or address.fragment
-        or any(part in ("", ".", "..") for part in prefix.split("/")[1:])
-    ):
-        raise UserError(f"{root} is no address of a folder in a bucket; expected s3://<bucket>/<folder>: set it so.")
+    if not bucket or "//" in address.path or address.query or address.fragment:
+        raise UserError(f"{root} is no address of a folder in a bucket; expected {address.scheme}://<bucket>/<folder>.")
     return bucket, prefix
 
 
