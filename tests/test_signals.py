@@ -15,6 +15,12 @@ from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.utils.launch.signals import STOPPED
 
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+SCONTROL = """#!/bin/sh
+case $1 in
+show) echo "JobId=4216 JobName=x Restarts=0 PreemptTime=$PREEMPTED SuspendTime=None" ;;
+*) echo "$@" >> {}/asked ;;
+esac
+"""
 LISTEN = """
 import os, signal, sys, time
 from deepavfusion.utils.launch import signals
@@ -41,20 +47,26 @@ def start(first: str, then: str = "time.sleep(60)", **variables: str) -> subproc
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
     """A job, with a command that plays SLURM's part."""
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tmp_path / "scontrol").write_text(SCONTROL.format(tmp_path))
     (tmp_path / "scontrol").chmod(0o755)
     return {"SLURM_JOB_ID": "4216", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
 
-@pytest.mark.parametrize("number", [TERM, USR1, INT])
-def test_a_command_that_is_starting_ends_at_once(number: signal.Signals, slurm, tmp_path: Path) -> None:
-    process = start("signals.listen()", **slurm)
+@pytest.mark.parametrize(
+    ("number", "preempted", "requeued"),
+    [(TERM, "None", False), (TERM, "2026-11-28T21:34:33", True), (USR1, "None", True), (INT, "2026-11-28", False)],
+)
+def test_a_command_that_is_starting_ends_at_once(
+    number: signal.Signals, preempted: str, requeued: bool, slurm, tmp_path: Path
+) -> None:
+    """A job that is pre-empted with time of grace, and ends within it, would not be requeued by SLURM."""
+    process = start("signals.listen()", **slurm, PREEMPTED=preempted)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == STOPPED
     assert f"stopped by {'Ctrl-C' if number == INT else number.name}: give the same command again." in err
-    assert (tmp_path / "asked").exists() == (number == USR1)
-    if number == USR1:
+    assert (tmp_path / "asked").exists() == requeued
+    if requeued:
         assert (tmp_path / "asked").read_text() == "requeue 4216\n"
         assert err.startswith("SLURM job 4216 is requeued\n")
 

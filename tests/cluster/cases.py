@@ -311,7 +311,7 @@ def array(cluster: Cluster, folder: Path) -> Ended:
     ended = one.end(restarts=1)
     assert sorted(folder.glob("*/runs/*")) == runs
     for seed, run in enumerate(runs):
-        assert json.loads((run / "provenance.json").read_text())[-1]["seed"] == seed
+        assert json.loads((run / "provenance.json").read_text())["starts"][-1]["seed"] == seed
         assert (run / "metrics.json").exists()
     return ended
 

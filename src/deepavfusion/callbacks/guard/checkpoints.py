@@ -38,8 +38,8 @@ class Checkpoints(Checkpoint):
     `last.ckpt` points to a file only once it is whole and the curves up to its step are on disk, too.
 
     SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end the run with exit status 75, at the latest after
-    `signals.PATIENCE` seconds; on SIGUSR1 a SLURM job is requeued. During validation and test nothing is written: the
-    run will resume from the last checkpoint.
+    `signals.PATIENCE` seconds; on SIGUSR1, and when it is pre-empted, a SLURM job is requeued. During validation and
+    test nothing is written: the run will resume from the last checkpoint.
 
     Args:
         dirpath: the folder.
@@ -223,8 +223,8 @@ class Checkpoints(Checkpoint):
         if not self.stopping:
             return
         self._commit(trainer, wait=True)
-        if self.stopping == signal.SIGUSR1 and trainer.is_global_zero:
-            requeue()
+        if trainer.is_global_zero:
+            requeue(self.stopping)
         raise StopRequested(self._farewell(signal.Signals(self.stopping)))
 
     def _farewell(self, number: signal.Signals) -> str:
@@ -239,7 +239,7 @@ class Checkpoints(Checkpoint):
         """End the process from a thread, because it did not reach a place to stop in time."""
         self.settle()
         assert self.signals.received is not None
-        if self.signals.received == signal.SIGUSR1 and rank_zero():
-            requeue()
+        if rank_zero():
+            requeue(self.signals.received)
         os.write(2, f"{self._farewell(self.signals.received)}\n".encode())
         os._exit(STOPPED)

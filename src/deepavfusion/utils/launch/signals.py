@@ -149,45 +149,58 @@ def leave(number: signal.Signals) -> NoReturn:
             continue
     if _State.silent:
         os._exit(_State.status)
-    if number == signal.SIGUSR1 and _State.status == STOPPED:
-        requeue()
+    if _State.status == STOPPED:
+        requeue(number)
     os.write(2, f"stopped by {named(number)}: give the same command again.\n".encode())
     os._exit(_State.status)
 
 
-def requeue() -> None:
-    """Put the SLURM job that this process belongs to back into the queue, and say so."""
+def requeue(number: int) -> None:
+    """After a signal that asks for it, put the SLURM job of this process back into the queue, and say so.
+
+    SIGUSR1 does, and SIGTERM where the job is pre-empted: one that ends in its time of grace would be over for SLURM.
+    """
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
     if job is None:
         return
     if "SLURM_ARRAY_TASK_ID" in os.environ:
         job += f"_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    failure = _run("scontrol", "requeue", job)
-    text = f"SLURM job {job} could not be requeued: {failure}" if failure else f"SLURM job {job} is requeued"
+    if number != signal.SIGUSR1 and (number != signal.SIGTERM or not _is_preempted(job)):
+        return
+    failed, said = _run("scontrol", "requeue", job)
+    text = f"SLURM job {job} could not be requeued: {said}" if failed else f"SLURM job {job} is requeued"
     os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
-def _run(*command: str) -> str:
-    """Run a command; what went wrong. Without `subprocess`, which the main thread may be importing just now."""
+def _is_preempted(job: str) -> bool:
+    failed, said = _run("scontrol", "show", "job", "--oneliner", job)
+    return not failed and any(word.startswith("PreemptTime=") and word != "PreemptTime=None" for word in said.split())
+
+
+def _run(*command: str) -> tuple[bool, str]:
+    """Run a command; whether it failed, and what it said, or why there is nothing.
+
+    Without `subprocess`, which the main thread may be importing just now.
+    """
     reader, writer = os.pipe()
     try:
         said = [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, writer, 2)]
         pid = os.posix_spawnp(command[0], command, os.environ, file_actions=said)
     except OSError as error:
-        return f"{command[0]}: {error.strerror}"
+        return True, f"{command[0]}: {error.strerror}"
     finally:
         os.close(writer)
     try:
         until = time.monotonic() + ANSWERS
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
             if time.monotonic() > until:
-                return f"{command[0]} did not answer within {ANSWERS:g} s"
+                return True, f"{command[0]} did not answer within {ANSWERS:g} s"
             time.sleep(0.02)
         os.set_blocking(reader, False)  # what it left running may keep the pipe open
         try:
-            text = os.read(reader, 4096).decode(errors="replace")
+            text = os.read(reader, 2**16).decode(errors="replace")
         except BlockingIOError:
             text = ""
-        return (" ".join(text.split()) or f"status {ended[1]}") if ended[1] else ""
+        return bool(ended[1]), " ".join(text.split()) or f"status {ended[1]}"
     finally:
         os.close(reader)
