@@ -26,8 +26,9 @@ from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.cores import decoding_workers
 from deepavfusion.utils.launch.launcher import COUNTS, VARIABLES, launch
-from deepavfusion.utils.processes import check_folder, decoding_workers
+from deepavfusion.utils.processes import check_folder
 
 STARTED_WITH = dict(os.environ)
 MISSED: list[UserError] = []  # what other commands would not start without

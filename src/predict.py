@@ -92,7 +92,7 @@ def features(cfg: DictConfig, output: Path) -> None:
     from deepavfusion.inference.encoders import open_encoder
     from deepavfusion.inference.features import extract_features
     from deepavfusion.inference.write.features import summary, write_features
-    from deepavfusion.utils.processes import decoding_workers
+    from deepavfusion.utils.launch.cores import decoding_workers
 
     ckpt = checkpoint(cfg)
     encoder, description = open_encoder(ckpt, device(cfg))

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from deepavfusion.cli.entry import entry, run
 from deepavfusion.config.compose import REPOSITORY, choices, instantiate
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.processes import cores
+from deepavfusion.utils.launch.cores import cores
 
 if TYPE_CHECKING:
     from deepavfusion.data.datamodule import ClipDataModule

@@ -28,6 +28,7 @@ from deepavfusion.data.loading import watch
 from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.workers import GROUP
 
 
 @pytest.fixture(autouse=True)
@@ -154,8 +155,8 @@ def test_the_death_of_a_worker_interrupts_no_other_code(data_root, monkeypatch):
 
 def test_a_signal_from_outside_is_no_clips_fault(data_root, capsys):
     module, _ = loader(data_root)
-    _, ended = loader(data_root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGTERM)))
-    with pytest.raises(UserError, match=r"4 times in a row by SIGTERM, probably by another program or a time limit"):
+    _, ended = loader(data_root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGQUIT)))
+    with pytest.raises(UserError, match=r"4 times in a row by SIGQUIT, probably by another program or a time limit"):
         epoch(ended)
     assert module.lists["train"].clips[2].id not in capsys.readouterr().out
 
@@ -242,7 +243,7 @@ def test_signals_that_stop_a_run_do_not_reach_its_workers(data_root):
     batches = iter(here)
     found = [next(batches)]
     for worker in here._iterator._workers:
-        for number in (signal.SIGINT, signal.SIGUSR1):
+        for number in (*GROUP, signal.SIGCONT):
             os.kill(worker.pid, number)
     found += batches
     assert same(found, expected)

@@ -17,7 +17,7 @@ from deepavfusion.figures.style import new_figure, save_figure, styled
 from deepavfusion.runs.provenance import code_state, cpu_name
 from deepavfusion.utils import files
 from deepavfusion.utils.console import cell
-from deepavfusion.utils.processes import cores
+from deepavfusion.utils.launch.cores import cores
 
 Row = dict[str, Any]
 LIBRARIES = ("torch", "av", "decord", "litdata", "pillow")

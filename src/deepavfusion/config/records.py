@@ -19,7 +19,7 @@ from deepavfusion.config.overrides import renamed, split_override
 from deepavfusion.config.ranges import INDEX_TEXTS, NULL, RULES
 from deepavfusion.config.rules import Rule, whole
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.processes import MAX_WORKERS
+from deepavfusion.utils.launch.cores import MAX_WORKERS
 
 MOST, LONGEST = 1000, 4096  # overrides of a record, and characters of each
 GROUPS = (

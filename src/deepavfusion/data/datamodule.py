@@ -30,7 +30,7 @@ from deepavfusion.transforms.device import DeviceTransform
 from deepavfusion.types import Batch, Clip
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.processes import decoding_workers
+from deepavfusion.utils.launch.cores import decoding_workers
 from deepavfusion.utils.structure import Maybe
 
 HOLDOUT = "holdout"

@@ -32,8 +32,8 @@ from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.utils.console import track
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file, write_whole
+from deepavfusion.utils.launch.workers import die_with_parent, worker_context
 from deepavfusion.utils.names import printable
-from deepavfusion.utils.processes import die_with_parent
 from deepavfusion.utils.reading import RECORD, read_json
 
 VERSION = 3  # increase it whenever the same seed gives other files
@@ -162,30 +162,39 @@ def _remove(folder: Path, name: str) -> None:
 
 def _generate(root: Path, sets: Sequence[str], seed: int, workers: int, counts: Counts) -> None:
     # Spawned processes share nothing with this one, nor its lock.
-    context = multiprocessing.get_context("spawn")
+    context = worker_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=die_with_parent) if workers > 1 else nullcontext() as pool:
-        for name in sets:
-            unfinished, old = root / UNFINISHED.format(name), root / OLD.format(name)
-            for leftover in (unfinished, old):
-                _remove(leftover, name)
-            jobs, texts = PLANS[name](seed, counts)
-            unfinished.mkdir(exist_ok=True)
-            write_whole(unfinished / MANIFEST, json.dumps(_manifest(name, seed, counts), indent=1) + "\n")
-            for path in (*(job.path for job in jobs), *texts):
-                (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
-            for file, content in texts.items():
-                (unfinished / file).write_text(content)
-            write = partial(render, folder=unfinished, seed=seed)
-            done = pool.map(write, jobs, chunksize=4) if pool else map(write, jobs)
-            for _ in track(done, f"making {name}", len(jobs)):
-                pass
-            if (root / name).exists():
-                for report in REPORTS:  # of the files that were there; verify sees that they changed
-                    with suppress(FileNotFoundError):
-                        os.rename(root / name / report, unfinished / report)
-                os.rename(root / name, old)
-            os.rename(unfinished, root / name)
-            _remove(old, name)
+        try:
+            for name in sets:
+                _generate_set(root, name, seed, counts, pool)
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():  # or the pool finishes what it has been given
+                worker.kill()
+            raise
+
+
+def _generate_set(root: Path, name: str, seed: int, counts: Counts, pool: ProcessPoolExecutor | None) -> None:
+    unfinished, old = root / UNFINISHED.format(name), root / OLD.format(name)
+    for leftover in (unfinished, old):
+        _remove(leftover, name)
+    jobs, texts = PLANS[name](seed, counts)
+    unfinished.mkdir(exist_ok=True)
+    write_whole(unfinished / MANIFEST, json.dumps(_manifest(name, seed, counts), indent=1) + "\n")
+    for path in (*(job.path for job in jobs), *texts):
+        (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+    for file, content in texts.items():
+        (unfinished / file).write_text(content)
+    write = partial(render, folder=unfinished, seed=seed)
+    done = pool.map(write, jobs, chunksize=4) if pool else map(write, jobs)
+    for _ in track(done, f"making {name}", len(jobs)):
+        pass
+    if (root / name).exists():
+        for report in REPORTS:  # of the files that were there; verify sees that they changed
+            with suppress(FileNotFoundError):
+                os.rename(root / name / report, unfinished / report)
+        os.rename(root / name, old)
+    os.rename(unfinished, root / name)
+    _remove(old, name)
 
 
 def render(job: Job, folder: Path, seed: int) -> None:

@@ -20,8 +20,9 @@ from deepavfusion.config.compose import instantiate
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import link, write_whole
+from deepavfusion.utils.launch.cores import cores
 from deepavfusion.utils.launch.launcher import BY_HAND, VARIABLES, launch
-from deepavfusion.utils.processes import MAX_FOLDER, check_counts, cores
+from deepavfusion.utils.processes import MAX_FOLDER, check_counts
 
 GB, GIB = 10**9, 2**30
 BLOCK = 8 * 2**20  # bytes

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
 from deepavfusion.metrics.by_item import ItemMetric, mean
-from deepavfusion.utils.processes import cores
+from deepavfusion.utils.launch.cores import cores
 
 MIXTURE = "mixture"
 MEASURES = ("sdr", "sir", "sar", "si_sdr")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -30,10 +31,10 @@ from deepavfusion.runs.signing import signed
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.cores import own_cores
 from deepavfusion.utils.launch.launcher import alone
 from deepavfusion.utils.launch.signals import on_leaving
 from deepavfusion.utils.launch.trainer import Fit, fit
-from deepavfusion.utils.processes import cores
 from deepavfusion.weights.restored import check_plan_of_task
 
 SWITCHES = {
@@ -114,10 +115,14 @@ def build(
     _drop_incomplete_step(trainer, datamodule)
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision(cfg.matmul_precision)
+    threads = own_cores(trainer.num_devices).own
     if isinstance(trainer.accelerator, CPUAccelerator):
         # Threads that wait for a core taken by a decoding worker cost several times what they gain.
-        share = cores() // trainer.num_devices
-        torch.set_num_threads(max(1, share - (datamodule.workers(trainer.num_devices) + 1) // 2))
+        threads = max(1, threads - (datamodule.workers(trainer.num_devices) + 1) // 2)
+        torch.set_num_threads(threads)
+    if trainer.world_size > 1:
+        # Or Lightning divides the cores that this process is bound to once more, by all processes of the machine.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     return trainer, task, datamodule
 
 

@@ -16,6 +16,7 @@ from deepavfusion.runs.build import epoch_batches
 from deepavfusion.tasks.base import Task, learning_rate
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
+from deepavfusion.utils.launch.cores import own_cores
 
 
 def say_training(cfg: DictConfig, run_dir: Path, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> None:
@@ -87,9 +88,9 @@ def _device(trainer: Trainer, datamodule: ClipDataModule) -> str:
     else:
         name = f"{_count(processes, 'process', 'es')} on {trainer.strategy.root_device.type.upper()}"
         name += f", {_count(torch.get_num_threads(), 'thread')}"
-    return (
-        f"{name}, precision {trainer.precision}, {_count(workers, 'decoding worker')}{' each' if processes > 1 else ''}"
-    )
+    each, (own, seen, why) = " each" if processes > 1 else "", own_cores(trainer.num_devices)
+    cores = f"{own} of {_count(seen, 'core')}{f' ({why})' if why else ''}"
+    return f"{name}, precision {trainer.precision}, {_count(workers, 'decoding worker')}{each}, {cores}"
 
 
 def _batch(trainer: Trainer, task: Any) -> str:

@@ -18,7 +18,7 @@ from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.runs.directory import PROVENANCE
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
-from deepavfusion.utils.processes import cores
+from deepavfusion.utils.launch.cores import cores
 from deepavfusion.utils.reading import RECORD, read_json
 
 UNKNOWN = "unknown"

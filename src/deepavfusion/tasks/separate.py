@@ -13,7 +13,7 @@ from deepavfusion.models.separator import Init, MaskKind, Separator, mask_loss, 
 from deepavfusion.tasks.base import FineTune, freeze_unread
 from deepavfusion.transforms.audio import LogMel, MelMask
 from deepavfusion.types import Batch, SeparationOutput
-from deepavfusion.utils.processes import cores
+from deepavfusion.utils.launch.cores import own_cores
 
 
 class Separate(FineTune):
@@ -58,7 +58,7 @@ class Separate(FineTune):
     def setup(self, stage: str) -> None:
         if self.hparams["metric_workers"] is None:  # the processes of this machine share its cores
             for metrics in (self.val_metrics, self.test_metrics):
-                metrics.workers = max(1, cores() // self.trainer.num_devices)
+                metrics.workers = own_cores(self.trainer.num_devices).own
 
     def mix(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mixtures of a batch: waveforms [B / n, T] and log10 power mel [B / n, 1, M, F]."""

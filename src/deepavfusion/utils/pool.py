@@ -6,7 +6,6 @@ and workers are replaced after some calls, so that leaks and corrupted memory do
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import warnings
@@ -17,12 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.workers import shielded, worker_context
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -119,13 +119,14 @@ def _ending(code: int) -> str:
     return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def _fork_server() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
+def _fork_server() -> BaseContext:
+    context = worker_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)  # libraries read it when they are imported; there is a worker for each core
     try:
-        forkserver.ensure_running()
+        with shielded():
+            forkserver.ensure_running()
     finally:
         for name, value in before.items():
             del os.environ[name]
@@ -135,7 +136,6 @@ def _fork_server() -> ForkServerContext:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler would wait for a decoder that hangs in C
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print about broken files
 

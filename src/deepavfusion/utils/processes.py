@@ -1,4 +1,4 @@
-"""Numbers of processes, workers that end with their parent, and what a process needs of its environment."""
+"""What a process needs of its environment: limits, folders, variables that say what they should."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -19,18 +18,7 @@ from deepavfusion.utils.errors import SaidByFirst, UserError
 from deepavfusion.utils.launch.launcher import BY_HAND, COUNTS, VARIABLES, is_count, launch
 
 reading_limit = 0  # s that reading a part of a file may take in this process before it ends; 0: any (cli/guard.py)
-MAX_WORKERS = 16  # decoding for one training process
 MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def decoding_workers(processes: int = 1) -> int:
-    """Decoding workers for each of the training processes on this machine."""
-    return max(1, min(cores() // processes, MAX_WORKERS))
 
 
 def give_memory_back() -> None:
@@ -72,18 +60,6 @@ def on_sign_of_life(note: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _alive.reset(token)
-
-
-def die_with_parent() -> None:
-    """End this worker when the main process is killed; otherwise it would wait for work forever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def shorten_socket_names() -> None:

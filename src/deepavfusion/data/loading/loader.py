@@ -21,6 +21,7 @@ from deepavfusion.data.loading.workers import Board, start_worker
 from deepavfusion.types import Clip, Problem
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import TemporaryError, UserError
+from deepavfusion.utils.launch.workers import worker_context
 from deepavfusion.utils.processes import shorten_socket_names
 
 TRIES = 2  # of a clip before it is excluded
@@ -72,6 +73,8 @@ class ResumableLoader(DataLoader[Any]):
         self.items = dataset
         self.hang_seconds, self.together = hang_seconds, together
         self.ends: Counter[int] = Counter()  # of processes while they read an item
+        if kwargs.get("num_workers"):
+            kwargs["multiprocessing_context"] = worker_context("fork")
         kwargs["collate_fn"] = Sender(kwargs["collate_fn"], self.board.piped)
         super().__init__(dataset, worker_init_fn=start_worker, **kwargs)  # type: ignore[arg-type]  # a `Dataset`, too
 

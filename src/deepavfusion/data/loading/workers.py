@@ -6,7 +6,6 @@ import math
 import mmap
 import os
 import random
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from deepavfusion.types import Problem
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.workers import die_with_parent
 from deepavfusion.utils.processes import on_sign_of_life
 
 
@@ -65,10 +65,8 @@ def _shared(*shape: int) -> torch.Tensor:
 
 
 def start_worker(_: int) -> None:
-    """Signals that ask the run to stop are not for its workers, which the run ends when it has saved."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """It ends with the training process, also while it hangs."""
+    die_with_parent()
 
 
 def in_worker() -> bool:
