@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
@@ -28,9 +29,10 @@ from deepavfusion.cli.keys import Keys
 from deepavfusion.cli.streams import secure_streams
 from deepavfusion.cli.words import parse
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, TRACEBACK
-from deepavfusion.config.overrides import literal, merged
+from deepavfusion.config.overrides import literal, merged, named_apart, overrides_of_job, without_sweep
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
+from deepavfusion.runs.directory import FinishedError
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import SaidByFirst, UserError, explained, limited
@@ -41,6 +43,7 @@ from deepavfusion.utils.processes import check_counts, check_folder, check_singl
 from deepavfusion.utils.quiet import quiet
 
 DEMO = "A tiny network is trained on generated clips; for a real run give data.root=<folder>."
+MANY = {"-m", "--multirun"}
 HELP = {"--help", "-h"}
 UNCHECKED = {"--hydra-help", "--version", "--shell-completion", "-sc", "--config-dir", "-cd", "--experimental-rerun"}
 PRINTS = {"--cfg", "-c", "--info", "-i"}  # their output may be read by programs
@@ -131,7 +134,12 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
             check_ranges(cfg)
             if notices and rank_zero():
                 get_console().print(Panel("\n".join(notices), style="yellow", expand=False))
-            return main(cfg)
+            try:
+                return main(cfg)
+            except FinishedError as error:  # of a sweep that the same command continues
+                if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                    raise
+                say_once(f"run {error.run_dir} is finished: the next one", "dim")
 
         hydra_main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=script)(run_and_report(checked))
 
@@ -162,7 +170,7 @@ def _completed(script: str, words: list[str], complete: Complete | None) -> tupl
     flags, given = parse(script, words, Keys(script, []).knows)
     if UNCHECKED & {flag.partition("=")[0] for flag in flags}:
         return words, None
-    overrides = merged(literal([word.override for word in given], sweeps=bool({"-m", "--multirun"} & set(flags))))
+    overrides = merged(literal([word.override for word in given], sweeps=bool(MANY & set(flags))))
     earlier = recorded(script, overrides)
     if earlier is not None and rank_zero():
         check(script, flags, given, earlier)
@@ -176,7 +184,7 @@ def _completed(script: str, words: list[str], complete: Complete | None) -> tupl
         check(script, flags, given, overrides)
     if earlier is not None and not quietly:
         _say_loading(script)
-    return [*flags, *overrides], demo_reason
+    return [*flags, *(named_apart(overrides) if MANY & set(flags) else overrides)], demo_reason
 
 
 def _say_loading(script: str) -> None:
@@ -186,7 +194,7 @@ def _say_loading(script: str) -> None:
 
 def overrides_of_run() -> list[str]:
     """The overrides as `entry` completed them, without `resume`, which does not affect what runs."""
-    return [override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")]
+    return [without_sweep(override) for override in overrides_of_job() if not override.startswith("resume=")]
 
 
 def run(main: Callable[[], Any]) -> None:

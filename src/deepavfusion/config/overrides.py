@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from deepavfusion.config.compose import CONFIG_DIR, compose
 from deepavfusion.config.ranges import RULES
@@ -25,6 +28,7 @@ RENAMED = {  # keys in records of earlier commits -> today's; None: no longer us
     "callbacks.progress.leave": None,
 }
 OF_ONE_RUN = ("resume=", "run.", "ckpt_path=", "compile=")  # overrides that do not affect an evaluation
+LONGEST_PART = 60  # characters of a name that the values of a sweep take
 DECIDING = ("experiment", "data", "paths", "scale")  # keys that begin so decide the scale
 
 
@@ -156,6 +160,52 @@ def with_scale(name: str, overrides: list[str]) -> tuple[list[str], str | None]:
             "scale=demo."
         )
     return (merged(overrides, ["scale=demo"]) if reasons[0] else overrides), reasons[0]
+
+
+def named_apart(overrides: list[str]) -> list[str]:
+    """The overrides of a sweep, with a run.name for each of its jobs if there is one for all.
+
+    It names the values that differ (`x_seed=0`), so that the same command finds the directory of each again, in
+    whichever order or number.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    name = next((each for each in parsed if each.key_or_group == "run.name" and not each.is_delete()), None)
+    swept = [each.key_or_group for each in parsed if each.is_sweep_override() and each is not name]
+    if name is None or name.value() is None or not swept:
+        return overrides
+    names = [str(value) for value in name.sweep_iterator()] if name.is_sweep_override() else [str(name.value())]
+    apart = []
+    for text in names:
+        keys = [key for key in swept if f"${{{key}}}" not in text]
+        inner = text if "${" in text else quoted(text)[1:-1]
+        apart.append(f"'{inner}_${{swept:{','.join(keys)}}}'" if keys else f"'{inner}'")
+    return [each for each in overrides if split_override(each)[1] != "run.name"] + [f"run.name={','.join(apart)}"]
+
+
+def values_in_job(*keys: str) -> str:
+    """What a job of a sweep has for some keys, as a part of a name: `seed=0_lr=0.1`. Resolves `${swept:keys}`."""
+    given = {split_override(override)[1]: split_override(override)[2].strip("'\"") for override in overrides_of_job()}
+    last = [re.split(r"[./]", key)[-1] for key in keys]
+    shown = [key if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
+    whole = "_".join(f"{short}={given.get(key, '')}" for key, short in zip(keys, shown, strict=True))
+    plain = re.sub(r"[^\w.+=-]+", "-", whole)
+    if plain == whole and len(plain) <= LONGEST_PART:
+        return plain
+    return f"{plain[: LONGEST_PART - 9]}-{zlib.crc32(whole.encode()):08x}"  # what was left out may be what differs
+
+
+def overrides_of_job() -> list[str]:
+    """The overrides of this job of Hydra, as they were given: read one by one, their `${…}` would be resolved."""
+    found: Any = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return list(found)
+
+
+def without_sweep(override: str) -> str:
+    """An override of a job, with what `${swept:…}` is in this job: for its record, which another command reads."""
+    return re.sub(r"\$\{swept:([^}]*)\}", lambda found: values_in_job(*found[1].split(",")), override)
+
+
+OmegaConf.register_new_resolver("swept", values_in_job, replace=True)
 
 
 def _demo_reason(name: str, overrides: list[str]) -> str | None:

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from deepavfusion.runs.lock import locked
 from deepavfusion.runs.signing import is_signed, signed
@@ -34,6 +36,18 @@ PROVENANCE = "provenance.json"
 BEFORE_RECORD = re.compile(rf"\.running.*|{OVERRIDES}\.partial|tensorboard")  # what a start writes before its record
 MADE_HERE = "# made here: "  # begins the last line of overrides.yaml
 MOST_BYTES = 2**18  # of overrides.yaml
+
+
+class FinishedError(UserError):
+    """A run that has ended."""
+
+    def __init__(self, run_dir: Path) -> None:
+        weights = f", or start from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
+        super().__init__(
+            f"run {run_dir} is finished ({METRICS} is there): choose another run.name"
+            f"{weights if run_dir.parent.name != 'evals' else ''}."
+        )
+        self.run_dir = run_dir
 
 
 def choose_run_dir(
@@ -64,7 +78,7 @@ def choose_run_dir(
             )
     else:
         if name is None and found.processes > 1:
-            name = _name_of(found)
+            name = _name_of(found) + _number_of_job()
         run_dir = _named(Path(log_dir) / task / kind, name)
         if found.rank == 0:
             on_leaving(lambda: remove_if_empty(run_dir))
@@ -92,13 +106,9 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def check_unfinished(run_dir: Path) -> None:
-    """Raise a `UserError` if the run has ended."""
+    """Raise a `FinishedError` if the run has ended."""
     if (run_dir / METRICS).exists():
-        weights = f", or start from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
-        raise UserError(
-            f"run {run_dir} is finished ({METRICS} is there): choose another run.name"
-            f"{weights if run_dir.parent.name != 'evals' else ''}."
-        )
+        raise FinishedError(run_dir)
 
 
 def _check_others(run_dir: Path) -> None:
@@ -142,6 +152,12 @@ def _name_of(found: Launch) -> str:
         f"{found.processes} processes were started by {found.by if found.by in VARIABLES else 'a launcher'} and need "
         "one common directory: add run.name=<name>."
     )
+
+
+def _number_of_job() -> str:
+    """What tells the runs of a sweep from each other, which are started by the same launcher."""
+    sweeps = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+    return f"_{HydraConfig.get().job.num}" if sweeps else ""
 
 
 def _named(runs: Path, name: str | None) -> Path:
