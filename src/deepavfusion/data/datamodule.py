@@ -68,9 +68,7 @@ class ClipDataModule(LightningDataModule):
         min_coverage: an evaluation of a smaller fraction of its list is an error, 0…1.
         verify_report: CSV file of `prepare.py command=verify`; none is needed.
         exclude: statuses in that report whose clips are not used.
-        cache_dir: where chunks of remote roots are kept; None: under the home folder.
-        cache_size: of one root, bytes, or text such as 100GB; None: no limit.
-        storage: how remote roots are reached.
+        cache_dir, cache_size, storage: of remote roots, see `packed_list.Kept`.
         seed: of order, windows and crops.
     """
 
@@ -117,8 +115,9 @@ class ClipDataModule(LightningDataModule):
         self.max_gain_db, self.num_workers, self.hang_seconds = max_gain_db, num_workers, hang_seconds
         self.repeats, self.class_balanced = repeats, class_balanced
         self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
+        self.kept = Kept(storage or StorageSettings(), cache_dir, cache_size)
         self.verify_report, self.exclude = verify_report, tuple(exclude)
-        self.kept, self.is_remote = Kept(storage or StorageSettings(), cache_dir, cache_size), is_remote(self.root)
+        self.patience = self.kept.storage.patience_seconds if is_remote(self.root) else 0.0  # s, with what is read
         self.holdout_share, self.min_coverage, self.seed = holdout_share, min_coverage, seed
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
@@ -317,7 +316,7 @@ class ClipDataModule(LightningDataModule):
             persistent_workers=train and workers > 0,
             pin_memory=torch.cuda.is_available(),
             hang_seconds=self.hang_seconds,
-            together=self.trainer.accumulate_grad_batches if train and self.is_remote and self.trainer else 1,
+            together=train * (self.trainer.accumulate_grad_batches if self.patience and self.trainer else 1),
         )
 
     # ---- batches

@@ -21,7 +21,7 @@ from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
 from deepavfusion.runs.signals import StopRequested, StopSignals
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import rank_zero
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import TemporaryError, UserError
 from deepavfusion.utils.files import link, whole
 from deepavfusion.utils.launch.signals import STOPPED, named, requeue
 
@@ -39,7 +39,8 @@ class Checkpoints(Checkpoint):
 
     SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end the run with exit status 75, at the latest after
     `signals.PATIENCE` seconds; on SIGUSR1, and when it is pre-empted, a SLURM job is requeued. During validation and
-    test nothing is written: the run will resume from the last checkpoint.
+    test nothing is written: the run will resume from the last checkpoint. Object storage that is out of reach for too
+    long ends a run in the same way, with a checkpoint if it was training: all processes then stop before the same batch.
 
     Args:
         dirpath: the folder.
@@ -84,10 +85,18 @@ class Checkpoints(Checkpoint):
         self.signals.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, StopRequested):
-            self.signals.release()  # there is no step to wait for
-            with suppress(UserError):  # it may be the exception; and this one is what to report
-                self._commit(trainer, wait=True)
+        if isinstance(exception, StopRequested):
+            return
+        self.signals.release()  # there is no step to wait for
+        with suppress(UserError):  # it may be the exception; and this one is what to report
+            if isinstance(exception, TemporaryError) and exception.between_steps:
+                if self.group is not None:  # the others have a batch, and wait for this process to have its own
+                    distributed.all_reduce(torch.tensor([0, 0, 1]), distributed.ReduceOp.MAX, self.group)
+                    exception.status = STOPPED if trainer.is_global_zero else 0  # as after a signal
+                self._write_between_steps(trainer)
+            self._commit(trainer, wait=True)
+        if isinstance(exception, TemporaryError):
+            exception.args = (f"{exception} {self._how_to_continue()}",)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.listen()
@@ -106,10 +115,17 @@ class Checkpoints(Checkpoint):
         # Saving is collective, but a signal may reach one process only, and clocks differ: a process that saved alone
         # would wait forever. So they vote (the maximum wins). It runs beside the step, so that it costs no time, over
         # gloo, so that no GPU is involved.
-        mine = torch.tensor([int(self.signals.received or 0), int(self._is_time(trainer, batch_idx))])
+        mine = torch.tensor([int(self.signals.received or 0), int(self._is_time(trainer, batch_idx)), 0])
         work = None
         if self.group is not None:
             work = distributed.all_reduce(mine, distributed.ReduceOp.MAX, self.group, async_op=True)
+            if getattr(trainer.datamodule, "patience", 0.0):  # type: ignore[attr-defined]  # one may have no batch
+                work.wait()
+                if mine[2]:
+                    self._write_between_steps(trainer)
+                    raise StopRequested(
+                        f"stopped, as storage did not answer another process. {self._how_to_continue()}"
+                    )
         self.vote = mine, work
 
     def on_train_batch_end(
@@ -119,7 +135,7 @@ class Checkpoints(Checkpoint):
         votes, work = self.vote
         if work is not None:
             work.wait()
-        self.stopping, due = votes.tolist()
+        self.stopping, due, _ = votes.tolist()
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not stepped or trainer.is_last_batch:  # gradients summed so far are not saved; the epoch's end is
             return
@@ -161,6 +177,30 @@ class Checkpoints(Checkpoint):
             self.unnamed = None if os.path.lexists(self.folder / LAST) else self.written.with_suffix(UNNAMED)
             trainer.save_checkpoint(self.unnamed or self.written, weights_only=False)
             self.saved_at = time.monotonic()
+
+    def _write_between_steps(self, trainer: Trainer) -> None:
+        """Write the state of the last step, where the next batch did not come, or came and is not trained on.
+
+        Lightning resumes rightly from what it counts at the end of a batch, but not between two: there, it takes the
+        batch for the last one of a part of the epoch, and the steps of the curves go wrong. At the start of an epoch,
+        the checkpoint of the last one is as good.
+        """
+        loop, loader = trainer.fit_loop.epoch_loop, trainer.train_dataloader
+        progress: Any = loop.batch_progress
+        if not progress.current.processed:
+            return
+        for count in (progress.current, progress.total):
+            count.ready = count.started = count.processed
+            count.completed = count.processed - 1
+        progress.is_last_batch = False
+        loop._batches_that_stepped -= 1
+        loader.batches_done = progress.current.processed  # type: ignore[union-attr]
+        try:
+            self._write(trainer)
+            self.logged = True
+            self._commit(trainer, wait=True)
+        finally:
+            trainer.strategy.barrier("checkpoints")  # every process says where to continue
 
     def _commit(self, trainer: Trainer, wait: bool = False) -> None:
         """Point `last` to the new file if it is there, or once it is, unless its curves are not logged yet.
@@ -228,12 +268,17 @@ class Checkpoints(Checkpoint):
         raise StopRequested(self._farewell(signal.Signals(self.stopping)))
 
     def _farewell(self, number: signal.Signals) -> str:
-        last = self.folder / LAST
         by = named(number)
-        if not last.exists():
+        if not (self.folder / LAST).exists():
             return f"stopped by {by} before the first checkpoint: give the same command again, it starts anew."
+        return f"stopped by {by}; {self._how_to_continue()}"
+
+    def _how_to_continue(self) -> str:
+        last = self.folder / LAST
+        if not last.exists():
+            return "there is no checkpoint yet: the same command starts anew."
         again = command("train.py resume={run_dir}", run_dir=self.folder.parent)
-        return f"stopped by {by}; to continue from {last.resolve().stem}, type: {again}"
+        return f"to continue from {last.resolve().stem}, type: {again}"
 
     def _leave(self) -> None:
         """End the process from a thread, because it did not reach a place to stop in time."""

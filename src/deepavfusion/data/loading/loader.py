@@ -55,7 +55,7 @@ class ResumableLoader(DataLoader[Any]):
         hang_seconds: time after which reading one item counts as hung, s; without any sign of life for as long, the run
             stops.
         together: batches that are read before the first of them is given: those of an optimizer step, where reading may
-            fail for a while, so that it fails between two steps.
+            fail for a while, so that it fails between two steps. 0: they are not for training.
         kwargs: of `DataLoader`.
 
     Raises:
@@ -67,7 +67,7 @@ class ResumableLoader(DataLoader[Any]):
     batches_done = 0
     resume_from = 0  # `batches_done` at the start of the next epoch
 
-    def __init__(self, dataset: Items, hang_seconds: float = 300.0, together: int = 1, **kwargs: Any) -> None:
+    def __init__(self, dataset: Items, hang_seconds: float = 300.0, together: int = 0, **kwargs: Any) -> None:
         self.board = Board(kwargs.get("num_workers", 0))
         dataset.reading = self.board.reading
         self.items = dataset
@@ -90,13 +90,13 @@ class ResumableLoader(DataLoader[Any]):
         try:
             for batch in self._batches(self.batches_done):
                 ready.append(batch)
-                if len(ready) % self.together and self.batches_done + len(ready) < len(self):
+                if len(ready) % max(1, self.together) and self.batches_done + len(ready) < len(self):
                     continue
                 while ready:
                     self.batches_done += 1
                     yield ready.pop(0)
         except TemporaryError as error:
-            error.between_steps = True
+            error.between_steps = self.together > 0
             raise
 
     def _batches(self, done: int) -> Iterator[Any]:
