@@ -40,7 +40,7 @@ class Checkpoints(Checkpoint):
     SIGTERM, SIGUSR1 and Ctrl-C save after the current step and end the run with exit status 75, at the latest after
     `signals.PATIENCE` seconds; on SIGUSR1, and when it is pre-empted, a SLURM job is requeued. During validation and
     test nothing is written: the run will resume from the last checkpoint. Object storage that is out of reach for too
-    long ends a run in the same way, with a checkpoint if it was training: all processes then stop before the same batch.
+    long ends a run in the same way, with a checkpoint if it was training: all processes stop before the same batch.
 
     Args:
         dirpath: the folder.

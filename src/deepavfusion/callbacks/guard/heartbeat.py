@@ -76,10 +76,10 @@ class Heartbeat:
 
     def ends(self, error: BaseException) -> None:
         """Let the others know that this process ends, and reports why; those that are asked to stop do so together."""
-        if isinstance(error, (StopRequested, TemporaryError)):
+        if isinstance(error, StopRequested) or (isinstance(error, TemporaryError) and error.between_steps):
             self.state = LEFT
             return
-        status = 2 if isinstance(error, UserError) else 1
+        status = error.status if isinstance(error, UserError) else 1
         self.state = str(status)
         if self.rank == 0:
             self.end = status
