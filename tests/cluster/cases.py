@@ -34,6 +34,7 @@ SLOW = 1.0  # s a step takes at least until the job was disturbed
 LIMIT = 240.0  # s that anything may take
 END_WITHIN = 60.0  # s in which a process whose companion was killed ends
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}
+CORES = min(os.cpu_count() or 1, 4)  # of a node, as in slurm.sh
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10"]
 ON_CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.sync_batchnorm=false"]
 CASES: dict[str, Callable[[Cluster, Path], Ended]] = {}
@@ -337,6 +338,9 @@ def launcher(cluster: Cluster, folder: Path) -> Ended:
     ended = Job(number).end(restarts=1)
     cluster.is_whole(folder)
     assert process.wait(LIMIT) == 0, (folder / "launcher.txt").read_text()[-2000:]
+    (script,) = folder.glob("multirun/.submitit/*/*_submission.sh")
+    for words in ("--requeue", "--signal=USR1@", "--kill-on-bad-exit", "SRUN_CPUS_PER_TASK"):
+        assert words in script.read_text(), f"{words} is not in the script that was submitted"
     return ended
 
 
@@ -361,13 +365,17 @@ def two_tasks_one_device(cluster: Cluster, folder: Path) -> Ended:
     return refused(cluster.here(folder, "srun", "--nodes=1", "--ntasks=2", *TRAIN, *words), folder)
 
 
+# ---- how it starts
+
+
 @case
 def no_tasks_per_node(cluster: Cluster, folder: Path) -> Ended:
-    words = [*cluster.words(folder, slow=0), "trainer=slurm", "trainer.devices=1"]
-    return refused(cluster.here(folder, "srun", "--nodes=1", "--ntasks=2", *TRAIN, *words), folder)
-
-
-# ---- how it starts
+    """Two tasks that SLURM distributed by itself are two ranks of one run."""
+    words = [*cluster.words(folder, slow=0), "trainer=slurm"]
+    done = cluster.here(folder, "srun", "--ntasks=2", *TRAIN, *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cluster.is_whole(folder)
+    return Ended("–", "status 0")
 
 
 @case
@@ -383,13 +391,27 @@ def interactive(cluster: Cluster, folder: Path) -> Ended:
     return Ended("–", "status 0")
 
 
-@case
-def bound_cores(cluster: Cluster, folder: Path) -> Ended:
-    """Two ranks of a node, each bound to a core: a decoding worker each, as for its cores."""
+def bound(cluster: Cluster, folder: Path, options: Sequence[str], workers: int) -> Ended:
     words = [word for word in cluster.words(folder, slow=0) if not word.startswith("data.num_workers")]
-    ended = cluster.submit(folder, ["--nodes=1", "--ntasks-per-node=2"], words=words).end()
+    ended = cluster.submit(folder, options, words=words).end()
+    found = re.search(r"(\d+) decoding workers? each", (folder / "output.txt").read_text())
+    assert found is not None
+    assert int(found[1]) == workers, f"{found[0]}, expected {workers}: as many as the task has cores"
     cluster.is_whole(folder)
     return ended
+
+
+@case
+def one_node(cluster: Cluster, folder: Path) -> Ended:
+    """Two ranks of a node, each bound to its half of the cores."""
+    half = CORES // 2
+    return bound(cluster, folder, ["--nodes=1", "--ntasks-per-node=2", f"--cpus-per-task={half}"], half)
+
+
+@case
+def all_cores(cluster: Cluster, folder: Path) -> Ended:
+    """A rank has all cores of its node."""
+    return bound(cluster, folder, [f"--cpus-per-task={CORES}"], CORES)
 
 
 @case

@@ -80,7 +80,8 @@ fi
 
 echo "127.0.0.1 test-n1 test-n2  $MARK" >> /etc/hosts
 export SLURM_CONF=$state/slurm.conf
-sed -e "s|@STATE@|$state|g" -e "s|@HOST@|$(hostname -s)|g" tests/cluster/slurm.conf > "$SLURM_CONF"
+sed -e "s|@STATE@|$state|g" -e "s|@HOST@|$(hostname -s)|g" -e "s|@CPUS@|$(( $(nproc) < 4 ? $(nproc) : 4 ))|g" \
+  tests/cluster/slurm.conf > "$SLURM_CONF"
 touch "$state/gpu0" "$state/gpu1"  # they play GPUs
 for node in test-n1 test-n2; do echo "NodeName=$node Name=gpu File=$state/gpu[0-1]"; done > "$state/gres.conf"
 head -c 1024 /dev/urandom > "$state/munge/key"
