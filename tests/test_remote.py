@@ -23,8 +23,11 @@ from deepavfusion.data.storage.remote import Differs, Missing, Remote, Unreachab
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
-from helpers.storage import KEYS, Service, environment, own_certificate, stored
+from helpers.packs import small_pack
+from helpers.runs import PRETRAIN, call, finished
+from helpers.storage import KEYS, Service, environment, own_certificate, put_folder, stored
 
+ROOT = "s3://data/packed"
 CHUNK = os.urandom(300_000)
 
 
@@ -284,6 +287,8 @@ def test_own_certificates(bucket: Service, https: tuple[Service, str], tmp_path:
         "+data.storage.secret_key=hidden",
         "data.storage.aws_session_token=hidden",
         "++data.aws_secret_access_key=hidden",
+        "data.root=s3://key:hid/hidden@bucket",
+        "data.root=hf://hidden@datasets/user/name",
         "data.root=https://bucket.host/folder?X-Amz-Signature=hidden",
         "s3://key:hidden@bucket/folder",
     ],
@@ -293,6 +298,7 @@ def test_secrets_are_no_part_of_a_command(given: str) -> None:
         refuse_secrets(["experiment=pretrain_vggsound", given])
     assert "hidden" not in str(error.value)
     refuse_secrets(["data.root=s3://bucket/folder", "data.storage.region=eu", "~data.storage.token", "resume=a@b?c"])
+    refuse_secrets(["data.root=hf://datasets/user/name@v1/folder"])
 
 
 def test_secrets_are_no_part_of_a_config() -> None:
@@ -383,3 +389,59 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     finally:
         hub.server.shutdown()
         hub.server.server_close()
+
+
+def test_what_a_storage_repeats_is_not_shown(bucket: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "AKIDhidden", "AWS_SECRET_ACCESS_KEY": "s", "AWS_SESSION_TOKEN": "token/hidden+=="}
+    with environment(**keys, AWS_ENDPOINT_URL=bucket.url):
+        root = opened(patience=0.1)
+        root.read("packed.json", 100)
+
+        def repeats(method: str, path: str) -> object:
+            sent = bucket.headers[-1]
+            return 403, f"{sent['AUTHORIZATION']} {sent['X_AMZ_SECURITY_TOKEN']}"
+
+        bucket.fault = repeats
+        with pytest.raises(Unreachable) as error:
+            root.read("packed.json", 100)
+    printed = capsys.readouterr().out + str(error.value)
+    assert "Credential=…/" in printed
+    assert "hidden" not in printed
+
+
+@pytest.mark.full
+def test_no_secret_is_left_behind(
+    s3: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In what a run writes and prints, checkpoints included, also if the storage fails and repeats what it was sent."""
+    secrets = {"AWS_ACCESS_KEY_ID": "AKIDofthetest", "AWS_SECRET_ACCESS_KEY": "secret/of+the+test"}
+    secrets["AWS_SESSION_TOKEN"] = "token/of+the+test"
+    put_folder(s3, small_pack(tmp_path / "packed", train=12, test=4), "data", "packed")
+    left = 4
+
+    def fault(method: str, path: str) -> object:
+        nonlocal left
+        left -= "chunk" in path
+        sent = s3.headers[-1]
+        assert sent["X_AMZ_SECURITY_TOKEN"] == secrets["AWS_SESSION_TOKEN"]
+        return (403, f"Expired {sent['AUTHORIZATION']} {sent['X_AMZ_SECURITY_TOKEN']}") if 0 < left < 4 else None
+
+    s3.fault = fault
+    overrides = [*PRETRAIN, "experiment=pretrain_vggsound", "trainer.max_epochs=1", "model.warmup_epochs=0"]
+    overrides += ["validate_before=false", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+    where = [f"data.root={ROOT}", f"data.cache_dir={tmp_path}/cache", "data.num_workers=0"]
+    with environment(**secrets, AWS_ENDPOINT_URL=s3.url):
+        run_dir = finished(tmp_path / "logs", "x", *overrides, *where)
+        s3.fault = lambda method, path: None
+        with pytest.raises(SystemExit):
+            call(monkeypatch, "train", *overrides, f"data.root=s3://{secrets['AWS_SECRET_ACCESS_KEY']}@bucket/folder")
+        with pytest.raises(SystemExit):
+            call(monkeypatch, "train", *overrides, f"data.storage.token={secrets['AWS_SESSION_TOKEN']}")
+    printed = "".join(capfd.readouterr())
+    assert f"storage {ROOT} does not answer (403 Expired" in printed
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {run_dir / name for name in ("config.yaml", "overrides.yaml", "provenance.json")} < set(written)
+    assert any(path.suffix == ".ckpt" for path in written)
+    for secret in secrets.values():
+        assert secret not in printed
+        assert [path for path, content in written.items() if secret.encode() in content] == []

@@ -18,7 +18,8 @@ NAMES = re.compile(
     r"(access|auth|hf|sas|security)_token|token)",
     re.IGNORECASE,
 )
-VALUES = re.compile(r"://[^/\s]*@|://[^\s]*\?")  # user:password@ of an address, or its signature
+# user:password@ of an address, where keys of S3 may have slashes; name@revision is of hf://. Or a signature.
+VALUES = re.compile(r"(?<!hf)://\S*@|hf://[^/\s]*@|://\S*\?")
 INSTEAD = (
     "give keys and tokens in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or "
     "AWS_PROFILE; see docs/scaling.md)"
