@@ -7,15 +7,19 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.runs import fingerprint as module
-from deepavfusion.runs.fingerprint import dataset_hash, fingerprint
-from deepavfusion.runs.provenance import PROVENANCE, code_state, record_provenance
+from deepavfusion.runs.fingerprint import DataHash, coverage_of, dataset_hash
+from deepavfusion.runs.provenance import PROVENANCE, code_state, complete, record_provenance
 from deepavfusion.types import Clip
 
 DATA = {"dataset_hash": "a" * 64, "coverage": {"train": {"split": "train", "listed": 3, "present": 2}}}
@@ -216,9 +220,46 @@ def test_a_chunk_of_many_clips_is_asked_for_once(tmp_path: Path, monkeypatch: py
 
 
 def test_coverage_stands_beside_the_hash(tmp_path: Path) -> None:
-    found = fingerprint(lists(tmp_path))
-    assert found["coverage"] == {
+    assert coverage_of(lists(tmp_path)) == {
         "train": {"split": "train", "listed": 4, "present": 2},
         "test": {"split": "test", "listed": 1, "present": 1},
     }
-    assert found["dataset_hash"] == dataset_hash(lists(tmp_path))
+
+
+def test_the_first_step_does_not_wait_for_a_slow_disk_and_the_end_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, found, none = threading.Event(), list[str](), cast("Any", None)
+    monkeypatch.setattr(module, "signature", lambda *_: slow.wait(20) and ("1", "now"))
+    with DataHash() as data_hash:
+        data_hash.find(lists(tmp_path), found.append)
+        assert found == []
+        threading.Timer(0.1, slow.set).start()
+        data_hash.on_train_end(none, none)
+        assert found == [dataset_hash(lists(tmp_path))]
+
+
+def test_a_run_that_stops_does_not_wait_for_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, going = list[str](), threading.Event()
+    monkeypatch.setattr(module, "signature", lambda path, _: asked.append(path) or (going.wait(20) and ("1", "now")))
+    monkeypatch.setattr(module, "THREADS", 1)
+    with DataHash() as data_hash:
+        data_hash.find(lists(tmp_path), pytest.fail)
+        while not asked:
+            time.sleep(0.01)
+    going.set()
+    assert isinstance(data_hash.done.exception(10), CancelledError)
+    assert len(asked) == 1
+
+
+def test_a_hash_that_is_found_later_completes_the_entry_and_is_compared(repository: Path, tmp_path: Path) -> None:
+    """The first start was killed before it was found."""
+    for hashed, said in ((None, None), ("a" * 64, []), ("a" * 64, []), ("b" * 64, ["bbbbbbbb, was aaaaaaaa"])):
+        assert record_provenance(tmp_path, 0, DATA | {"dataset_hash": "not finished"}, repository) == []
+        if hashed:
+            warnings = complete(tmp_path, hashed)
+            assert len(warnings) == len(said)
+            assert all(words in warning for words, warning in zip(said, warnings, strict=True))
+    assert [start["data"] for start in starts(tmp_path)] == [
+        DATA | {"dataset_hash": each} for each in ("not finished", "a" * 64, "a" * 64, "b" * 64)
+    ]

@@ -338,6 +338,7 @@ def test_two_processes_share_the_work_and_one_directory(data_root, real_clips, t
             env={k: v for k, v in os.environ.items() if k != "DEEPAVFUSION_RUN_DIR"} | {"PYTHONPATH": "src:tests"},
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        assert "warn" not in done.stderr.lower()
         (run_dir,) = (tmp_path / str(devices) / "pretrain" / "runs").iterdir()
         found[devices] = json.loads((run_dir / "metrics.json").read_text())
         seen[devices] = Counter()

@@ -25,8 +25,8 @@ from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.demo import demo
 from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import write_record
-from deepavfusion.runs.fingerprint import fingerprint
-from deepavfusion.runs.provenance import record_provenance
+from deepavfusion.runs.fingerprint import DataHash, coverage_of
+from deepavfusion.runs.provenance import NOT_FINISHED, complete, record_provenance
 from deepavfusion.runs.signing import signed
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say
@@ -178,17 +178,28 @@ def write_start(
     overrides: list[str],
     trainer: Trainer,
     datamodule: ClipDataModule,
+    data_hash: DataHash,
     weights: list[dict[str, Any]],
     changed: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> None:
     """On the first process, write config, overrides and provenance to the run directory.
 
     Args:
+        data_hash: begins to be found; neither the first step nor the other processes wait for it.
         weights: origins of the files that weights were loaded from, see `weights.origin.Origin.described`.
         changed: what has other values than before the run was resumed, see `config.continued.changes`.
     """
-    if trainer.is_global_zero:
-        write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
-        found = fingerprint(datamodule.lists)
-        for sentence in record_provenance(run_dir, cfg.seed, found, weights=weights, changed=described(changed or {})):
+    if not trainer.is_global_zero:
+        return
+    write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
+    found = {"dataset_hash": NOT_FINISHED, "coverage": coverage_of(datamodule.lists)}
+    warnings = record_provenance(run_dir, cfg.seed, found, weights=weights, changed=described(changed or {}))
+
+    for sentence in warnings:
+        say(sentence, "yellow")
+
+    def then(dataset_hash: str) -> None:
+        for sentence in complete(run_dir, dataset_hash):
             say(sentence, "yellow")
+
+    data_hash.find(datamodule.lists, then)

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import choose_run_dir, held
+from deepavfusion.runs.fingerprint import DataHash
 from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.console import say_once
 from deepavfusion.weights.restored import check_restorable
@@ -25,11 +26,12 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     fit_trainer(cfg, overrides)
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
     cfg.paths.run_dir = str(run_dir)
-    with held(run_dir):
+    with held(run_dir), DataHash() as data_hash:
         opened = Opened.read(cfg.ckpt_path)
         trainer, task, datamodule = build(cfg, overrides, training=False, restored=opened)
         origin = check_restorable(opened.path, opened.content, trainer, task, datamodule, training=False)
-        write_start(run_dir, cfg, overrides, trainer, datamodule, [origin.described()])
+        write_start(run_dir, cfg, overrides, trainer, datamodule, data_hash, [origin.described()])
+        trainer.callbacks.insert(0, data_hash)  # type: ignore[attr-defined]
         say_once(f"evaluating {origin}")
         for doubt in origin.doubts(task.record["data"]["name"], task.record["data"]["demo"]):
             say_once(f"note: {doubt}", "yellow")

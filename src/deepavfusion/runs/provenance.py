@@ -21,7 +21,7 @@ from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.launch.cores import cores
 from deepavfusion.utils.reading import RECORD, read_json
 
-UNKNOWN = "unknown"
+UNKNOWN, NOT_FINISHED = "unknown", "not finished"
 LIBRARIES = (
     *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "numpy"),
     *("hydra-core", "av", "decord", "litdata", "pillow"),
@@ -42,7 +42,7 @@ def record_provenance(
     Args:
         run_dir: of the run; entries of earlier starts are kept.
         seed: of the run.
-        data: `dataset_hash` and `coverage`, from `runs.fingerprint.fingerprint`.
+        data: `dataset_hash`, which `complete` may replace later, and `coverage`, see runs/fingerprint.py.
         repository: folder of the code.
         weights: origins of the checkpoints that weights were loaded from, see `weights.origin.Origin.described`.
         changed: values of the config that are others than before the run was resumed, a line each.
@@ -60,17 +60,33 @@ def record_provenance(
     start = provenance(repository, seed) | {"data": dict(data), "weights": [dict(each) for each in weights]}
     starts.append(start | ({"changed": list(changed)} if changed else {}))
     write_whole(path, json.dumps({"starts": starts}, indent=2) + "\n")
-    first, now = starts[0], starts[-1]
-    pairs = {
-        "commit": (first["commit"], now["commit"]),
-        "dataset_hash": (first["data"]["dataset_hash"], now["data"]["dataset_hash"]),
-    }
-    other = [f"{name} {b[:8]}, was {a[:8]}" for name, (a, b) in pairs.items() if a != b and UNKNOWN not in (a, b)]
-    if other:
-        warnings.append(
-            f"this run is resumed with other code or data than it started with ({'; '.join(other)}): see {path}"
-        )
-    return warnings
+    return warnings + _differences(starts, path, ("commit", "dataset_hash"))
+
+
+def complete(run_dir: Path, dataset_hash: str) -> list[str]:
+    """Write the hash of the data into the entry of this start, if it was not known before.
+
+    Returns:
+        Warnings to print, see `record_provenance`.
+    """
+    path = run_dir / PROVENANCE
+    starts = _read(path)
+    starts[-1]["data"]["dataset_hash"] = dataset_hash
+    write_whole(path, json.dumps({"starts": starts}, indent=2) + "\n")
+    return _differences(starts, path, ("dataset_hash",))
+
+
+def _differences(starts: Sequence[Mapping[str, Any]], path: Path, names: Sequence[str]) -> list[str]:
+    """A sentence on what is different from when the run began; where that is not known, from its next start."""
+    other = []
+    for name in names:
+        known = [each for start in starts if (each := {**start, **start["data"]}[name]) not in (UNKNOWN, NOT_FINISHED)]
+        now = {**starts[-1], **starts[-1]["data"]}[name]
+        if now in known and now != known[0]:
+            other.append(f"{name} {now[:8]}, was {known[0][:8]}")
+    if not other:
+        return []
+    return [f"this run is resumed with other code or data than it started with ({'; '.join(other)}): see {path}"]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from deepavfusion.config.continued import described
 from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, link_latest
+from deepavfusion.runs.fingerprint import DataHash
 from deepavfusion.runs.overview import say_training
 from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
@@ -33,11 +34,11 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     fit_trainer(cfg, overrides)
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
     cfg.paths.run_dir = str(run_dir)
-    with held(run_dir):
-        _train(cfg, overrides, run_dir)
+    with held(run_dir), DataHash() as data_hash:
+        _train(cfg, overrides, run_dir, data_hash)
 
 
-def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
+def _train(cfg: DictConfig, overrides: list[str], run_dir: Path, data_hash: DataHash) -> None:
     # Nothing in the directory of a run that continues is changed before its state is restored: what is refused until
     # then has changed nothing.
     resumed, step = choose_checkpoint(run_dir, cfg.ckpt_path)
@@ -53,9 +54,10 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     recorded: list[bool] = []
 
     def record(*_: Any) -> None:
-        write_start(run_dir, cfg, overrides, trainer, datamodule, origins, changed)
+        write_start(run_dir, cfg, overrides, trainer, datamodule, data_hash, origins, changed)
         recorded.append(True)
 
+    trainer.callbacks.insert(0, data_hash)  # type: ignore[attr-defined]
     if resumed:
         trainer.callbacks.insert(0, LambdaCallback(on_train_start=record))  # type: ignore[attr-defined]
         say_once(f"resuming from {resumed.path}")
@@ -73,6 +75,7 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path) -> None:
     trainer.fit(task, datamodule=datamodule, ckpt_path=path, weights_only=True)
     if not recorded:  # there was nothing left to train
         record()
+    data_hash.wait()
     if cfg.test and not trainer.interrupted:
         last = run_dir / CHECKPOINTS / LAST
         if last.exists():  # for what a test writes with the network

@@ -283,13 +283,14 @@ class FineTune(Task):
         return {name: getattr(self, f"{name}_metrics")} if isinstance(loaders, list) and len(loaders) > 1 else {}
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.results(self.val_metrics).items()})
+        # Equal on all processes: what `sync_dist` adds is that Lightning does not warn.
+        self.log_dict({f"val/{name}": value for name, value in self.results(self.val_metrics).items()}, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         found = {f"test/{name}": value for name, value in self.results(self.test_metrics).items()}
         for suffix, metrics in self.more_metrics().items():
             found |= {f"test/{n}_{suffix}": value for n, value in metrics.compute().items() if n not in COUNTS}
-        self.log_dict(found)
+        self.log_dict(found, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         weight_decay, layer_decay = self.hparams["weight_decay"], self.hparams["layer_decay"]

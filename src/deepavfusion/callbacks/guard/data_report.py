@@ -138,7 +138,7 @@ class DataReport(EvaluationCallback):
             )
         extended = sum(used for used, _, _ in problems.values())
         counts = {"data/failed": float(len(problems) - extended), "data/extended": float(extended)}
-        pl_module.log_dict(counts, batch_size=1)
+        pl_module.log_dict(counts, batch_size=1, sync_dist=True)  # equal on all processes
 
 
 def _row(problem: Problem) -> list[object]:

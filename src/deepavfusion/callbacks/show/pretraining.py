@@ -134,6 +134,6 @@ class KNNProbe(EvaluationCallback):
             if metric.update_called  # False for an empty split
             for name, value in metric.compute().items()
         }
-        pl_module.log_dict(found)
+        pl_module.log_dict(found, sync_dist=True)  # equal on all processes
         if trainer.state.fn == "validate" and "knn/fusion" not in found:
             say_once("knn: fewer than two test clips, so there are no nearest neighbours to compare", "yellow")
