@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import doctor as entry_point
+from deepavfusion import name_user
 from deepavfusion.cli import entry
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.demo import demo
@@ -27,7 +28,6 @@ from deepavfusion.doctor.examine import Found, examine
 from deepavfusion.media import Media
 from deepavfusion.media import frames as frame_reader
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.launch.launcher import name_user
 from helpers.errors import refusal
 from helpers.packs import small_pack
 from helpers.runs import compose

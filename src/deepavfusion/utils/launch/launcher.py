@@ -1,7 +1,7 @@
 """What launched this process, how many it launched, and which of them this is.
 
 Every launcher says so in environment variables of its own. This module imports next to nothing, since the entry scripts
-need it before anything else.
+need it before anything that takes long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 FIRST = "DEEPAVFUSION_FIRST"  # environment variable: the process that starts the others on this machine
 MOST_DIGITS = 9
-USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where Python looks for a name, before it asks the system
 
 # launcher: a variable that it always sets · number of processes · rank · processes on this machine · rank on this
 # machine · machines · this machine. In this order, as some are used within others: torchrun within srun, and mpirun may
@@ -181,18 +180,3 @@ def began_at(pid: int) -> int | None:
     except (OSError, IndexError, ValueError, StopIteration):
         return None
     return boot + ticks // os.sysconf("SC_CLK_TCK")
-
-
-def name_user(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """A user id without a name or home, as in many containers, gets both: torch cannot be imported without."""
-    if not any(environment.get(name) for name in USER_VARIABLES):
-        import pwd  # here and below, as these are hardly ever needed, and every command starts with this module
-
-        try:
-            pwd.getpwuid(os.getuid())
-        except KeyError:
-            environment["USER"] = f"uid{os.getuid()}"
-    if os.path.expanduser("~") == "~":
-        import tempfile
-
-        environment["HOME"] = tempfile.gettempdir()

@@ -13,11 +13,14 @@ import _thread
 import os
 import signal
 import time
-from collections.abc import Callable
-from types import FrameType
-from typing import Any, ClassVar, NoReturn
 
-from deepavfusion.utils.launch.launcher import launch
+TYPE_CHECKING = False  # without `typing`, whose import takes longer than all others
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, ClassVar, NoReturn, TypeAlias
+
+    Taker: TypeAlias = Callable[[signal.Signals], None]
 
 STOPPED = 75  # exit status of a run that was asked to stop and can be resumed: EX_TEMPFAIL, "try again"
 INTERRUPTED = 130  # of other commands
@@ -26,13 +29,12 @@ FIRST_LEAVES = 5.0  # s in which the first process puts the job back into the qu
 UNWINDS = 10.0  # s from a signal to the end of a command that is interrupted
 ANSWERS = 10.0  # s for SLURM to answer
 
-Taker = Callable[[signal.Signals], None]
-
 
 class _State:
     """Of this process."""
 
     listening = False
+    watching = False  # whether its thread has begun
     status = STOPPED  # to leave with
     silent = False  # the command has ended, and only its process has not
     taker: Taker | None = None  # what a signal is given to; None: it ends the process at once
@@ -50,6 +52,10 @@ def listen(status: int = STOPPED) -> None:
     for number in SIGNALS:
         signal.signal(number, _wait_for_the_end)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # What arrives from here on is kept in the pipe. The thread must not wait for a module that this one is importing.
+    import deepavfusion.utils.launch.launcher  # noqa: F401
+
+    _State.watching = True
     _thread.start_new_thread(_watch, (reader,))
     if not _State.forks:
         _State.forks = True
@@ -100,7 +106,7 @@ def _watch(reader: int) -> None:
 
 def _wait_for_the_end(number: int, _: FrameType | None) -> None:
     """Nothing is begun any more by the main thread, while the other one ends the process."""
-    if _State.taker is None:
+    if _State.taker is None and _State.watching:
         time.sleep(3 * ANSWERS)
         os._exit(_State.status)
 
@@ -116,7 +122,7 @@ def _let_through() -> None:
 
 def _forget() -> None:
     """A forked process, which has no such thread, ends by signals again, until it listens itself."""
-    _State.listening, _State.taker = False, None
+    _State.listening, _State.watching, _State.taker = False, False, None
     _State.on_leaving.clear()
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
@@ -133,6 +139,8 @@ def named(number: int) -> str:
 
 def leave(number: signal.Signals) -> NoReturn:
     """End this process, in the middle of whatever it does: what it writes, it writes whole or not at all."""
+    from deepavfusion.utils.launch.launcher import launch
+
     if _State.silent:
         os._exit(_State.status)
     found = launch()
