@@ -31,6 +31,7 @@ from deepavfusion.types import Batch, Clip
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.cores import decoding_workers
+from deepavfusion.utils.launch.handover import Handover
 from deepavfusion.utils.structure import Maybe
 
 HOLDOUT = "holdout"
@@ -72,12 +73,8 @@ class ClipDataModule(LightningDataModule):
         seed: of order, windows and crops.
     """
 
-    STATE: ClassVar = {
-        "delivered": 0,
-        "batch_size": Maybe(0),
-        "processes": Maybe(0),
-        "order": Maybe(0),
-    }  # see utils/structure.py
+    # See utils/structure.py.
+    STATE: ClassVar = {"delivered": 0, "batch_size": Maybe(0), "processes": Maybe(0), "order": Maybe(0)}
 
     def __init__(
         self,
@@ -122,6 +119,8 @@ class ClipDataModule(LightningDataModule):
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
         self.stores: dict[str, Store] = {}
+        self.found: dict[str, tuple[ClipList, Store]] = {}  # what `read` gave, by split
+        self.handover = Handover([self.root, self.split_of, self.reader, self.verify_report, self.exclude])
         self._train_loader: ResumableLoader | None = None
         self._batches_done = 0  # of the epoch to resume
 
@@ -152,7 +151,7 @@ class ClipDataModule(LightningDataModule):
         return clips, RawStore()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the lists.
+        """Read the lists; on one process of a machine, from which the others of the run get them.
 
         Args:
             stage: "test" needs clips to test only, "fit" some to train on, and of each split that lists any; None
@@ -161,9 +160,10 @@ class ClipDataModule(LightningDataModule):
         Raises:
             UserError: no data, not in the layout, no usable clip of a split, or fewer than `min_coverage`.
         """
-        if self.lists:
+        if self.lists:  # Lightning calls it once all processes have met
+            self.handover.remove()
             return
-        found = {split: self.read(split) for split in self.splits}
+        found = self.found = self.handover.get(lambda: {split: self.read(split) for split in self.splits})
         kinds = {split: (clips.classes, clips.multi_label) for split, (clips, _) in found.items()}
         if any(kind != kinds[self.split_of["train"]] for kind in kinds.values()):
             raise UserError(

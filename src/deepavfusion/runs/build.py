@@ -112,6 +112,8 @@ def build(
         # strategy is made. Processes that died are seen by callbacks/guard/heartbeat.py.
         patience = OmegaConf.select(cfg, "data.storage.patience_seconds") or 0
         trainer.strategy._timeout = timedelta(seconds=1800 + 3 * patience)
+    if trainer.num_devices > 1 and not more.environment.creates_processes_externally:  # Lightning starts the others
+        datamodule.handover.give(datamodule.found)
     _drop_incomplete_step(trainer, datamodule)
     if isinstance(trainer.accelerator, CUDAAccelerator):
         torch.set_float32_matmul_precision(cfg.matmul_precision)
