@@ -18,13 +18,13 @@ import pytest
 import torch
 from lightning import Callback
 from rich.console import Console
-from torchmetrics import MeanMetric
 
 from deepavfusion import callbacks
 from deepavfusion.callbacks.terminal import progress
 from deepavfusion.callbacks.terminal.progress import RunProgress
 from deepavfusion.callbacks.terminal.results import chances, results_table
 from deepavfusion.callbacks.terminal.summary import RunSummary
+from deepavfusion.metrics.row_mean import RowMean
 from deepavfusion.runs.build import build
 from deepavfusion.runs.overview import say_training
 from deepavfusion.utils import console as consoles
@@ -76,7 +76,7 @@ def rehearse(monkeypatch: pytest.MonkeyPatch, console: Console) -> str:
     for module in (progress, consoles):
         monkeypatch.setattr(module, "get_console", lambda: console)
     bar = RunProgress(shown=["val/loss"])
-    task: Any = SimpleNamespace(train_means={"train/loss": MeanMetric()})
+    task: Any = SimpleNamespace(train_means={"train/loss": RowMean()})
     trainer: Any = SimpleNamespace(
         is_global_zero=True, world_size=1, max_epochs=2, max_steps=-1, num_training_batches=4, num_val_batches=[2, 1],
         check_val_every_n_epoch=1, enable_validation=True, sanity_checking=False, state=SimpleNamespace(fn="fit"),
@@ -87,7 +87,7 @@ def rehearse(monkeypatch: pytest.MonkeyPatch, console: Console) -> str:
     for trainer.current_epoch in (0, 1):
         bar.on_train_epoch_start(trainer, task)
         for n in range(4):
-            task.train_means["train/loss"].update(2.0 - trainer.current_epoch)
+            task.train_means["train/loss"].update(torch.tensor(2.0 - trainer.current_epoch), 16)
             bar.on_train_batch_end(trainer, task, {}, batch, n)
         bar.on_validation_start(trainer, task)
         for n in range(3):

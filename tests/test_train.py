@@ -201,7 +201,7 @@ def test_a_run_over_a_folder_with_a_fifth_of_it_damaged_counts_them(data_root, t
         path.write_bytes(data)
     names = {path.stem.rpartition("_")[0] for path in damaged}
     command = [*PRETRAIN, f"paths.log_dir={tmp_path}", "run.latest=false"]
-    train(monkeypatch, *command, f"data.root={root}", "run.name=x")
+    train(monkeypatch, *command, f"data.root={root}", "run.name=x", *recorder(tmp_path / "order"))
     metrics = json.loads((tmp_path / "pretrain/runs/x/metrics.json").read_text())
     problems = read_table(tmp_path / "pretrain/runs/x/data_problems.csv")
     assert {row["id"] for row in problems if row["used"] == "False"} == names
@@ -210,6 +210,13 @@ def test_a_run_over_a_folder_with_a_fifth_of_it_damaged_counts_them(data_root, t
     assert lost == 2
     assert (metrics["data/used"], metrics["data/listed"]) == (8 - lost, 8)
     assert metrics["data/coverage"] == pytest.approx(1 - lost / 8)
+    steps = [json.loads(line) for line in (tmp_path / "order").read_text().splitlines()]
+    used = sum(len(ids) for epoch, _, ids, _ in steps if epoch == 2)
+    assert (metrics["data/train_used"], metrics["data/train_drawn"]) == (used, 12)
+    assert metrics["data/train_coverage"] == pytest.approx(used / 12)
+    out = capsys.readouterr().out
+    assert f"data: {used} of the 12 clips drawn in epoch 2 were used" in out
+    assert f"{used} of 12 clips drawn in the last epoch used" in out
     # a protocol's result needs more than this
     text = sentence(monkeypatch, capsys, *command, f"data.root={root}", "data.min_coverage=0.9")
     assert f"used {8 - lost} of 8 items of the test split" in text

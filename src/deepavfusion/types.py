@@ -7,7 +7,7 @@ N tokens of a stream · D embedding dimension · L layers · P masked or kept pa
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,9 +53,11 @@ class Clip:
         return self.labels or ((self.label,) if self.label >= 0 else ())
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something to report about a clip. `used` is False when the clip was excluded from its batch."""
+class Problem(NamedTuple):
+    """Something to report about a clip. `used` is False when the clip was excluded from its batch.
+
+    Not a frozen dataclass, which Lightning cannot convert along with its batch to other precisions than 32 bits.
+    """
 
     id: str
     path: str
@@ -121,6 +123,11 @@ class Batch:
     def items(self) -> int:
         """How many clips or mixtures the rows are."""
         return len(self.id) // self.group
+
+    @property
+    def drawn(self) -> int:
+        """How many the sampler asked for: those of the rows, and those that could not be used."""
+        return self.items + sum(not problem.used for problem in self.problems)
 
     def first(self, n: int) -> Batch:
         """The first n rows."""

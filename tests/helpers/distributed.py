@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -90,13 +91,20 @@ def in_two_threads(accumulate: Accumulate) -> dict[int, Any]:
 
 
 def in_two_processes(accumulate: Accumulate, folder: Path) -> dict[int, Any]:
-    """Real ones, over gloo; a function at the top of its module."""
-    torch.multiprocessing.spawn(_process, (accumulate, folder), nprocs=2)
+    """Real ones, over gloo; a function at the top of its module.
+
+    Copies of this process import nothing anew. Where backward passes have started threads, as on GPUs, torch has none.
+    """
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    torch.multiprocessing.start_processes(_process, (accumulate, folder), nprocs=2, start_method=method)
     return {rank: torch.load(folder / f"{rank}.pt") for rank in range(2)}
 
 
 def _process(rank: int, accumulate: Accumulate, folder: Path) -> None:
+    """As torchrun starts it: a trainer starts no others."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "GROUP_WORLD_SIZE": "1", **{k: str(n) for k, n in numbers.items()}}
     torch.save(accumulate(rank), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

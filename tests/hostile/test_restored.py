@@ -59,6 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Trainer]
         "lr_schedulers": [schedule.state_dict()],
         "ClipDataModule": {"delivered": 1},
         "train_means": [{"train/loss": [0.5, 3.0]}],
+        "train_means_of": "rows",
         "progress": {"step": 0, "epoch": 0.0, "steps_per_epoch": 2.0},
         "hyper_parameters": {"betas": [0.9, 0.95]},
         "record": {"task": "classify"},
@@ -143,6 +144,7 @@ WRONG = {
     "batches as fraction": (at("ClipDataModule", "delivered", to=0.5), "ClipDataModule.delivered is 0.5"),
     "batches of nothing": (at("ClipDataModule", to={}), "ClipDataModule has no 'delivered'"),
     "means as numbers": (at("train_means", to=[{"train/loss": 3.0}]), "train_means[0].train/loss is 3.0"),
+    "means of something else": (at("train_means_of", to=[]), "train_means_of is []"),
     "no progress": (at("progress", "steps_per_epoch", to=0.0), "no steps in an epoch"),
     "a detector of another network": (at("novelty", to={"mean": torch.zeros(3)}), "novelty detector"),
     "a detector of NaN": (

@@ -16,7 +16,7 @@ from deepavfusion.benchmarks import flops, memory
 from deepavfusion.benchmarks.passes import Case, Pass, Recipe
 from deepavfusion.benchmarks.report import BenchmarkReport, Row
 from deepavfusion.figures.style import BAR, BLUE, new_figure, save_figure, styled
-from deepavfusion.utils.compiler import check_compiler
+from deepavfusion.tasks.compiler import check_compiler
 from deepavfusion.utils.console import say, track
 from deepavfusion.utils.errors import UserError
 

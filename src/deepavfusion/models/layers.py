@@ -6,9 +6,11 @@ Shape suffixes: B clips · N tokens · C context tokens · H heads · D embeddin
 from __future__ import annotations
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from deepavfusion.utils.shared_rows import draw_rows
 
 
 def sincos_pos_embed(dim: int, grid: tuple[int, int]) -> Tensor:
@@ -105,6 +107,24 @@ class Attention(nn.Module):
             k_BND, v_BND = torch.cat([context_k, k_BND], dim=1), torch.cat([context_v, v_BND], dim=1)
         q, k, v = (split_heads(t, self.num_heads) for t in (q_BND, k_BND, v_BND))
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+class DropPath(nn.Module):
+    """Drops residual branches of whole rows at random in training (stochastic depth).
+
+    As timm's, but the same rows for any number of processes, see `draw_rows`.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, …] -> [B, …]"""
+        if self.drop_prob == 0 or not self.training:
+            return x
+        keep, ones = 1 - self.drop_prob, (1,) * (x.ndim - 1)
+        return x * draw_rows(lambda rows: x.new_empty((rows, *ones)).bernoulli_(keep), len(x)).div(keep)
 
 
 class Block(nn.Module):

@@ -10,6 +10,7 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.layers import Block, init_linear, patchify, sincos_pos_embed, take_tokens, unpatchify
 from deepavfusion.models.vit import ViT
 from deepavfusion.types import EncoderOutput, MAEOutput, PatchMask
+from deepavfusion.utils.shared_rows import draw_rows
 
 
 def random_patch_mask(
@@ -24,7 +25,12 @@ def random_patch_mask(
     int(num_patches · (1 − ratio)) patches are kept. (Other masks: of a source in a spectrogram, see
     `separator.target_mask`; the pixel labels of segmentation data, see `segmenter.pixel_loss`.)
     """
-    order = torch.rand(batch_size, num_patches, device=device, generator=generator).argsort(dim=1)
+
+    def noise(rows: int) -> Tensor:
+        return torch.rand(rows, num_patches, device=device, generator=generator)
+
+    # A generator of the caller's is for these clips alone.
+    order = (draw_rows(noise, batch_size) if generator is None else noise(batch_size)).argsort(dim=1)
     num_kept = int(num_patches * (1 - ratio))
     return PatchMask(keep=order[:, :num_kept], masked=order[:, num_kept:])
 

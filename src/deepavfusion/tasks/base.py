@@ -13,21 +13,19 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric
 
-from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.optim.param_groups import layer_decay_groups
+from deepavfusion.metrics.row_mean import RowMean
 from deepavfusion.optim.resuming import Position, Progress, end_epoch_with, recipe_of, set_recipe
 from deepavfusion.optim.schedules import warmup_cosine
+from deepavfusion.tasks.compiler import check_compiler
 from deepavfusion.types import Batch
-from deepavfusion.utils.compiler import check_compiler
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.shared_rows import Counts
 
 ParamGroup = dict[str, Any]
-COUNTS = ("clips", "frames", "empty_frames")  # of metrics: equal for all loaders of a test
 
 
 class Task(LightningModule):
@@ -44,7 +42,7 @@ class Task(LightningModule):
         betas: of AdamW.
         warmup_epochs: of linear warm-up, followed by a cosine to 0 at the end of the run; both per step.
         pretrained: start weights, "auto" or None; they are loaded by `runs.start_weights`.
-        seed: of masks, mixup and dropped paths; each step and process derives its own.
+        seed: of masks, mixup and dropped paths; each step derives its own.
     """
 
     net: Any
@@ -64,7 +62,8 @@ class Task(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["net"])
         self.record: dict[str, Any] = {}
-        self.train_means: dict[str, MeanMetric] = {}  # of this epoch; not a ModuleDict, to stay out of the summary
+        self.train_means: dict[str, RowMean] = {}  # of this epoch; not a ModuleDict, to stay out of the summary
+        self.counts = Counts((0, 0, 0), torch.device("cpu"))  # rows, items and drawn items of the step
         self.progress: Progress | None = None  # once there is a schedule
         self._resumed: Mapping[str, Any] | None = None  # of the checkpoint that training continues from, until it does
         self._recipe: list[ParamGroup] = []  # what the config gives the optimizer
@@ -74,8 +73,8 @@ class Task(LightningModule):
         checkpoint["record"] = self.record
         if self.progress is not None:
             checkpoint["progress"] = asdict(self.progress)
-        mine = {name: [float(mean.mean_value), float(mean.weight)] for name, mean in self.train_means.items()}
-        checkpoint["train_means"] = [mine]
+        mine = {name: [float(mean.total), float(mean.rows)] for name, mean in self.train_means.items()}
+        checkpoint["train_means"], checkpoint["train_means_of"] = [mine], "rows"
         if self.trainer.world_size > 1:
             checkpoint["train_means"] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(checkpoint["train_means"], mine)
@@ -84,11 +83,13 @@ class Task(LightningModule):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._resumed = {key: checkpoint[key] for key in ("global_step", "loops", "progress") if key in checkpoint}
         processes = checkpoint.get("train_means", [])
+        # Earlier commits counted steps, not rows.
+        rows = 1 if checkpoint.get("train_means_of") == "rows" else self.hparams["batch_size"]
         if self._trainer is not None and len(processes) == self.trainer.world_size:  # otherwise the epoch restarts
             for name, (total, weight) in processes[self.trainer.global_rank].items():
                 mean = self._train_mean(name)
-                mean.update(total, 1.0)
-                mean.weight.fill_(weight)
+                mean.total.fill_(total * rows)
+                mean.rows.fill_(weight * rows)
 
     def on_train_start(self) -> None:
         if self._resumed is not None:  # Lightning has restored the optimizer with its former recipe
@@ -104,7 +105,8 @@ class Task(LightningModule):
     def log_train(self, values: dict[str, Tensor], rows: int) -> None:
         """Log the values of a step as `<name>_step` and their mean over the epoch, kept across a resume, as `<name>`.
 
-        Only the epoch's mean is reduced over processes; the curves per step are those of the first one.
+        Only the epoch's mean is reduced over processes; the curves per step are those of the first one. A step without
+        rows has no values.
 
         Args:
             values: name -> scalar.
@@ -112,26 +114,34 @@ class Task(LightningModule):
         """
         for name, value in values.items():
             mean = self._train_mean(name)
-            mean.update(value.detach(), torch.full_like(value, rows))
-            self.log(f"{name}_step", value.detach(), batch_size=rows)
+            mean.update(value, rows)
+            if rows:
+                self.log(f"{name}_step", value.detach(), batch_size=rows)
+            # Also without rows: all processes have to exchange the same means at the end of the epoch.
             self.log(name, mean, on_step=False, on_epoch=True, metric_attribute=f"train_means.{name}")
 
-    def _train_mean(self, name: str) -> MeanMetric:
-        if name not in self.train_means:
-            self.train_means[name] = MeanMetric(nan_strategy="disable")
-        mean = self.train_means[name]
+    def _train_mean(self, name: str) -> RowMean:
+        mean = self.train_means.setdefault(name, RowMean())
         return mean if mean.device == self.device else mean.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed each step from seed, epoch, step and process, so that a resumed run draws the same numbers."""
+        """Seed each step from seed, epoch and step, so that a resumed run draws the same numbers.
+
+        All processes are seeded alike: what is drawn for each row goes through `draw_rows`.
+        """
         step = (self.hparams["seed"] * 100_003 + self.current_epoch) * 1_000_003 + batch_idx
-        seed = (step * 4096 + self.global_rank) % 2**63
+        seed = step * 4096 % 2**63
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  # libraries draw from it
+        self.counts = Counts((len(batch), batch.items, batch.drawn), batch.image.device)
         if self._compiled_rows is not None:
             self._compiled_rows = self._compiled_rows or len(batch)
             torch.compiler.set_stance("default" if len(batch) == self._compiled_rows else "force_eager")
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of the mean over the rows of all processes, of which one may have fewer: its clips failed."""
+        super().backward(self.counts.weighted(loss), *args, **kwargs)
 
     def compile_training(self, backend: str = "inductor") -> None:
         """Compile the network for training steps, in place: parameter names do not change.
@@ -227,87 +237,6 @@ class Task(LightningModule):
                 f"{expected[0]} and {expected[1]}: set data.image_size and data.audio_seconds, from which "
                 f"model.net takes its sizes."
             )
-
-
-class FineTune(Task):
-    """A task that starts from a pre-trained encoder and has a metric for each data loader.
-
-    It logs `val/…` by `val_metrics`, `test/…` by `test_metrics`, and `test/…_<name>` by the metrics in `more_metrics`.
-
-    Args:
-        layer_decay: factor of the learning rate from layer to layer, from the head down.
-        recipe: see `Task`.
-    """
-
-    second_test = ""  # what a second test loader evaluates, by `<second_test>_metrics`
-
-    def __init__(self, layer_decay: float = 0.75, **recipe: Any) -> None:
-        super().__init__(**recipe)
-
-    def evaluate(self, batch: Batch, part: str, metrics: Any) -> Any:
-        """Update the metrics with a batch that is not empty; Lightning passes the return value on to the callbacks.
-
-        Args:
-            batch: from a loader of the validation or the test.
-            part: "val", "test" or `second_test`.
-            metrics: `<part>_metrics`.
-        """
-        raise NotImplementedError
-
-    def _evaluate(self, batch: Batch, part: str) -> Any:
-        if not len(batch):
-            return None
-        self.check_shapes(batch)
-        return self.evaluate(batch, part, getattr(self, f"{part}_metrics"))
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        return self._evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        return self._evaluate(batch, self.second_test if dataloader_idx else "test")
-
-    def on_validation_epoch_start(self) -> None:
-        for metrics in self.children():
-            if isinstance(metrics, Metric):
-                metrics.reset()
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def results(self, metrics: Any) -> dict[str, Tensor]:
-        """What is logged of a metric, by name, over all items at once: independent of batches and processes."""
-        return metrics.compute()
-
-    def more_metrics(self) -> dict[str, Any]:
-        """Further metrics of a test, by name."""
-        loaders, name = self.trainer.test_dataloaders, self.second_test
-        return {name: getattr(self, f"{name}_metrics")} if isinstance(loaders, list) and len(loaders) > 1 else {}
-
-    def on_validation_epoch_end(self) -> None:
-        # Equal on all processes: what `sync_dist` adds is that Lightning does not warn.
-        self.log_dict({f"val/{name}": value for name, value in self.results(self.val_metrics).items()}, sync_dist=True)
-
-    def on_test_epoch_end(self) -> None:
-        found = {f"test/{name}": value for name, value in self.results(self.test_metrics).items()}
-        for suffix, metrics in self.more_metrics().items():
-            found |= {f"test/{n}_{suffix}": value for n, value in metrics.compute().items() if n not in COUNTS}
-        self.log_dict(found, sync_dist=True)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        weight_decay, layer_decay = self.hparams["weight_decay"], self.hparams["layer_decay"]
-        return self.adamw(layer_decay_groups(self.net, weight_decay, layer_decay, self.net.encoder.depth))
-
-
-def freeze_unread(encoder: DeepAVFusion) -> None:
-    """Freeze what heads on the layers of image and audio do not use: the final norms and the last fusion block.
-
-    Distributed training would wait for gradients that never come.
-    """
-    unread: list[nn.Module] = [encoder.image.norm, encoder.audio.norm, encoder.fusion_norm]
-    unread += list(encoder.fusion_blocks.values())[-1:]
-    for module in unread:
-        module.requires_grad_(False)
-    if not encoder.fusion_blocks:
-        encoder.fusion_tokens.requires_grad_(False)
 
 
 def learning_rate(hparams: Mapping[str, Any], trainer: Trainer) -> tuple[float, str]:

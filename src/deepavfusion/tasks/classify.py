@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepavfusion.metrics.classification import ClassificationMetrics
+from deepavfusion.metrics.row_mean import RowMean
 from deepavfusion.models.classifier import Classifier, classification_loss
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.novelty import NoveltyDetector
 from deepavfusion.optim.lars import LARS
 from deepavfusion.optim.param_groups import param_groups
-from deepavfusion.tasks.base import FineTune, learning_rate
+from deepavfusion.tasks.base import learning_rate
+from deepavfusion.tasks.finetune import FineTune
 from deepavfusion.transforms.mixup import draw_shares, mixup
 from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.errors import UserError
@@ -177,8 +179,8 @@ class Classify(FineTune):
             means = {stream: x.unflatten(0, (-1, batch.group)).mean(dim=1) for stream, x in logits.items()}
             its_metrics.update(means, self.label(batch)[:: batch.group], batch.item[:: batch.group])
 
-    def results(self, metrics: ClassificationMetrics) -> dict[str, Tensor]:
-        """The metrics and the loss."""
+    def results(self, metrics: ClassificationMetrics, loss: RowMean) -> dict[str, Tensor]:
+        """The metrics, and the loss of the mean logits over the windows of each clip."""
         found, table = metrics.compute(), metrics.table()
         if len(table["item"]):
             found["loss"] = self.loss({stream: table[stream] for stream in STREAMS}, self.shares(table["target"]))

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
+from deepavfusion.metrics.row_mean import RowMean
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder, random_patch_mask
 from deepavfusion.optim.param_groups import param_groups
 from deepavfusion.optim.schedules import half_cosine_rise
 from deepavfusion.tasks.base import ParamGroup, Task
-from deepavfusion.types import Batch, MAEOutput
+from deepavfusion.types import Batch, MAEOutput, PatchMask
+
+LOSSES = {"loss": "loss", "loss_image": "image_loss", "loss_audio": "audio_loss"}  # as logged -> of `MAEOutput`
 
 
 class Pretrain(Task):
@@ -30,6 +33,8 @@ class Pretrain(Task):
         recipe: see `Task`.
     """
 
+    val_losses: Any  # name -> `RowMean`
+
     def __init__(
         self,
         net: DeepAVFusion,
@@ -45,37 +50,65 @@ class Pretrain(Task):
     ) -> None:
         super().__init__(**recipe)
         self.net = MaskedAutoencoder(net, decoder_embed_dim, decoder_depth, decoder_num_heads)
+        self.val_losses = nn.ModuleDict({name: RowMean() for name in LOSSES})
 
-    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> MAEOutput:
-        """Mask at random and reconstruct."""
+    def forward(self, batch: Batch, fixed: bool = False) -> MAEOutput:
+        """Mask and reconstruct.
+
+        Args:
+            batch: of clips.
+            fixed: the masks of a clip follow from its position in the dataset, as for evaluation, which then does not
+                depend on batches and processes; otherwise they are random.
+        """
         assert batch.spectrogram is not None
-        encoder, clips, device = self.net.encoder, len(batch), batch.image.device
         self.check_shapes(batch)
-        return self.net(
-            batch.image,
-            batch.spectrogram,
-            random_patch_mask(clips, encoder.image.num_patches, self.hparams["image_mask_ratio"], device, generator),
-            random_patch_mask(clips, encoder.audio.num_patches, self.hparams["audio_mask_ratio"], device, generator),
+        items = batch.item.tolist() if fixed else []
+        if not items:
+            return self.net(batch.image, batch.spectrogram, *self._masks(len(batch), batch.image.device))
+        generator = torch.Generator(device=batch.image.device)
+        each = [self._masks(1, batch.image.device, generator.manual_seed(item)) for item in items]
+        image, audio = (
+            PatchMask(torch.cat([mask.keep for mask in masks]), torch.cat([mask.masked for mask in masks]))
+            for masks in zip(*each, strict=True)
+        )
+        return self.net(batch.image, batch.spectrogram, image, audio)
+
+    def _masks(
+        self, clips: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[PatchMask, PatchMask]:
+        """Of image and audio."""
+        image, audio = self.net.encoder.image.num_patches, self.net.encoder.audio.num_patches
+        return (
+            random_patch_mask(clips, image, self.hparams["image_mask_ratio"], device, generator),
+            random_patch_mask(clips, audio, self.hparams["audio_mask_ratio"], device, generator),
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self(batch)
-        self.log_train(_losses("train", out), len(batch))
+        self.log_train({f"train/{name}": getattr(out, field) for name, field in LOSSES.items()}, len(batch))
         return out.loss
 
+    def on_validation_epoch_start(self) -> None:
+        for mean in self.val_losses.values():
+            mean.reset()
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Log the losses of the test clips (loader 0); return the unmasked embeddings of either loader."""
+        """Add the losses of the test clips (loader 0); return the unmasked embeddings of either loader."""
         if dataloader_idx == 0:
-            generator = torch.Generator(device=batch.image.device).manual_seed(batch_idx)
-            out = self(batch, generator)
-            self.log_dict(_losses("val", out), batch_size=len(batch), add_dataloader_idx=False, sync_dist=True)
+            out = self(batch, fixed=True)
+            for name, field in LOSSES.items():
+                self.val_losses[name].update(getattr(out, field), len(batch))
         return {"embeddings": self.net.encoder(batch.image, batch.spectrogram).pooled()}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean losses over all test clips."""
+        means = {f"val/{name}": mean for name, mean in self.val_losses.items() if mean.update_called}
+        self.log_dict({name: mean.compute() for name, mean in means.items()}, sync_dist=True)  # equal on all processes
 
     def draw(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Images of the reconstruction, with the same masks each time; see `MaskedAutoencoder.reconstruct`."""
         assert batch.spectrogram is not None
-        generator = torch.Generator(device=batch.image.device).manual_seed(0)
-        return self.net.reconstruct(self(batch, generator), batch.image, batch.spectrogram)
+        return self.net.reconstruct(self(batch, fixed=True), batch.image, batch.spectrogram)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         encoder = self.net.encoder
@@ -86,7 +119,3 @@ class Pretrain(Task):
             return half_cosine_rise(epoch, self.hparams["branch_rise"] * epochs) if rises else 1.0
 
         return self.adamw(param_groups(self.net, self.hparams["weight_decay"], branches), rise)
-
-
-def _losses(stage: str, out: MAEOutput) -> dict[str, Tensor]:
-    return {f"{stage}/loss": out.loss, f"{stage}/loss_image": out.image_loss, f"{stage}/loss_audio": out.audio_loss}

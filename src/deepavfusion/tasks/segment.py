@@ -9,7 +9,7 @@ from torch import Tensor
 from deepavfusion.metrics.segmentation import SegmentationMetrics
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.segmenter import Segmenter, decide, pixel_loss
-from deepavfusion.tasks.base import FineTune, freeze_unread
+from deepavfusion.tasks.finetune import FineTune, freeze_unread
 from deepavfusion.types import Batch
 from deepavfusion.utils.errors import UserError
 
@@ -72,7 +72,6 @@ class Segment(FineTune):
         assert batch.mask is not None
         logits = self.net(batch.image, batch.spectrogram)
         if part != self.second_test:
-            loss = pixel_loss(logits, batch.mask)
-            self.log(f"{part}/loss", loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
+            getattr(self, f"{part}_loss").update(pixel_loss(logits, batch.mask), batch.items)
         metrics.update(logits, batch.mask, batch.item)
         return decide(logits)

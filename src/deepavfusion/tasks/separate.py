@@ -10,7 +10,7 @@ from torch import Tensor
 from deepavfusion.metrics.separation import SeparationMetrics
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.separator import Init, MaskKind, Separator, mask_loss, target_mask
-from deepavfusion.tasks.base import FineTune, freeze_unread
+from deepavfusion.tasks.finetune import FineTune, freeze_unread
 from deepavfusion.transforms.audio import LogMel, MelMask
 from deepavfusion.types import Batch, SeparationOutput
 from deepavfusion.utils.launch.cores import own_cores
@@ -89,7 +89,7 @@ class Separate(FineTune):
         mixture_mel, every_mixture = _power(log_mel), mixture.repeat_interleave(batch.group, dim=0)
         logits = self.net(batch.image, log_mel)
         loss, target = self._loss(batch, logits, mixture_mel)
-        self.log(f"{part}/loss", loss, batch_size=batch.items, sync_dist=True, add_dataloader_idx=False)
+        getattr(self, f"{part}_loss").update(loss, batch.items)
 
         def by_mixture(rows: Tensor) -> Tensor:
             return rows.unflatten(0, (-1, batch.group))

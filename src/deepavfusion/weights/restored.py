@@ -100,6 +100,7 @@ def _example(trainer: Trainer, task: Any, datamodule: Any, training: bool) -> Am
         "callbacks": Maybe(Among({key: Maybe(state) for key, state in states.items()})),
         "progress": Maybe({"step": 0, "epoch": 0.0, "steps_per_epoch": 1.0}),
         "train_means": Maybe(ListOf(DictOf([nan, nan]))),
+        "train_means_of": Maybe(OneOf(("rows",))),
         type(datamodule).__qualname__: Maybe(datamodule.STATE),
     }
     if scaler := trainer.precision_plugin.state_dict():

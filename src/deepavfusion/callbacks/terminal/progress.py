@@ -205,7 +205,9 @@ class _Meter:
 def _loss(task: Any, outputs: Any) -> str:
     """Of this process: nothing is exchanged with the others, which do not draw."""
     mean = getattr(task, "train_means", {}).get("train/loss")
-    value = mean.mean_value / mean.weight if mean is not None else outputs["loss"]
+    if mean is not None and not mean.rows:
+        return ""  # no clip of this process could be used so far
+    value = mean.total / mean.rows if mean is not None else outputs["loss"]
     return f"loss {float(value):.3f}"
 
 

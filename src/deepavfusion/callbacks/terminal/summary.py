@@ -109,6 +109,9 @@ class RunSummary(Callback):
         used, listed = (int(self.final.get(f"data/{name}", 0)) for name in ("used", "listed"))
         if datamodule is not None and listed:
             say(f"{used} of {listed} {datamodule.count('test' if stage == 'test' else 'val')[1]} evaluated")
+        trained, drawn = (int(self.final.get(f"data/train_{name}", 0)) for name in ("used", "drawn"))
+        if trained < drawn:
+            say(f"{trained} of {drawn} {datamodule.count('train')[1]} drawn in the last epoch used", "yellow")
         say(f"all {self.count} values: {self.run_dir / METRICS}")
         self._say_next(trainer, pl_module)
 
