@@ -78,6 +78,9 @@ def test_the_objects_are_the_files_of_a_folder(bucket: Service, lists: Lists, lo
     bucket.asked.clear()
     packed(lists)  # complete already
     assert chunks(bucket) == []
+    bucket.client.delete_object(Bucket="data", Key="packed/test/chunk-00000.bin")  # as verifying asks for
+    packed(lists)
+    assert stored(bucket, "data", "packed") == local
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
@@ -168,7 +171,13 @@ def test_few_chunks_are_on_this_disk(
     assert not folder.exists()
 
 
-def test_places_that_cannot_be_written_to(s3: Service, lists: Lists) -> None:
+def test_places_that_cannot_be_written_to(
+    s3: Service, lists: Lists, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for root in ("gs://bucket/folder", "hf://datasets/user/name/folder"):
+        with pytest.raises(UserError, match=f"{root} can be read, but not written to"):
+            pack(lists, root, "x", SMALL, workers=1)
     began = time.monotonic()
     with pytest.raises(UserError, match="NoSuchBucket"):
         packed(lists)

@@ -181,6 +181,10 @@ def test_refused_at_once(bucket: Service, code: str, words: str) -> None:
 def test_no_bucket_no_keys(bucket: Service) -> None:
     with pytest.raises(UserError, match=r"NoSuchBucket.*name of the bucket"):
         remote("s3://other/packed", StorageSettings()).read("packed.json", 100)
+    with environment(AWS_ENDPOINT_URL=bucket.url, AWS_PROFILE="none"), pytest.raises(UserError, match=r"none.*~/\.aws"):
+        opened().read("packed.json", 100)
+    with pytest.raises(UserError, match="check the name of the bucket"):
+        remote("s3://no bucket/packed", StorageSettings()).read("packed.json", 100)
     with (
         environment(AWS_ENDPOINT_URL=bucket.url),
         pytest.raises(UserError, match=r"no credentials were found.*data\.storage\.anonymous=true"),

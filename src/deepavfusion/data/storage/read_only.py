@@ -23,6 +23,14 @@ GOOGLE = (
 )
 
 
+def read_only(root: str) -> UserError:
+    """Nothing can be stored there."""
+    return UserError(
+        f"{root} can be read, but not written to; expected a folder or s3://<bucket>/<folder>: pack into a folder and "
+        "upload it with the tools of the storage."
+    )
+
+
 class ReadOnly:
     """The root of such a storage."""
 
@@ -45,10 +53,7 @@ class ReadOnly:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise UserError(
-            f"{self.root} can be read, but not written to; expected a folder or s3://<bucket>/<folder>: pack into a "
-            "folder and upload it with the tools of the storage."
-        )
+        raise read_only(self.root)
 
 
 class Google(ReadOnly):

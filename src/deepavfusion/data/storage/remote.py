@@ -123,6 +123,13 @@ class Remote:
         """
         self._fetch(name, file, size, exact=True, progress=progress, since=since)
 
+    def check_writable(self) -> None:
+        """Refuse a kind of storage that is only read, before anything is asked of it."""
+        from deepavfusion.data.storage.read_only import ReadOnly, read_only
+
+        if issubclass(self._make, ReadOnly):
+            raise read_only(self.root)
+
     def upload(self, path: Path, name: str) -> None:
         """Store a file; nothing, or all of it, is there at any time."""
         self._ask(name, lambda backend, _: backend.put(name, path))

@@ -190,6 +190,8 @@ def explain(error: BaseException, secrets: list[str | None]) -> Answer | None:
             remedy = "set data.storage.ca_bundle=<file of its certificates> or AWS_CA_BUNDLE, or the right address"
             return Answer("refused", words, remedy)
         return Answer("fault", words, "check the network, data.storage.endpoint_url and the storage")
+    if isinstance(error, exceptions.ParamValidationError):
+        return Answer("refused", words, "check the name of the bucket")
     if isinstance(error, exceptions.BotoCoreError):
         return Answer("refused", words, f"check ~/.aws/config and ~/.aws/credentials, or set {KEYS}")
     return None

@@ -80,6 +80,7 @@ def destination(output: str | Path, storage: StorageSettings) -> Iterator[Destin
         yield Folder(Path(output))
         return
     place = remote(str(output), storage)
+    place.check_writable()
     folder = _own_folder() / f"pack-{sha256(place.root.encode()).hexdigest()[:16]}"
     with _locked(folder, place.root):
         try:
