@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from deepavfusion.runs.signals import StopRequested
 from deepavfusion.types import Batch
 from deepavfusion.utils.errors import TemporaryError
 from helpers.packs import small_pack
+from helpers.runs import PRETRAIN, events, train
 from helpers.storage import Fault, Service, put_folder
 
 ROOT = "s3://data/packed"
@@ -66,12 +68,22 @@ class Line(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         pass
 
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        pass
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=0.05)
 
 
 def fit(root: Path | str, folder: Path, accumulate: int = 1, **options: Any) -> Line:
     """Train two epochs, from the last checkpoint if there is one."""
+    trainer, line, module = parts(root, folder, accumulate, **options)
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer.fit(line, datamodule=module, ckpt_path=str(last) if last.exists() else None)
+    return line
+
+
+def parts(root: Path | str, folder: Path, accumulate: int = 1, **options: Any) -> tuple[Trainer, Line, ClipDataModule]:
     module = ClipDataModule(
         vggsound,
         str(root),
@@ -96,10 +108,7 @@ def fit(root: Path | str, folder: Path, accumulate: int = 1, **options: Any) -> 
         num_sanity_val_steps=0,
         **{"devices": 1, "limit_val_batches": 0, **options},
     )
-    line = Line()
-    last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(line, datamodule=module, ckpt_path=str(last) if last.exists() else None)
-    return line
+    return trainer, Line(), module
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -115,9 +124,9 @@ def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return len(pairs) == 8 and all(torch.equal(a, b) for a, b in pairs)
 
 
-def order(root: Path) -> list[str]:
+def order(root: Path, batch_size: int = 2) -> list[str]:
     """The chunk of each batch of the first epoch."""
-    module = ClipDataModule(vggsound, str(root), "vggsound", batch_size=2, image_size=32, num_workers=0)
+    module = ClipDataModule(vggsound, str(root), "vggsound", batch_size=batch_size, image_size=32, num_workers=0)
     module.setup()
     chunk = {clip.id: clip.path.rpartition("/")[2] for clip in module.lists["train"].clips}
     return [chunk[batch.id[-1]] for batch in module.train_dataloader()]
@@ -144,6 +153,15 @@ def test_a_run_stops_between_two_steps_and_continues(
     assert rest.seen == whole.seen[-len(rest.seen) :]
     assert len(rest.seen) < len(whole.seen) or not batch
     assert alike(state(tmp_path / "run"), state(tmp_path / "whole"))
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_outage_in_an_evaluation(stored: Service, tmp_path: Path) -> None:
+    trainer, line, module = parts(ROOT, tmp_path)
+    stored.fault = failing("chunk")
+    with pytest.raises(TemporaryError, match=r"has not answered for 0\.4 s .* give the same command again") as error:
+        trainer.test(line, datamodule=module, verbose=False)
+    assert (error.value.status, error.value.between_steps) == (75, False)
 
 
 def test_an_outage_in_validation_writes_no_checkpoint(stored: Service, packed: Path, tmp_path: Path) -> None:
@@ -209,3 +227,39 @@ def test_all_processes_stop_before_the_same_batch(stored: Service, packed: Path,
     stored.fault = lambda method, path: None
     assert in_two_ranks(ROOT, tmp_path / "run") == ["done", "done"]
     assert alike(state(tmp_path / "run"), state(tmp_path / "whole"))
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.mark.full
+def test_a_command_stops_and_continues(
+    stored: Service, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """With decoding processes, and the curves."""
+    given = [
+        *PRETRAIN,
+        *("data.batch_size=4", "data.image_size=32", "data.audio_seconds=1.0", "data.num_workers=2", "test=false"),
+        *("validate_before=false", "data.gallery_clips=0", "trainer.max_epochs=2", "run.latest=false", "run.name=x"),
+        *("data.storage.patience_seconds=1", "callbacks.checkpoints.every_n_epochs=2", f"data.cache_dir={tmp_path}/c"),
+    ]
+    local, remote = ([*given, f"paths.log_dir={tmp_path / name}"] for name in ("local", "remote"))
+    train(monkeypatch, *local, f"data.root={packed}")
+    chunks = order(packed, 4)
+    stored.fault = failing(chunks[5])
+    with pytest.raises(SystemExit) as end:
+        train(monkeypatch, *remote, f"data.root={ROOT}")
+    assert end.value.code == 75
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(
+        r"storage s3://data/packed has not answered for 1 s .* to continue from step_\d+, type: python", said
+    )
+    stored.fault = lambda method, path: None
+    train(monkeypatch, *remote, f"data.root={ROOT}")
+    runs = [tmp_path / name / "pretrain" / "runs" / "x" for name in ("local", "remote")]
+    one, other = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"] for run in runs)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    curves = [events(run) for run in runs]
+    for tag in ("train/loss_step", "train/loss", "val/loss"):
+        first, second = ([(each.step, each.value) for each in curve.Scalars(tag)] for curve in curves)
+        assert first == second

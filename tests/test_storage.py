@@ -24,6 +24,9 @@ import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from deepavfusion.cli.entry import reported
+from deepavfusion.config.continued import verdict
+from deepavfusion.config.ranges import RULES
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.storage import cache as cache_module
@@ -31,6 +34,7 @@ from deepavfusion.data.storage import faults
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.stores.packed_list import packed_list
 from deepavfusion.types import Batch
+from deepavfusion.utils.addresses import bytes_of
 from deepavfusion.utils.errors import DecodeError, TemporaryError, UserError
 from helpers.packs import small_pack
 from helpers.storage import Fault, Service, put_folder
@@ -511,3 +515,47 @@ def test_a_machine_that_may_open_no_more_files_is_no_clips_fault(packed: Path, m
     monkeypatch.setattr(os, "open", exhausted)
     with pytest.raises(OSError, match="Too many open files"), store.open(clips.clips[0]):
         pass
+
+
+# ---------------------------------------------------------------- config
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(
+            ("100GB", 10**11),
+            ("1.5 TB", 1_500_000_000_000),
+            ("512MiB", 2**29),
+            ("7", 7),
+            ("20k", 20_000),
+            ("3G", 3 * 10**9),
+        ),
+        *(
+            ("", None),
+            ("GB", None),
+            ("0GB", None),
+            ("-1GB", None),
+            ("1e9", None),
+            ("100 GB free", None),
+            ("1,5GB", None),
+        ),
+    ],
+)
+def test_sizes(text: str, size: int | None) -> None:
+    assert bytes_of(text) == size
+    assert RULES["data.cache_size"].holds(text) == (size is not None)
+
+
+def test_a_run_that_continues_may_read_from_elsewhere() -> None:
+    keys = ("endpoint_url", "region", "anonymous", "ca_bundle", "patience_seconds")
+    for key in ("cache_size", "cache_dir", "root", *(f"storage.{key}" for key in keys)):
+        assert verdict(f"data.{key}")[0] == "applied"
+
+
+def test_the_status_of_what_the_same_command_continues(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, status in ((TemporaryError("storage is out of reach"), 75), (UserError("storage refuses"), 2)):
+        with pytest.raises(SystemExit) as end, reported({}):
+            raise error
+        assert end.value.code == status
+        assert capsys.readouterr().err.strip() == str(error)

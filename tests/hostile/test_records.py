@@ -37,6 +37,8 @@ WRITTEN = (
 )
 ASKED = (
     *("data.root=s3://evil/a", "data.root=local:x", "data.root=x", "data.name=x", "model.pretrained=http://evil/a"),
+    *("data.storage.endpoint_url=http://evil", "data.storage.region=evil", "data.storage.ca_bundle=x"),
+    *("data.storage.anonymous=true", "data.storage.patience_seconds=9", "data.cache_size=1", "data.cache_size=1TB"),
     *("model.image_weights=tcp:1.2.3.4", "data.val_split=http:x", "data.index.annotations=../x.csv"),
 )
 STARTED = ("trainer.devices=64", "trainer.num_nodes=9", "data.num_workers=1000", "model.metric_workers=999")

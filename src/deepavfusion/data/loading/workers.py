@@ -39,7 +39,7 @@ class Board:
             yield self.excluded[item]
             return
         info = torch.utils.data.get_worker_info()
-        row = self.rows[info.id if info else 0]
+        row = self.rows.numpy()[info.id if info else 0]  # no tensor, since other threads may not write one of inference
         row[0], row[2] = os.getpid(), time.monotonic_ns()
         row[1] = item + 1
 
