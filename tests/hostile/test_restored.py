@@ -144,7 +144,7 @@ WRONG = {
     "batches as fraction": (at("ClipDataModule", "delivered", to=0.5), "ClipDataModule.delivered is 0.5"),
     "batches of nothing": (at("ClipDataModule", to={}), "ClipDataModule has no 'delivered'"),
     "means as numbers": (at("train_means", to=[{"train/loss": 3.0}]), "train_means[0].train/loss is 3.0"),
-    "means of something else": (at("train_means_of", to=[]), "train_means_of is []"),
+    "means of something else": (at("train_means_of", to="steps"), "train_means_of is 'steps'"),
     "no progress": (at("progress", "steps_per_epoch", to=0.0), "no steps in an epoch"),
     "a detector of another network": (at("novelty", to={"mean": torch.zeros(3)}), "novelty detector"),
     "a detector of NaN": (
