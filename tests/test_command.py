@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from deepavfusion.cli.complete import evaluation_overrides, training_overrides
 from deepavfusion.config.compose import choices, compose, instantiate
 from deepavfusion.config.overrides import RENAMED, merged, renamed, renamed_model, with_scale
-from deepavfusion.runs import start_weights
+from deepavfusion.runs import overview, start_weights
 from deepavfusion.tasks.base import learning_rate
 from deepavfusion.utils.errors import UserError
 from helpers.runs import SMALL, evaluate, train
@@ -139,6 +139,33 @@ def test_the_learning_rate_is_a_product(recipe: dict[str, Any], expected: tuple[
     lr, line = learning_rate(recipe, trainer)
     assert lr == pytest.approx(expected[0])
     assert line == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("processes", "more", "scale", "said"),
+    [
+        (
+            64,
+            {},
+            "paper",
+            "the published batch is 512, at lr 0.0003: with 4096 it becomes 0.0024 (× 8), as model.blr is",
+        ),
+        (2, {}, "paper", "with 128 it becomes 7.5e-05 (× 0.25), as model.blr is per 256; model.lr=0.0003 keeps it"),
+        (8, {}, "paper", ""),
+        (64, {"lr": 1e-3}, "paper", ""),
+        (64, {"frozen": True}, "paper", ""),
+        (64, {}, "demo", ""),
+    ],
+)
+def test_a_batch_that_is_not_the_published_one_is_said(
+    processes: int, more: dict[str, Any], scale: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer: Any = SimpleNamespace(world_size=processes, accumulate_grad_batches=1)
+    monkeypatch.setattr(overview, "_choices", lambda: {"scale": scale})
+    task = SimpleNamespace(hparams={"lr": None, "blr": 1.5e-4, "batch_size": 64, **more})
+    lines = list(overview._other_batch(trainer, task))
+    assert len(lines) == bool(said)
+    assert said in "".join(lines)
 
 
 def test_an_untrained_probe_stays_untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.launch.cores import own_cores
 
+PUBLISHED_BATCH = 512  # items a step of the recipes
+
 
 def say_training(cfg: DictConfig, run_dir: Path, trainer: Trainer, task: Task, datamodule: ClipDataModule) -> None:
     """Print what runs where, on which data, with which batch and learning rate, for how long, and how to watch it."""
@@ -28,6 +31,7 @@ def say_training(cfg: DictConfig, run_dir: Path, trainer: Trainer, task: Task, d
         ("device", _device(trainer, datamodule)),
         ("batch", _batch(trainer, task)),
         ("rate", learning_rate(task.hparams, trainer)[1]),
+        *(("", line) for line in _other_batch(trainer, task)),
         ("length", _length(trainer, datamodule)),
     ]
     if trainer.loggers:
@@ -52,8 +56,13 @@ def _say(title: str, rows: list[tuple[str, str]]) -> None:
         say_once(f"  {name:8} {text}")
 
 
+def _choices() -> Mapping[str, Any]:
+    """Of config groups."""
+    return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+
+
 def _experiment(cfg: DictConfig) -> str:
-    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    chosen = _choices()
     parts = [chosen.get("experiment") or cfg.task, *(["scale=demo"] if chosen.get("scale") == "demo" else [])]
     return ", ".join([*parts, f"seed {cfg.seed}"])
 
@@ -97,6 +106,22 @@ def _batch(trainer: Trainer, task: Any) -> str:
     batch, processes, accumulated = task.hparams["batch_size"], trainer.world_size, trainer.accumulate_grad_batches
     product = f"{batch} × {_count(processes, 'process', 'es')} × {accumulated} accumulated"
     return f"{batch * processes * accumulated} = {product}"
+
+
+def _other_batch(trainer: Trainer, task: Any) -> Iterator[str]:
+    """What a batch other than the published one does to the learning rate."""
+    recipe = task.hparams
+    batch = recipe["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
+    published = recipe["blr"] * PUBLISHED_BATCH / 256
+    # The demo has a recipe of its own, and the published probes have batches of 512 and of 1024.
+    if _choices().get("scale", "demo") == "demo" or recipe.get("frozen") or batch == PUBLISHED_BATCH:
+        return
+    if recipe["lr"] is None:
+        lr = recipe["blr"] * batch / 256
+        yield (
+            f"the published batch is {PUBLISHED_BATCH}, at lr {published:.3g}: with {batch} it becomes {lr:.3g} "
+            f"(× {lr / published:.3g}), as model.blr is per 256; model.lr={published:.3g} keeps it"
+        )
 
 
 def _length(trainer: Trainer, datamodule: ClipDataModule) -> str:
