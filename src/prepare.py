@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from deepavfusion.cli.entry import entry, run
 from deepavfusion.config.compose import REPOSITORY, choices, instantiate
+from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.cores import cores
 
@@ -73,9 +74,10 @@ def pack_data(cfg: DictConfig) -> None:
 
     data, packed = datamodule(cfg)
     if packed:
+        what = "an address, where only packed data is read" if is_remote(data.root) else "packed"
         raise UserError(
-            f"data.root={data.root} is packed; command=pack expects the files as published: set data.root to their "
-            "folder."
+            f"data.root={data.root} is {what}; command=pack expects the files as published: set data.root to their "
+            "folder on this machine."
         )
     if not cfg.output:
         raise UserError(

@@ -141,10 +141,4 @@ def s3(_service: Any) -> Iterator[Any]:
     _service.reset()
     with environment(**KEYS, AWS_ENDPOINT_URL=_service.url):
         yield _service
-        _service.reset()
-        names = _service.client
-        for bucket in names.list_buckets()["Buckets"]:
-            for page in names.get_paginator("list_objects_v2").paginate(Bucket=bucket["Name"]):
-                if found := [{"Key": each["Key"]} for each in page.get("Contents", ())]:
-                    names.delete_objects(Bucket=bucket["Name"], Delete={"Objects": found})
-            names.delete_bucket(Bucket=bucket["Name"])
+        _service.empty()

@@ -84,7 +84,7 @@ def test_the_objects_are_the_files_of_a_folder(bucket: Service, lists: Lists, lo
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4, 8, 13])
+@pytest.mark.parametrize("stop", [1, 3, 8, 13])
 def test_an_interrupted_pack_is_continued(bucket: Service, lists: Lists, local: dict[str, bytes], stop: int) -> None:
     """Wherever it stops, and chunks that are complete are not uploaded again."""
     left = [None] * stop
@@ -156,7 +156,7 @@ def test_few_chunks_are_on_this_disk(
         nonlocal most
         files = [file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".lock"]
         most = max(most, len(files))
-        return 0.1 if "chunk-" in path else None
+        return 0.03 if "chunk-" in path else None
 
     with destination.destination(ROOT, StorageSettings()) as place:
         (place.scratch("train/chunk-00000.bin")).mkdir()

@@ -80,7 +80,10 @@ def test_verify_then_pack(
     [
         (["command=verify"], r"command=verify has no dataset; add data=<one of: audioset, .*vggsound"),
         (["command=verify", "data=vggsound", "data.root=/nowhere"], r"The data folder /nowhere does not exist"),
-        (["command=pack", "data=vggsound", "data.root=s3://bucket/x"], r"is packed; command=pack expects"),
+        (
+            ["command=pack", "data=vggsound", "data.root=s3://bucket/x"],
+            r"only packed data is read; command=pack expects",
+        ),
         (["command=verify", "data=vggsound", "data.root={raw}", "splits=[dev]"], r"'dev'; expected one of train, test"),
         (["command=verify", "data=vggsound", "data.root={raw}", "splits=[]"], r"splits is empty"),
         (["command=verify", "data=vggsound", "data.root={raw}", "data.exclude=[mute]"], r"\['mute'\], expected .*hung"),

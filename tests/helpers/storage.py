@@ -6,6 +6,7 @@ import os
 import ssl
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -69,6 +70,11 @@ class Service:
         self.fault = lambda method, path: None
         self.asked.clear()
         self.headers.clear()
+
+    def empty(self) -> None:
+        """Without faults, and without a bucket."""
+        self.reset()
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")).close()
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Any:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
