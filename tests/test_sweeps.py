@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from deepavfusion.config import overrides as module
+from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.config.overrides import named_apart, values_in_job, without_sweep
+from deepavfusion.utils.launch.launcher import alone
 from helpers.runs import PRETRAIN, compose, train
 
 
@@ -93,3 +97,16 @@ def test_a_sweep_has_a_directory_for_each_run_and_is_continued(data_root: Path, 
     assert "resuming from" in out
     assert (runs / "x_seed=2" / "metrics.json").exists()
     assert compose("run.name=x").run.name == "x"
+
+
+@pytest.mark.full
+def test_each_run_of_a_sweep_starts_its_own_processes(data_root: Path, tmp_path: Path) -> None:
+    words = [word for word in PRETRAIN if word != "trainer=cpu"]
+    words += ["trainer=ddp_sim", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "validate_before=false"]
+    words += ["model.warmup_epochs=0", "run.name=x", f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
+    command = [sys.executable, "src/train.py", "-m", "seed=0,1", *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, env=alone())
+    assert done.returncode == 0, done.stderr
+    runs = sorted((tmp_path / "pretrain/runs").iterdir())
+    assert [run.name for run in runs] == ["x_seed=0", "x_seed=1"]
+    assert all((run / "metrics.json").exists() for run in runs)

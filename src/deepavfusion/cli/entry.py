@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
@@ -32,7 +31,7 @@ from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, TRACEBACK
 from deepavfusion.config.overrides import literal, merged, named_apart, overrides_of_job, without_sweep
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
-from deepavfusion.runs.directory import FinishedError
+from deepavfusion.runs.directory import FinishedError, in_sweep
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.utils.console import rank_zero, say_once
 from deepavfusion.utils.errors import SaidByFirst, UserError, explained, limited
@@ -137,7 +136,7 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
             try:
                 return main(cfg)
             except FinishedError as error:  # of a sweep that the same command continues
-                if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                if not in_sweep():
                     raise
                 say_once(f"run {error.run_dir} is finished: the next one", "dim")
 

@@ -154,10 +154,14 @@ def _name_of(found: Launch) -> str:
     )
 
 
+def in_sweep() -> bool:
+    """Whether this is a job of several (-m)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
 def _number_of_job() -> str:
     """What tells the runs of a sweep from each other, which are started by the same launcher."""
-    sweeps = HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-    return f"_{HydraConfig.get().job.num}" if sweeps else ""
+    return f"_{HydraConfig.get().job.num}" if in_sweep() else ""
 
 
 def _named(runs: Path, name: str | None) -> Path:

@@ -6,10 +6,11 @@ from omegaconf import DictConfig
 
 from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened
-from deepavfusion.runs.directory import choose_run_dir, held
+from deepavfusion.runs.directory import choose_run_dir, held, in_sweep
 from deepavfusion.runs.fingerprint import DataHash
 from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.console import say_once
+from deepavfusion.utils.launch.trainer import part
 from deepavfusion.weights.restored import check_restorable
 
 
@@ -37,3 +38,5 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
             say_once(f"note: {doubt}", "yellow")
         say_evaluation(cfg, run_dir, trainer, task, datamodule)
         trainer.test(task, datamodule=datamodule, ckpt_path=opened.hand_over(trainer), verbose=False, weights_only=True)
+        if in_sweep():
+            part()

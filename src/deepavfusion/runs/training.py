@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from deepavfusion.config.continued import described
 from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
-from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, link_latest
+from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, in_sweep, link_latest
 from deepavfusion.runs.fingerprint import DataHash
 from deepavfusion.runs.overview import say_training
 from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
+from deepavfusion.utils.launch.trainer import part
 from deepavfusion.weights.origin import origin_of
 from deepavfusion.weights.restored import check_restorable
 
@@ -36,6 +37,8 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     cfg.paths.run_dir = str(run_dir)
     with held(run_dir), DataHash() as data_hash:
         _train(cfg, overrides, run_dir, data_hash)
+        if in_sweep():
+            part()
 
 
 def _train(cfg: DictConfig, overrides: list[str], run_dir: Path, data_hash: DataHash) -> None:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from torch import distributed
 
 from deepavfusion.utils.errors import SaidByFirst, UserError
-from deepavfusion.utils.launch.launcher import BY_HAND, Launch, launch, launcher_process
+from deepavfusion.utils.launch.launcher import BY_HAND, VARIABLES, Launch, launch, launcher_process
 
+GIVEN_PORT = os.environ.get("MASTER_PORT")  # before Lightning chooses one
 PORTS = range(15_000, 25_000)  # below those that systems give to connections (32768…)
 
 
@@ -146,6 +148,17 @@ def fit(
             f"start as many as there are GPUs, and let each see all of them{hint}."
         )
     return Fit(count if count == here and not isinstance(devices, list) else devices, nodes, LaunchedEnvironment(found))
+
+
+def part() -> None:
+    """Leave the group of processes at the end of a run, if they end with it: the next run of a sweep starts others.
+
+    Those of a launcher stay together.
+    """
+    if launch().by not in VARIABLES and distributed.is_initialized():
+        distributed.destroy_process_group()
+        if GIVEN_PORT is None:
+            os.environ.pop("MASTER_PORT", None)  # this process may still listen there
 
 
 def _fit_by_hand(found: Launch, devices: Any, num_nodes: int, accelerator: Any, environment: Mapping[str, str]) -> Fit:
