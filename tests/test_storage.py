@@ -428,7 +428,7 @@ def test_a_cache_that_is_too_small_is_named(stored: Service, tmp_path: Path, cap
 
 def test_a_full_disk_is_named(stored: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When room is taken, or by a limit of this process; with decoding processes, too."""
-    words = r"could not be written to its cache .*\(.*\): free space there.*data\.cache_dir=<folder>.*data\.cache_size"
+    words = r"could not be kept in its cache .*\(.*\): free space there.*data\.cache_dir=<folder>.*data\.cache_size"
 
     def limited(report: Any) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -456,6 +456,23 @@ def test_a_full_disk_is_named(stored: Service, tmp_path: Path, monkeypatch: pyte
         assert "Traceback" not in str(error.value)
     assert not files(tmp_path)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("wrong", ["file", "right"])
+def test_a_cache_that_cannot_be_used_is_no_clips_fault(
+    stored: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    place = tmp_path / "cache"
+    if wrong == "file":
+        place.touch()
+    else:  # root may write anywhere
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "cache")
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"could not be kept in its cache .*: choose another place \(data\.cache_dir"):
+        epoch(data(ROOT, place))
 
 
 # ---------------------------------------------------------------- chunks

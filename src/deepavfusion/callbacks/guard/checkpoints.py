@@ -123,6 +123,8 @@ class Checkpoints(Checkpoint):
                 work.wait()
                 if mine[2]:
                     self._write_between_steps(trainer)
+                    self.stopping = int(mine[0])
+                    self._stop_if_asked(trainer)
                     raise StopRequested(
                         f"stopped, as storage did not answer another process. {self._how_to_continue()}"
                     )

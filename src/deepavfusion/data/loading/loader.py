@@ -122,7 +122,7 @@ class ResumableLoader(DataLoader[Any]):
                         failure = error
                         break
                     if isinstance(batch, UserError):
-                        self._iterator = None
+                        self._end(iterator, watch)  # left to itself, torch waits five seconds for each process
                         raise batch
                     kills = crashes = 0
                     done += 1
@@ -171,15 +171,22 @@ class ResumableLoader(DataLoader[Any]):
             what = f"did not finish within {self.hang_seconds:g} s" if hung else f"was ended by {how}"
             reason = "hung" if hung else "undecodable"
             self._blame(item, reason, f"the decoding process {what} while reading it")
-        for worker in iterator._workers:
+        self._end(iterator, watch)
+        return crashed, how
+
+    def _end(self, iterator: Any, watch: HangWatch) -> None:
+        """End all processes."""
+        workers = getattr(iterator, "_workers", [])
+        for worker in workers:
             worker.kill()
+        for worker in workers:
             worker.join(PATIENCE)
             if worker.is_alive():
                 raise UserError(f"a decoding process cannot be ended: {watch.reason()}")
-        iterator._shutdown_workers()
+        if workers:
+            iterator._shutdown_workers()
         self._iterator = None
         self.board.rows.zero_()
-        return crashed, how
 
     def _described(self, item: int) -> str:
         clip = self.items.clips[self.items.first_clip(item)]

@@ -31,6 +31,7 @@ REFUSED = 60.0  # s until a process asks again for an object that is missing or 
 LOOK_EVERY = 0.05  # s, while another process fetches the object, or takes the room
 DEAD = 60.0  # s without a sign of life of a process that fetches, until what it left is removed
 USED = 60.0  # s, to which the last use of a file is known
+MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that are no fault of the disk
 PARTIAL, LOCK = ".partial", ".lock"
 BLOCK = 4096  # bytes, in multiples of which files take room
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a disk that has none
@@ -84,10 +85,10 @@ class ChunkCache:
         Raises:
             Missing: the storage has no such object.
             Altered: it has other content.
-            UserError: the storage cannot be reached, or the disk is full.
-            OSError: the disk fails otherwise.
+            UserError: the storage cannot be reached, or the folder not be used, as when its disk is full.
+            OSError: the machine has no more memory or open files.
         """
-        with self._full_disk_named():
+        with self._disk_named():
             file = self._kept(wanted)
             return self._fetched(wanted) if file is None else file
 
@@ -100,13 +101,17 @@ class ChunkCache:
 
     def check(self, wanted: Object) -> None:
         """Remove the file if it has other content than its marks say, as of a disk that errs or lost its power."""
+        path = self.folder / wanted.name
         with suppress(OSError):
-            file = os.open(self.folder / wanted.name, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if _hash(file) != wanted.sha256:
-                    (self.folder / wanted.name).unlink(missing_ok=True)
+                intact = _hash(file) == wanted.sha256
+            except OSError:  # the disk does not give it
+                intact = False
             finally:
                 os.close(file)
+            if not intact:
+                path.unlink(missing_ok=True)
 
     def _quietly(self, wanted: Object) -> None:
         with suppress(Exception):
@@ -259,17 +264,20 @@ class ChunkCache:
             os.close(file)
 
     @contextmanager
-    def _full_disk_named(self) -> Iterator[None]:
+    def _disk_named(self) -> Iterator[None]:
+        """No clip is to blame for the disk."""
         try:
             yield
         except OSError as error:
-            if error.errno not in DISK_FULL:
+            if error.errno in MACHINE:
                 raise
-            disk = full_disk(self.folder)
+            disk = full_disk(self.folder) if error.errno in DISK_FULL else ""
+            remedy = "choose another place (data.cache_dir=<folder>)"
+            if error.errno in DISK_FULL:
+                remedy = f"free space there, {remedy}, or let the cache take less (data.cache_size, such as 100GB)"
             raise UserError(
-                f"what was fetched from {self.remote.root} could not be written to its cache {self.folder} "
-                f"({error.strerror}{f'; full: {disk}' if disk else ''}): free space there, choose another place "
-                "(data.cache_dir=<folder>), or let the cache take less (data.cache_size=<bytes>, such as 100GB)."
+                f"what was fetched from {self.remote.root} could not be kept in its cache {self.folder} "
+                f"({error.strerror}{f'; full: {disk}' if disk else ''}): {remedy}."
             ) from error
 
 

@@ -15,7 +15,6 @@ only the bytes that are asked for are read.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import stat
@@ -33,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deepavfusion.data.storage.cache import Altered, ChunkCache, Object
+from deepavfusion.data.storage.cache import MACHINE, Altered, ChunkCache, Object
 from deepavfusion.data.storage.remote import Missing
 from deepavfusion.data.stores.store import Frame
 from deepavfusion.media.stills import read_image, read_mask
@@ -51,7 +50,6 @@ KINDS: dict[str, type] = {  # of the parts of an item, in their order
     **dict.fromkeys(("spans", "mask_seconds", "mask_spans", "labels", "shape"), np.int64),
     "ends": np.float64,
 }
-MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors of the machine, which are no clip's fault
 
 Item = dict[str, Any]
 """What a chunk holds of a clip; `PackedClip` reads it, pack.py writes it.
