@@ -289,42 +289,25 @@ def test_a_process_that_hangs_with_a_lock_is_not_waited_for(stored: Service, pac
         assert same(epoch(module), epoch(data(packed)))
 
 
-def damage(path: Path, how: str) -> None:
-    content = path.read_bytes()
-    status = path.stat()
-    if how == "folder":
-        path.unlink()
-        path.mkdir()
-        return
-    damaged = {
-        "cut": content[:-100],
-        "empty": b"",
-        "longer": content + b"x",
-        "zeros": bytes(len(content)),
-        "changed": content[:300] + bytes([content[300] ^ 1]) + content[301:],
-        "silent": bytes(len(content)),
-        "gone": b"",
-    }[how]
-    path.write_bytes(damaged)
-    if how == "silent":  # as of a disk that lost its power, or errs
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    if how == "gone":
-        path.unlink()
-
-
-@pytest.mark.parametrize("how", ["cut", "empty", "longer", "zeros", "changed", "silent", "gone"])
-def test_damaged_files_of_the_cache_are_fetched_again(stored: Service, packed: Path, tmp_path: Path, how: str) -> None:
+def test_damaged_files_of_the_cache_are_fetched_again(stored: Service, packed: Path, tmp_path: Path) -> None:
+    """Six kinds of damage, and what follows is kept."""
     expected = epoch(data(packed))
     epoch(data(ROOT, tmp_path))
     stored.asked.clear()
-    for path in list(files(tmp_path).values())[:3]:
-        damage(path, how)
+    for n, path in enumerate(sorted(files(tmp_path).values())):
+        content, status = path.read_bytes(), path.stat()
+        changed = content[:300] + bytes([content[300] ^ 1]) + content[301:]
+        path.write_bytes([content[:-100], b"", content + b"x", changed, bytes(len(content)), b"gone"][n])
+        if n == 4:  # without a trace, as of a disk that errs, or a machine that lost its power
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        elif n == 5:
+            path.unlink()
     found = epoch(data(ROOT, tmp_path))
     assert same(found, expected)
     assert not problems(found)
-    assert gets(stored).total() == 3
+    assert sorted(gets(stored).values()) == [1] * CHUNKS
     assert same(epoch(data(ROOT, tmp_path)), expected)
-    assert gets(stored).total() == 3
+    assert gets(stored).total() == CHUNKS
 
 
 def test_data_that_was_packed_anew_is_fetched_anew(s3: Service, tmp_path: Path) -> None:
