@@ -30,9 +30,10 @@ import chaos  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "scaling.md"
 EPOCHS = 4  # of 4 steps in two processes
-SLOW = 1.0  # s a step takes at least until the job was disturbed
+SLOW = 2.0  # s a step takes at least until the job was disturbed
 LIMIT = 400.0  # s that anything may take
 END_WITHIN = 60.0  # s in which a process whose companion was killed ends
+SILENT = 45.0  # s after which a rank that gives no sign of life is taken for dead
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}
 CORES = min(os.cpu_count() or 1, 4)  # of a node, as in slurm.sh
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10"]
@@ -145,7 +146,8 @@ class Cluster:
         _, *found = self.runs.command(folder)
         drop = ("trainer=", *(() if named else ("run.name=",)))
         found = [word for word in found if not word.startswith(drop)]
-        return [*found, *ON_CPU, f"+callbacks.recorder.slow={slow}"]
+        # No checkpoint within an epoch but those that a disturbance asks for.
+        return [*found, *ON_CPU, f"+callbacks.recorder.slow={slow}", "callbacks.checkpoints.every_n_train_steps=null"]
 
     def submit(
         self, folder: Path, options: Sequence[str] = (), script: str = "train.sbatch", words: Sequence[str] = ()
@@ -169,8 +171,16 @@ class Cluster:
         (folder.parent / f"{folder.name}.txt").write_text(done.stdout + done.stderr)
         return done
 
-    def after_steps(self, folder: Path, steps: int = 3) -> None:
-        until(lambda: self.runs.steps(folder) >= steps, f"{steps} steps")
+    def after_steps(self, folder: Path) -> None:
+        """Wait until a run is in the third of four steps of its first epoch."""
+        until(lambda: self.runs.steps(folder) >= 2, "two steps")
+
+    def has_saved(self, folder: Path) -> None:
+        """It wrote a checkpoint after the step in which it was disturbed."""
+        text = (folder / "output.txt").read_text()
+        found = re.search(r"to continue from step_(\d+)", text)
+        assert found is not None, text[-2000:]
+        assert int(found[1]) == 3, f"the checkpoint is of step {int(found[1])}"
 
     def is_whole(self, folder: Path) -> None:
         """One run directory, both ranks, and all as undisturbed."""
@@ -196,13 +206,15 @@ def two_nodes(cluster: Cluster, folder: Path) -> Ended:
     return ended
 
 
-def disturbed(cluster: Cluster, folder: Path, disturb: Callable[[Job], None], options: Sequence[str] = ()) -> Ended:
-    job = cluster.submit(folder, options)
+def disturbed(cluster: Cluster, folder: Path, disturb: Callable[[Job], None], saves: bool = True) -> Ended:
+    job = cluster.submit(folder)
     cluster.after_steps(folder)
     disturb(job)
     job.is_requeued()
     hurry(folder)
     ended = job.end(restarts=1)
+    if saves:
+        cluster.has_saved(folder)
     cluster.is_whole(folder)
     return ended
 
@@ -234,7 +246,7 @@ def node_lost(cluster: Cluster, folder: Path) -> Ended:
         until(lambda: job.about()["JobState"] != "RUNNING", f"job {job.number} is taken off the node")
         subprocess.run(["scontrol", "update", "nodename=test-n2", "state=resume"], capture_output=True)  # or it is back
 
-    return disturbed(cluster, folder, lose)
+    return disturbed(cluster, folder, lose, saves=False)
 
 
 @case
@@ -259,6 +271,20 @@ def usr1_while_starting(cluster: Cluster, folder: Path) -> Ended:
     command("scancel", "--signal=USR1", job.number)
     hurry(folder)
     ended = job.end(restarts=1)
+    cluster.is_whole(folder)
+    return ended
+
+
+@case
+def suspended(cluster: Cluster, folder: Path) -> Ended:
+    """Longer than a rank may be silent: all of them stand still, so none is taken for dead."""
+    job = cluster.submit(folder)
+    cluster.after_steps(folder)
+    command("scontrol", "suspend", job.number)
+    time.sleep(SILENT + 10)
+    command("scontrol", "resume", job.number)
+    hurry(folder)
+    ended = job.end()
     cluster.is_whole(folder)
     return ended
 
@@ -290,9 +316,27 @@ def no_requeue(cluster: Cluster, folder: Path) -> Ended:
     cluster.after_steps(folder)
     command("scancel", "--signal=USR1", job.number)
     ended = job.end("FAILED 75:0")
+    cluster.has_saved(folder)
     assert "could not be requeued" in (folder / "output.txt").read_text()
     hurry(folder)
     cluster.submit(folder, ["--no-requeue"]).end()
+    cluster.is_whole(folder)
+    return ended
+
+
+@case
+def cancelled(cluster: Cluster, folder: Path) -> Ended:
+    """It saves within SLURM's 30 s; the same command continues the run."""
+    job = cluster.submit(folder)
+    cluster.after_steps(folder)
+    command("scancel", job.number)
+    until(job.is_over, f"job {job.number} ends")
+    until(lambda: job.task(0) is None, "its first rank ends", END_WITHIN)
+    ended = Ended(job.number, job.about()["JobState"])
+    assert ended.how == "CANCELLED", ended.how
+    cluster.has_saved(folder)
+    hurry(folder)
+    cluster.submit(folder).end()
     cluster.is_whole(folder)
     return ended
 
@@ -330,7 +374,7 @@ def launcher(cluster: Cluster, folder: Path) -> Ended:
             stdout=output,
             stderr=output,
         )
-    until(lambda: cluster.runs.steps(folder) >= 3 or process.poll() is not None, "3 steps")
+    until(lambda: cluster.runs.steps(folder) >= 2 or process.poll() is not None, "two steps")
     assert process.poll() is None, (folder / "launcher.txt").read_text()[-2000:]
     number = command("squeue", "-h", "--name=deepavfusion", "-o", "%i").split()[-1]
     command("scancel", "--signal=USR1", number)
