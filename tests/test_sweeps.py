@@ -11,6 +11,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from deepavfusion.cli import entry
 from deepavfusion.config import overrides as module
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.config.overrides import named_apart, values_in_job, without_sweep
@@ -110,3 +111,18 @@ def test_each_run_of_a_sweep_starts_its_own_processes(data_root: Path, tmp_path:
     runs = sorted((tmp_path / "pretrain/runs").iterdir())
     assert [run.name for run in runs] == ["x_seed=0", "x_seed=1"]
     assert all((run / "metrics.json").exists() for run in runs)
+
+
+def test_processes_of_a_job_are_given_that_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning gives them the words of this process: with those of the sweep, each would run all its jobs."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr(entry, "in_sweep", lambda: True)
+    monkeypatch.setattr(entry, "overrides_of_job", lambda: ["seed=1", "run.name='x_${swept:seed}'"])
+    monkeypatch.setattr(module, "HydraConfig", Job("seed=1"))
+    monkeypatch.setattr(entry, "check_ranges", lambda _: None)
+    monkeypatch.setattr(entry.hydra, "main", lambda **_: lambda main: lambda: main(OmegaConf.create()))
+    monkeypatch.setattr(entry, "_completed", lambda *_: (["-m", "seed=0,1"], None))
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1"])
+    entry.entry("train")(lambda _: seen.append(sys.argv))()
+    assert seen == [["train.py", "seed=1", "run.name='x_seed=1'"]]
+    assert sys.argv == ["train.py", "-m", "seed=0,1"]

@@ -133,12 +133,17 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
             check_ranges(cfg)
             if notices and rank_zero():
                 get_console().print(Panel("\n".join(notices), style="yellow", expand=False))
+            words = sys.argv
+            if in_sweep():  # the processes that Lightning starts are given these words, and are to run this job only
+                sys.argv = [words[0], *map(without_sweep, overrides_of_job())]
             try:
                 return main(cfg)
             except FinishedError as error:  # of a sweep that the same command continues
                 if not in_sweep():
                     raise
                 say_once(f"run {error.run_dir} is finished: the next one", "dim")
+            finally:
+                sys.argv = words
 
         hydra_main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=script)(run_and_report(checked))
 
