@@ -275,7 +275,7 @@ def test_machines_that_share_a_folder_without_locks(
     stored.fault = on_chunks(0.05)
     expected = epoch(data(packed))
     in_processes(3, lambda _: None if same(epoch(data(ROOT, tmp_path)), expected) else os._exit(1))
-    assert gets(stored).total() > CHUNKS
+    assert CHUNKS <= gets(stored).total() <= 3 * CHUNKS
     assert len(files(tmp_path)) == CHUNKS
     assert not list(tmp_path.rglob("*.partial"))
 

@@ -33,6 +33,7 @@ DEAD = 60.0  # s without a sign of life of a process that fetches, until what it
 USED = 60.0  # s, to which the last use of a file is known
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that are no fault of the disk
 PARTIAL, LOCK = ".partial", ".lock"
+BUFFER = 2**20  # bytes
 BLOCK = 4096  # bytes, in multiples of which files take room
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a disk that has none
 
@@ -169,7 +170,8 @@ class ChunkCache:
         intact = False
         try:
             self._reserve(file, wanted.size)
-            with on_sign_of_life(lambda: os.utime(file)), _Whole(file, "r+b", closefd=False) as target:
+            raw = _Whole(file, "r+b", closefd=False)  # which may write less than it is given, without a word
+            with on_sign_of_life(lambda: os.utime(file)), io.BufferedRandom(raw, BUFFER) as target:
                 self.remote.download(wanted.name, target, wanted.size, since=began)
             intact = os.fstat(file).st_size == wanted.size and _hash(file) == wanted.sha256
             if intact:
