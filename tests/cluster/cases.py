@@ -34,6 +34,7 @@ SLOW = 2.0  # s a step takes at least until the job was disturbed
 LIMIT = 400.0  # s that anything may take
 END_WITHIN = 60.0  # s in which a process whose companion was killed ends
 SILENT = 45.0  # s after which a rank that gives no sign of life is taken for dead
+SETTLED = 65.0  # s
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}
 CORES = min(os.cpu_count() or 1, 4)  # of a node, as in slurm.sh
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10"]
@@ -302,6 +303,9 @@ def killed(cluster: Cluster, folder: Path) -> Ended:
     until(job.is_over, "the job ends")
     assert job.about()["JobState"] == "FAILED", job.about()["JobState"]
     hurry(folder)
+    # On a busy machine SLURM repeats, a minute later, a request to end the step, which would meet the next start: on
+    # others a requeued job waits for two minutes.
+    time.sleep(SETTLED)
     command("scontrol", "requeue", job.number)
     until(lambda: not job.is_over(), f"job {job.number} is requeued")
     ended = job.end(restarts=1)
