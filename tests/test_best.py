@@ -112,4 +112,4 @@ def test_no_callback_of_ours_keeps_a_path() -> None:
             if state := callback.state_dict():
                 assert "nowhere" not in repr(state)
                 stateful.add(type(callback).__name__)
-    assert stateful == {"BestCheckpoint", "DataReport", "RunSummary", "StepGuard"}
+    assert stateful == {"BestCheckpoint", "Coverage", "DataReport", "RunSummary", "StepGuard"}

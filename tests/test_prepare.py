@@ -146,8 +146,8 @@ def reader_arguments(name: str) -> tuple[dict, dict]:
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_dataset_composes(name: str, tmp_path: Path) -> None:
     cfg = compose("command=verify", f"data={name}", f"data.root={tmp_path}")
-    data = prepare.datamodule(cfg)
-    assert (data.root, data.verify_report) == (str(tmp_path), f"{tmp_path}/verify.csv")
+    data, packed = prepare.datamodule(cfg)
+    assert (data.root, data.verify_report, packed) == (str(tmp_path), f"{tmp_path}/verify.csv", False)
     assert prepare.splits(cfg, data) == list(
         dict.fromkeys(split for split in data.split_of.values() if split != "holdout")
     )

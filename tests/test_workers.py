@@ -155,8 +155,8 @@ def test_the_death_of_a_worker_interrupts_no_other_code(data_root, monkeypatch):
 
 def test_a_signal_from_outside_is_no_clips_fault(data_root, capsys):
     module, _ = loader(data_root)
-    _, ended = loader(data_root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGQUIT)))
-    with pytest.raises(UserError, match=r"4 times in a row by SIGQUIT, probably by another program or a time limit"):
+    _, ended = loader(data_root, Treacherous(module.lists["train"].clips[2].id, signal_of(signal.SIGXCPU)))
+    with pytest.raises(UserError, match=r"4 times in a row by SIGXCPU, probably by another program or a time limit"):
         epoch(ended)
     assert module.lists["train"].clips[2].id not in capsys.readouterr().out
 

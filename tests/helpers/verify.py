@@ -57,5 +57,5 @@ class Trap(Clip):
                 mark.touch()
                 if action == "hang":
                     time.sleep(60)
-                os.kill(os.getpid(), {"crash": signal.SIGSEGV, "memory": signal.SIGKILL, "end": signal.SIGQUIT}[action])
+                os.kill(os.getpid(), {"crash": signal.SIGSEGV, "memory": signal.SIGKILL, "end": signal.SIGXCPU}[action])
         return super().__getattribute__(name)

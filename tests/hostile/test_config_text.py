@@ -82,12 +82,13 @@ def test_quoted_text_comes_through(text: str) -> None:
 def test_the_demo_is_made_where_it_is_asked_for(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """src/train.py names the folder to src/prepare.py on its command line."""
     commands: list[list[str]] = []
+    start = subprocess.Popen
 
-    def record(command: list[Any], **_: Any) -> subprocess.CompletedProcess[str]:
+    def record(command: list[Any], **_: Any) -> subprocess.Popen[bytes]:
         commands.append([str(word) for word in command])
-        return subprocess.CompletedProcess(command, 0)
+        return start(["true"])
 
-    monkeypatch.setattr("deepavfusion.runs.build.subprocess.run", record)
+    monkeypatch.setattr("deepavfusion.runs.build.subprocess.Popen", record)
     build.make_demo_data(tmp_path / text, "vggsound")
     ((_, script, *overrides),) = commands
     assert Path(script) == REPOSITORY / "src" / "prepare.py"

@@ -21,7 +21,7 @@ PARTS = {
     "callbacks.checkpoints": ("dirpath",),
     "callbacks.best": ("dirpath",),
     "callbacks.data_report": ("path",),
-    "callbacks.novelty": (),
+    **dict.fromkeys(("callbacks.novelty", "callbacks.coverage"), ()),
     **dict.fromkeys(("callbacks.run_summary", "callbacks.step_guard"), ("run_dir",)),
     "logger.tensorboard": ("save_dir", "name", "version"),
 }
