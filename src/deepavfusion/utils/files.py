@@ -7,6 +7,7 @@ import csv
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,17 @@ def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
         code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENXIO
         raise OSError(code, f"{kind}, not a regular file", os.fspath(path))
     return status
+
+
+def own_folder() -> tuple[bool, Path]:
+    """Whether there is a folder for temporary files that this user alone can use, and its path."""
+    folder = Path(tempfile.gettempdir()) / f"deepavfusion-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return False, folder
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077, folder
 
 
 def no_file(path: str | os.PathLike[str]) -> str | None:

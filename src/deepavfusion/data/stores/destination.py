@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import queue
 import shutil
-import tempfile
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from deepavfusion.data.storage.remote import Missing, Remote, remote
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError, full_disk_named
-from deepavfusion.utils.files import regular_file, sync, write_whole
+from deepavfusion.utils.files import own_folder, regular_file, sync, write_whole
 from deepavfusion.utils.reading import RECORD, parse_json, read_json
 
 EXPECTED = "what packing wrote (else choose another output)"
@@ -81,7 +79,13 @@ def destination(output: str | Path, storage: StorageSettings) -> Iterator[Destin
         return
     place = remote(str(output), storage)
     place.check_writable()
-    folder = _own_folder() / f"pack-{sha256(place.root.encode()).hexdigest()[:16]}"
+    own, folder = own_folder()
+    if not own:
+        raise UserError(
+            f"{folder} cannot be made, or is not a folder of this user alone: remove it, or set TMPDIR to another "
+            "folder."
+        )
+    folder /= f"pack-{sha256(place.root.encode()).hexdigest()[:16]}"
     with _locked(folder, place.root):
         try:
             yield Bucket(place, folder)
@@ -258,16 +262,6 @@ def _object(found: Any, path: str) -> dict[str, Any]:
 
 def _emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-def _own_folder() -> Path:
-    """A folder for temporary files that only this user can write to."""
-    folder = Path(tempfile.gettempdir()) / f"deepavfusion-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not folder.is_dir() or folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise UserError(f"{folder} is not a folder of this user alone: remove it, or set TMPDIR to another folder.")
     return folder
 
 

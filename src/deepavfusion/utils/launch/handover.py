@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
-import stat
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import SaidByFirst
+from deepavfusion.utils.files import own_folder
 from deepavfusion.utils.launch.launcher import began_at, launch, launcher_process
 
 HANDED = "DEEPAVFUSION_HANDED"  # environment variable: the file for processes that Lightning starts
@@ -122,16 +121,12 @@ class Handover:
 
 
 def _folder() -> Path | None:
-    """A folder that only this user can use; None where there is none. What was left there long ago is removed."""
-    folder = Path(tempfile.gettempdir(), f"deepavfusion-{os.getuid()}")
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            return None
-        for file in folder.glob("*.handed"):
-            with suppress(OSError):
-                if time.time() - file.stat().st_mtime > OLD:
-                    file.unlink()
-        return folder
-    return None
+    """Where to hand over; None where that cannot be. What was left there long ago is removed."""
+    own, folder = own_folder()
+    if not own:
+        return None
+    for file in folder.glob("*.handed"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > OLD:
+                file.unlink()
+    return folder
