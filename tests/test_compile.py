@@ -33,6 +33,7 @@ def run(root, logs, monkeypatch, *overrides: str) -> dict[str, float]:
     return json.loads((logs / "pretrain" / "runs" / name / "metrics.json").read_text())
 
 
+@pytest.mark.full
 def test_compiled_steps_learn_the_same_and_are_compiled_once(data_root, tmp_path, monkeypatch, fresh):
     plain = run(data_root, tmp_path, monkeypatch, "run.name=plain")
     compiled = run(data_root, tmp_path, monkeypatch, "run.name=compiled", f"compile={BACKEND}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import ctypes
+import multiprocessing
 import wave
 from functools import partial
 from itertools import pairwise
@@ -79,18 +78,22 @@ def test_stereo_keeps_its_channels(tmp_path: Path) -> None:
 
 
 def test_same_input_gives_the_same_bytes_whatever_was_in_memory(tmp_path: Path) -> None:
-    """glibc fills what it hands out with another byte in each run; x264's macroblock tree fails this."""
-    code = (
-        "import sys, numpy as np; from deepavfusion.media.encode import write_mp4;"
-        "image = np.random.default_rng(0).integers(0, 255, (208, 208, 3), dtype=np.uint8);"
-        "write_mp4(sys.argv[1], [np.roll(image, 3 * (n // 4), 1) for n in range(20)], 10, np.sin(range(32_000)))"
-    )
-    started = []
-    for byte in ("0", "1", "85"):
-        environment = {**os.environ, "MALLOC_PERTURB_": byte}
-        started.append(subprocess.Popen([sys.executable, "-c", code, str(tmp_path / byte)], env=environment))
-    assert [process.wait() for process in started] == [0, 0, 0]
-    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    """glibc fills what it hands out with another byte in each process; x264's macroblock tree fails this."""
+    image = np.random.default_rng(0).integers(0, 255, (208, 208, 3), dtype=np.uint8)
+
+    def write(byte: int) -> None:
+        ctypes.CDLL(None).mallopt(-6, byte)  # M_PERTURB
+        frames = [np.roll(image, 3 * (n // 4), 1) for n in range(20)]
+        write_mp4(tmp_path / f"{byte}.mp4", frames, 10, np.sin(range(32_000)))
+
+    started = [multiprocessing.get_context("fork").Process(target=write, args=(byte,)) for byte in (0, 1, 85)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    files = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert len(files) == 3
+    assert len(set(files)) == 1
 
 
 @pytest.mark.parametrize(

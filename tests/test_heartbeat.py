@@ -157,6 +157,7 @@ def test_the_first_process_that_fails_ends_the_others_with_its_status(processes:
     assert processes.text(1) == ""
 
 
+@pytest.mark.full
 def test_processes_that_are_late_suspended_or_done_end_nothing(group: Callable[[], Processes]) -> None:
     """Of the first group, a process stands still for less than the limit; of the second, all of them for longer, as
     SLURM suspends a job; of the third, one ends before the others, which are in no training."""
@@ -202,6 +203,7 @@ def test_a_connection_that_breaks_is_explained_by_who_died(processes: Processes)
     assert f"rank 1 on {os.uname().nodename} gave no sign of life" in processes.text(0)
 
 
+@pytest.mark.full
 def test_an_error_of_ones_own_is_no_broken_connection(processes: Processes) -> None:
     def fail(rank: int, beat: Heartbeat) -> None:
         time.sleep(5 * BEAT)

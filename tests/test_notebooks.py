@@ -82,6 +82,7 @@ def test_it_is_committed_with_small_outputs_of_one_run(path: Path) -> None:
         assert not re.search(r"/(home|Users|root|tmp|mnt|media|var|work|data)/|[A-Z]:\\", text), text
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPAVFUSION_DEMO", str(root))

@@ -44,7 +44,11 @@ def test_evaluation_repeats_every_number_and_table(run, monkeypatch, capsys):
     assert f"ckpt_path={checkpoint}" in out.split("Next")[1]
 
 
-@pytest.mark.parametrize("given", [["data.batch_size=1"], ["data.batch_size=7", "data.num_workers=2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "given",
+    [pytest.param(["data.batch_size=1"], marks=pytest.mark.full), ["data.batch_size=7", "data.num_workers=2"]],
+    ids=" ".join,
+)
 def test_evaluation_depends_neither_on_batches_nor_on_workers(run, given, monkeypatch):
     run_dir, checkpoint, tolerance = run
     name = f"{run_dir.name}_{given[0][-1]}"

@@ -304,6 +304,7 @@ def test_a_run_has_as_many_processes_as_were_started_or_none(command, tmp_path, 
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.full
 def test_the_shell_of_salloc_is_one_process(command, tmp_path, monkeypatch):
     for name, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "mine"}.items():
         monkeypatch.setenv(name, value)
