@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import ssl
 import threading
@@ -63,6 +64,7 @@ class Service:
 
     def stop(self) -> None:
         """Refuse connections."""
+        gc.collect()  # decoding processes that were forked meanwhile have the socket, too, until their loader goes
         self.server.shutdown()
         self.server.server_close()
 
