@@ -221,7 +221,7 @@ def test_all_processes_stop_before_the_same_batch(stored: Service, packed: Path,
     said = in_two_ranks(ROOT, tmp_path / "run")
     assert said[rank].startswith(f"Unreachable {0 if rank else 75}: storage s3://data/packed has not answered")
     assert said[1 - rank].startswith(
-        "StopRequested 75: stopped, as storage did not answer another process. to continue"
+        "StopRequested 75: stopped, as storage did not answer another process; to continue"
     )
     assert 2 <= state(tmp_path / "run")["global_step"] < 8
     stored.fault = lambda method, path: None

@@ -191,8 +191,8 @@ def _show(root: str, found: Sequence[Split]) -> None:
         say(f"… and {len(wrong) - SHOWN} more", "red")
     if wrong:
         raise UserError(
-            f"{len(wrong)} files of {root} are missing or damaged: copy them again, or remove the damaged ones and run "
-            "the command that packed them, which writes what is missing."
+            f"{root} has {len(wrong)} missing or damaged file{'s' * (len(wrong) > 1)}: copy what is named again, or "
+            "remove what is damaged and run the command that packed it, which writes what is missing."
         )
     clips, size = sum(split.clips for split in found), sum(split.size for split in found) / 1e9
     say(f"{root}: {clips} clips, {size:.3g} GB, all as they were packed", "green")

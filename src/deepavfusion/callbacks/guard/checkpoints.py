@@ -96,7 +96,7 @@ class Checkpoints(Checkpoint):
                 self._write_between_steps(trainer)
             self._commit(trainer, wait=True)
         if isinstance(exception, TemporaryError):
-            exception.args = (f"{exception} {self._how_to_continue()}",)
+            exception.args = (f"{str(exception).rstrip('.')}; {self._how_to_continue()}",)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.listen()
@@ -126,7 +126,7 @@ class Checkpoints(Checkpoint):
                     self.stopping = int(mine[0])
                     self._stop_if_asked(trainer)
                     raise StopRequested(
-                        f"stopped, as storage did not answer another process. {self._how_to_continue()}"
+                        f"stopped, as storage did not answer another process; {self._how_to_continue()}"
                     )
         self.vote = mine, work
 
