@@ -39,6 +39,14 @@ def finished(data_root, tmp_path_factory):
     return logs / "pretrain" / "runs" / "whole", order
 
 
+def test_a_pretraining_has_no_test(finished, monkeypatch, capsys):
+    last = finished[0] / "checkpoints" / "last.ckpt"
+    said = sentence(monkeypatch, capsys, f"ckpt_path={last}", script="eval")
+    assert f"{last} is of a pre-training, which has no test" in said
+    assert f"experiment=vggsound_linear_probe model.pretrained={last}" in said
+    assert not (finished[0].parents[1] / "evals").exists()
+
+
 def test_a_run_leaves_metrics_config_and_checkpoints(finished):
     run_dir, _ = finished
     metrics = json.loads((run_dir / "metrics.json").read_text())

@@ -9,7 +9,9 @@ from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import choose_run_dir, held, in_sweep
 from deepavfusion.runs.fingerprint import DataHash
 from deepavfusion.runs.overview import say_evaluation
+from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
+from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.trainer import part
 from deepavfusion.weights.restored import check_restorable
 
@@ -24,6 +26,12 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     Raises:
         UserError: what the config asks for cannot be done.
     """
+    if cfg.task == "pretrain":
+        probe = command("train.py experiment=vggsound_linear_probe model.pretrained={path}", path=cfg.ckpt_path)
+        raise UserError(
+            f"{cfg.ckpt_path} is of a pre-training, which has no test; expected a checkpoint of another task: train a "
+            f"probe on it with `{probe}`, which is tested at its end."
+        )
     fit_trainer(cfg, overrides)
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
     cfg.paths.run_dir = str(run_dir)
