@@ -26,18 +26,18 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     Raises:
         UserError: what the config asks for cannot be done.
     """
-    if cfg.task == "pretrain":
-        probe = command("train.py experiment=vggsound_linear_probe model.pretrained={path}", path=cfg.ckpt_path)
-        raise UserError(
-            f"{cfg.ckpt_path} is of a pre-training, which has no test; expected a checkpoint of another task: train a "
-            f"probe on it with `{probe}`, which is tested at its end."
-        )
     fit_trainer(cfg, overrides)
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
     cfg.paths.run_dir = str(run_dir)
     with held(run_dir), DataHash() as data_hash:
         opened = Opened.read(cfg.ckpt_path)
         trainer, task, datamodule = build(cfg, overrides, training=False, restored=opened)
+        if cfg.task == "pretrain":
+            probe = command("train.py experiment=vggsound_linear_probe model.pretrained={path}", path=cfg.ckpt_path)
+            raise UserError(
+                f"{cfg.ckpt_path} is of a pre-training, which has no test; expected a checkpoint of another task: "
+                f"train a probe on it with `{probe}`, which is tested at its end."
+            )
         origin = check_restorable(opened.path, opened.content, trainer, task, datamodule, training=False)
         write_start(run_dir, cfg, overrides, trainer, datamodule, data_hash, [origin.described()])
         trainer.callbacks.insert(0, data_hash)  # type: ignore[attr-defined]
