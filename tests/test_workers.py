@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch.multiprocessing import reductions
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, _utils
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -29,6 +29,9 @@ from deepavfusion.data.samples import WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.workers import GROUP
+
+# s that the end of a loader, which may come in a later test, waits for each worker that hangs
+_utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
 
 @pytest.fixture(autouse=True)
