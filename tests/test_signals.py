@@ -91,6 +91,13 @@ def test_a_job_that_cannot_be_requeued_says_why(slurm, tmp_path: Path) -> None:
         assert process.returncode == STOPPED
 
 
+def test_a_command_ends_where_nothing_can_be_printed() -> None:
+    """A log on a full disk, a terminal that was lost."""
+    process = start("signals.listen(); os.dup2(os.open('/dev/full', os.O_WRONLY), 2)")
+    process.send_signal(TERM)
+    assert process.wait(10) == STOPPED  # not by the main thread, half a minute later
+
+
 @pytest.mark.parametrize("number", [TERM, USR1])
 def test_other_commands_are_interrupted(number: signal.Signals) -> None:
     body = "try:\n    print('begun', flush=True)\n    time.sleep(60)\nfinally:\n    print('undone', flush=True)"

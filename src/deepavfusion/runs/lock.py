@@ -22,7 +22,7 @@ from typing import Any
 
 from deepavfusion.utils.console import duration, rank_zero, say
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.launch.signals import on_leaving
+from deepavfusion.utils.launch.signals import on_leaving, tell
 
 LOCK = ".running"
 BEAT = 10.0  # s between two touches
@@ -173,7 +173,7 @@ class _Lock:
                 elif holder.get("token") == self.me["token"]:
                     os.utime(self.path)
                 elif not self.over.is_set():
-                    os.write(2, f"{self._taken(holder)} This process ends.\n".encode())
+                    tell(f"{self._taken(holder)} This process ends.")
                     os._exit(2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -63,7 +62,7 @@ class StopSignals:
             return
         self.received, self.since = number, time.monotonic()
         hint = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
-        os.write(2, f"{number.name}: stopping after this step{hint}\n".encode())
+        signals.tell(f"{number.name}: stopping after this step{hint}")
         timer = threading.Timer(PATIENCE, self._leave)
         timer.daemon = True
         timer.start()

@@ -23,7 +23,7 @@ from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import TemporaryError, UserError
 from deepavfusion.utils.files import link, whole
-from deepavfusion.utils.launch.signals import STOPPED, named, requeue
+from deepavfusion.utils.launch.signals import STOPPED, named, requeue, tell
 
 UNNAMED = ".unnamed"
 BEFORE_VALIDATION = 1.0  # min of training that may be lost by a kill during validation, which writes no checkpoints
@@ -288,5 +288,5 @@ class Checkpoints(Checkpoint):
         assert self.signals.received is not None
         if rank_zero():
             requeue(self.signals.received)
-        os.write(2, f"{self._farewell(self.signals.received)}\n".encode())
+        tell(self._farewell(self.signals.received))
         os._exit(STOPPED)

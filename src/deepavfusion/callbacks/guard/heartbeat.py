@@ -111,6 +111,9 @@ class Heartbeat:
         return f"{named} ended with status {failed}: see above.", failed
 
     def stop(self) -> None:
+        """Give a last sign. Once: what ends with the process has perhaps been stopped before, in a sweep."""
+        if self.stopped.is_set():
+            return
         deadline = time.monotonic() + 1.5 * self.beat
         # The store ends with this process: let the others say their last word there, or see that they have to end.
         while self.rank == 0 and time.monotonic() < deadline and {*map(self._state, self.others)} != {DONE}:

@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d
 from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.callbacks.guard.heartbeat import Heartbeat
 from deepavfusion.utils.launch.launcher import FIRST, VARIABLES, launch
-from deepavfusion.utils.launch.signals import STOPPED
+from deepavfusion.utils.launch.signals import STOPPED, tell
 
 GRACE = 1.5  # s for a failing process to print why
 LOOK_EVERY = 0.2  # s
@@ -39,11 +39,11 @@ class ProcessWatch(Callback):
     start. All others, those on other machines among them, give each other signs of life, from when they have met.
     """
 
-    heartbeat: ClassVar[Heartbeat | None] = None  # of this process: in a sweep, several runs follow each other
+    latest: ClassVar[Heartbeat | None] = None  # of this process: in a sweep, several runs follow each other
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
-        self.met = False
+        self.heartbeat: Heartbeat | None = None  # once they have met
         self.over = threading.Event()  # between training and test, and at the end: nobody waits for others
         if not int(os.environ.get("LOCAL_RANK") or 0):
             os.environ[FIRST] = str(os.getpid())
@@ -59,19 +59,19 @@ class ProcessWatch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.over.clear()
-        if distributed.is_initialized() and not self.met and trainer.world_size > 1:
-            self.met = True
-            if ProcessWatch.heartbeat is not None:
-                ProcessWatch.heartbeat.stop()
+        if self.heartbeat is None and distributed.is_initialized() and trainer.world_size > 1:
+            if ProcessWatch.latest is not None:
+                ProcessWatch.latest.stop()
             store: Any = distributed_c10d._get_default_store()  # `clone` makes a connection of its own
             leave = partial(self._end, trainer)
-            ProcessWatch.heartbeat = Heartbeat(store.clone, trainer.global_rank, trainer.world_size, leave, CONTINUES)
-        if self.met and self.heartbeat is not None:
+            self.heartbeat = Heartbeat(store.clone, trainer.global_rank, trainer.world_size, leave, CONTINUES)
+            ProcessWatch.latest = self.heartbeat
+        if self.heartbeat is not None:
             self.heartbeat.over.clear()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.over.set()
-        if self.met and self.heartbeat is not None:
+        if self.heartbeat is not None:
             self.heartbeat.over.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -81,7 +81,7 @@ class ProcessWatch(Callback):
             self.thread.join(2 * GRACE)
             if not self.thread.is_alive():  # as in a validation that a signal to them stopped
                 self._leave(f"the other processes have stopped, so this one ends; {CONTINUES}", STOPPED)
-        if self.met and self.heartbeat is not None:
+        if self.heartbeat is not None:
             if broken and (dead := self.heartbeat.dead()):
                 self._end(trainer, *self.heartbeat.text(dead))
             self.heartbeat.ends(exception)
@@ -91,7 +91,7 @@ class ProcessWatch(Callback):
             if isinstance(callback, Checkpoints):
                 callback.settle()
         if text and (trainer.global_rank < 2 or trainer.local_rank == 0):  # once a machine
-            os.write(2, f"{text}\n".encode())
+            tell(text)
         os._exit(status)
 
     def _watch_others(self, others: list[subprocess.Popen[Any]]) -> None:
@@ -117,7 +117,7 @@ class ProcessWatch(Callback):
         while self.over.is_set():
             time.sleep(LOOK_EVERY)
         if text:
-            os.write(2, f"{text}\n".encode())
+            tell(text)
         for other in others:
             other.kill()
         os._exit(status)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from deepavfusion.data.loading.transport import MIN_FILES
 from deepavfusion.data.loading.workers import Board
+from deepavfusion.utils.launch.signals import tell
 from deepavfusion.utils.processes import MAX_FOLDER
 
 LOOK_EVERY = 0.5  # s
@@ -76,7 +77,7 @@ class HangWatch:
                 for worker in self.workers:
                     worker.kill()
             if still > self.seconds + 2 * PATIENCE:
-                os.write(2, f"{self.stalled}\n".encode(errors="backslashreplace"))
+                tell(self.stalled)
                 os._exit(2)
 
     def _end_hung(self, rows: list[list[int]]) -> None:

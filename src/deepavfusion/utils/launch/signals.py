@@ -133,6 +133,14 @@ def _forget() -> None:
     _let_through()
 
 
+def tell(text: str) -> None:
+    """Print a line, whichever thread is printing; where it goes nowhere (a full disk, a lost terminal), that is all."""
+    try:
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+    except OSError:  # the process that says so is about to end, and has to
+        return
+
+
 def named(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
@@ -159,7 +167,7 @@ def leave(number: signal.Signals) -> NoReturn:
         os._exit(_State.status)
     if _State.status == STOPPED:
         requeue(number)
-    os.write(2, f"stopped by {named(number)}: give the same command again.\n".encode())
+    tell(f"stopped by {named(number)}: give the same command again.")
     os._exit(_State.status)
 
 
@@ -176,8 +184,7 @@ def requeue(number: int) -> None:
     if number != signal.SIGUSR1 and (number != signal.SIGTERM or not _is_preempted(job)):
         return
     failed, said = _run("scontrol", "requeue", job)
-    text = f"SLURM job {job} could not be requeued: {said}" if failed else f"SLURM job {job} is requeued"
-    os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+    tell(f"SLURM job {job} could not be requeued: {said}" if failed else f"SLURM job {job} is requeued")
 
 
 def _is_preempted(job: str) -> bool:
