@@ -159,10 +159,16 @@ def test_where_nothing_can_be_handed_over_each_reads(
 def test_files_of_killed_runs_are_removed_after_a_day(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     folder.mkdir(mode=0o700)
     old, new = folder / "old.handed", folder / "new.handed"
-    for path, age in ((old, 2 * handover.OLD), (new, 60.0)):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: None)  # it was killed before
+        as_launched(patch, 0)
+        Handover("data").get(lambda: 0)
+    (unfinished,) = folder.iterdir()
+    for path, age in ((old, 2 * handover.OLD), (unfinished, 2 * handover.OLD), (new, 60.0)):
         path.touch()
         os.utime(path, (time.time() - age,) * 2)
     as_launched(monkeypatch, 0)
-    Handover("data").get(lambda: 1)
+    Handover("other data").get(lambda: 1)
     assert not old.exists()
+    assert not unfinished.exists()
     assert new.exists()

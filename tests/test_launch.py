@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 
 from deepavfusion.cli import entry
 from deepavfusion.runs import directory
-from deepavfusion.runs.directory import choose_run_dir
+from deepavfusion.runs.directory import METRICS, choose_run_dir, held
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import SaidByFirst, UserError
 from deepavfusion.utils.launch.launcher import COUNTS, FIRST, Launch, alone, launch
@@ -163,6 +165,13 @@ def test_each_process_has_to_see_every_gpu(monkeypatch: pytest.MonkeyPatch) -> N
         fit("auto", 1, "gpu")
 
 
+@pytest.mark.parametrize(("given", "devices"), [("2,3", "2,3"), ([2, 3], [2, 3]), (2, 2), ("2", "2"), ("auto", 2)])
+def test_the_gpus_that_were_named_are_used(given, devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, TORCHRUN)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert fit(given, 1, "gpu").devices == devices
+
+
 def test_processes_of_a_launcher_know_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, ON_TWO)
     there = LaunchedEnvironment(launch())
@@ -232,3 +241,17 @@ def test_the_first_process_speaks_for_all(monkeypatch: pytest.MonkeyPatch, capsy
         assert end.value.code == 2
         assert ("wrong" in capsys.readouterr().err) == said
     assert waited == [entry.FIRST_SAYS] * 2
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_the_end_of_a_run_is_that_of_its_command_unless_others_follow(sweep, tmp_path, monkeypatch) -> None:
+    undone: list[Callable[[], Any]] = []
+    ended: list[int] = []
+    monkeypatch.setattr(directory, "on_leaving", undone.append)
+    monkeypatch.setattr(directory, "finish", ended.append)
+    monkeypatch.setattr(directory, "in_sweep", lambda: sweep)
+    with held(tmp_path):
+        (tmp_path / METRICS).touch()
+    for undo in undone:  # a signal comes, perhaps in the middle of the next run
+        undo()
+    assert ended == ([] if sweep else [0])

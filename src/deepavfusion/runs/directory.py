@@ -97,7 +97,8 @@ def held(run_dir: Path) -> Iterator[None]:
     """
     try:
         with locked(run_dir):
-            on_leaving(lambda: finish(0) if (run_dir / METRICS).exists() else None)
+            if not in_sweep():  # of which this may not be the last run
+                on_leaving(lambda: finish(0) if (run_dir / METRICS).exists() else None)
             check_unfinished(run_dir)
             yield
     except UserError:

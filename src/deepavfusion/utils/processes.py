@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from multiprocessing.process import current_process
 
 from deepavfusion.utils.errors import SaidByFirst, UserError
-from deepavfusion.utils.launch.launcher import BY_HAND, COUNTS, VARIABLES, is_count, launch
+from deepavfusion.utils.launch.launcher import COUNTS, VARIABLES, by_hand, is_count, launch
 
 reading_limit = 0  # s that reading a part of a file may take in this process before it ends; 0: any (cli/guard.py)
 MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
@@ -95,11 +95,9 @@ def check_single(script: str) -> None:
             f"{found.by} started {found.processes} processes of {script}.py, which would write the same files: start "
             f"it once, without {found.by}."
         )
-    given = [name for name in BY_HAND if os.environ.get(name)]
+    who, fix = by_hand()
     raise UserError(
-        f"the variables {', '.join(f'{name}={os.environ[name]}' for name in given)} mean that a launcher started "
-        f"{found.processes} processes of {script}.py, which would write the same files: start it once, and type unset "
-        f"{' '.join(given)}."
+        f"{who} {found.processes} processes of {script}.py, which would write the same files: start it once, and {fix}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -91,9 +91,9 @@ def _below(ancestor: int) -> Iterator[int]:
         level = [child for pid in level for child in children.get(pid, [])]
 
 
-def _bound(found: Launch, seen: int, environment: Mapping[str, str] = os.environ) -> bool:
+def _bound(found: Launch, seen: int) -> bool:
     """Whether SLURM keeps the other tasks off this one's cores, where these cannot be seen."""
-    each = environment.get("SLURM_CPUS_PER_TASK", "")
+    each = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return found.by == "srun" and each.isdecimal() and seen <= int(each)
 
 

@@ -89,7 +89,7 @@ class Handover:
             self.path = None
 
     def _write(self, path: Path, content: tuple[bool, Any]) -> None:
-        partial = path.with_suffix(f".{os.getpid()}")
+        partial = path.with_suffix(f".{os.getpid()}.handed")
         self.path = path
         atexit.register(self.remove)
         with suppress(OSError):

@@ -83,7 +83,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     rank_here, node_here = _number(environment, "LOCAL_RANK") or 0, _number(environment, "NODE_RANK") or 0
     processes = _number(environment, "WORLD_SIZE") or 1
     if rank_here and environment.get(FIRST) == str(os.getppid()):  # also where srun started the first one
-        return Launch("lightning", processes, rank_here or node_here, processes, rank_here, 1, node_here)
+        return Launch("lightning", processes, rank_here, processes, rank_here, 1, node_here)
     number = _number(environment, "RANK") or rank_here or node_here
     if found is None and (processes > 1 or number):
         return Launch("variables", max(processes, number + 1), number, processes, rank_here, 1, node_here)
@@ -134,6 +134,13 @@ def _of_machine(counts: str, machine: int) -> int | None:
         if machine < 0:
             return int(count)
     return None
+
+
+def by_hand(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """What the variables of no launcher seem to say, and how to be rid of them, as parts of a sentence."""
+    given = [name for name in BY_HAND if environment.get(name)]
+    values = ", ".join(f"{name}={environment[name]}" for name in given)
+    return f"the variables {values} mean that a launcher started", f"type unset {' '.join(given)}."
 
 
 def alone(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from torch import distributed
 
 from deepavfusion.utils.errors import SaidByFirst, UserError
-from deepavfusion.utils.launch.launcher import BY_HAND, VARIABLES, Launch, launch, launcher_process
+from deepavfusion.utils.launch.launcher import VARIABLES, Launch, by_hand, launch, launcher_process
 
 GIVEN_PORT = os.environ.get("MASTER_PORT")  # before Lightning chooses one
 PORTS = range(15_000, 25_000)  # below those that systems give to connections (32768…)
@@ -98,13 +97,7 @@ def _port(found: Launch) -> int:
     return PORTS[zlib.crc32(key.encode()) % len(PORTS)]
 
 
-def fit(
-    devices: Any,
-    num_nodes: int,
-    accelerator: Any = "auto",
-    nodes_given: bool = False,
-    environment: Mapping[str, str] = os.environ,
-) -> Fit:
+def fit(devices: Any, num_nodes: int, accelerator: Any = "auto", nodes_given: bool = False) -> Fit:
     """Devices and machines of the trainer for the processes that were started.
 
     `devices=auto`, and a number of machines that is not given, follow from the launcher; without one, Lightning starts
@@ -117,12 +110,12 @@ def fit(
     Raises:
         SaidByFirst: the launcher started another number of processes than the trainer has.
     """
-    found = launch(environment)
+    found = launch()
     if found.by == "variables":
-        return _fit_by_hand(found, devices, num_nodes, accelerator, environment)
+        return _fit_by_hand(found, devices, num_nodes, accelerator)
     # A single process of srun or mpirun may be a shell, in which Lightning starts others; one of torchrun is no shell.
     if found.by in ("", "lightning") or (found.processes == 1 and found.by != "torchrun"):
-        if num_nodes > 1 and not environment.get("MASTER_ADDR"):
+        if num_nodes > 1 and not os.environ.get("MASTER_ADDR"):
             raise SaidByFirst(
                 f"trainer.num_nodes={num_nodes}, but no launcher started processes on other machines: start the "
                 "command with srun or torchrun, or omit trainer.num_nodes."
@@ -131,8 +124,8 @@ def fit(
             os.environ.pop("LOCAL_RANK", None)  # left over, of one process; with it, Lightning starts no others
         return Fit(devices, num_nodes, LightningEnvironment())
     here, machines = found.local_processes, found.nodes
-    count, nodes = _count(devices, accelerator), num_nodes if nodes_given else machines
-    count = here if count is None else count
+    given, nodes = _count(devices, accelerator), num_nodes if nodes_given else machines
+    count = here if given is None else given
     if here * machines != found.processes:
         raise SaidByFirst(
             f"{found.by} started {found.processes} processes, {here} of them on one of {machines} machines: expected "
@@ -147,7 +140,7 @@ def fit(
             f"{found.by} started {here} processes on a machine, each of which sees {gpus} GPU{'s' * (gpus != 1)}: "
             f"start as many as there are GPUs, and let each see all of them{hint}."
         )
-    return Fit(count if count == here and not isinstance(devices, list) else devices, nodes, LaunchedEnvironment(found))
+    return Fit(here if given is None else devices, nodes, LaunchedEnvironment(found))
 
 
 def part() -> None:
@@ -161,19 +154,18 @@ def part() -> None:
             os.environ.pop("MASTER_PORT", None)  # this process may still listen there
 
 
-def _fit_by_hand(found: Launch, devices: Any, num_nodes: int, accelerator: Any, environment: Mapping[str, str]) -> Fit:
+def _fit_by_hand(found: Launch, devices: Any, num_nodes: int, accelerator: Any) -> Fit:
     """Processes that were started one by one, or on each machine the first; or variables that were left over."""
     count = _count(devices, accelerator)
     count = max(1, _gpus(accelerator) or 1) if count is None else count
-    sized = environment.get("WORLD_SIZE") or str(count * num_nodes)
-    one_by_one = bool(environment.get("LOCAL_RANK")) and bool(environment.get("WORLD_SIZE"))
-    on_each_machine = num_nodes > 1 and bool(environment.get("MASTER_ADDR")) and found.node < num_nodes
+    sized = os.environ.get("WORLD_SIZE") or str(count * num_nodes)
+    one_by_one = bool(os.environ.get("LOCAL_RANK")) and bool(os.environ.get("WORLD_SIZE"))
+    on_each_machine = num_nodes > 1 and bool(os.environ.get("MASTER_ADDR")) and found.node < num_nodes
     if int(sized) == count * num_nodes and (one_by_one or on_each_machine or found.rank == 0):
         return Fit(devices, num_nodes, LightningEnvironment())
-    given = [name for name in BY_HAND if environment.get(name)]
-    who = f"the variables {', '.join(f'{name}={environment[name]}' for name in given)} mean that a launcher started"
+    who, fix = by_hand()
     text = _contradiction(who, found, count, num_nodes)
-    raise UserError(f"{text.removesuffix('.')}; where there was no launcher, type unset {' '.join(given)}.")
+    raise UserError(f"{text.removesuffix('.')}; where there was no launcher, {fix}")
 
 
 def _contradiction(who: str, found: Launch, devices: int, nodes: int) -> str:
