@@ -163,6 +163,15 @@ def _task(batch_size: int) -> Task:
     return task
 
 
+def test_a_task_exchanges_nothing_before_a_step(monkeypatch):
+    """In a sweep of a launcher's processes, which stay together, nccl would refuse what is on the CPU."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: pytest.fail("an exchange"))
+    Task(batch_size=1)
+
+
 def test_a_step_without_a_clip_has_no_loss():
     task = _task(8)
     for value, rows in ((2.0, 8), (0.0, 0), (2.2, 8)):

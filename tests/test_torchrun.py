@@ -57,7 +57,7 @@ def test_two_processes_train_one_run_and_evaluate_it(data_root: Path, finetuned:
     assert "train/loss" in json.loads((run_dir / "metrics.json").read_text())
     assert out.count("Results") == 1
     assert "2 processes on CPU" in out
-    assert "shared by 2" in out or len(os.sched_getaffinity(0)) > 1
+    assert "shared by 2)" in out
     last = finetuned / "checkpoints/last.ckpt"
     of_classification = (f"ckpt_path={last}", "trainer=ddp_sim", f"paths.log_dir={tmp_path}")
     process = start("src/eval.py", *of_classification)

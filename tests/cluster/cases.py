@@ -489,7 +489,7 @@ def run(cluster: Cluster, name: str) -> tuple[Ended | None, str, float]:
     try:
         ended = CASES[name](cluster, folder)
     except Exception as error:
-        failure = f"{type(error).__name__}: {error}" if not isinstance(error, AssertionError) else str(error)
+        failure = f"{type(error).__name__}: {error}"
         if not isinstance(error, AssertionError):
             traceback.print_exc()
         for path in (folder / "output.txt", folder.parent / f"{name}.txt"):

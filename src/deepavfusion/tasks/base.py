@@ -46,6 +46,7 @@ class Task(LightningModule):
     """
 
     net: Any
+    counts: Counts  # rows, items and drawn items of the training step
     origin: Any = None  # a `weights.origin.Origin`, once opened from a checkpoint
 
     def __init__(
@@ -63,7 +64,6 @@ class Task(LightningModule):
         self.save_hyperparameters(ignore=["net"])
         self.record: dict[str, Any] = {}
         self.train_means: dict[str, RowMean] = {}  # of this epoch; not a ModuleDict, to stay out of the summary
-        self.counts = Counts((0, 0, 0), torch.device("cpu"))  # rows, items and drawn items of the step
         self.progress: Progress | None = None  # once there is a schedule
         self._resumed: Mapping[str, Any] | None = None  # of the checkpoint that training continues from, until it does
         self._recipe: list[ParamGroup] = []  # what the config gives the optimizer

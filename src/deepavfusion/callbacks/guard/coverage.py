@@ -46,8 +46,8 @@ class Coverage(EvaluationCallback):
         self.trained = torch.zeros(2, dtype=torch.int64)  # not called when an epoch is resumed
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        _, used, drawn = cast(Any, pl_module).counts.total()
-        self.trained = self.trained.to(used.device) + torch.stack([used, drawn])  # on a GPU, nothing waits for it
+        used_and_drawn = cast(Any, pl_module).counts.total()[1:]
+        self.trained = self.trained.to(used_and_drawn.device) + used_and_drawn  # on a GPU, nothing waits for it
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         dataset: Any = cast(Any, trainer.train_dataloader).dataset
