@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch import signals
 from deepavfusion.utils.launch.signals import STOPPED
 
 
@@ -179,16 +182,30 @@ def test_a_stop_waits_for_the_file(run: Run, disk: SlowDisk, tmp_path: Path):
 def test_a_process_that_hangs_leaves_with_the_file_that_is_being_written(
     run: Run, disk: SlowDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    left: list[int] = []
-    monkeypatch.setattr(checkpoints_module.os, "_exit", left.append)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     run.step()
     run.start()
     run.callback.signals.received = checkpoints_module.signal.SIGTERM
     threading.Timer(0.1, disk.ready.set).start()
-    run.callback._leave()
-    assert left == [STOPPED]
+    with pytest.raises(SystemExit) as end:
+        run.callback._leave()
+    assert end.value.code == STOPPED
     assert of(tmp_path / "last.ckpt") == 1.0
     assert "to continue from step_00000001" in capfd.readouterr().err
+
+
+def test_of_processes_that_hang_the_first_one_leaves_first(run: Run, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    """SLURM ends it as soon as another one has ended: before, it puts the job back into the queue, and says so."""
+    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(signals, "FIRST_LEAVES", 0.2)
+    run.callback.signals.received = checkpoints_module.signal.SIGUSR1
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as end:
+        run.callback._leave()
+    assert time.monotonic() - began >= 0.2
+    assert (end.value.code, capfd.readouterr().err) == (STOPPED, "")
 
 
 def test_a_copy_keeps_what_belongs_together():

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.runs.build import epoch_batches
-from deepavfusion.tasks.base import Task, learning_rate
+from deepavfusion.tasks.base import Task, effective_batch, learning_rate
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.launch.cores import own_cores
@@ -105,19 +105,16 @@ def _device(trainer: Trainer, datamodule: ClipDataModule) -> str:
 def _batch(trainer: Trainer, task: Any) -> str:
     batch, processes, accumulated = task.hparams["batch_size"], trainer.world_size, trainer.accumulate_grad_batches
     product = f"{batch} × {_count(processes, 'process', 'es')} × {accumulated} accumulated"
-    return f"{batch * processes * accumulated} = {product}"
+    return f"{effective_batch(task.hparams, trainer)} = {product}"
 
 
 def _other_batch(trainer: Trainer, task: Any) -> Iterator[str]:
     """What a batch other than the published one does to the learning rate."""
-    recipe = task.hparams
-    batch = recipe["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
-    published = recipe["blr"] * PUBLISHED_BATCH / 256
+    recipe, batch = task.hparams, effective_batch(task.hparams, trainer)
     # The demo has a recipe of its own, and the published probes have batches of 512 and of 1024.
-    if _choices().get("scale", "demo") == "demo" or recipe.get("frozen") or batch == PUBLISHED_BATCH:
-        return
-    if recipe["lr"] is None:
-        lr = recipe["blr"] * batch / 256
+    other_recipe = _choices().get("scale", "demo") == "demo" or recipe.get("frozen") or recipe["lr"] is not None
+    if not other_recipe and batch != PUBLISHED_BATCH:
+        lr, published = (recipe["blr"] * size / 256 for size in (batch, PUBLISHED_BATCH))
         yield (
             f"the published batch is {PUBLISHED_BATCH}, at lr {published:.3g}: with {batch} it becomes {lr:.3g} "
             f"(× {lr / published:.3g}), as model.blr is per 256; model.lr={published:.3g} keeps it"

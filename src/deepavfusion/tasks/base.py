@@ -248,9 +248,14 @@ def learning_rate(hparams: Mapping[str, Any], trainer: Trainer) -> tuple[float, 
     """
     if hparams["lr"] is not None:
         return hparams["lr"], f"lr {_scientific(hparams['lr'])} (model.lr)"
-    effective = hparams["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
-    lr = hparams["blr"] * effective / 256
-    return lr, f"lr {_scientific(lr)} = blr {_scientific(hparams['blr'])} × {effective} / 256"
+    batch = effective_batch(hparams, trainer)
+    lr = hparams["blr"] * batch / 256
+    return lr, f"lr {_scientific(lr)} = blr {_scientific(hparams['blr'])} × {batch} / 256"
+
+
+def effective_batch(hparams: Mapping[str, Any], trainer: Trainer) -> int:
+    """Rows of an optimizer step, over all processes."""
+    return hparams["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def _scientific(value: float) -> str:

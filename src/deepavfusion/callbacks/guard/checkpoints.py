@@ -20,10 +20,9 @@ from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
 from deepavfusion.runs.signals import StopRequested, StopSignals
 from deepavfusion.utils.commands import command
-from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import TemporaryError, UserError
 from deepavfusion.utils.files import link, whole
-from deepavfusion.utils.launch.signals import STOPPED, named, requeue, tell
+from deepavfusion.utils.launch.signals import STOPPED, leave, named, requeue
 
 UNNAMED = ".unnamed"
 BEFORE_VALIDATION = 1.0  # min of training that may be lost by a kill during validation, which writes no checkpoints
@@ -286,7 +285,4 @@ class Checkpoints(Checkpoint):
         """End the process from a thread, because it did not reach a place to stop in time."""
         self.settle()
         assert self.signals.received is not None
-        if rank_zero():
-            requeue(self.signals.received)
-        tell(self._farewell(self.signals.received))
-        os._exit(STOPPED)
+        leave(self.signals.received, self._farewell(self.signals.received))

@@ -74,13 +74,15 @@ def take(taker: Taker | None) -> None:
 
 
 def on_leaving(undo: Callable[[], Any]) -> None:
-    """Call a function before a signal ends the process at once; the latest first."""
-    _State.on_leaving.append(undo)
+    """Call a function before a signal ends this command at once; the latest first."""
+    if _State.listening:
+        _State.on_leaving.append(undo)
 
 
 def finish(status: int) -> None:
     """The command has ended with this status: a signal does not change it any more."""
-    _State.status, _State.silent, _State.taker = status, True, None
+    if _State.listening:
+        _State.status, _State.silent, _State.taker = status, True, None
 
 
 def interrupt() -> None:
@@ -145,8 +147,13 @@ def named(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
-def leave(number: signal.Signals) -> NoReturn:
-    """End this process, in the middle of whatever it does: what it writes, it writes whole or not at all."""
+def leave(number: signal.Signals, text: str = "") -> NoReturn:
+    """End this process, in the middle of whatever it does: what it writes, it writes whole or not at all.
+
+    Args:
+        number: of the signal that asked for it.
+        text: what the first process says, if more is known than that.
+    """
     from deepavfusion.utils.launch.launcher import launch
 
     if _State.silent:
@@ -167,7 +174,7 @@ def leave(number: signal.Signals) -> NoReturn:
         os._exit(_State.status)
     if _State.status == STOPPED:
         requeue(number)
-    tell(f"stopped by {named(number)}: give the same command again.")
+    tell(text or f"stopped by {named(number)}: give the same command again.")
     os._exit(_State.status)
 
 
