@@ -406,6 +406,8 @@ def test_packed_data_in_object_storage(s3: Service, tmp_path: Path, monkeypatch:
             "data.root=s3://data/packed", f"data.cache_dir={cache}", "data.cache_size=900000", config="doctor"
         )
         assert machine.dataset(cached.data, True, 0.0)
+    s3.client.put_object(Bucket="data", Key="packed/train/chunk-00000.bin", Body=b"cut")
+    assert "packed/train/chunk-00000.bin has 3 bytes" in (said := refusal(machine.dataset, config, True, 0.0)), said
     s3.client.delete_object(Bucket="data", Key="packed/train/chunk-00000.bin")
     assert "command=verify" in refusal(machine.dataset, config, True, 0.0)
     with environment(AWS_ENDPOINT_URL=s3.url):

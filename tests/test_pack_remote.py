@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +108,30 @@ def test_an_interrupted_pack_is_continued(bucket: Service, lists: Lists, local: 
     packed(lists)
     assert stored(bucket, "data", "packed") == local
     assert len(chunks(bucket)) <= 4 - len(complete) + (".parts/00001.json" in str(complete))
+
+
+def test_ctrl_c_does_not_wait_for_a_storage_that_is_down(bucket: Service, lists: Lists, monkeypatch: Any) -> None:
+    """While it looks for what an earlier command uploaded."""
+    packed(lists)
+    bucket.client.delete_object(Bucket="data", Key="packed/packed.json")
+    bucket.fault = lambda method, path: (503, "SlowDown") if ".parts" in path else None
+    monkeypatch.setattr(faults, "PAUSES", (0.2,))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        with pytest.raises(KeyboardInterrupt):
+            packed(lists, patience=600.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    until_ended = time.monotonic() + 10
+    while any("ThreadPool" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < until_ended
+        time.sleep(0.05)
 
 
 def test_a_place_of_something_else_is_left_alone(bucket: Service, lists: Lists) -> None:

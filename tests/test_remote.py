@@ -306,6 +306,13 @@ def test_secrets_are_no_part_of_a_command(given: str) -> None:
     refuse_secrets(["data.root=hf://datasets/user/name@v1/folder"])
 
 
+def test_a_key_that_storage_has_not_is_named_without_its_value() -> None:
+    words = r"no key data\.storage\.patience; expected data\.storage\.<one of: endpoint_url, .*patience_seconds"
+    with pytest.raises(UserError, match=words) as error:
+        refuse_secrets(["+data.storage.patience=hidden"])
+    assert "hidden" not in str(error.value)
+
+
 def test_secrets_are_no_part_of_a_config() -> None:
     cfg = compose("train", ["experiment=pretrain_vggsound", "data.root=s3://bucket/folder"])
     refuse_secrets_in(cfg)

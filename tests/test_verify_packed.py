@@ -118,6 +118,26 @@ def test_what_is_no_packed_data(root: Root) -> None:
         root.verify()
 
 
+def test_numbers_that_are_text_are_damage(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads(root.read("packed.json"))
+    manifest["splits"]["train"]["chunks"][0]["bytes"] = "10"
+    manifest["splits"]["test"]["counts"]["packed"] = "4"
+    root.write("packed.json", json.dumps(manifest).encode())
+    with pytest.raises(UserError, match=r" has 1 missing or damaged file"):
+        root.verify()
+    assert capsys.readouterr().out.count("packed.json is damaged ('str' object cannot be interpreted") == 1
+
+
+@pytest.mark.parametrize("root", ["folder"], indirect=True)
+def test_a_list_that_cannot_be_read(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(root.address, "train/clips.json")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r" has 1 missing or damaged file"):
+        root.verify()
+    assert f"{path} cannot be read" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("root", ["s3"], indirect=True)
 def test_storage_that_fails_is_no_damage(root: Root) -> None:
     assert root.service

@@ -196,6 +196,14 @@ def hurry(folder: Path) -> None:
     (folder / "steps.fast").touch()
 
 
+def ends_whole(cluster: Cluster, folder: Path, job: Job, restarts: int = 0) -> Ended:
+    """The rest of a run that was disturbed: it ends as an undisturbed one."""
+    hurry(folder)
+    ended = job.end(restarts=restarts)
+    cluster.is_whole(folder)
+    return ended
+
+
 # ---- jobs that continue
 
 
@@ -212,11 +220,9 @@ def disturbed(cluster: Cluster, folder: Path, disturb: Callable[[Job], None], sa
     cluster.after_steps(folder)
     disturb(job)
     job.is_requeued()
-    hurry(folder)
-    ended = job.end(restarts=1)
+    ended = ends_whole(cluster, folder, job, restarts=1)
     if saves:
         cluster.has_saved(folder)
-    cluster.is_whole(folder)
     return ended
 
 
@@ -256,10 +262,7 @@ def time_limit(cluster: Cluster, folder: Path) -> Ended:
     words = cluster.words(folder, slow=8)
     job = cluster.submit(folder, ["--time=2", "--signal=USR1@60"], words=words)
     job.is_requeued()
-    hurry(folder)
-    ended = job.end(restarts=1)
-    cluster.is_whole(folder)
-    return ended
+    return ends_whole(cluster, folder, job, restarts=1)
 
 
 @case
@@ -270,10 +273,7 @@ def usr1_while_starting(cluster: Cluster, folder: Path) -> Ended:
     time.sleep(1)
     assert not list(folder.glob("*/runs/*"))
     command("scancel", "--signal=USR1", job.number)
-    hurry(folder)
-    ended = job.end(restarts=1)
-    cluster.is_whole(folder)
-    return ended
+    return ends_whole(cluster, folder, job, restarts=1)
 
 
 @case
@@ -284,10 +284,7 @@ def suspended(cluster: Cluster, folder: Path) -> Ended:
     command("scontrol", "suspend", job.number)
     time.sleep(SILENT + 10)
     command("scontrol", "resume", job.number)
-    hurry(folder)
-    ended = job.end()
-    cluster.is_whole(folder)
-    return ended
+    return ends_whole(cluster, folder, job)
 
 
 @case
@@ -302,15 +299,12 @@ def killed(cluster: Cluster, folder: Path) -> Ended:
     until(lambda: not first.is_running(), "the first rank ends after the second was killed", END_WITHIN)
     until(job.is_over, "the job ends")
     assert job.about()["JobState"] == "FAILED", job.about()["JobState"]
-    hurry(folder)
     # On a busy machine SLURM repeats, a minute later, a request to end the step, which would meet the next start: on
     # others a requeued job waits for two minutes.
     time.sleep(SETTLED)
     command("scontrol", "requeue", job.number)
     until(lambda: not job.is_over(), f"job {job.number} is requeued")
-    ended = job.end(restarts=1)
-    cluster.is_whole(folder)
-    return ended
+    return ends_whole(cluster, folder, job, restarts=1)
 
 
 @case
@@ -382,9 +376,7 @@ def launcher(cluster: Cluster, folder: Path) -> Ended:
     assert process.poll() is None, (folder / "launcher.txt").read_text()[-2000:]
     number = command("squeue", "-h", "--name=deepavfusion", "-o", "%i").split()[-1]
     command("scancel", "--signal=USR1", number)
-    hurry(folder)
-    ended = Job(number).end(restarts=1)
-    cluster.is_whole(folder)
+    ended = ends_whole(cluster, folder, Job(number), restarts=1)
     assert process.wait(LIMIT) == 0, (folder / "launcher.txt").read_text()[-2000:]
     (script,) = folder.glob("multirun/.submitit/*/*_submission.sh")
     for words in ("--requeue", "--signal=USR1@", "--kill-on-bad-exit", "SRUN_CPUS_PER_TASK"):

@@ -40,7 +40,7 @@ def measure(clips: int, image_size: int, rounds: int, seed: int, **film: Any) ->
     Returns:
         One row for each store (raw, packed) and place of the log-mel (cpu; device skips it): `data`, `mel`,
         `clips_per_second` (median of the rounds), and `<part>_ms`, the mean milliseconds a clip of each part. `read`
-        is opening the file, or litdata fetching the item; `crop` is everything else: random draws, tensors, collating.
+        is opening the file, or reading the item's numbers; `crop` is everything else: random draws, tensors, collating.
     """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

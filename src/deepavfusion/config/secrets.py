@@ -45,9 +45,15 @@ def refuse_secrets_in(cfg: DictConfig) -> None:
 
 
 def _refuse(key: str, value: str) -> None:
-    named = NAMES.fullmatch(key.rpartition(".")[2]) or (key.startswith(STORAGE) and key not in RULES)
-    if named and not key.endswith("._target_") and value not in ("", "null", "None"):
+    given = not key.endswith("._target_") and value not in ("", "null", "None")
+    if given and NAMES.fullmatch(key.rpartition(".")[2]):
         raise UserError(f"{key} would be recorded with the run; expected no secret in a command or config: {INSTEAD}.")
+    if given and key.startswith(STORAGE) and key not in RULES:  # perhaps a secret: it is not repeated, as Hydra would
+        known = ", ".join(name.removeprefix(STORAGE) for name in RULES if name.startswith(STORAGE))
+        raise UserError(
+            f"there is no key {key}; expected {STORAGE}<one of: {known}>: correct it (keys and tokens are given in the "
+            "environment only)."
+        )
     if VALUES.search(value):
         raise UserError(
             f"{key if key != value else 'the command'} holds an address with a password or a signature, which would be "

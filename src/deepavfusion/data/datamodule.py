@@ -20,7 +20,7 @@ from deepavfusion.data.lists.verified import bad_clips
 from deepavfusion.data.loading.loader import ResumableLoader
 from deepavfusion.data.loading.sampler import ClipSampler, look_ahead
 from deepavfusion.data.samples import ClipDataset, SampleSpec, WindowDataset
-from deepavfusion.data.storage.settings import StorageSettings
+from deepavfusion.data.storage.settings import ANSWER_SECONDS, StorageSettings
 from deepavfusion.data.stores.packed import is_packed
 from deepavfusion.data.stores.packed_list import Kept, packed_list
 from deepavfusion.data.stores.raw import RawStore
@@ -60,7 +60,8 @@ class ClipDataModule(LightningDataModule):
         audio_seconds: length of the audio window, s.
         max_gain_db: random loudness in training, ± dB.
         num_workers: decoding processes; None: the cores shared among the processes of this machine, at most 16 each.
-        hang_seconds: a decoding process that reads one item for longer is killed, and the item tried again, s.
+        hang_seconds: a decoding process that reads one item for longer (than 60 s, from a remote root) is killed, and
+            the item tried again, s.
         repeats: passes over the clips in a training epoch.
         class_balanced: an epoch draws as many clips as there are, all classes equally often.
         gallery_clips: maximum number of train clips, evenly spread over the list, in the gallery; 0: none.
@@ -302,7 +303,8 @@ class ClipDataModule(LightningDataModule):
         if train and self.class_balanced:
             weights = balanced_weights([dataset.clips[dataset.first_clip(n % len(dataset))] for n in range(items)])
         processes = self.trainer.num_devices if self.trainer else 1
-        ahead = look_ahead(dataset.store.room, processes, items / len(blocks)) if blocks else 0
+        scattered = len(blocks or ()) // repeats if weights is not None else 0
+        ahead = look_ahead(dataset.store.room, processes, items / len(blocks), scattered) if blocks else 0
         sampler = ClipSampler(items, train, self.seed, rank, world_size, train, blocks, weights, ahead)
         workers = self.workers(processes)
         return ResumableLoader(
@@ -315,7 +317,7 @@ class ClipDataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=train and workers > 0,
             pin_memory=torch.cuda.is_available(),
-            hang_seconds=self.hang_seconds,
+            hang_seconds=max(self.hang_seconds, ANSWER_SECONDS if self.patience else 0),
             together=train * (self.trainer.accumulate_grad_batches if self.patience and self.trainer else 1),
         )
 
@@ -339,10 +341,9 @@ class ClipDataModule(LightningDataModule):
 
 
 def balanced_weights(clips: Sequence[Clip]) -> Tensor:
-    """Chance of each clip to be drawn, float64 [N], sum 1: every class weighs the same.
+    """Chance of each clip to be drawn, float64 [N], sum 1: every class weighs the same, as in AudioSet training.
 
-    A clip counts for each of its classes: its weight is the sum of 1 / (clips of the class) over them, as in the
-    balanced sampling that AudioSet training uses.
+    The weight of a clip is the sum of 1 / (clips of the class) over its classes.
     """
     counts = Counter(label for clip in clips for label in clip.classes)
     weights = torch.tensor([sum(1 / counts[label] for label in clip.classes) for clip in clips])

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.storage.cache import ChunkCache
-from deepavfusion.data.storage.remote import Missing, Remote
+from deepavfusion.data.storage.remote import Differs, Missing, Remote
+from deepavfusion.data.storage.room import files_of
 from deepavfusion.data.stores.packed import PackedStore
 from deepavfusion.utils.errors import UserError
 
@@ -59,6 +60,11 @@ def _rate(place: Remote, name: str, size: int, least: float) -> float:
             raise UserError(
                 f"{error} is not there: copy it again, and check all with `python src/prepare.py command=verify`."
             ) from None
+        except Differs as error:
+            raise UserError(
+                f"{place.root}/{name} {str(error).replace('it has', 'has', 1)}: copy it again, and check all with "
+                "`python src/prepare.py command=verify`."
+            ) from None
     speed = done / 1e6 / (time.perf_counter() - begin)
     if speed < least and size > 1e6:
         raise UserError(
@@ -91,7 +97,7 @@ class _Nowhere:
 def _room(cache: ChunkCache, size: int) -> str:
     """That the cache can hold the splits, or as much as it is allowed to."""
     folder = cache.folder
-    kept = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    kept = sum(status.st_size for _, status in files_of(folder))
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free, needed = shutil.disk_usage(existing).free, min(size, cache.limit or size) - kept
     if free < needed:

@@ -121,7 +121,9 @@ class Task(LightningModule):
             self.log(name, mean, on_step=False, on_epoch=True, metric_attribute=f"train_means.{name}")
 
     def _train_mean(self, name: str) -> RowMean:
-        mean = self.train_means.setdefault(name, RowMean())
+        if name not in self.train_means:
+            self.train_means[name] = RowMean()
+        mean = self.train_means[name]
         return mean if mean.device == self.device else mean.to(self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

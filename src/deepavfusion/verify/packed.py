@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from rich.table import Column, Table
 from deepavfusion.data.storage.remote import Differs, Missing, Remote, Unreachable, remote
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.stores.packed import CLIPS, FORMAT, INDEX, MANIFEST
-from deepavfusion.data.stores.packed_list import MOST, check_clips, check_index
+from deepavfusion.data.stores.packed_list import EXPECTED, MOST, check_clips, check_index
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.console import cell, progress_bar, say
 from deepavfusion.utils.errors import UserError
@@ -24,7 +25,6 @@ from deepavfusion.utils.reading import RECORD, parse_json
 
 SHOWN = 20  # lines on what is wrong
 LOCAL_SECONDS = 5.0  # until a file of this machine that cannot be read counts as damaged
-EXPECTED = "packed data, as `python src/prepare.py command=pack` writes it"
 UNREADABLE = (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError)  # of a list that is damaged
 
 
@@ -55,9 +55,7 @@ class Split:
         return sum(chunk.size for chunk in self.chunks)
 
 
-def verify_packed(
-    root: str, name: str, splits: Sequence[str] | None, storage: StorageSettings, workers: int
-) -> list[Split]:
+def verify_packed(root: str, name: str, splits: Sequence[str] | None, storage: StorageSettings, workers: int) -> None:
     """Compare the lists and chunks of packed data with packed.json, and print a table.
 
     Args:
@@ -70,8 +68,8 @@ def verify_packed(
     Raises:
         UserError: the storage cannot be reached, no such data or split is there, or something is missing or damaged.
     """
-    place = opened(root, storage)
-    manifest = read_manifest(place, root, name)
+    place = _opened(root, storage)
+    manifest = _read_manifest(place, root, name)
     if unknown := [split for split in splits or () if split not in manifest["splits"]]:
         known = ", ".join(manifest["splits"])
         raise UserError(f"{root} was packed without the split {unknown[0]}, it has {known:.80}: set splits.")
@@ -89,21 +87,24 @@ def verify_packed(
             threads.shutdown(wait=False, cancel_futures=True)
             raise
     _show(root, found)
-    return found
 
 
-def opened(root: str, storage: StorageSettings) -> Remote:
+def _opened(root: str, storage: StorageSettings) -> Remote:
     """The place that packed data lies in; of a folder, too, which is read in the same way."""
     if is_remote(root):
         return remote(root, storage)
     return remote(f"local:{Path(root).absolute()}", replace(storage, patience_seconds=LOCAL_SECONDS))
 
 
-def read_manifest(place: Remote, root: str, name: str | None) -> dict[str, Any]:
-    """The content of packed.json, which has to be of this dataset; None: of any."""
+def _is_folder(place: Remote) -> bool:
+    return place.root.startswith("local:")
+
+
+def _read_manifest(place: Remote, root: str, name: str) -> dict[str, Any]:
+    """The content of packed.json, which has to be of this dataset."""
     try:
         manifest = parse_json(place.read(MANIFEST, RECORD), f"{root}/{MANIFEST}", RECORD, EXPECTED)
-        kind, wrong = (manifest["name"], manifest["format"]), name not in (None, manifest["name"])
+        kind, wrong = (manifest["name"], manifest["format"]), manifest["name"] != name
         _ = [(split["counts"]["packed"], split["chunks"]) for split in manifest["splits"].values()]
     except Missing:
         raise UserError(f"{root}/{MANIFEST} is not there; expected {EXPECTED}: set data.root.") from None
@@ -120,8 +121,8 @@ def read_manifest(place: Remote, root: str, name: str | None) -> dict[str, Any]:
 def _lists(place: Remote, split: str, recorded: Any) -> Split:
     """The lists of a split, compared with its entry in packed.json."""
     try:
-        chunks = [Chunk(split, each["file"], each["bytes"], each["sha256"]) for each in recorded["chunks"]]
-        found = Split(split, recorded["counts"]["packed"], chunks, {})
+        chunks = [Chunk(split, each["file"], index(each["bytes"]), each["sha256"]) for each in recorded["chunks"]]
+        found = Split(split, index(recorded["counts"]["packed"]), chunks, {})
     except UNREADABLE as error:
         return Split(split, 0, [], {MANIFEST: f"is damaged ({_words(error)})"})
     checks: dict[str, Callable[[Any], None]] = {
@@ -135,7 +136,9 @@ def _lists(place: Remote, split: str, recorded: Any) -> Split:
         except Missing:
             found.wrong[path] = "is missing"
         except Unreachable:
-            raise
+            if not _is_folder(place):
+                raise
+            found.wrong[path] = "cannot be read"
         except (UserError, *UNREADABLE) as error:
             found.wrong[path] = f"is damaged ({_words(error)})"
     return found
@@ -153,7 +156,7 @@ def _check(place: Remote) -> Callable[[tuple[Split, Chunk]], str]:
         except Differs as error:
             return str(error).replace("it has", "has", 1)
         except Unreachable:
-            if not place.root.startswith("local:"):
+            if not _is_folder(place):
                 raise
             return "cannot be read"
         return "" if content.sum.hexdigest() == chunk.sha256 else "has another content"
@@ -184,7 +187,8 @@ def _show(root: str, found: Sequence[Split]) -> None:
         values = (str(split.clips), str(len(split.chunks)), f"{split.size / 1e9:.3g}", str(len(split.wrong) or "–"))
         table.add_row(cell(split.name), *values)
     get_console().print(table)
-    wrong = [f"{root}/{name} {what}" for split in found for name, what in split.wrong.items()]
+    whole = {name: what for split in found for name, what in split.wrong.items()}  # packed.json is of each split
+    wrong = [f"{root}/{name} {what}" for name, what in whole.items()]
     for line in wrong[:SHOWN]:
         say(line, "red")
     if len(wrong) > SHOWN:

@@ -14,18 +14,25 @@ from deepavfusion.utils.console import say_once
 SHUFFLED_TOGETHER = 8  # blocks of packed clips whose order is mixed; the blocks' own order is random, too
 
 
-def look_ahead(room: int, processes: int, items: float) -> int:
+def look_ahead(room: int, processes: int, items: float, scattered: int = 0) -> int:
     """How many places ahead blocks are fetched: those that are mixed next, while those before them are read.
 
     Args:
         room: blocks that can be kept; 0: none is fetched.
         processes: that share the room.
         items: of a block, on average.
+        scattered: how many blocks an epoch draws from in any order; 0: it mixes a few at a time.
 
     Returns:
         0 if there is not room for both.
     """
-    if 0 < room < SHUFFLED_TOGETHER * processes:
+    if 0 < room < scattered:
+        say_once(
+            f"data.class_balanced draws from {scattered} chunks in any order, of which data.cache_size holds {room}: "
+            "most clips will fetch one; set it to more, or to null",
+            "yellow",
+        )
+    elif 0 < room < SHUFFLED_TOGETHER * processes:
         say_once(
             f"data.cache_size holds {room} of the {SHUFFLED_TOGETHER * processes} chunks that are read at a time: they "
             "will be fetched several times",

@@ -7,9 +7,7 @@ opened, and fetched again; what a killed process left is removed. Readers have a
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
-import math
 import os
 import stat
 import threading
@@ -22,20 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepavfusion.data.storage.remote import Differs, Missing, Remote
-from deepavfusion.utils.console import say
+from deepavfusion.data.storage.room import LOCK, PARTIAL, Room, locked
 from deepavfusion.utils.errors import DISK_FULL, UserError, full_disk
 from deepavfusion.utils.processes import on_sign_of_life, sign_of_life
 
 TRIES = 3  # of an object that arrives with other content than listed
 REFUSED = 60.0  # s until a process asks again for an object that is missing or altered
-LOOK_EVERY = 0.05  # s, while another process fetches the object, or takes the room
-DEAD = 60.0  # s without a sign of life of a process that fetches, until what it left is removed
 USED = 60.0  # s, to which the last use of a file is known
 MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that are no fault of the disk
-PARTIAL, LOCK = ".partial", ".lock"
 BUFFER = 2**20  # bytes
-BLOCK = 4096  # bytes, in multiples of which files take room
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a disk that has none
 
 
 class Altered(Exception):
@@ -77,7 +70,7 @@ class ChunkCache:
         self.patience = remote.settings.patience_seconds
         self._refused: dict[str, tuple[float, Exception]] = {}
         self._verified: dict[str, tuple[int, int]] = {}  # where the disk keeps no times: inode, time of the last change
-        self._swept = False
+        self._room = Room(folder, limit, self.patience)
         self._thread: threading.Thread | None = None
 
     def open(self, wanted: Object) -> int:
@@ -129,16 +122,28 @@ class ChunkCache:
             file = os.open(self.folder / wanted.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
+        intact = False
+        try:
+            intact = self._is_intact(file, wanted)
+        finally:
+            if not intact:
+                os.close(file)
+        return file if intact else None
+
+    def _is_intact(self, file: int, wanted: Object) -> bool:
+        """Whether an open file is the object; if so, it is marked as used now."""
         status = os.fstat(file)
-        seen = status.st_ino, status.st_mtime_ns
-        intact = status.st_size == wanted.size and stat.S_ISREG(status.st_mode)
-        known = status.st_mtime == wanted.stamp or self._verified.get(wanted.name) == seen
-        if not intact or not (known or _hash(file) == wanted.sha256):
-            os.close(file)
-            return None
+        known = wanted.stamp == status.st_mtime or self._verified.get(wanted.name) == (
+            status.st_ino,
+            status.st_mtime_ns,
+        )
+        if status.st_size != wanted.size or not stat.S_ISREG(status.st_mode):
+            return False
+        if not known and _hash(file) != wanted.sha256:
+            return False
         if not known or (self.limit is not None and time.time() - status.st_atime > USED):
             self._mark(file, wanted)
-        return file
+        return True
 
     def _fetched(self, wanted: Object) -> int:
         since, why = self._refused.get(wanted.name, (0.0, None))
@@ -146,8 +151,10 @@ class ChunkCache:
             raise why
         path, began = self.folder / wanted.name, time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked(path.with_name(path.name + LOCK)):
+        with locked(path.with_name(path.name + LOCK), self.patience):
             file = self._kept(wanted)  # by now
+            if time.monotonic() - began >= self.patience:  # whoever has the lock hangs, or is slow: it did not give up
+                began = time.monotonic()
             try:
                 for _ in range(TRIES):
                     if file is None:
@@ -167,9 +174,9 @@ class ChunkCache:
         path = self.folder / wanted.name
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
         file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        intact = False
+        kept = False
         try:
-            self._reserve(file, wanted.size)
+            self._room.reserve(file, wanted.size)
             raw = _Whole(file, "r+b", closefd=False)  # which may write less than it is given, without a word
             with on_sign_of_life(lambda: os.utime(file)), io.BufferedRandom(raw, BUFFER) as target:
                 self.remote.download(wanted.name, target, wanted.size, since=began)
@@ -178,13 +185,14 @@ class ChunkCache:
                 self._mark(file, wanted)
                 with suppress(FileNotFoundError):  # taken for that of a dead process: the open file will do
                     partial.replace(path)
+            kept = intact
         except Differs:  # as to its size
             pass
         finally:
             partial.unlink(missing_ok=True)
-            if not intact:
+            if not kept:
                 os.close(file)
-        return file if intact else None
+        return file if kept else None
 
     def _mark(self, file: int, wanted: Object) -> None:
         """Note that a file is intact, and used now."""
@@ -193,77 +201,6 @@ class ChunkCache:
         status = os.fstat(file)
         if status.st_mtime != wanted.stamp:
             self._verified[wanted.name] = status.st_ino, status.st_mtime_ns
-
-    # ---- room
-
-    def _reserve(self, file: int, size: int) -> None:
-        """Take the room for a file, so that the disk is full now or not at all."""
-        if self.limit is None and self._swept:
-            _allocate(file, size)
-            return
-        told = False
-        while True:
-            with self._locked(self.folder / LOCK) as lock:
-                os.utime(lock)  # the time of the disk, which may be another machine's
-                free, fetching = self._make_room(_room(size), os.fstat(lock).st_mtime)
-                self._swept = True
-                if free >= _room(size):
-                    _allocate(file, size)
-                    return
-            if not fetching:
-                raise UserError(
-                    f"the cache {self.folder} may take {self.limit} bytes (data.cache_size), of which {max(free, 0)} "
-                    f"are left for an object of {size}: set it to more, at best to hundreds of objects."
-                )
-            if not told:
-                say(f"the cache {self.folder} is full of what is being fetched (data.cache_size)", "yellow")
-            told = True
-            os.utime(file)
-            sign_of_life()
-            time.sleep(LOOK_EVERY)
-
-    def _make_room(self, wanted: int, now: float) -> tuple[float, bool]:
-        """Remove files until so many bytes are free, if that is possible; how many are, and whether others fetch."""
-        free, fetching, kept = math.inf if self.limit is None else self.limit, False, []
-        for path, status in _files(self.folder):
-            room = max(_room(status.st_size), 512 * status.st_blocks)
-            if path.name.endswith(PARTIAL) and now - status.st_mtime > DEAD:
-                path.unlink(missing_ok=True)
-                continue
-            free -= room
-            if path.name.endswith(PARTIAL):
-                fetching |= status.st_size > 0
-            elif not path.name.startswith(".") and not path.name.endswith(LOCK):
-                kept.append((status.st_atime_ns, room, path))
-        for _, room, path in sorted(kept):
-            if free >= wanted:
-                break
-            path.unlink(missing_ok=True)
-            free += room
-        return free, fetching
-
-    # ---- locks
-
-    @contextmanager
-    def _locked(self, path: Path) -> Iterator[int]:
-        """Hold a lock, which ends with its process. Where the disk has none, or whoever holds it hangs, work is done
-        twice rather than not at all."""
-        file, began = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), time.monotonic()
-        try:
-            while time.monotonic() - began < self.patience:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    sign_of_life()
-                    time.sleep(LOOK_EVERY)
-                except OSError as error:
-                    if error.errno not in NO_LOCKS:
-                        raise
-                    break
-            yield file
-        finally:
-            os.close(file)
 
     @contextmanager
     def _disk_named(self) -> Iterator[None]:
@@ -281,26 +218,6 @@ class ChunkCache:
                 f"what was fetched from {self.remote.root} could not be kept in its cache {self.folder} "
                 f"({error.strerror}{f'; full: {disk}' if disk else ''}): {remedy}."
             ) from error
-
-
-def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                yield Path(place, name), os.lstat(os.path.join(place, name))
-
-
-def _room(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-def _allocate(file: int, size: int) -> None:
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
-        os.ftruncate(file, size)  # on a disk that reserves nothing, others see at least how much is coming
 
 
 def _hash(file: int) -> str:

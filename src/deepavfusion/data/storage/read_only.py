@@ -11,7 +11,7 @@ from typing import NoReturn
 from deepavfusion.data.storage.faults import Answer, scrubbed
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.storage.transfer import Transfer
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import DISK_FULL, UserError
 
 BLOCK = 2**20  # bytes
 MOST = 2**30  # bytes of an object that is only probed
@@ -114,15 +114,23 @@ class HuggingFace(ReadOnly):
 
         repository, revision, path = parse_hf_url(f"{self.root}/{name}")
         with tempfile.TemporaryDirectory() as folder:
-            found = hf_hub_download(
-                repository,
-                path,
-                cache_dir=folder,
-                repo_type="dataset",
-                revision=revision,
-                endpoint=self.settings.endpoint_url,
-                token=False if self.settings.anonymous else None,
-            )
+            try:
+                found = hf_hub_download(
+                    repository,
+                    path,
+                    cache_dir=folder,
+                    repo_type="dataset",
+                    revision=revision,
+                    endpoint=self.settings.endpoint_url,
+                    token=False if self.settings.anonymous else None,
+                )
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                raise UserError(
+                    f"{self.root}/{name} is downloaded into {folder}, whose disk is full: free space there, or set "
+                    "TMPDIR to another folder."
+                ) from error
             transfer.restart()
             with open(found, "rb") as file:
                 while block := file.read(BLOCK):

@@ -86,7 +86,7 @@ class Remote:
             most: bytes.
 
         Raises:
-            Missing, Unreachable: see `Remote`.
+            Missing, Unreachable: see faults.py.
             UserError: it is larger, or the storage refuses.
         """
         content = io.BytesIO()
@@ -117,7 +117,7 @@ class Remote:
             since: of the monotonic clock, from when on the patience counts.
 
         Raises:
-            Missing, Unreachable: see `Remote`.
+            Missing, Unreachable: see faults.py.
             Differs: the object has another size.
             OSError: the file cannot be written.
         """

@@ -57,6 +57,7 @@ class S3:
         shared = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=READ_SECONDS,
+            max_pool_connections=64,  # for the threads of verifying and packing: more would be made for each request
             retries={"total_max_attempts": 1},  # `Remote` asks again
             # Checksums that AWS introduced in 2025 are unknown to other services; ours are in packed.json.
             request_checksum_calculation="when_required",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ANSWER_SECONDS = 60.0  # more than it takes until a request that gets no answer has failed
+
 
 @dataclass(frozen=True)
 class StorageSettings:

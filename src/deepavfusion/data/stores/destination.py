@@ -62,6 +62,9 @@ class Destination(Protocol):
     def finish(self) -> None:
         """Wait until every chunk is stored."""
 
+    def give_up(self) -> None:
+        """Let threads that ask it end soon."""
+
 
 @contextmanager
 def destination(output: str | Path, storage: StorageSettings) -> Iterator[Destination]:
@@ -147,6 +150,9 @@ class Folder:
     def finish(self) -> None:
         pass
 
+    def give_up(self) -> None:
+        pass
+
 
 class Bucket:
     """An address. Chunks are uploaded while the next ones are packed; at most `WAITING` wait for it.
@@ -225,6 +231,9 @@ class Bucket:
         self.jobs.join()
         self._raise()
         self._check_plan()
+
+    def give_up(self) -> None:
+        self.remote.give_up()
 
     def _put(self, job: tuple[Path | None, str, str, str]) -> None:
         while True:

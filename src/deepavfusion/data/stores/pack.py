@@ -243,8 +243,13 @@ def _written(place: Destination, parts: Sequence[Part]) -> dict[str, Record]:
             return None
 
     with ThreadPoolExecutor(AT_ONCE) as threads:  # a storage takes a while to answer, and answers many
-        found = zip(parts, threads.map(look, parts), strict=True)
-        return {part.record: record for part, record in found if record is not None}
+        try:
+            found = zip(parts, threads.map(look, parts), strict=True)
+            return {part.record: record for part, record in found if record is not None}
+        except BaseException:
+            place.give_up()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _is_of(record: dict[str, Any], part: Part) -> bool:

@@ -1,8 +1,7 @@
 """Reads what describes packed data: packed.json, and index.json and clips.json of a split.
 
-These files may come from anyone, and litdata builds what index.json names. So everything in it but the list of chunks
-has to equal what pack.py writes, the chunks have to be those of packed.json and of the disk, and every value is of its
-type, before a reader is made.
+These files may come from anyone. So everything in index.json but the list of chunks has to equal what pack.py writes,
+the chunks have to be those of packed.json and of the disk, and every value is of its type, before a chunk is opened.
 """
 
 from __future__ import annotations
@@ -29,13 +28,14 @@ from deepavfusion.utils.files import regular_file
 from deepavfusion.utils.processes import sign_of_life
 from deepavfusion.utils.reading import RECORD, parse_json, read_json
 
+EXPECTED = "packed data, as `python src/prepare.py command=pack` writes it"
 MOST = 2**31  # bytes in memory, of clips.json; two million clips take 1 GB
 COLUMNS = ("id", "video", "label", "labels", "frames")  # of a clip, in clips.json
 CHUNK = re.compile(r"chunk-[0-9]{1,9}\.bin")  # in the split's own folder
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FORMATS = {bytes: "bytes", np.float64: "no_header_numpy:10", np.int64: "no_header_numpy:3"}  # litdata's names
 LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
-CONFIG = {  # in index.json: how litdata reads items. It knows other formats, and some of them run code.
+CONFIG = {  # in index.json: the format of items. litdata's own reader knows others, and some of them run code.
     "data_format": [FORMATS[kind] for kind in KINDS.values()],
     "data_spec": [1, {"type": "builtins.dict", "context": json.dumps([*KINDS]), "children_spec": [LEAF] * len(KINDS)}],
     "types": {name: "bytes" if kind is bytes else "json" for name, kind in KINDS.items()},
@@ -132,7 +132,7 @@ def _cache(place: Remote, kept: Kept, largest: int) -> ChunkCache:
 
 
 def check_index(index: Any, chunks: Any) -> None:
-    """Check what litdata is about to read.
+    """Check index.json, and the chunks of packed.json.
 
     Args:
         index: the content of index.json.
@@ -206,13 +206,12 @@ def check_clips(found: Any, split: str, packed: int) -> None:
 
 def _fetched(root: str, name: str, place: Remote | None, most: int = RECORD) -> Any:
     """The content of a record below the root, which may take so many bytes of memory."""
-    expected = "packed data, as `python src/prepare.py command=pack` writes it"
     if place is None:
-        return read_json(Path(root) / name, most, expected)
+        return read_json(Path(root) / name, most, EXPECTED)
     try:
-        return parse_json(place.read(name, most), f"{root}/{name}", most, expected)
+        return parse_json(place.read(name, most), f"{root}/{name}", most, EXPECTED)
     except Missing as error:
-        raise UserError(f"{root}/{name} is not there ({error}): expected {expected}; set data.root.") from error
+        raise UserError(f"{root}/{name} is not there ({error}): expected {EXPECTED}; set data.root.") from error
 
 
 def to_json(clips: ClipList, packed: Sequence[Clip], excluded: Sequence[tuple[Clip, str]]) -> dict[str, Any]:
