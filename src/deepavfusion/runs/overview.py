@@ -110,20 +110,11 @@ def _batch(trainer: Trainer, task: Any) -> str:
 
 def _other_batch(trainer: Trainer, task: Any) -> Iterator[str]:
     """What a batch other than the published one does to the learning rate."""
-<<<<<<< HEAD
     recipe, batch = task.hparams, effective_batch(task.hparams, trainer)
     # The demo has a recipe of its own, and the published probes have batches of 512 and of 1024.
     other_recipe = _choices().get("scale", "demo") == "demo" or recipe.get("frozen") or recipe["lr"] is not None
     if not other_recipe and batch != PUBLISHED_BATCH:
         lr, published = (recipe["blr"] * size / 256 for size in (batch, PUBLISHED_BATCH))
-=======
-    recipe = task.hparams
-    batch = recipe["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
-    # The demo has a recipe of its own, and the published probes have batches of 512 and of 1024.
-    as_published = _choices().get("scale", "demo") != "demo" and not recipe.get("frozen") and recipe["lr"] is None
-    if as_published and batch != PUBLISHED_BATCH:
-        published, lr = (recipe["blr"] * size / 256 for size in (PUBLISHED_BATCH, batch))
->>>>>>> 7e1e64c (Storage after a second reading: no descriptor is left open, a large cache is not listed for each file, an unreadable list is damage)
         yield (
             f"the published batch is {PUBLISHED_BATCH}, at lr {published:.3g}: with {batch} it becomes {lr:.3g} "
             f"(× {lr / published:.3g}), as model.blr is per 256; model.lr={published:.3g} keeps it"
