@@ -128,7 +128,11 @@ def test_out_of_memory_says_which_batch_fits(command, monkeypatch, capsys):
     monkeypatch.setattr(
         step_guard, "_fits", lambda trainer, module, batch: original(trainer, module, batch) and len(batch) <= largest
     )
+    told: list[BaseException] = []
+    monkeypatch.setattr(Spoiler, "on_exception", lambda *given: told.append(given[-1]))
     text = sentence(monkeypatch, capsys, *command, *spoiler([1], what="out_of_memory"))
+    (error,) = told  # callbacks that follow end the other processes, and let the last checkpoint count
+    assert isinstance(error, UserError)
     # 6, then 3, then 1
     assert "out of memory in training with data.batch_size=6: data.batch_size=1 fits (tried just now)" in text
     assert "trainer.accumulate_grad_batches=6" in text

@@ -58,6 +58,7 @@ class Processes:
             beat = Heartbeat(store.clone, rank, count, leave, "it continues.", BEAT, self.limit)
             (self.folder / f"ready{rank}").touch()
             do(rank, beat)
+            beat.over.set()
             beat.stop()
             status = 0
         finally:
@@ -143,6 +144,21 @@ def test_a_process_that_fails_ends_the_others_with_its_status(processes: Process
     processes.start(3, fail)
     assert processes.statuses(0, 1, 2) == [2, 2, 0]
     assert processes.text(0) == f"rank 2 on {os.uname().nodename} ended with status 2: see above."
+
+
+def test_a_process_that_ends_in_the_middle_is_not_done(processes: Processes) -> None:
+    """As by a callback that raises before the one that tells the others."""
+
+    def end(rank: int, beat: Heartbeat) -> None:
+        if rank:
+            time.sleep(5 * BEAT)
+            beat.stop()
+            return
+        time.sleep(30)
+
+    processes.start(2, end)
+    assert processes.statuses(0, 1) == [1, 0]
+    assert processes.text(0) == f"rank 1 on {os.uname().nodename} ended with status 1: see above."
 
 
 def test_the_first_process_that_fails_ends_the_others_with_its_status(processes: Processes) -> None:

@@ -85,7 +85,7 @@ class Task(LightningModule):
         processes = checkpoint.get("train_means", [])
         # Earlier commits counted steps, not rows.
         rows = 1 if checkpoint.get("train_means_of") == "rows" else self.hparams["batch_size"]
-        if self._trainer is not None and len(processes) == self.trainer.world_size:  # otherwise the epoch restarts
+        if self._trainer is not None and len(processes) == self.trainer.world_size:  # others go on between epochs only
             for name, (total, weight) in processes[self.trainer.global_rank].items():
                 mean = self._train_mean(name)
                 mean.total.fill_(total * rows)

@@ -58,7 +58,7 @@ class Heartbeat:
         self.beat, self.limit = beat, limit
         self.over = threading.Event()  # this process is in no training or test
         self.stopped = threading.Event()
-        self.state = ""  # besides the number of a sign: nothing, OVER, LEFT, or the exit status of a process that ends
+        self.state = ""  # besides the number of a sign: nothing, DONE, LEFT, or the exit status of a process that ends
         self.end: int | None = None  # the exit status of all, once the first process says so
         self.store: Any = None
         self.others = [n for n in range(processes) if n != rank]
@@ -114,6 +114,7 @@ class Heartbeat:
         """Give a last sign. Once: what ends with the process has perhaps been stopped before, in a sweep."""
         if self.stopped.is_set():
             return
+        self.state = self.state or (DONE if self.over.is_set() else "1")  # in the middle: nobody has said why
         deadline = time.monotonic() + 1.5 * self.beat
         # The store ends with this process: let the others say their last word there, or see that they have to end.
         while self.rank == 0 and time.monotonic() < deadline and {*map(self._state, self.others)} != {DONE}:
@@ -136,7 +137,7 @@ class Heartbeat:
                 if self.store is None:
                     self.store = self.connect()
                     self.store.set(HOST.format(self.rank), socket.gethostname())
-                state = self.state or (DONE if last else OVER if self.over.is_set() else "")
+                state = self.state or (OVER if self.over.is_set() else "")
                 self.store.set(KEY.format(self.rank), f"{count} {state}")
                 if self.rank == 0 and self.end is not None:
                     self.store.set(END, str(self.end))

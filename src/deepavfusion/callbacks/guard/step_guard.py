@@ -191,16 +191,21 @@ class StepGuard(Callback):
         where = "training" if trainer.training else "evaluation"
         lighter = "model.net.checkpoint_layers=true needs a fifth of the memory for activations"
         if not fits:
-            raise UserError(
+            error = UserError(
                 f"out of memory in {where}: not even data.batch_size=1 fits; {lighter}, data.num_workers=<fewer> "
                 "reduces that of the decoding processes; or choose a smaller network or another device."
-            ) from exception
-        tried = "fits (tried just now)" if batch is not None and trainer.world_size == 1 else "may fit"
-        same = f" with trainer.accumulate_grad_batches={-(-size * trainer.accumulate_grad_batches // fits)}"
-        raise UserError(
-            f"out of memory in {where} with data.batch_size={size}: data.batch_size={fits} {tried}"
-            f"{same + ' for the same effective batch' if trainer.training else ''}; {lighter}."
-        ) from exception
+            )
+        else:
+            tried = "fits (tried just now)" if batch is not None and trainer.world_size == 1 else "may fit"
+            same = f" with trainer.accumulate_grad_batches={-(-size * trainer.accumulate_grad_batches // fits)}"
+            error = UserError(
+                f"out of memory in {where} with data.batch_size={size}: data.batch_size={fits} {tried}"
+                f"{same + ' for the same effective batch' if trainer.training else ''}; {lighter}."
+            )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks[callbacks.index(self) + 1 :]:  # Lightning calls none after one that raises
+            callback.on_exception(trainer, pl_module, error)
+        raise error from exception
 
 
 def is_out_of_memory(error: BaseException) -> bool:
