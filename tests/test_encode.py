@@ -86,13 +86,13 @@ def test_same_input_gives_the_same_bytes_whatever_was_in_memory(tmp_path: Path) 
         frames = [np.roll(image, 3 * (n // 4), 1) for n in range(20)]
         write_mp4(tmp_path / f"{byte}.mp4", frames, 10, np.sin(range(32_000)))
 
-    started = [multiprocessing.get_context("fork").Process(target=write, args=(byte,)) for byte in (0, 1, 85)]
+    started = [multiprocessing.get_context("fork").Process(target=write, args=(byte,)) for byte in (1, 85)]
     for process in started:
         process.start()
     for process in started:
         process.join()
     files = [path.read_bytes() for path in tmp_path.iterdir()]
-    assert len(files) == 3
+    assert len(files) == 2
     assert len(set(files)) == 1
 
 
