@@ -1,8 +1,8 @@
 """Two processes train as one does with all their clips, through the trainer and the real data.
 
 Without what by its nature depends on the clips of one process: mixup, whose partners are of one process, and BatchNorm,
-which needs GPUs to be exchanged (`trainer.sync_batchnorm`), so that its running statistics are used here. Packed clips
-are left out, too: each process trains on runs of neighbours.
+which needs GPUs to be exchanged (`trainer.sync_batchnorm`), so that its running statistics are used here. On packed
+clips each process trains on runs of neighbours: these are measured only.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.mixup import draw_shares
 from deepavfusion.utils.shared_rows import Counts
 from helpers.distributed import in_two_processes
+from helpers.packs import small_pack
 from helpers.runs import NETWORK, PRETRAIN, SEGMENT, SEPARATE, SMALL, compose
 
 KEPT = ("knn", "step_guard", "data_report", "coverage", "throughput")  # callbacks
@@ -119,6 +120,44 @@ def test_two_processes_train_as_one(task, data_root, music_root, avsbench_root, 
         assert {share[0] for rank in (0, 1) for share in two[rank]["steps"]} == {0, 1}
         assert [found[f"data/train_{name}"] for name in ("used", "drawn")] == [15, 16]
         assert found["data/train_coverage"] == pytest.approx(15 / 16)
+
+
+def _tested(cfg: DictConfig, processes: int, rank: int = 0) -> dict[str, float]:
+    small = cfg.copy()
+    small.callbacks = {name: callback for name, callback in cfg.callbacks.items() if name in KEPT}
+    small.trainer.devices, small.trainer.strategy = processes, "ddp" if processes > 1 else "auto"
+    trainer, task, datamodule = build(small, [])
+    trainer.test(task, datamodule=datamodule, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _tested_by_a_process(cfg: DictConfig, rank: int) -> dict[str, float]:
+    return _tested(cfg, 2, rank)
+
+
+def test_two_processes_measure_packed_clips_as_one(tmp_path):
+    """Seven in three chunks, of which a part of one is damaged."""
+    root = small_pack(tmp_path / "packed", per_chunk=3, train=2, test=7)
+    chunk = root / "test" / "chunk-00001.bin"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2 :: 97] = bytes(len(content[len(content) // 2 :: 97]))
+    chunk.write_bytes(content)
+    given = [
+        *SMALL,
+        "experiment=vggsound_finetune",
+        "data.audio_seconds=1.0",
+        "data.batch_size=2",
+        "data.dense_windows=3",
+    ]
+    cfg = compose(*given, *IN_ALL, "data.dense_windows=3", f"data.root={root}", "data.min_coverage=0", "~logger")
+    cfg.paths.run_dir = str(tmp_path)
+    one, two = _tested(cfg, 1), in_two_processes(partial(_tested_by_a_process, cfg), tmp_path)
+    assert one["test/clips"] < 7
+    assert one["data/coverage"] == pytest.approx(one["test/clips"] / 7)
+    assert one.keys() == two[0].keys() == two[1].keys()
+    for name, value in one.items():
+        if name != "clips_per_second":
+            assert [two[rank][name] for rank in (0, 1)] == pytest.approx([value] * 2, rel=1e-9, nan_ok=True), name
 
 
 STEPS = [[(2.0, 8), (0.0, 0)], [(2.2, 8), (5.0, 0)]]  # value and rows of each step of two processes
