@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from lightning.pytorch.strategies.launchers import subprocess_script as launcher
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deepavfusion.callbacks.guard import process_watch
+from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.callbacks.guard.process_watch import ProcessWatch
 from deepavfusion.callbacks.show.tensorboard import put_before
 from deepavfusion.cli.entry import one_sentence
@@ -124,6 +126,19 @@ def test_process_that_ends_while_it_starts_ends_the_others(
     assert left == [status]
     assert text in capfd.readouterr().err
     assert others[1].wait(10) == -signal.SIGKILL
+
+
+def test_a_checkpoint_that_is_being_written_counts_when_another_process_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, left = watching(monkeypatch)
+    checkpoints, none = Checkpoints(str(tmp_path)), cast("Any", None)
+    monkeypatch.setattr(checkpoints, "settle", lambda: left.append(-1))
+    watch.setup(cast("Any", SimpleNamespace(callbacks=[watch, checkpoints], world_size=1)), none, "fit")
+    launcher._launch_process_observer([subprocess.Popen(["sh", "-c", "kill -9 $$"])])
+    assert watch.thread is not None
+    watch.thread.join(10)
+    assert left == [-1, STOPPED]
 
 
 def test_process_that_ends_after_the_run_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ class ProcessWatch(Callback):
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.heartbeat: Heartbeat | None = None  # once they have met
+        self.trainer: Trainer | None = None
         self.over = threading.Event()  # between training and test, and at the end: nobody waits for others
         if not int(os.environ.get("LOCAL_RANK") or 0):
             os.environ[FIRST] = str(os.getpid())
@@ -58,12 +59,13 @@ class ProcessWatch(Callback):
         self.thread.start()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.trainer = trainer
         self.over.clear()
         if self.heartbeat is None and distributed.is_initialized() and trainer.world_size > 1:
             if ProcessWatch.latest is not None:
                 ProcessWatch.latest.stop()
             store: Any = distributed_c10d._get_default_store()  # `clone` makes a connection of its own
-            leave = partial(self._end, trainer)
+            leave = partial(self._leave, quiet=trainer.global_rank > 1 and trainer.local_rank > 0)
             self.heartbeat = Heartbeat(store.clone, trainer.global_rank, trainer.world_size, leave, CONTINUES)
             ProcessWatch.latest = self.heartbeat
         if self.heartbeat is not None:
@@ -83,16 +85,8 @@ class ProcessWatch(Callback):
                 self._leave(f"the other processes have stopped, so this one ends; {CONTINUES}", STOPPED)
         if self.heartbeat is not None:
             if broken and (dead := self.heartbeat.dead()):
-                self._end(trainer, *self.heartbeat.text(dead))
+                self.heartbeat.leave(*self.heartbeat.text(dead))
             self.heartbeat.ends(exception)
-
-    def _end(self, trainer: Trainer, text: str, status: int) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoints):
-                callback.settle()
-        if text and (trainer.global_rank < 2 or trainer.local_rank == 0):  # once a machine
-            tell(text)
-        os._exit(status)
 
     def _watch_others(self, others: list[subprocess.Popen[Any]]) -> None:
         while not any(codes := [other.poll() for other in others]):
@@ -113,11 +107,15 @@ class ProcessWatch(Callback):
             time.sleep(LOOK_EVERY)
         self._leave("", STOPPED)
 
-    def _leave(self, text: str, status: int, others: Sequence[subprocess.Popen[Any]] = ()) -> None:
+    def _leave(self, text: str, status: int, others: Sequence[subprocess.Popen[Any]] = (), quiet: bool = False) -> None:
         while self.over.is_set():
             time.sleep(LOOK_EVERY)
-        if text:
-            tell(text)
         for other in others:
             other.kill()
+        callbacks: list[Callback] = self.trainer.callbacks if self.trainer else []  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.settle()
+        if text and not quiet:
+            tell(text)
         os._exit(status)
