@@ -195,9 +195,7 @@ def write_start(
         return
     write_record(run_dir, OmegaConf.to_yaml(cfg, resolve=True), overrides)
     found = {"dataset_hash": NOT_FINISHED, "coverage": coverage_of(datamodule.lists)}
-    warnings = record_provenance(run_dir, cfg.seed, found, weights=weights, changed=described(changed or {}))
-
-    for sentence in warnings:
+    for sentence in record_provenance(run_dir, cfg.seed, found, weights=weights, changed=described(changed or {})):
         say(sentence, "yellow")
 
     def then(dataset_hash: str) -> None:

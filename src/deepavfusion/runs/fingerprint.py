@@ -103,12 +103,12 @@ def _sizes(clips: Iterable[Clip], cancelled: Callable[[], bool]) -> dict[Place, 
     places: list[Place] = list({(clip.path, clip.frames): None for clip in clips if not is_remote(clip.path)})
 
     def ask(some: list[Place]) -> list[tuple[str, str] | None]:
-        return [_signature(*place) for place in some]
-
-    def _signature(*place: Any) -> tuple[str, str] | None:
-        if cancelled():
-            raise CancelledError
-        return signature(*place)
+        found = []
+        for place in some:
+            if cancelled():
+                raise CancelledError
+            found.append(signature(*place))
+        return found
 
     parts = [places[n::THREADS] for n in range(THREADS)]  # one future per place would be slow for two million
     with ThreadPoolExecutor(THREADS) as pool:
