@@ -18,7 +18,7 @@ from deepavfusion.callbacks.guard import checkpoints as checkpoints_module
 from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
 from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.runs.signals import StopRequested
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import TemporaryError, UserError
 from deepavfusion.utils.launch import signals
 from deepavfusion.utils.launch.signals import STOPPED
 
@@ -167,6 +167,26 @@ def test_an_error_elsewhere_waits_for_the_file(run: Run, disk: SlowDisk, tmp_pat
     threading.Timer(0.1, disk.ready.set).start()
     task: Any = None
     run.callback.on_exception(run.trainer, task, ValueError("a bug"))
+    assert of(tmp_path / "last.ckpt") == 1.0
+
+
+def test_storage_that_fails_is_reported_where_another_process_is_gone_too(
+    run: Run, disk: SlowDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    run.step()
+    run.start()
+    disk.ready.set()
+    run.callback.group = "two processes"
+    monkeypatch.setattr(checkpoints_module.distributed, "all_reduce", broken)
+    task: Any = None
+    error = TemporaryError("storage x has not answered.")
+    error.between_steps = True
+    run.callback.on_exception(run.trainer, task, error)
+    assert str(error).startswith("storage x has not answered; to continue from step_00000001, type: ")
+    assert error.status == STOPPED
     assert of(tmp_path / "last.ckpt") == 1.0
 
 

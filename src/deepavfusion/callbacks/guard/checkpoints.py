@@ -87,12 +87,13 @@ class Checkpoints(Checkpoint):
         if isinstance(exception, StopRequested):
             return
         self.signals.release()  # there is no step to wait for
-        with suppress(UserError):  # it may be the exception; and this one is what to report
+        with suppress(UserError, RuntimeError):  # another process may be gone; and this exception is what to report
             if isinstance(exception, TemporaryError) and exception.between_steps:
                 if self.group is not None:  # the others have a batch, and wait for this process to have its own
                     distributed.all_reduce(torch.tensor([0, 0, 1]), distributed.ReduceOp.MAX, self.group)
                     exception.status = STOPPED if trainer.is_global_zero else 0  # as after a signal
                 self._write_between_steps(trainer)
+        with suppress(UserError):  # it may be the exception
             self._commit(trainer, wait=True)
         if isinstance(exception, TemporaryError):
             exception.args = (f"{str(exception).rstrip('.')}; {self._how_to_continue()}",)
