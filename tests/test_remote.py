@@ -86,12 +86,22 @@ def test_pickled_and_forked(bucket: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["cut", "drop", (503, "SlowDown"), (500, "InternalError"), (429, "TooMany"), (403, "ExpiredToken")]
+    "fault",
+    [
+        "cut",
+        "drop",
+        (503, "SlowDown"),
+        (500, "InternalError"),
+        (429, "TooMany"),
+        (403, "ExpiredToken"),
+        (400, "RequestTimeout"),
+    ],
 )
 def test_heals(bucket: Service, fault: object, capsys: pytest.CaptureFixture[str]) -> None:
     """Said once when it begins, once when it ends; the content is right."""
     root = opened()
-    root.read("packed.json", 100)
+    if fault != (400, "RequestTimeout"):  # which is no refusal at the start, either
+        root.read("packed.json", 100)
     left = [fault] * 3
     bucket.fault = lambda method, path: left.pop() if left else None
     assert download(root) == CHUNK
@@ -176,6 +186,37 @@ def test_refused_at_once(bucket: Service, code: str, words: str) -> None:
         opened().read("packed.json", 100)
     assert not isinstance(error.value, Unreachable)
     assert len(bucket.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        ("200 OK", [("Content-Type", "text/html")], "a web page"),
+        ("302 Found", [("Location", "http://127.0.0.1:1/login")], "a redirection"),
+        ("200 OK", [("Last-Modified", "yesterday")], "yesterday"),
+    ],
+)
+def test_what_is_no_service_is_named(
+    bucket: Service, monkeypatch: pytest.MonkeyPatch, status: str, headers: list[tuple[str, str]], words: str
+) -> None:
+    """As a proxy, a login page or the console of a service: neither read nor taken for a success, later waited for."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response(status, headers)
+        return [b"<html/>"]
+
+    known = opened(0.05)
+    known.read("packed.json", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "moto", answer)
+        with pytest.raises(UserError, match=rf"no S3 service: .*{words}.*: check data\.storage\.endpoint_url"):
+            opened().read("packed.json", 100)
+        with pytest.raises(Unreachable, match=f"no S3 service: .*{words}"):
+            known.read("packed.json", 100)
+        if words != "yesterday":
+            with pytest.raises(UserError, match=words):
+                opened().upload(Path(__file__), "packed.json")
 
 
 def test_no_bucket_no_keys(bucket: Service) -> None:

@@ -398,6 +398,7 @@ CHANGES = [  # file, key, and the value that it gets; ... takes it out
     (MANIFEST, "format", ...),
     *((CLIPS, "clips.label", value) for value in ([0, 7], ["0", "0"])),
     *((CLIPS, "clips.id", value) for value in (["a", "a"], ["a"])),
+    *((CLIPS, key, value) for key, value in (("clips.id", ["a", "\ud800"]), ("notes", ["\udcff"]))),  # no report has it
     (CLIPS, "clips.labels", [[0], [-9]]),
     (CLIPS, "missing", ...),
     *((CLIPS, key, value) for key, value in (("split", "other"), ("classes", [5]), ("classes", "x"), ("notes", [[1]]))),

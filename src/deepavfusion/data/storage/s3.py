@@ -33,6 +33,7 @@ REMEDIES = {  # of codes of S3
 WITHOUT = "NoSuchKey", "404"
 CHANGED = 412, 416  # the object is not the one whose beginning was read
 LATER = 408, 425, 429, *CHANGED
+PASSING = "RequestTimeout", "SlowDown", "OperationAborted", "IncompleteBody", "InternalError"  # whatever their status
 ENDPOINTS = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"
 
 
@@ -83,6 +84,7 @@ class S3:
             self.client = session.create_client(
                 "s3", config=shared.merge(Config(s3={"addressing_style": "path"})), **given
             )
+        self.client.meta.events.register("after-call.s3", _refuse_page)
 
     # ---- requests
 
@@ -168,6 +170,7 @@ class S3:
 def explain(error: BaseException, secrets: list[str | None]) -> Answer | None:
     """What an error of boto3 means; None if it is a bug, or of a local file."""
     from botocore import exceptions
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
     words = scrubbed(str(error), secrets)
@@ -175,13 +178,13 @@ def explain(error: BaseException, secrets: list[str | None]) -> Answer | None:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code, said = (str(error.response.get("Error", {}).get(key, "")) for key in ("Code", "Message"))
         name = code if code == str(status) else f"{status} {code}"
-        words = scrubbed(f"{name}: {said}", secrets)
+        words = scrubbed(f"{name.strip()}: {said}".removesuffix(": "), secrets)
         remedy = REMEDIES.get(code, "check the storage, data.storage.endpoint_url and data.storage.region")
         if code in WITHOUT:
             return Answer("missing", words, remedy)
         if code in ("AccessDenied", "403"):
             return Answer("denied", words, REMEDIES["AccessDenied"])
-        heals = not 300 <= status < 500 or status in LATER
+        heals = not 300 <= status < 500 or status in LATER or code in PASSING
         return Answer("fault" if heals else "refused", words, remedy)
     if isinstance(error, exceptions.NoCredentialsError):
         return Answer("refused", "no credentials were found", ACCESS)
@@ -195,7 +198,19 @@ def explain(error: BaseException, secrets: list[str | None]) -> Answer | None:
         return Answer("refused", words, "check the name of the bucket")
     if isinstance(error, exceptions.BotoCoreError):
         return Answer("refused", words, f"check ~/.aws/config and ~/.aws/credentials, or set {KEYS}")
+    if isinstance(error, (ResponseParserError, ValueError, KeyError, RecursionError)):  # the last: of redirections
+        words = "a redirection without end" if isinstance(error, RecursionError) else words
+        return Answer(
+            "refused", f"what answers is no S3 service: {words}", "check data.storage.endpoint_url and proxies"
+        )
     return None
+
+
+def _refuse_page(http_response: Any, **_: object) -> None:
+    """What a proxy, the login of a network or the console of a service answers is no object, and stores none."""
+    headers = http_response.headers
+    if http_response.status_code < 300 and "html" in headers.get("Content-Type", "") and "ETag" not in headers:
+        raise ValueError(f"it gives a web page ({headers['Content-Type']})")
 
 
 def _untrusted(error: BaseException | None) -> bool:

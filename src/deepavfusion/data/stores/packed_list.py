@@ -191,8 +191,10 @@ def check_clips(found: Any, split: str, packed: int) -> None:
     lists = [found[key] for key in ("classes", "notes")] + found["mixtures"]
     columns = [found[key] for key in ("clips", "missing", "excluded")]
     lists += [part[name] for part in columns for name in ("id", "video")] + [found["excluded"]["why"]]
-    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
-        raise TypeError("a name is no text")
+    for texts in lists:
+        "".join(texts).encode()  # an error if one is no text, or could not be written
+        if not isinstance(texts, list):
+            raise TypeError("names are no list")
     labels = [part["label"] for part in columns] + [each for part in columns for each in part["labels"]]
     least = 0 if classes else -1
     if not all(type(label) is int and least <= label < len(classes) for numbers in labels for label in numbers):
