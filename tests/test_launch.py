@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,15 +17,17 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.fabric.plugins.environments import LightningEnvironment
+from torch.distributed import TCPStore
 
 from deepavfusion.cli import entry
 from deepavfusion.runs import directory
 from deepavfusion.runs.directory import METRICS, choose_run_dir, held
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import SaidByFirst, UserError
+from deepavfusion.utils.launch import trainer as launch_trainer
 from deepavfusion.utils.launch.launcher import COUNTS, FIRST, Launch, alone, launch
-from deepavfusion.utils.launch.trainer import LaunchedEnvironment, fit
-from deepavfusion.utils.processes import check_single
+from deepavfusion.utils.launch.trainer import LaunchedEnvironment, fit, meet
+from deepavfusion.utils.processes import check_counts, check_single
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 TORCHRUN |= {"GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0"}
@@ -185,6 +189,41 @@ def test_processes_of_a_launcher_know_where_to_meet(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("MASTER_ADDR")
     with pytest.raises(SaidByFirst, match=r"mpirun started processes on 2 machines, .*export MASTER_ADDR"):
         _ = LaunchedEnvironment(Launch("mpirun", 4, 0, 2, 0, 2, 0)).main_address
+
+
+@pytest.mark.parametrize(("local_rank", "kind"), [("0", UserError), ("1", SaidByFirst)])
+def test_processes_that_cannot_meet_end_in_one_sentence(local_rank, kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UserError) as error:
+            meet(LightningEnvironment(), lambda: TCPStore("127.0.0.1", port, 2, True) and None)
+    assert type(error.value) is kind
+    assert f"cannot meet at 127.0.0.1:{port} (" in str(error.value)
+    assert "EADDRINUSE" in str(error.value)
+
+
+def test_process_that_waits_to_meet_others_says_so(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    monkeypatch.setattr(launch_trainer, "QUIET", 0.01)
+    meet(LightningEnvironment(), lambda: time.sleep(0.2))
+    assert capfd.readouterr().err == "waiting at first:1234 for the other processes of this run …\n"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "5"},
+        {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "2"},
+    ],
+)
+def test_ranks_beyond_the_number_of_processes_are_an_error(variables: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"the variables .*=2.* contradict each other: .*without it \(unset "):
+        check_counts(variables)
+    check_counts({name: "1" if name.endswith("RANK") else value for name, value in variables.items()})
 
 
 @pytest.mark.parametrize(

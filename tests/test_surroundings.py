@@ -25,7 +25,7 @@ from deepavfusion.runs import signing
 from deepavfusion.utils import quiet
 from deepavfusion.utils.errors import UserError, limited
 from deepavfusion.utils.files import write_whole
-from deepavfusion.utils.launch.launcher import COUNTS
+from deepavfusion.utils.launch.launcher import COUNTS, PARENT, launch
 from deepavfusion.utils.launch.signals import STOPPED
 from deepavfusion.utils.processes import check_counts, check_folder
 
@@ -171,7 +171,9 @@ def test_first_process_ends_when_only_the_others_were_asked_to_stop(
 
 
 def test_process_whose_first_one_ended_before_they_met_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, left = watching(monkeypatch, LOCAL_RANK="1", DEEPAVFUSION_FIRST="1000000000")
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # even before it looked for the first time
+    watch, left = watching(monkeypatch, LOCAL_RANK="1", DEEPAVFUSION_FIRST=str(PARENT))
+    assert launch().by == "lightning"  # or it would wait for lists, and for others
     assert watch.thread is not None
     watch.thread.join(10)
     assert left == [STOPPED]

@@ -72,7 +72,7 @@ def shorten_socket_names() -> None:
 
 
 def check_counts(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise a `UserError` if what launchers set is no number."""
+    """Raise a `UserError` if what launchers set is no number, or numbers that do not belong together."""
     for name in COUNTS:
         value = environment.get(name, "0")
         if not is_count(value):
@@ -80,6 +80,14 @@ def check_counts(environment: Mapping[str, str] = os.environ) -> None:
                 f"the environment variable {name} is {value!r:.80}, expected a whole number, as torchrun and srun set "
                 f"it: start the command with one of these, or without it (unset {name})."
             )
+    found = launch(environment)
+    if found.by in VARIABLES and not (found.rank < found.processes and found.local_rank < found.local_processes):
+        given = [name for name in dict.fromkeys(VARIABLES[found.by]) if environment.get(name)]
+        raise UserError(
+            f"the variables {', '.join(f'{name}={environment[name]}' for name in given)} contradict each other: "
+            f"expected ranks below the numbers of processes, as {found.by} sets them: start the command with "
+            f"{found.by}, or without it (unset {' '.join(given)})."
+        )
 
 
 def check_single(script: str) -> None:

@@ -18,7 +18,7 @@ from torch.distributed import distributed_c10d
 
 from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.callbacks.guard.heartbeat import Heartbeat
-from deepavfusion.utils.launch.launcher import FIRST, VARIABLES, launch
+from deepavfusion.utils.launch.launcher import FIRST, launch
 from deepavfusion.utils.launch.signals import STOPPED, tell
 
 GRACE = 1.5  # s for a failing process to print why
@@ -51,7 +51,7 @@ class ProcessWatch(Callback):
             # Called with the processes once they are started: they load for seconds before `setup`, and no hook comes
             # sooner. Lightning's own observer looks every 5 s, and kills this process without a word.
             launcher._launch_process_observer = partial(self._start, self._watch_others)
-        elif FIRST in os.environ and launch().by not in VARIABLES:  # or left over from whoever called the launcher
+        elif launch().by == "lightning":
             self._start(self._watch_first, int(os.environ[FIRST]))
 
     def _start(self, watch: Callable[[Any], None], whom: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 FIRST = "DEEPAVFUSION_FIRST"  # environment variable: the process that starts the others on this machine
+PARENT = os.getppid()  # also once it has ended
 MOST_DIGITS = 9
 
 # launcher: a variable that it always sets · number of processes · rank · processes on this machine · rank on this
@@ -82,7 +83,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
         return found
     rank_here, node_here = _number(environment, "LOCAL_RANK") or 0, _number(environment, "NODE_RANK") or 0
     processes = _number(environment, "WORLD_SIZE") or 1
-    if rank_here and environment.get(FIRST) == str(os.getppid()):  # also where srun started the first one
+    if rank_here and environment.get(FIRST) == str(PARENT):  # also where srun started the first one
         return Launch("lightning", processes, rank_here, processes, rank_here, 1, node_here)
     number = _number(environment, "RANK") or rank_here or node_here
     if found is None and (processes > 1 or number):

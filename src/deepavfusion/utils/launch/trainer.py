@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +15,11 @@ from torch import distributed
 
 from deepavfusion.utils.errors import SaidByFirst, UserError
 from deepavfusion.utils.launch.launcher import VARIABLES, Launch, by_hand, launch, launcher_process
+from deepavfusion.utils.launch.signals import tell
 
 GIVEN_PORT = os.environ.get("MASTER_PORT")  # before Lightning chooses one
 PORTS = range(15_000, 25_000)  # below those that systems give to connections (32768…)
+QUIET = 60.0  # s after which a process says that it waits for others
 
 
 class Fit(NamedTuple):
@@ -141,6 +145,34 @@ def fit(devices: Any, num_nodes: int, accelerator: Any = "auto", nodes_given: bo
             f"start as many as there are GPUs, and let each see all of them{hint}."
         )
     return Fit(here if given is None else devices, nodes, LaunchedEnvironment(found))
+
+
+def meet(environment: ClusterEnvironment, join: Callable[[], None]) -> None:
+    """Let this process meet the others of the run, which waits for the last one.
+
+    Args:
+        environment: says where.
+        join: lets it.
+
+    Raises:
+        UserError: they cannot meet; a `SaidByFirst` on all but one process of a machine.
+    """
+    place = f"{environment.main_address}:{environment.main_port}"
+    waits = threading.Timer(QUIET, tell, [f"waiting at {place} for the other processes of this run …"])
+    waits.daemon = True
+    if environment.global_rank() == 0:
+        waits.start()
+    try:
+        join()
+    except (RuntimeError, ValueError) as error:
+        raise (SaidByFirst if environment.local_rank() else UserError)(
+            f"the processes of this run cannot meet at {place} ({str(error).strip().splitlines()[0]}): expected a "
+            "machine that all of them reach (MASTER_ADDR), a port that is free there (MASTER_PORT), and the interface "
+            "that leads to it (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME; `ip -br address` lists them); correct or unset "
+            "these variables."
+        ) from error
+    finally:
+        waits.cancel()
 
 
 def part() -> None:
