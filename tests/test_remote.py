@@ -233,6 +233,47 @@ def test_no_bucket_no_keys(bucket: Service) -> None:
         opened().read("packed.json", 100)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("credential_process = /no/such/tool", "No such file"),
+        ("credential_process = echo", "Expecting value"),
+        ("s3 = path", "attribute"),
+        ("region = eu west", "eu west"),
+        ("endpoint_url = http://host/?key=hidden", r"http://host/\?…"),
+    ],
+)
+def test_what_files_of_aws_say_is_named(config: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(f"[default]\n{config}\n")
+    with environment(AWS_CONFIG_FILE=str(tmp_path / "config")), pytest.raises(UserError, match=words) as error:
+        opened().read("packed.json", 100)
+    assert "data.storage.endpoint_url" in str(error.value)
+    assert "hidden" not in str(error.value)
+
+
+def test_a_tool_for_keys_that_fails_later_is_waited_for(bucket: Service, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("""#!/bin/sh\necho '{"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b"}'\n""")
+    tool.chmod(0o755)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {tool}\n")
+    with environment(AWS_CONFIG_FILE=str(tmp_path / "config"), AWS_ENDPOINT_URL=bucket.url):
+        root = opened(0.05)
+        assert root.read("packed.json", 100) == b"{}"
+        tool.unlink()
+        root._made = None
+        with pytest.raises(Unreachable, match="No such file"):
+            root.read("packed.json", 100)
+
+
+def test_a_line_break_in_a_key(bucket: Service) -> None:
+    with (
+        environment(**KEYS, AWS_SESSION_TOKEN="token-hidden\n", AWS_ENDPOINT_URL=bucket.url),
+        pytest.raises(UserError, match="line break") as error,
+    ):
+        opened().read("packed.json", 100)
+    assert "hidden" not in str(error.value)
+
+
 def test_signs_of_life(bucket: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller is called while a request blocks."""
     assert remote_module.TICK < 1

@@ -16,7 +16,7 @@ from deepavfusion.utils.errors import TemporaryError
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # s between attempts; the last one from then on
 LINES_APART = 60.0  # s between lines about one storage, of all processes of a start
 SHORTEST = 6  # characters of a secret; shorter ones are those of trials, and parts of words
-USER = re.compile(r"(?<=://)[^@\s\"']*@")  # user:password@ in an address
+USER = re.compile(r"(?<=://)[^\s\"']*@")  # user:password@ in an address
 SIGNED = re.compile(r"\?[^\s\"'>)]*")  # the query of an address may be a signature
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from deepavfusion.data.storage.faults import Answer, Exists, scrubbed
+from deepavfusion.data.storage.faults import SIGNED, Answer, Exists, scrubbed
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.storage.transfer import Transfer
 from deepavfusion.utils.errors import UserError
@@ -20,6 +20,10 @@ from deepavfusion.utils.files import no_file
 CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0  # without an answer, until a connection counts as broken
 BLOCK = 2**15  # bytes; a connection that gives less in `READ_SECONDS` is broken
 KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if there is one, AWS_SESSION_TOKEN, or AWS_PROFILE"
+SETTINGS = (
+    "check ~/.aws/config and ~/.aws/credentials, data.storage.endpoint_url (http(s)://<host>:<port>) and "
+    f"data.storage.region, or set {KEYS}"
+)
 ACCESS = f"set {KEYS}, or data.storage.anonymous=true for a public bucket"
 REMEDIES = {  # of codes of S3
     "NoSuchBucket": "check the name of the bucket, data.storage.endpoint_url and data.storage.region",
@@ -37,6 +41,20 @@ PASSING = "RequestTimeout", "SlowDown", "OperationAborted", "IncompleteBody", "I
 ENDPOINTS = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"
 
 
+class _SettingsError(Exception):
+    """Of what the settings, the environment or the files of AWS say."""
+
+
+@contextmanager
+def _settings_named() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
+        raise _SettingsError(str(error)) from error
+
+
 class S3:
     """A bucket, or a folder in it; the client belongs to one process.
 
@@ -47,6 +65,7 @@ class S3:
 
     session: ClassVar[Any] = None  # the last one of this process
 
+    @_settings_named()
     def __init__(self, root: str, settings: StorageSettings) -> None:
         from botocore import UNSIGNED  # here: it takes a while, and nothing else needs it
         from botocore.config import Config
@@ -71,19 +90,14 @@ class S3:
             "region_name": settings.region or session.get_config_variable("region") or "us-east-1",
             "verify": _checked_bundle(bundle) if bundle else None,
         }
-        try:
-            self.client: Any = session.create_client("s3", config=shared, **given)
-        except ValueError as error:  # of a profile
-            raise UserError(
-                f"the storage has no valid endpoint ({scrubbed(str(error), self.secrets())}); expected "
-                "http(s)://<host>:<port>: set it so in ~/.aws/config, or set data.storage.endpoint_url."
-            ) from None
+        self.client: Any = session.create_client("s3", config=shared, **given)
         check_endpoint(self.client.meta.endpoint_url)
         if not _is_aws(self.client.meta.endpoint_url) and not _style(session):
             # Most other services, and those on a numeric address, know buckets only in the path.
             self.client = session.create_client(
                 "s3", config=shared.merge(Config(s3={"addressing_style": "path"})), **given
             )
+        self.client.meta.events.register("before-sign.s3", _renew)
         self.client.meta.events.register("after-call.s3", _refuse_page)
 
     # ---- requests
@@ -188,6 +202,10 @@ def explain(error: BaseException, secrets: list[str | None]) -> Answer | None:
         return Answer("fault" if heals else "refused", words, remedy)
     if isinstance(error, exceptions.NoCredentialsError):
         return Answer("refused", "no credentials were found", ACCESS)
+    if isinstance(error, _SettingsError):
+        return Answer("refused", words, SETTINGS)
+    if "Invalid header value" in words:  # which it repeats
+        return Answer("refused", "a key or token has a line break in it", f"set the right {KEYS}")
     broken = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError, HTTPError
     if isinstance(error, broken):
         if _untrusted(error):
@@ -204,6 +222,13 @@ def explain(error: BaseException, secrets: list[str | None]) -> Answer | None:
             "refused", f"what answers is no S3 service: {words}", "check data.storage.endpoint_url and proxies"
         )
     return None
+
+
+@_settings_named()
+def _renew(request_signer: Any, **_: object) -> None:
+    """Renew keys that end now, where an error is known to be one of what gives them."""
+    if request_signer._credentials:
+        request_signer._credentials.get_frozen_credentials()
 
 
 def _refuse_page(http_response: Any, **_: object) -> None:
@@ -258,7 +283,8 @@ def check_endpoint(url: str | None) -> None:
         )
     if not fits:
         raise UserError(
-            f"data.storage.endpoint_url (or AWS_ENDPOINT_URL) is {url}; expected http(s)://<host>:<port>: set it so."
+            f"data.storage.endpoint_url (or AWS_ENDPOINT_URL) is {SIGNED.sub('?…', url)}; expected "
+            "http(s)://<host>:<port>: set it so."
         )
 
 
