@@ -378,6 +378,13 @@ def test_own_certificates(bucket: Service, https: tuple[Service, str], tmp_path:
         "data.root=hf://hidden@datasets/user/name",
         "data.root=https://bucket.host/folder?X-Amz-Signature=hidden",
         "s3://key:hidden@bucket/folder",
+        "data.root=s3:/key:hidden@bucket/folder",
+        "data.storage.endpoint_url=user:hidden@host:9000",
+        "+hydra.job.env_set={A:b, AWS_SECRET_ACCESS_KEY:hidden}",
+        "+data.storage={'secret_key': hidden}",
+        "+x=[{token:hidden}]",
+        "run.name=x${oc.env:HF_TOKEN}",
+        "--aws-secret-access-key=hidden",
     ],
 )
 def test_secrets_are_no_part_of_a_command(given: str) -> None:
@@ -385,7 +392,9 @@ def test_secrets_are_no_part_of_a_command(given: str) -> None:
         refuse_secrets(["experiment=pretrain_vggsound", given])
     assert "hidden" not in str(error.value)
     refuse_secrets(["data.root=s3://bucket/folder", "data.storage.region=eu", "~data.storage.token", "resume=a@b?c"])
-    refuse_secrets(["data.root=hf://datasets/user/name@v1/folder"])
+    refuse_secrets(
+        ["data.root=hf://datasets/user/name@v1/folder", "run.name=${oc.env:USER}", "x=[a,token]", "y={a:token}"]
+    )
 
 
 def test_a_key_that_storage_has_not_is_named_without_its_value() -> None:

@@ -13,13 +13,14 @@ from deepavfusion.config.ranges import RULES
 from deepavfusion.utils.errors import UserError
 
 STORAGE = "data.storage."
-NAMES = re.compile(
+NAME = (
     r"(\w+_)?(secret|password|passwd|credentials?|access_key(_id)?|secret_key|account_key|api_key|session_token|"
-    r"(access|auth|hf|sas|security)_token|token)",
-    re.IGNORECASE,
+    r"(access|auth|hf|sas|security)_token|token)"
 )
+NAMES = re.compile(NAME, re.IGNORECASE)
+WITHIN = re.compile(rf"""[{{,]\s*["']?{NAME}["']?\s*:|oc\.env:\s*{NAME}\b""", re.IGNORECASE)  # a value
 # user:password@ of an address, where keys of S3 may have slashes; name@revision is of hf://. Or a signature.
-VALUES = re.compile(r"(?<!hf)://\S*@|hf://[^/\s]*@|://\S*\?")
+VALUES = re.compile(r"(?<!hf):/+\S*@|hf://[^/\s]*@|://\S*\?")
 INSTEAD = (
     "give keys and tokens in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or "
     "AWS_PROFILE; see docs/scaling.md)"
@@ -46,7 +47,8 @@ def refuse_secrets_in(cfg: DictConfig) -> None:
 
 def _refuse(key: str, value: str) -> None:
     given = not key.endswith("._target_") and value not in ("", "null", "None")
-    if given and NAMES.fullmatch(key.rpartition(".")[2]):
+    if given and (NAMES.fullmatch(key.rpartition(".")[2].replace("-", "_")) or WITHIN.search(value)):
+        key = key if key != value else "the command"
         raise UserError(f"{key} would be recorded with the run; expected no secret in a command or config: {INSTEAD}.")
     if given and key.startswith(STORAGE) and key not in RULES:  # perhaps a secret: it is not repeated, as Hydra would
         known = ", ".join(name.removeprefix(STORAGE) for name in RULES if name.startswith(STORAGE))
@@ -54,7 +56,7 @@ def _refuse(key: str, value: str) -> None:
             f"there is no key {key}; expected {STORAGE}<one of: {known}>: correct it (keys and tokens are given in the "
             "environment only)."
         )
-    if VALUES.search(value):
+    if VALUES.search(value) or (key == f"{STORAGE}endpoint_url" and "@" in value):
         raise UserError(
             f"{key if key != value else 'the command'} holds an address with a password or a signature, which would be "
             f"recorded; expected <scheme>://<bucket or host>/<folder>: {INSTEAD}."
