@@ -19,7 +19,7 @@ from deepavfusion.data.stores import destination
 from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.types import Clip
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import TemporaryError, UserError
 from helpers.storage import Service, stored
 
 ROOT = "s3://data/packed"
@@ -70,6 +70,30 @@ def packed(lists: Lists, settings: PackSettings = SMALL, patience: float = 5.0) 
 
 def chunks(service: Service) -> list[str]:
     return [request for request in service.asked if request.startswith("PUT") and "chunk-" in request]
+
+
+def test_who_may_not_write_is_told_at_once(bucket: Service, lists: Lists) -> None:
+    bucket.fault = lambda method, path: (403, "AccessDenied") if method == "PUT" else None
+    with pytest.raises(UserError, match=r"refuses .*AccessDenied.*also to write") as error:
+        packed(lists)
+    assert error.value.status == 2
+
+
+def test_chunks_that_are_removed_meanwhile(bucket: Service, lists: Lists, local: dict[str, bytes]) -> None:
+    """A pack that lacks some is not called complete; the same command packs them."""
+
+    def remove(method: str, path: str) -> None:
+        if method == "PUT" and "test/chunk-" in path:
+            bucket.client.delete_object(Bucket="data", Key="packed/train/chunk-00000.bin")
+
+    bucket.fault = remove
+    with pytest.raises(TemporaryError, match=r"lost chunks .*, 1 of 4, such as train/chunk-00000\.bin"):
+        packed(lists)
+    assert "packed.json" not in stored(bucket, "data", "packed")
+    bucket.reset()
+    packed(lists)
+    assert stored(bucket, "data", "packed") == local
+    assert len(chunks(bucket)) == 1
 
 
 def test_the_objects_are_the_files_of_a_folder(bucket: Service, lists: Lists, local: dict[str, bytes], tmp_path: Path):

@@ -67,7 +67,7 @@ class Remote:
         waiting: Callable[[], None] | None = None,
     ) -> None:
         self.root, self.settings, self.waiting = root.rstrip("/"), settings, waiting
-        self.answered = False  # ever
+        self.answered: set[bool] = set()  # ever, when it was read (False) and written to (True)
         self.known = ""  # the object that was read last
         self.given_up = False
         self._make, self._notices = backend, Notices()
@@ -132,16 +132,16 @@ class Remote:
 
     def upload(self, path: Path, name: str) -> None:
         """Store a file; nothing, or all of it, is there at any time."""
-        self._ask(name, lambda backend, _: backend.put(name, path))
+        self._ask(name, lambda backend, _: backend.put(name, path), writes=True)
 
     def write(self, name: str, content: bytes) -> None:
         """Store a small object."""
-        self._ask(name, lambda backend, _: backend.write(name, content))
+        self._ask(name, lambda backend, _: backend.write(name, content), writes=True)
 
     def create(self, name: str, content: bytes) -> bool:
         """Store a small object unless there is one, as far as the service knows such a condition; whether it did."""
         try:
-            self._ask(name, lambda backend, _: backend.write(name, content, new=True))
+            self._ask(name, lambda backend, _: backend.write(name, content, new=True), writes=True)
         except Exists:
             return False
         return True
@@ -187,7 +187,13 @@ class Remote:
 
     # ---- until it answers
 
-    def _ask(self, name: str, request: Callable[[Backend, Patience], T], since: float | None = None) -> T:
+    def _ask(
+        self,
+        name: str,
+        request: Callable[[Backend, Patience], T],
+        since: float | None = None,
+        writes: bool = False,
+    ) -> T:
         patience, missing, denied = Patience(self.settings.patience_seconds, since), 0, 0
         with self._alive():
             while True:
@@ -201,7 +207,7 @@ class Remote:
                         raise
                 else:
                     self._notices.healed(self.root)
-                    self.answered = True
+                    self.answered.add(writes)
                     return result
                 if answer.kind in ("denied", "refused"):
                     self._made = None  # credentials may have been renewed: the next client reads them
@@ -211,7 +217,7 @@ class Remote:
                     denied += 1
                 if missing >= MISSING_ASKS or denied >= DENIED_ASKS:
                     raise Missing(f"{self.root}/{name} ({answer.words})") from None
-                if answer.kind in ("denied", "refused") and not self.answered:
+                if answer.kind in ("denied", "refused") and writes not in self.answered:
                     raise UserError(f"storage {self.root} refuses ({answer.words}): {answer.remedy}.") from None
                 self._pause(patience, answer)
 

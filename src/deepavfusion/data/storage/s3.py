@@ -31,7 +31,7 @@ REMEDIES = {  # of codes of S3
     "SignatureDoesNotMatch": f"set the right {KEYS}",
     "ExpiredToken": f"get new credentials and set {KEYS}",
     "InvalidToken": f"get new credentials and set {KEYS}",
-    "AccessDenied": f"ask for the right to read and list it, or set {KEYS} of one who has it",
+    "AccessDenied": f"ask for the right to read and list it (to pack, also to write), or set {KEYS} of one who has it",
     "RequestTimeTooSkewed": "set the clock of this machine",
 }
 WITHOUT = "NoSuchKey", "404"

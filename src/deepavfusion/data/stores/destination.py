@@ -175,7 +175,7 @@ class Bucket:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """What is there at the start."""
+        """What is there at the start, and what was there at the end."""
         return self.remote.sizes("")
 
     def check(self, folders: Collection[str]) -> None:
@@ -231,6 +231,7 @@ class Bucket:
         self.jobs.join()
         self._raise()
         self._check_plan()
+        del self.sizes
 
     def give_up(self) -> None:
         self.remote.give_up()

@@ -29,7 +29,7 @@ from deepavfusion.data.stores.packed_list import check_index, to_json
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import progress_bar, say
-from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.errors import DecodeError, TemporaryError, UserError
 from deepavfusion.utils.pool import Lost, call_apart
 
 PLAN, PARTS = ".pack.json", ".parts"
@@ -123,6 +123,11 @@ def pack(
             for done in _run(todo, place, settings, workers, time_limit, records):
                 bar.advance(task, done)
             place.finish()
+        if lost := [part for part in parts if not _is_stored(place, part, records[part.record])]:
+            raise TemporaryError(
+                f"{place} lost chunks while the others were packed, {len(lost)} of {len(parts)}, such as "
+                f"{lost[0].path}: see what removes or replaces them, then give the same command again."
+            )
         splits = {
             split: _finish(place, clips, [(part, records[part.record]) for part in parts if part.split == split])
             for split, clips in lists.items()
@@ -235,8 +240,7 @@ def _written(place: Destination, parts: Sequence[Part]) -> dict[str, Record]:
     def look(part: Part) -> Record | None:
         try:
             record = place.record(part.record)
-            there = place.size(part.path) if record and record["packed"] else 0
-            return record if record and there == record["bytes"] and _is_of(record, part) else None
+            return record if record and _is_stored(place, part, record) and _is_of(record, part) else None
         except Unreachable:
             raise
         except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
@@ -250,6 +254,10 @@ def _written(place: Destination, parts: Sequence[Part]) -> dict[str, Record]:
             place.give_up()
             threads.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _is_stored(place: Destination, part: Part, record: Record) -> bool:
+    return (place.size(part.path) if record["packed"] else 0) == record["bytes"]
 
 
 def _is_of(record: dict[str, Any], part: Part) -> bool:
