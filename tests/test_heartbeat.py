@@ -233,6 +233,13 @@ def test_an_error_of_ones_own_is_no_broken_connection(processes: Processes) -> N
     assert processes.text(0) == "dead: []"
 
 
+def test_the_first_process_does_not_wait_for_who_failed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Heartbeat(lambda: None, 0, 3, pytest.fail, "", BEAT, 60.0)
+    first.signs = {1: "4 2", 2: "7 done"}
+    monkeypatch.setattr(first, "_read", lambda *_: pytest.fail("waits"))
+    first.stop()
+
+
 def test_who_is_asked_to_stop_leaves_without_a_status() -> None:
     class Store:
         def __init__(self) -> None:

@@ -53,7 +53,7 @@ LOADS = {  # what a script is about to do, which takes seconds before it prints 
     "benchmark": "loading PyTorch …",
 }
 SEVERAL = ("train", "eval")  # scripts that processes of a launcher may work on together
-FIRST_SAYS = 3.0  # s that others wait: most errors are everyone's, and the launcher then ends them
+FIRST_SAYS = 5.0  # s that others wait: most errors are everyone's, and the launcher then ends them
 Complete = Callable[[list[str]], tuple[list[str], str | None]]
 
 

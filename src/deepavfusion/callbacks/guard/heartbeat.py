@@ -117,7 +117,7 @@ class Heartbeat:
         self.state = self.state or (DONE if self.over.is_set() else "1")  # in the middle: nobody has said why
         deadline = time.monotonic() + 1.5 * self.beat
         # The store ends with this process: let the others say their last word there, or see that they have to end.
-        while self.rank == 0 and time.monotonic() < deadline and {*map(self._state, self.others)} != {DONE}:
+        while self.rank == 0 and time.monotonic() < deadline and not all(map(self._has_ended, self.others)):
             with suppress(Exception):
                 self._read(self.store, self.others)
             time.sleep(self.beat / 40)
@@ -163,6 +163,9 @@ class Heartbeat:
         """With which a process ended that met an error."""
         state = self._state(rank)
         return int(state) if state.isdecimal() else None
+
+    def _has_ended(self, rank: int) -> bool:
+        return self._state(rank) == DONE or self._status(rank) is not None
 
     def _state(self, rank: int) -> str:
         return self.signs.get(rank, "").partition(" ")[2]
