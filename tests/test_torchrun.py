@@ -84,6 +84,28 @@ def test_the_processes_of_two_machines_train_one_run(data_root: Path, tmp_path: 
     assert "train/loss" in json.loads((tmp_path / "pretrain/runs/x/metrics.json").read_text())
 
 
+def test_a_run_goes_on_where_torchrun_starts_its_processes_again(data_root: Path, tmp_path: Path) -> None:
+    words = ["trainer=ddp_sim", f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.name=x"]
+    words += ["trainer.max_epochs=30", "callbacks.checkpoints.every_n_epochs=1"]
+    process = start("src/train.py", *SHORT, *words, options=("--standalone", "--nproc-per-node=2", "--max-restarts=1"))
+    last, until = tmp_path / "pretrain/runs/x/checkpoints/last.ckpt", time.monotonic() + 120
+    while not last.exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.kill(second_of(process.pid), signal.SIGKILL)
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, out
+    assert (tmp_path / "pretrain/runs/x/metrics.json").is_file()
+    assert "resum" in out.lower()
+
+
+def second_of(pid: int) -> int:
+    """The child of a torchrun that is its rank 1."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (child,) = (int(n) for n in children if b"\0RANK=1\0" in Path(f"/proc/{n}/environ").read_bytes())
+    return child
+
+
 def test_scripts_of_one_process_are_refused(tmp_path: Path) -> None:
     out = start("src/prepare.py", "command=demo", f"root={tmp_path / 'demo'}").communicate(timeout=120)[0]
     assert out.count("torchrun started 2 processes of prepare.py, which would write the same files") == 1

@@ -35,7 +35,7 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.cores import own_cores
 from deepavfusion.utils.launch.launcher import alone
 from deepavfusion.utils.launch.signals import on_leaving
-from deepavfusion.utils.launch.trainer import Fit, fit, meet
+from deepavfusion.utils.launch.trainer import Fit, fit, join, meet
 from deepavfusion.weights.restored import check_plan_of_task
 
 SWITCHES = {
@@ -113,8 +113,9 @@ def build(
         # strategy is made. Processes that died are seen by callbacks/guard/heartbeat.py.
         patience = OmegaConf.select(cfg, "data.storage.patience_seconds") or 0
         trainer.strategy._timeout = timedelta(seconds=1800 + 3 * patience)
-        join, place = trainer.strategy.setup_distributed, trainer.strategy.cluster_environment
-        trainer.strategy.setup_distributed = partial(meet, place, join)  # type: ignore[method-assign, arg-type]
+        set_up, place = trainer.strategy.setup_distributed, trainer.strategy.cluster_environment
+        meeting: Any = partial(meet, place, partial(join, trainer.strategy, set_up))  # type: ignore[arg-type]
+        trainer.strategy.setup_distributed = meeting  # type: ignore[method-assign]
     if trainer.num_devices > 1 and not more.environment.creates_processes_externally:  # Lightning starts the others
         datamodule.handover.give(datamodule.found)
     _drop_incomplete_step(trainer, datamodule)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
+from torch.distributed import PrefixStore, TCPStore
 
 from deepavfusion.utils.errors import SaidByFirst, UserError
 from deepavfusion.utils.launch.launcher import VARIABLES, Launch, by_hand, launch, launcher_process
@@ -139,10 +141,14 @@ def fit(devices: Any, num_nodes: int, accelerator: Any = "auto", nodes_given: bo
         raise SaidByFirst(_contradiction(f"{found.by} started", found, count, nodes))
     gpus = _gpus(accelerator)
     if gpus is not None and here > max(1, gpus):
-        hint = "; with srun, --gpus-per-node and no --gpus-per-task" if found.by == "srun" else ""
+        remedy = "start as many as there are GPUs, and let each see all of them"
+        if not gpus:
+            remedy = "on CPUs, give trainer=ddp_sim"
+        elif found.by == "srun":
+            remedy += "; with srun, --gpus-per-node and no --gpus-per-task"
         raise SaidByFirst(
             f"{found.by} started {here} processes on a machine, each of which sees {gpus} GPU{'s' * (gpus != 1)}: "
-            f"start as many as there are GPUs, and let each see all of them{hint}."
+            f"{remedy}."
         )
     return Fit(here if given is None else devices, nodes, LaunchedEnvironment(found))
 
@@ -173,6 +179,28 @@ def meet(environment: ClusterEnvironment, join: Callable[[], None]) -> None:
         ) from error
     finally:
         waits.cancel()
+
+
+def join(strategy: DDPStrategy, set_up: Callable[[], None]) -> None:
+    """Make the group of processes, also where torchrun started them again (--max-restarts): its store holds the
+    addresses of those before.
+
+    Args:
+        strategy: of the trainer.
+        set_up: its `setup_distributed`, which makes no second group.
+    """
+    attempt, place = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), strategy.cluster_environment
+    if attempt != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and place is not None:
+        here: dict[str, Any] = {"rank": place.global_rank(), "world_size": place.world_size()}
+        store = TCPStore(place.main_address, place.main_port, is_master=False)
+        distributed.init_process_group(
+            strategy._get_process_group_backend(),
+            store=PrefixStore(f"attempt_{attempt}", store),
+            timeout=strategy._timeout,
+            device_id=None if strategy.root_device.type == "cpu" else strategy.root_device,
+            **here,
+        )
+    set_up()
 
 
 def part() -> None:
