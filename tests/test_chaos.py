@@ -20,7 +20,10 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("kind", "processes", "kills"),
-    [("raw", 1, 2), *(pytest.param(*case, marks=pytest.mark.full) for case in (("packed", 1, 1), ("raw", 2, 3)))],
+    [
+        ("raw", 1, 1),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (("raw", 1, 3), ("packed", 1, 1), ("raw", 2, 3))),
+    ],
 )
 def test_a_run_that_is_killed_ends_as_an_undisturbed_one(roots, tmp_path, kind, processes, kills):
     seed = random.randrange(10**6)

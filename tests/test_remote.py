@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import HTTPClientError
 from omegaconf import open_dict
 from werkzeug.serving import make_server
 
@@ -19,6 +20,7 @@ from deepavfusion.config.compose import compose
 from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
 from deepavfusion.data.storage import faults
 from deepavfusion.data.storage import remote as remote_module
+from deepavfusion.data.storage import s3 as s3_module
 from deepavfusion.data.storage.remote import Differs, Missing, Remote, Unreachable, remote
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.utils.addresses import is_remote
@@ -186,6 +188,14 @@ def test_refused_at_once(bucket: Service, code: str, words: str) -> None:
         opened().read("packed.json", 100)
     assert not isinstance(error.value, Unreachable)
     assert len(bucket.asked) == 1
+
+
+def test_a_redirection_without_end_while_a_request_is_sent() -> None:
+    """botocore follows it until Python stops it, wherever that happens."""
+    for error in (RecursionError("maximum"), HTTPClientError(error=RecursionError("maximum"))):
+        found = s3_module.explain(error, [])
+        assert found is not None
+        assert (found.kind, "a redirection without end" in found.words) == ("refused", True)
 
 
 @pytest.mark.parametrize(

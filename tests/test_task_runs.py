@@ -45,9 +45,18 @@ def test_evaluation_repeats_every_number_and_table(run, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "given",
-    [pytest.param(["data.batch_size=1"], marks=pytest.mark.full), ["data.batch_size=7", "data.num_workers=2"]],
-    ids=" ".join,
+    ("run", "given"),
+    [
+        ("several", ["data.batch_size=7", "data.num_workers=2"]),
+        ("segmented", ["data.batch_size=7", "data.num_workers=2"]),
+        *(
+            pytest.param(kind, given, marks=pytest.mark.full)
+            for kind in RUNS
+            for given in (["data.batch_size=1"], ["data.batch_size=7", "data.num_workers=2"])
+        ),
+    ],
+    indirect=["run"],
+    ids=str,
 )
 def test_evaluation_depends_neither_on_batches_nor_on_workers(run, given, monkeypatch):
     run_dir, checkpoint, tolerance = run

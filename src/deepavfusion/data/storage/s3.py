@@ -206,6 +206,9 @@ def explain(error: BaseException, secrets: list[str | None]) -> Answer | None:
         return Answer("refused", words, SETTINGS)
     if "Invalid header value" in words:  # which it repeats
         return Answer("refused", "a key or token has a line break in it", f"set the right {KEYS}")
+    if isinstance(error, exceptions.HTTPClientError):  # which it makes of any error while a request is sent
+        inner = error.kwargs.get("error")
+        error = inner if isinstance(inner, RecursionError) else error
     broken = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError, HTTPError
     if isinstance(error, broken):
         if _untrusted(error):
