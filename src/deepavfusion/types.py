@@ -153,22 +153,28 @@ class Batch:
 
 @dataclass
 class EncoderOutput:
-    """The three streams after their final LayerNorm, and on request every layer before it.
+    """The streams after their final LayerNorm, and on request every layer before it.
 
     Shapes: image [B, N_image, D], audio [B, N_audio, D], fusion [B, N_fusion, D], where N counts the patches kept
-    when a mask was given. `*_layers`: L tensors of the stream's shape, the output of each layer, not normalised.
+    when a mask was given; None: the modality is absent. `*_layers`: L tensors of the stream's shape, the output of
+    each layer, not normalised; none of an absent one.
     """
 
-    image: Tensor
-    audio: Tensor
+    image: Tensor | None
+    audio: Tensor | None
     fusion: Tensor
     image_layers: list[Tensor] = field(default_factory=list)
     audio_layers: list[Tensor] = field(default_factory=list)
     fusion_layers: list[Tensor] = field(default_factory=list)
 
+    @property
+    def tokens(self) -> dict[str, Tensor]:
+        """Those streams of "image", "audio", "fusion" that exist."""
+        return {name: getattr(self, name) for name in STREAMS if getattr(self, name) is not None}
+
     def pooled(self) -> dict[str, Tensor]:
-        """The mean over the tokens of each stream: {"image", "audio", "fusion"} -> [B, D]."""
-        return {name: getattr(self, name).mean(dim=1) for name in STREAMS}
+        """The mean over the tokens of each stream that exists: {"image", "audio", "fusion"} -> [B, D]."""
+        return {name: tokens.mean(dim=1) for name, tokens in self.tokens.items()}
 
 
 @dataclass

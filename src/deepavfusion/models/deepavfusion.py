@@ -14,12 +14,16 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.types import EncoderOutput
 from deepavfusion.utils.errors import UserError
 
+Streams = tuple[Tensor | None, Tensor | None, Tensor]
+"""Image, audio and fusion tokens, [B, N, D] each; None: the modality is absent."""
+
 
 class DeepAVFusion(nn.Module):
     """DeepAVFusion encoder (Mo & Morgado, CVPR 2024, section 3.2).
 
     Layer ℓ reads the three streams of layer ℓ−1 and writes all three: image tokens attend to {fusion, image}, audio
-    tokens to {fusion, audio}, fusion tokens to both modalities by the chosen fusion block.
+    tokens to {fusion, audio}, fusion tokens to both modalities by the chosen fusion block. A modality may be absent:
+    nothing is computed for it then, and nothing of it is seen.
 
     Args:
         image, audio: the two encoders, of equal embed_dim and depth.
@@ -73,8 +77,8 @@ class DeepAVFusion(nn.Module):
 
     def forward(
         self,
-        image: Tensor,
-        audio: Tensor,
+        image: Tensor | None,
+        audio: Tensor | None,
         image_keep: Tensor | None = None,
         audio_keep: Tensor | None = None,
         return_layers: bool = False,
@@ -82,31 +86,38 @@ class DeepAVFusion(nn.Module):
         """Encode a batch of clips, or the kept patches of each.
 
         Args:
-            image: [B, 3, H, W], ImageNet-normalised.
-            audio: [B / n, 1, M, F], log10 power mel spectrogram. With n > 1, each is paired with n consecutive images;
-                layers before the first fusion, which do not depend on the image, run once for all n.
+            image: [B, 3, H, W], ImageNet-normalised; None: the clips have only audio.
+            audio: [B / n, 1, M, F], log10 power mel spectrogram; None: they have only an image. With n > 1, each is
+                paired with n consecutive images; layers before the first fusion, which do not depend on the image, run
+                once for all n.
             image_keep, audio_keep: [B, K] and [B / n, K] indices of the patches to encode; None: all.
             return_layers: also return the output of every layer.
 
         Returns:
             `EncoderOutput`; tokens in the order of the keep indices (of the grid, row by row, where None).
         """
-        image_tokens = self.image.embed(image, image_keep)
-        audio_tokens = self.audio.embed(audio, audio_keep)
-        fusion = self.fusion_tokens.expand(image.shape[0], -1, -1)
-        images = image.shape[0] // max(audio.shape[0], 1)  # for each audio
-        assert image.shape[0] == images * audio.shape[0], (image.shape, audio.shape)
+        image_tokens = None if image is None else self.image.embed(image, image_keep)
+        audio_tokens = None if audio is None else self.audio.embed(audio, audio_keep)
+        present = image_tokens if audio_tokens is None else audio_tokens
+        assert present is not None, "image and audio are both None"
+        images = _images(image_tokens, audio_tokens)  # for each audio
+        clips = images * present.shape[0]
+        assert image is None or image.shape[0] == clips, (image.shape, present.shape)
+        fusion = self.fusion_tokens.expand(clips, -1, -1)
         layers: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for layer in range(self.depth):
             run = self._checkpointed if self.checkpoint_layers and self.training else self._layer
             image_tokens, audio_tokens, fusion = run(layer, image_tokens, audio_tokens, fusion)
-            images = image_tokens.shape[0] // max(audio_tokens.shape[0], 1)  # 1 from the first fusion on
+            images = _images(image_tokens, audio_tokens)  # 1 from the first fusion on
             if return_layers:
                 for stream, tokens in zip(layers, (image_tokens, _repeat(audio_tokens, images), fusion), strict=True):
-                    stream.append(tokens)
+                    stream += [] if tokens is None else [tokens]
         audio_tokens = _repeat(audio_tokens, images)
         return EncoderOutput(
-            self.image.norm(image_tokens), self.audio.norm(audio_tokens), self.fusion_norm(fusion), *layers
+            None if image_tokens is None else self.image.norm(image_tokens),
+            None if audio_tokens is None else self.audio.norm(audio_tokens),
+            self.fusion_norm(fusion),
+            *layers,
         )
 
     def attention_maps(self, image: Tensor, audio: Tensor) -> dict[str, Tensor]:
@@ -129,32 +140,39 @@ class DeepAVFusion(nn.Module):
         attention_maps: Any = getattr(block.attn, "attention_maps", None)
         if attention_maps is None:
             raise UserError(f"{type(block.attn).__name__} has no attention_maps; models/fusion.py says how to add one.")
-        streams = self.image.embed(image), self.audio.embed(audio), self.fusion_tokens.expand(image.shape[0], -1, -1)
+        fusion = self.fusion_tokens.expand(image.shape[0], -1, -1)
+        streams: Streams = (self.image.embed(image), self.audio.embed(audio), fusion)
         for before in range(layer):
             streams = self._layer(before, *streams)
         image_tokens, audio_tokens, fusion = streams
         maps = attention_maps(*block.normalise(fusion, image_tokens, audio_tokens))
         return {stream: found.mean(dim=1) for stream, found in zip(("image", "audio"), maps, strict=True)}
 
-    def _layer(self, layer: int, image: Tensor, audio: Tensor, fusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _layer(self, layer: int, image: Tensor | None, audio: Tensor | None, fusion: Tensor) -> Streams:
         """The three streams after a layer. Audio shared by several images is repeated at the first fusion."""
         image_block, audio_block = self.image.blocks[layer], self.audio.blocks[layer]
         if str(layer) not in self.fusion_blocks:
-            return image_block(image), audio_block(audio), fusion
-        images = image.shape[0] // max(audio.shape[0], 1)
+            return None if image is None else image_block(image), None if audio is None else audio_block(audio), fusion
+        images = _images(image, audio)
         # Shared audio (images > 1) occurs up to the first fusion only. Until then all rows of `fusion` are the same
         # learned tokens, so any B / n of them serve as context.
-        next_audio = audio_block(audio, context=fusion[: audio.shape[0]])
+        next_audio = None if audio is None else audio_block(audio, context=fusion[: audio.shape[0]])
         next_fusion = self.fusion_blocks[str(layer)](fusion, image, _repeat(audio, images))
-        return image_block(image, context=fusion), _repeat(next_audio, images), next_fusion
+        next_image = None if image is None else image_block(image, context=fusion)
+        return next_image, _repeat(next_audio, images), next_fusion
 
-    def _checkpointed(self, *streams: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _checkpointed(self, *streams: Any) -> Streams:
         return checkpoint(self._layer, *streams, use_reentrant=False)
 
 
-def _repeat(tokens: Tensor, times: int) -> Tensor:
+def _images(image: Tensor | None, audio: Tensor | None) -> int:
+    """How many images share each audio."""
+    return 1 if image is None or audio is None else image.shape[0] // max(audio.shape[0], 1)
+
+
+def _repeat(tokens: Tensor | None, times: int) -> Tensor | None:
     """[B / n, N, D] -> [B, N, D], each n times in a row"""
-    return tokens if times == 1 else tokens.repeat_interleave(times, dim=0)
+    return tokens if tokens is None or times == 1 else tokens.repeat_interleave(times, dim=0)
 
 
 def _layer_list(fusion_layers: str | Sequence[int], depth: int) -> list[int]:

@@ -12,7 +12,8 @@ concat(v_i, a_j), hence sums of an image and an audio term. For a query q, up to
     Σ_ij p_i r_j value_ij = Σ_i p_i V_v v_i + Σ_j r_j (V_a a_j + b), since Σ_i p_i = Σ_j r_j = 1
 
 So N + M keys replace N · M pairs: two ordinary attentions, exactly. A key bias adds the same to every logit of a query
-and cancels in the softmax.
+and cancels in the softmax. Where a modality is absent (None), the tokens of the other take the place of the pairs: its
+sum is left out, and the other's gets b.
 
 To add a kind:
 1. Write an attention with the constructor and forward of `FactorizedAttention` and enter it in `FUSION_ATTENTION`.
@@ -87,21 +88,28 @@ class FactorizedAttention(nn.Module):
         # trainable parameters that get no gradient.
         self.k.bias.requires_grad_(False)
 
-    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-        """fusion [B, n_fusion + n_image + n_audio, D], image [B, N, D], audio [B, M, D] -> like fusion"""
+    def forward(self, fusion: Tensor, image: Tensor | None, audio: Tensor | None) -> Tensor:
+        """fusion [B, n_fusion + n_image + n_audio, D], image [B, N, D], audio [B, M, D] or None -> like fusion
+
+        The aggregates of an absent modality get nothing: zeros.
+        """
         mixed, image_group, audio_group = fusion.split(self.num_tokens, dim=1)
-        image_group = self.attn_v(image_group, image)
-        audio_group = self.attn_a(audio_group, audio)
         query = self.q(mixed)
-        # Columns of the weights: the image half of concat(image, audio), then the audio half. The value bias is added
-        # once, on the audio side.
+        # Columns of the weights: the image half of concat(image, audio), then the audio half.
         key_image, key_audio = self.k.weight.chunk(2, dim=1)
         value_image, value_audio = self.v.weight.chunk(2, dim=1)
-        of_image = F.linear(image_group, key_image), F.linear(image_group, value_image)
-        of_audio = F.linear(audio_group, key_audio), F.linear(audio_group, value_audio, self.v.bias)
-        from_image = attend(query, *of_image, self.num_heads, self.scale)
-        from_audio = attend(query, *of_audio, self.num_heads, self.scale)
-        return torch.cat([self.proj(from_image + from_audio), image_group, audio_group], dim=1)
+
+        def part(group: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+            return attend(query, F.linear(group, key), F.linear(group, value, bias), self.num_heads, self.scale)
+
+        parts = []
+        image_group = torch.zeros_like(image_group) if image is None else self.attn_v(image_group, image)
+        audio_group = torch.zeros_like(audio_group) if audio is None else self.attn_a(audio_group, audio)
+        if image is not None:
+            parts.append(part(image_group, key_image, value_image, self.v.bias if audio is None else None))
+        if audio is not None:
+            parts.append(part(audio_group, key_audio, value_audio, self.v.bias))
+        return torch.cat([self.proj(sum(parts)), image_group, audio_group], dim=1)
 
     def attention_maps(self, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of the first group's tokens over pairs, summed to a modality and followed through its aggregates
@@ -133,16 +141,20 @@ class DenseAttention(nn.Module):
         self.kv = nn.Linear(2 * dim, 2 * width)  # packed [k; v]; parity: reads concat(audio token, image token)
         self.proj = nn.Linear(width, dim)
 
-    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-        """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]"""
+    def forward(self, fusion: Tensor, image: Tensor | None, audio: Tensor | None) -> Tensor:
+        """fusion [B, F, D], image [B, N, D], audio [B, M, D] or None -> [B, F, D]"""
         query = self.q(fusion)
-        # As above; the value bias again counts once, on the audio side, and the key bias cancels.
+        # As above; the value bias again counts once, on the audio side if there is one, and the key bias cancels.
         weight_audio, weight_image = self.kv.weight.chunk(2, dim=1)
-        key_image, value_image = F.linear(image, weight_image).chunk(2, dim=-1)
-        key_audio, value_audio = F.linear(audio, weight_audio, self.kv.bias).chunk(2, dim=-1)
-        from_image = attend(query, key_image, value_image, self.num_heads, self.scale)
-        from_audio = attend(query, key_audio, value_audio, self.num_heads, self.scale)
-        return self.proj(from_image + from_audio)
+        parts = []
+        for tokens, weight, bias in (
+            (image, weight_image, self.kv.bias if audio is None else None),
+            (audio, weight_audio, self.kv.bias),
+        ):
+            if tokens is not None:
+                key, value = F.linear(tokens, weight, bias).chunk(2, dim=-1)
+                parts.append(attend(query, key, value, self.num_heads, self.scale))
+        return self.proj(sum(parts))
 
     def attention_maps(self, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Attention over pairs, summed to a modality -> [B, F, N], [B, F, M], multiples of even attention."""
@@ -169,9 +181,9 @@ class TokenAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * width)  # packed [k; v]
         self.proj = nn.Linear(width, dim)
 
-    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-        """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]"""
-        key, value = self.kv(torch.cat([audio, image], dim=1)).chunk(2, dim=-1)
+    def forward(self, fusion: Tensor, image: Tensor | None, audio: Tensor | None) -> Tensor:
+        """fusion [B, F, D], image [B, N, D], audio [B, M, D] or None -> [B, F, D]"""
+        key, value = self.kv(torch.cat([x for x in (audio, image) if x is not None], dim=1)).chunk(2, dim=-1)
         return self.proj(attend(self.q(fusion), key, value, self.num_heads, self.scale))
 
     def attention_maps(self, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,16 +234,19 @@ class FusionBlock(nn.Module):
         self.exchange_norms = kind == "token"
         self.apply(init_linear)
 
-    def forward(self, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-        """fusion [B, F, D], image [B, N, D], audio [B, M, D], the *inputs* of the layer -> fusion [B, F, D]"""
+    def forward(self, fusion: Tensor, image: Tensor | None, audio: Tensor | None) -> Tensor:
+        """fusion [B, F, D], image [B, N, D], audio [B, M, D] or None, the *inputs* of the layer -> fusion [B, F, D]"""
         fusion, image, audio = self.normalise(fusion, image, audio)
         fusion = fusion + self.drop_path(self.attn(fusion, image, audio))
         return fusion + self.drop_path(self.mlp(self.norm2(fusion)))
 
-    def normalise(self, fusion: Tensor, image: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def normalise(
+        self, fusion: Tensor, image: Tensor | None, audio: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the attention gets of the inputs of the layer, in the same order and shapes."""
         norm_image, norm_audio = self.norm1_img, self.norm1_aud
         if self.exchange_norms:
             norm_image, norm_audio = norm_audio, norm_image
         # parity: the residual starts from the normalised fusion tokens
-        return self.norm1_mm(fusion), norm_image(image), norm_audio(audio)
+        normed = [None if x is None else norm(x) for norm, x in ((norm_image, image), (norm_audio, audio))]
+        return self.norm1_mm(fusion), normed[0], normed[1]

@@ -80,46 +80,70 @@ def all_pairs(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([first, second], dim=-1).flatten(1, 2)
 
 
-def factorized_attention(attn: FactorizedAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (paper, section 3.2)
+def linear_in_pairs(layer: nn.Module, first: Tensor | None, second: Tensor | None) -> Tensor:
+    """A layer, linear in concat(first i, second j), on all pairs -> [B, N · M, ·]
+
+    Where one of them is None, on the other's tokens, by those columns of the weight -> [B, N or M, ·]
+    """
+    assert isinstance(layer, nn.Linear)
+    if first is not None and second is not None:
+        return layer(all_pairs(first, second))
+    of_first, of_second = layer.weight.chunk(2, dim=1)
+    if first is not None:
+        return F.linear(first, of_first, layer.bias)
+    assert second is not None
+    return F.linear(second, of_second, layer.bias)
+
+
+def factorized_attention(
+    attn: FactorizedAttention, fusion: Tensor, image: Tensor | None, audio: Tensor | None
+) -> Tensor:
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] or None -> [B, F, D]   (paper, section 3.2)
 
     Two groups of fusion tokens aggregate one modality each. Literal: the third then attends to every *pair* of an
-    image aggregate and an audio aggregate, with key and value linear in their concatenation.
+    image aggregate and an audio aggregate, with key and value linear in their concatenation. Of an absent modality
+    there are no tokens to aggregate and no aggregates to attend to.
     """
     scale = (fusion.shape[-1] / attn.num_heads) ** -0.5  # parity: of the full width, though q and k are narrower
     mixed, image_group, audio_group = fusion.split(attn.num_tokens, dim=1)
 
-    def aggregate(own: CrossAttention, group: Tensor, tokens: Tensor) -> Tensor:
+    def aggregate(own: CrossAttention, group: Tensor, tokens: Tensor | None) -> Tensor | None:
+        if tokens is None:
+            return None
         key, value = own.kv(tokens).chunk(2, dim=-1)  # each like the tokens
         return own.proj(attention(own.q(group), key, value, own.num_heads, scale))
 
-    image_group = aggregate(attn.attn_v, image_group, image)  # [B, n_image, D]
-    audio_group = aggregate(attn.attn_a, audio_group, audio)  # [B, n_audio, D]
+    image_aggregates = aggregate(attn.attn_v, image_group, image)  # [B, n_image, D]
+    audio_aggregates = aggregate(attn.attn_a, audio_group, audio)  # [B, n_audio, D]
 
-    pairs = all_pairs(image_group, audio_group)  # [B, n_image · n_audio, 2D]
-    mixed = attention(attn.q(mixed), attn.k(pairs), attn.v(pairs), attn.num_heads, scale)
-    return torch.cat([attn.proj(mixed), image_group, audio_group], dim=1)  # parity: proj acts on this group only
+    key, value = (linear_in_pairs(layer, image_aggregates, audio_aggregates) for layer in (attn.k, attn.v))
+    mixed = attention(attn.q(mixed), key, value, attn.num_heads, scale)  # over n_image · n_audio pairs
+    changes = [attn.proj(mixed)]  # parity: proj acts on this group only
+    for group, aggregates in ((image_group, image_aggregates), (audio_group, audio_aggregates)):
+        changes.append(torch.zeros_like(group) if aggregates is None else aggregates)
+    return torch.cat(changes, dim=1)
 
 
-def dense_attention(attn: DenseAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (paper, section 3.2)
+def dense_attention(attn: DenseAttention, fusion: Tensor, image: Tensor | None, audio: Tensor | None) -> Tensor:
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] or None -> [B, F, D]   (paper, section 3.2)
 
     Literal: every fusion token attends to all N · M pairs of raw tokens; at 196 × 96 they are 18 816 a clip.
     """
     scale = (fusion.shape[-1] / attn.num_heads) ** -0.5  # parity: of the full width, though q and k are narrower
-    pairs = all_pairs(audio, image)  # [B, M · N, 2D]; parity: the audio token comes first
-    key, value = attn.kv(pairs).chunk(2, dim=-1)  # each [B, M · N, D · attn_ratio]
+    pairs = linear_in_pairs(attn.kv, audio, image)  # parity: the audio token comes first
+    key, value = pairs.chunk(2, dim=-1)  # each [B, M · N, D · attn_ratio]
     return attn.proj(attention(attn.q(fusion), key, value, attn.num_heads, scale))
 
 
-def token_attention(attn: TokenAttention, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-    """fusion [B, F, D], image [B, N, D], audio [B, M, D] -> [B, F, D]   (a baseline of the paper)
+def token_attention(attn: TokenAttention, fusion: Tensor, image: Tensor | None, audio: Tensor | None) -> Tensor:
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] or None -> [B, F, D]   (a baseline of the paper)
 
     Every fusion token attends to the concatenation of both modalities.
     """
     query = attn.q(fusion)
     scale = (query.shape[-1] / attn.num_heads) ** -0.5
-    key, value = attn.kv(torch.cat([audio, image], dim=1)).chunk(2, dim=-1)  # each [B, M + N, D · attn_ratio]
+    tokens = torch.cat([x for x in (audio, image) if x is not None], dim=1)
+    key, value = attn.kv(tokens).chunk(2, dim=-1)  # each [B, M + N, D · attn_ratio]
     return attn.proj(attention(query, key, value, attn.num_heads, scale))
 
 
@@ -183,13 +207,15 @@ LITERAL_MAPS: dict[type[nn.Module], Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-def fusion_block(block: nn.Module, fusion: Tensor, image: Tensor, audio: Tensor) -> Tensor:
-    """fusion [B, F, D], image [B, N, D], audio [B, M, D], the *inputs* of the layer -> fusion [B, F, D]"""
+def fusion_block(block: nn.Module, fusion: Tensor, image: Tensor | None, audio: Tensor | None) -> Tensor:
+    """fusion [B, F, D], image [B, N, D], audio [B, M, D] or None, the *inputs* of the layer -> fusion [B, F, D]"""
     assert isinstance(block, FusionBlock)
     fusion = block.norm1_mm(fusion)  # parity: the residual starts from the normalised tokens
     norms = block.norm1_img, block.norm1_aud
     norm_image, norm_audio = reversed(norms) if block.exchange_norms else norms  # parity: exchanged in token fusion
-    change = LITERAL[type(block.attn)](block.attn, fusion, norm_image(image), norm_audio(audio))
+    image = None if image is None else norm_image(image)
+    audio = None if audio is None else norm_audio(audio)
+    change = LITERAL[type(block.attn)](block.attn, fusion, image, audio)
     fusion = fusion + block.drop_path(change)
     return fusion + block.drop_path(block.mlp(block.norm2(fusion)))
 
@@ -202,39 +228,42 @@ class ReferenceDeepAVFusion(DeepAVFusion):
 
     def forward(
         self,
-        image: Tensor,
-        audio: Tensor,
+        image: Tensor | None,
+        audio: Tensor | None,
         image_keep: Tensor | None = None,
         audio_keep: Tensor | None = None,
         return_layers: bool = False,
     ) -> EncoderOutput:
         """Encode a batch of clips, or the kept patches of each; see `DeepAVFusion.forward`.
 
-        Literal: audio paired with n images is encoded n times.
+        Literal: audio paired with n images is encoded n times. The tokens of an absent modality do not exist.
         """
-        images = image.shape[0] // audio.shape[0]
-        audio = audio.repeat_interleave(images, dim=0)
-        audio_keep = None if audio_keep is None else audio_keep.repeat_interleave(images, dim=0)
+        if image is not None and audio is not None:
+            images = image.shape[0] // audio.shape[0]
+            audio = audio.repeat_interleave(images, dim=0)
+            audio_keep = None if audio_keep is None else audio_keep.repeat_interleave(images, dim=0)
 
-        image_tokens = embed_patches(self.image, image, image_keep)  # [B, N, D]
-        audio_tokens = embed_patches(self.audio, audio, audio_keep)  # [B, M, D]
-        fusion = self.fusion_tokens.expand(image.shape[0], -1, -1)  # [B, F, D]
-        layers: list[tuple[Tensor, Tensor, Tensor]] = []
-        for layer, (image_block, audio_block) in enumerate(zip(self.image.blocks, self.audio.blocks, strict=True)):
+        tokens: dict[str, Tensor] = {}  # of the modalities that are there
+        if image is not None:
+            tokens["image"] = embed_patches(self.image, image, image_keep)  # [B, N, D]
+        if audio is not None:
+            tokens["audio"] = embed_patches(self.audio, audio, audio_keep)  # [B, M, D]
+        clips = next(iter(tokens.values())).shape[0]
+        fusion = self.fusion_tokens.expand(clips, -1, -1)  # [B, F, D]
+        layers: dict[str, list[Tensor]] = {"image": [], "audio": [], "fusion": []}
+        for layer in range(self.depth):
+            blocks = {"image": self.image.blocks[layer], "audio": self.audio.blocks[layer]}
+            before = tokens
             if str(layer) in self.fusion_blocks:
-                image_tokens, audio_tokens, fusion = (
-                    modality_block(image_block, fusion, image_tokens),
-                    modality_block(audio_block, fusion, audio_tokens),
-                    fusion_block(self.fusion_blocks[str(layer)], fusion, image_tokens, audio_tokens),
-                )
+                tokens = {name: modality_block(blocks[name], fusion, x) for name, x in before.items()}
+                fusion = fusion_block(self.fusion_blocks[str(layer)], fusion, before.get("image"), before.get("audio"))
             else:
-                image_tokens = vit_block(image_block, image_tokens)
-                audio_tokens = vit_block(audio_block, audio_tokens)
-            layers.append((image_tokens, audio_tokens, fusion))
-        streams = (list(stream) for stream in zip(*layers, strict=True)) if return_layers else ()
-        return EncoderOutput(
-            self.image.norm(image_tokens), self.audio.norm(audio_tokens), self.fusion_norm(fusion), *streams
-        )
+                tokens = {name: vit_block(blocks[name], x) for name, x in before.items()}
+            for name, x in {**tokens, "fusion": fusion}.items():
+                layers[name].append(x)
+        found = {name: getattr(self, name).norm(x) for name, x in tokens.items()}
+        streams = layers.values() if return_layers else ()
+        return EncoderOutput(found.get("image"), found.get("audio"), self.fusion_norm(fusion), *streams)
 
 
 # Masked pre-training ------------------------------------------------------------------------------------------------
