@@ -79,6 +79,28 @@ def test_audio_reaches_the_image_through_fusion_only(layers, reaches):
     assert (audio.grad is not None and audio.grad.abs().sum().item() > 0) == reaches
 
 
+@pytest.mark.parametrize("layers", ["all", [1], "none"])
+@pytest.mark.parametrize("hidden", ["image", "audio"])
+def test_a_modality_that_is_hidden_entirely_is_reconstructed_from_the_other(hidden, layers):
+    model, inputs = tiny_mae(fusion_layers=layers), dict(zip(("image", "audio"), cases.clip_inputs(), strict=True))
+    masks = cases.golden_masks() | {f"{hidden}_mask": random_patch_mask(2, {"image": 16, "audio": 6}[hidden], 1.0)}
+    seen = inputs["audio" if hidden == "image" else "image"].requires_grad_()
+    out = model(**inputs, **masks)
+    assert list(out.encoded.tokens) == [stream for stream in ("image", "audio", "fusion") if stream != hidden]
+    assert torch.equal(out.loss, out.image_loss + out.audio_loss)
+    own = getattr(out, f"{hidden}_loss")
+    (reaches,) = torch.autograd.grad(own, seen, retain_graph=True, allow_unused=True)
+    assert (reaches is not None and bool(reaches.any())) == (layers != "none")
+    out.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert None not in gradients.values()  # which DDP would wait for
+    assert not any(g.any() for name, g in gradients.items() if name.startswith(f"encoder.{hidden}."))
+    changed = inputs | {hidden: inputs[hidden] * -1}
+    assert torch.equal(model(**changed, **masks).encoded.fusion, out.encoded.fusion)
+    drawn = model.reconstruct(out, **inputs)
+    assert drawn[hidden]["hidden"].all()
+
+
 def test_an_empty_batch_has_no_loss_and_zero_gradients():
     model = tiny_mae()
     masks = {"image_mask": random_patch_mask(0, 16, 0.75), "audio_mask": random_patch_mask(0, 6, 0.8)}

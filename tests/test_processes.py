@@ -35,7 +35,7 @@ from helpers.runs import NETWORK, PRETRAIN, SEGMENT, SEPARATE, SMALL, compose
 KEPT = ("knn", "step_guard", "data_report", "coverage", "throughput")  # callbacks
 BATCH = {"pretrain": 8, "classify": 2, "separate": 2, "segment": 4}  # of one process
 OVERRIDES = {
-    "pretrain": [*PRETRAIN, "trainer.limit_train_batches=2"],
+    "pretrain": [*PRETRAIN, "trainer.limit_train_batches=2", "model.solo_share=0.6"],
     # The draws of a step that lacks a clip are others.
     "classify": [
         *SMALL, "experiment=vggsound_finetune", "data.audio_seconds=1.0", "data.val_split=test", "model.mixup=0",

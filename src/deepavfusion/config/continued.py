@@ -55,7 +55,7 @@ APPLIED = (
     *("model.warmup_epochs", "model.layer_decay", "model.branch_rise"),
     *("model.mixup", "model.label_smoothing", "model.per_head", "model.drop_unseen"),
     *("model.weighted_loss", "model.train_images"),
-    *("model.image_mask_ratio", "model.audio_mask_ratio", "data.max_gain_db"),
+    *("model.image_mask_ratio", "model.audio_mask_ratio", "model.solo_share", "data.max_gain_db"),
     *("model.net.drop_path", "model.net.image.drop_path", "model.net.audio.drop_path"),
 )
 BETWEEN_EPOCHS = (  # applied from the next epoch on: they decide what its batches are

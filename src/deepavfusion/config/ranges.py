@@ -169,7 +169,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "model.trust_coefficient": POSITIVE,
     "model.layer_decay": number(0, 1, "(]"),
     "model.label_smoothing": number(0, 1, "[)"),
-    "model.branch_rise": SHARE,
+    **dict.fromkeys(("model.branch_rise", "model.solo_share"), SHARE),
     "model.metric_workers": whole(1, 1024) | NULL,
     "model.seed": SEED,
     "model.lr": FACTOR | NULL,

@@ -60,28 +60,28 @@ class Classifier(nn.Module):
             self.encoder.eval()
         return self
 
-    def forward(self, image: Tensor, audio: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
         """Logits of each stream.
 
         Args:
-            image: [B, 3, H, W], ImageNet-normalised.
-            audio: [B, 1, M, F], log10 power mel spectrogram.
+            image: [B, 3, H, W], ImageNet-normalised; None: absent.
+            audio: [B, 1, M, F], log10 power mel spectrogram; None: absent.
 
         Returns:
-            {"image", "audio", "fusion"} -> [B, num_classes]
+            {"image", "audio", "fusion"}, without an absent one -> [B, num_classes]
         """
         return self.logits(self.pooled(image, audio))
 
-    def pooled(self, image: Tensor, audio: Tensor) -> dict[str, Tensor]:
-        """The mean token of each stream: {"image", "audio", "fusion"} -> [B, embed_dim]."""
+    def pooled(self, image: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
+        """The mean token of each stream that exists: {"image", "audio", "fusion"} -> [B, embed_dim]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encoder(image, audio).pooled()
 
     def logits(self, pooled: dict[str, Tensor]) -> dict[str, Tensor]:
-        """From the mean token of each stream."""
+        """From the mean token of each stream that exists."""
         if self.frozen:
             pooled = {stream: self.norms[stream](x) for stream, x in pooled.items()}
-        return {stream: head(pooled[stream]) for stream, head in self.heads.items()}
+        return {stream: self.heads[stream](x) for stream, x in pooled.items()}
 
     def embedding(self, pooled: dict[str, Tensor]) -> Tensor:
         """All that the heads see, [B, embedding_dim]."""
@@ -101,8 +101,8 @@ class Classifier(nn.Module):
 
 
 def mean_of_heads(logits: dict[str, Tensor]) -> Tensor:
-    """{stream: [B, C]} -> [B, C]"""
-    return torch.stack([logits[stream] for stream in STREAMS]).mean(dim=0)
+    """{stream: [B, C]} of the streams that exist -> [B, C]"""
+    return torch.stack([logits[stream] for stream in STREAMS if stream in logits]).mean(dim=0)
 
 
 def classification_loss(

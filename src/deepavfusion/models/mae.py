@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.layers import Block, init_linear, patchify, sincos_pos_embed, take_tokens, unpatchify
 from deepavfusion.models.vit import ViT
-from deepavfusion.types import EncoderOutput, MAEOutput, PatchMask
+from deepavfusion.types import STREAMS, EncoderOutput, MAEOutput, PatchMask
 from deepavfusion.utils.shared_rows import draw_rows
 
 
@@ -74,11 +74,11 @@ class MAEDecoder(nn.Module):
         self.pred = nn.Linear(embed_dim, vit.patch_size**2 * vit.in_chans)
         self.apply(init_linear)
 
-    def forward(self, tokens: Tensor, fusion: Tensor, mask: PatchMask, all_patches: bool = False) -> Tensor:
+    def forward(self, tokens: Tensor | None, fusion: Tensor, mask: PatchMask, all_patches: bool = False) -> Tensor:
         """Predict the masked patches, or all of them.
 
         Args:
-            tokens: [B, K, D], encoded kept patches in the order of `mask.keep`.
+            tokens: [B, K, D], encoded kept patches in the order of `mask.keep`; None: no patch was kept.
             fusion: [B, F, D], encoded fusion tokens.
             mask: which patches were kept.
             all_patches: predict the kept patches too.
@@ -86,7 +86,9 @@ class MAEDecoder(nn.Module):
         Returns:
             [B, P, pixels] in the order of `mask.masked`, or [B, N, pixels] in the order of the grid.
         """
-        kept = self.embed(tokens) + take_tokens(self.pos_embed, mask.keep)
+        kept = take_tokens(self.pos_embed, mask.keep)
+        if tokens is not None:
+            kept = self.embed(tokens) + kept
         masked = self.mask_token + take_tokens(self.pos_embed, mask.masked)
         # Attention is permutation-equivariant and positions are already added, so there is no need to restore the grid
         # order: context first, requested patches last.
@@ -125,17 +127,27 @@ class MaskedAutoencoder(nn.Module):
         Args:
             image: [B, 3, H, W], ImageNet-normalised.
             audio: [B, 1, M, F], log10 power mel spectrogram.
-            image_mask, audio_mask: from `random_patch_mask`.
+            image_mask, audio_mask: from `random_patch_mask`. One of them may keep no patch: the encoder does without
+                this modality, which is reconstructed from the fusion tokens.
 
         Returns:
             `MAEOutput`; `loss` is the sum of the two mean squared errors over masked patches. An empty batch has
             loss 0 and zero gradients.
         """
-        encoded = self.encoder(image, audio, image_keep=image_mask.keep, audio_keep=audio_mask.keep)
+        encoded = self.encoder(
+            image if image_mask.keep.shape[1] else None,
+            audio if audio_mask.keep.shape[1] else None,
+            image_keep=image_mask.keep,
+            audio_keep=audio_mask.keep,
+        )
         image_prediction, image_loss = self.predict("image", encoded, image, image_mask)
         audio_prediction, audio_loss = self.predict("audio", encoded, audio, audio_mask)
+        loss = image_loss + audio_loss
+        if len(encoded.tokens) < len(STREAMS):
+            # Of parameters without a gradient, DDP waits for one, and an optimizer would do otherwise in one process.
+            loss = loss + 0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
         return MAEOutput(
-            loss=image_loss + audio_loss,
+            loss=loss,
             image_loss=image_loss,
             audio_loss=audio_loss,
             image_prediction=image_prediction,

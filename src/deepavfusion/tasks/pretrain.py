@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class Pretrain(Task):
         net: the backbone.
         decoder_embed_dim, decoder_depth, decoder_num_heads: size of both decoders.
         image_mask_ratio, audio_mask_ratio: share of the patches that is masked.
+        solo_share: share of the training steps in which one modality, image or audio as it happens, is masked entirely
+            and reconstructed from the other through the fusion tokens; 0: as published.
         image_weights, audio_weights: MAE and AudioMAE checkpoints for the two encoders, loaded by
             `runs.start_weights`.
         branch_rise: the learning rate of encoders that start from such a file rises along half a cosine over this
@@ -43,6 +46,7 @@ class Pretrain(Task):
         decoder_num_heads: int = 16,
         image_mask_ratio: float = 0.75,
         audio_mask_ratio: float = 0.8,
+        solo_share: float = 0.0,
         image_weights: str | None = None,
         audio_weights: str | None = None,
         branch_rise: float = 0.5,
@@ -52,19 +56,20 @@ class Pretrain(Task):
         self.net = MaskedAutoencoder(net, decoder_embed_dim, decoder_depth, decoder_num_heads)
         self.val_losses = nn.ModuleDict({name: RowMean() for name in LOSSES})
 
-    def forward(self, batch: Batch, fixed: bool = False) -> MAEOutput:
+    def forward(self, batch: Batch, fixed: bool = False, hidden: str | None = None) -> MAEOutput:
         """Mask and reconstruct.
 
         Args:
             batch: of clips.
             fixed: the masks of a clip follow from its position in the dataset, as for evaluation, which then does not
                 depend on batches and processes; otherwise they are random.
+            hidden: "image" or "audio", which is masked entirely.
         """
         assert batch.spectrogram is not None
         self.check_shapes(batch)
         items = batch.item.tolist() if fixed else []
         if not items:
-            return self.net(batch.image, batch.spectrogram, *self._masks(len(batch), batch.image.device))
+            return self.net(batch.image, batch.spectrogram, *self._masks(len(batch), batch.image.device, hidden=hidden))
         generator = torch.Generator(device=batch.image.device)
         each = [self._masks(1, batch.image.device, generator.manual_seed(item)) for item in items]
         image, audio = (
@@ -74,17 +79,25 @@ class Pretrain(Task):
         return self.net(batch.image, batch.spectrogram, image, audio)
 
     def _masks(
-        self, clips: int, device: torch.device, generator: torch.Generator | None = None
+        self,
+        clips: int,
+        device: torch.device,
+        generator: torch.Generator | None = None,
+        hidden: str | None = None,
     ) -> tuple[PatchMask, PatchMask]:
         """Of image and audio."""
-        image, audio = self.net.encoder.image.num_patches, self.net.encoder.audio.num_patches
-        return (
-            random_patch_mask(clips, image, self.hparams["image_mask_ratio"], device, generator),
-            random_patch_mask(clips, audio, self.hparams["audio_mask_ratio"], device, generator),
-        )
+
+        def mask(stream: str) -> PatchMask:
+            ratio = 1.0 if stream == hidden else self.hparams[f"{stream}_mask_ratio"]
+            return random_patch_mask(clips, getattr(self.net.encoder, stream).num_patches, ratio, device, generator)
+
+        return mask("image"), mask("audio")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        out = self(batch)
+        share, hidden = self.hparams["solo_share"], None
+        if share and random.random() < share:  # seeded alike in all processes, see `on_train_batch_start`
+            hidden = random.choice(("image", "audio"))
+        out = self(batch, hidden=hidden)
         self.log_train({f"train/{name}": getattr(out, field) for name, field in LOSSES.items()}, len(batch))
         return out.loss
 
