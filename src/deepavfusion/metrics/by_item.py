@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+AT_ONCE = 2**20  # numbers of a block
+
 
 class ItemMetric(Metric):
     """Keeps rows of numbers, one for each item, of all processes.
@@ -84,6 +86,11 @@ class ItemMetric(Metric):
     def reset(self) -> None:
         self._seen = None
         super().reset()
+
+
+def blocks(count: int) -> tuple[Tensor, ...]:
+    """The numbers of `count` rows in parts, each of which may be compared with all rows at once."""
+    return torch.arange(count).split(max(1, AT_ONCE // max(count, 1)))
 
 
 def mean(values: list[float]) -> float:

@@ -1,0 +1,159 @@
+"""Retrieval of paired embeddings: which of all images belongs to an audio, and the other way round.
+
+Ties are counted as if they came in random order: a network that gives all clips the same embedding finds 1 in N, not
+all (as "1 + those that are strictly greater" would have it), and every query counts once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepavfusion.metrics.by_item import ItemMetric, blocks
+from deepavfusion.utils.errors import UserError
+
+AT = (1, 5, 10)
+STEPS = 2**40  # in which similarities differ: below, it is the rounding of the matrix product
+
+
+class Ranks(NamedTuple):
+    """Of each query: how many are nearer than its own pair, how many as near, and the average precision of its class.
+
+    Shapes: greater and equal int64 [N]; precision float64 [N], 0…1, nan without labels.
+    """
+
+    greater: Tensor
+    equal: Tensor
+    precision: Tensor
+
+    def summary(self) -> dict[str, float]:
+        """Shares 0…1 and ranks from 1, means over random orders of what is tied: `r1`, `r5`, `r10`, `median_rank`,
+        `mean_rank`, `map` (mean average precision by class), and `ties`, the queries whose pair has an equal rival."""
+        greater, equal = self.greater.double(), self.equal.double()
+        rank = 1 + greater + equal / 2
+        found = {f"r{k}": ((k - greater) / (equal + 1)).clamp(0, 1).mean().item() for k in AT}
+        found |= {"median_rank": float(np.median(rank.numpy())), "mean_rank": rank.mean().item()}
+        return {**found, "map": self.precision.mean().item(), "ties": float((equal > 0).sum())}
+
+
+def rank_pairs(queries: Tensor, gallery: Tensor, labels: Tensor | None = None) -> Ranks:
+    """Rank the gallery for each query by the dot product. Query n and gallery n are a pair.
+
+    Args:
+        queries, gallery: [N, D], in general unit vectors, see `unit`.
+        labels: classes, int64 [N] or bool [N, C]; relevant is what shares a class.
+    """
+    queries, gallery = queries.double(), gallery.double()
+    count = len(queries)
+    # Taken before the blocks: small results between them would keep the allocator from using their room again.
+    greater, equal = torch.zeros(2, count, dtype=torch.int64)
+    found = Ranks(greater, equal, torch.full((count,), torch.nan, dtype=torch.float64))
+    for rows in blocks(count):
+        # Equal vectors tie only after rounding: a matrix product adds in an order that depends on the column.
+        score = (queries[rows] @ gallery.T * STEPS).round_().to(torch.int64)
+        own = score.gather(1, rows.unsqueeze(1))
+        found.greater[rows], found.equal[rows] = (score > own).sum(dim=1), (score == own).sum(dim=1) - 1
+        if labels is not None:
+            found.precision[rows] = _average_precision(score, _relevant(labels[rows], labels))
+    return found
+
+
+def chance(labels: Tensor) -> dict[str, float]:
+    """What `Ranks.summary` is of a random order, on average; `labels` as of `rank_pairs`."""
+    count = len(labels)
+    harmonic = (1 / torch.arange(1, count + 1, dtype=torch.float64)).sum().item()
+    among = torch.zeros(count, dtype=torch.float64)
+    for rows in blocks(count):
+        among[rows] = (_relevant(labels[rows], labels).sum(dim=1).double() - 1) / max(count - 1, 1)
+    precision = (among * (count - harmonic) + harmonic) / count
+    found = {f"r{k}": min(k / count, 1.0) for k in AT}
+    middle = (count + 1) / 2
+    return {**found, "median_rank": middle, "mean_rank": middle, "map": precision.mean().item(), "ties": 0.0}
+
+
+def unit(embeddings: Tensor, what: str) -> Tensor:
+    """Float64 unit vectors [N, D].
+
+    Raises:
+        UserError: one is zero or not finite, so that it is as near to everything; it would count as found, or vanish.
+    """
+    embeddings = embeddings.double()
+    wrong = ~embeddings.isfinite().all(dim=-1) | (embeddings == 0).all(dim=-1)
+    if wrong.any():
+        raise UserError(
+            f"{int(wrong.sum())} of {len(embeddings)} {what} embeddings are zero or not finite (the first: row "
+            f"{int(wrong.nonzero()[0, 0])}), which are near to nothing: expected numbers; look for a loss that is not "
+            "finite, or a checkpoint that is damaged."
+        )
+    return F.normalize(embeddings, dim=-1)
+
+
+def _relevant(labels: Tensor, others: Tensor) -> Tensor:
+    """bool [Q, N]"""
+    if labels.ndim == 1:
+        return labels.unsqueeze(1) == others
+    return labels.float() @ others.float().T > 0
+
+
+def _average_precision(score: Tensor, relevant: Tensor) -> Tensor:
+    """score int64 [Q, N], relevant bool [Q, N] -> [Q], the mean over all orders of what is tied.
+
+    In n items of equal score, r of them relevant, after g others, R of them relevant, the i-th is relevant with
+    probability r / n, and then (i − 1)(r − 1) / (n − 1) of those before it in the group are, on average (McSherry &
+    Najork 2008): it adds r / n · (R + 1 + (i − 1)(r − 1) / (n − 1)) / (g + i).
+    """
+    # One sort of whole numbers, the relevance in the last bit: several times faster than sorting indices.
+    keys = np.sort((2 * score + relevant).numpy(), axis=1)[:, ::-1]
+    hits, value = (keys & 1).astype(np.float64), keys >> 1
+    number = np.arange(1, keys.shape[1] + 1, dtype=np.float64)
+    found = np.cumsum(hits, axis=1)
+    total = found[:, -1]
+    precision = (found / number * hits).sum(axis=1)
+    for row in np.flatnonzero((value[:, 1:] == value[:, :-1]).any(axis=1)):
+        _, begin, size = np.unique(-value[row], return_index=True, return_counts=True)
+        group = np.repeat(np.arange(len(size)), size)
+        relevant_of = np.add.reduceat(hits[row], begin)
+        before = np.cumsum(relevant_of) - relevant_of
+        among = (relevant_of - 1) / np.maximum(size - 1, 1)
+        expected = (before[group] + 1 + (number - 1 - begin[group]) * among[group]) / number
+        precision[row] = (relevant_of[group] / size[group] * expected).sum()
+    with np.errstate(invalid="ignore"):
+        return torch.from_numpy(precision / total)
+
+
+class PairRetrieval(ItemMetric):
+    """Ranks of audio → image and image → audio over all clips of an evaluation.
+
+    Args:
+        dim: of the embeddings.
+        num_classes: of several labels a clip; 0: one label each.
+
+    Shapes of `update`: audio and image [B, D]; labels int64 [B] or bool [B, C]; item int64 [B].
+    """
+
+    def __init__(self, dim: int, num_classes: int = 0) -> None:
+        label = torch.zeros((0, num_classes) if num_classes else 0, dtype=torch.bool if num_classes else torch.int64)
+        super().__init__({"audio": torch.zeros(0, dim), "image": torch.zeros(0, dim), "label": label})
+
+    def update(self, audio: Tensor, image: Tensor, labels: Tensor, item: Tensor) -> None:
+        rows = {"audio": audio, "image": image}
+        self.keep({"item": item, "label": labels, **{name: x.detach().float() for name, x in rows.items()}})
+
+    def compute(self) -> dict[str, Tensor]:
+        """`audio_to_image_…` and `image_to_audio_…` of `Ranks.summary`, and `clips`."""
+        table = self.gathered()
+        if not len(table["item"]):
+            return {}
+        audio, image = (unit(table[name], name) for name in ("audio", "image"))
+        found: dict[str, float] = {"clips": float(len(audio))}
+        for direction, (queries, gallery) in {
+            "audio_to_image": (audio, image),
+            "image_to_audio": (image, audio),
+        }.items():
+            ranks = rank_pairs(queries, gallery, table["label"])
+            found |= {f"{direction}_{name}": value for name, value in ranks.summary().items()}
+        return self.scalars(found)
