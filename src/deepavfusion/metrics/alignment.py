@@ -1,6 +1,6 @@
 """How alike two embeddings of the same clips are, and how one of them is spread.
 
-Definitions: kernels and neighbours, Huh et al. 2024 (The Platonic Representation Hypothesis), with Kornblith et al. 2019
+Definitions: kernels and neighbours, Huh et al. 2024 (Platonic Representation Hypothesis), with Kornblith et al. 2019
 (CKA) and Song et al. 2012 (its unbiased form); alignment and uniformity, Wang & Isola 2020; modality gap, Liang et al.
 2022; RankMe, Garrido et al. 2023. All take rows [N, D]; where no formula subtracts them, the widths may differ.
 """
