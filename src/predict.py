@@ -88,23 +88,66 @@ def classify(cfg: DictConfig, output: Path) -> None:
 
 
 def features(cfg: DictConfig, output: Path) -> None:
-    """Embeddings of many videos, in one file."""
+    """Embeddings of many files, in one file."""
     from deepavfusion.inference.encoders import open_encoder
     from deepavfusion.inference.features import extract_features
+    from deepavfusion.inference.search.index import hash_of
     from deepavfusion.inference.write.features import summary, write_features
-    from deepavfusion.utils.launch.cores import decoding_workers
 
     ckpt = checkpoint(cfg)
     encoder, description = open_encoder(ckpt, device(cfg))
+    digest = hash_of(ckpt)
     say(description)
-    workers = decoding_workers() if cfg.num_workers is None else cfg.num_workers
-    given = (cfg.level, cfg.windows, cfg.batch_size, workers)
     with progress("encoding") as (bar,):
-        more: Any = {"scratch": output.parent, "on_progress": bar, "time_limit": cfg.time_limit}
-        found = extract_features(encoder, str(cfg.input), *given, **more)
-    failed = write_features(found, output, str(ckpt))
+        more: Any = {**reading(cfg, output.parent), "level": cfg.level, "windows": cfg.windows, "passes": cfg.passes}
+        found = extract_features(encoder, str(cfg.input), on_progress=bar, **more)
+    failed = write_features(found, output, str(ckpt), digest)
     for line in summary(found, output, failed):
         say(line)
+
+
+def search(cfg: DictConfig, output: Path) -> None:
+    """The clips of an index that are nearest to a video, an audio file or an image."""
+    from rich import get_console
+
+    from deepavfusion.inference.encoders import open_network, sizes_of
+    from deepavfusion.inference.search.index import folder_index, hash_of, matching, read_index
+    from deepavfusion.inference.search.nearest import search_clips
+    from deepavfusion.inference.write.saving import made
+    from deepavfusion.inference.write.search import as_table, write_search
+    from deepavfusion.tasks.base import Task
+
+    given = read_index(cfg.index) if str(cfg.index).endswith(".npz") else None
+    ckpt = checkpoint(cfg) if given is None or cfg.ckpt_path else Path(given.checkpoint)
+    index, line = (None, "") if given is None else (matching(given, ckpt), f"index {given.path}")
+    network, description = open_network(ckpt, device(cfg))
+    say(description)
+    with progress("indexing") as (bar,):
+        if index is None:
+            kept_in = made(Path(cfg.paths.log_dir, "search"))
+            more: Any = {**reading(cfg, kept_in), "on_progress": bar, "windows": cfg.windows}
+            index, line = folder_index(network, str(cfg.index), kept_in, ckpt, hash_of(ckpt), **more)
+    say(line)
+    found = search_clips(network, index.features, str(cfg.query), cfg.match, cfg.top_k, cfg.batch_size)
+    is_task = isinstance(network, Task)
+    seconds = sizes_of(network.net.encoder if is_task else network)[1]
+    listed = write_search(found, output, str(index.path), seconds, network.origin if is_task else None)
+    get_console().print(as_table(found))
+    if found.own_rank:
+        say(f"The query is in the index, too: its own place is {found.own_rank} of {found.candidates}.")
+    for note in found.notes:
+        say(f"Note: {note}.", "yellow")
+    say(f"Written to {output}: {listed['picture']}, {listed['list']}")
+
+
+def reading(cfg: DictConfig, scratch: Path) -> dict[str, Any]:
+    """How many files are read."""
+    from deepavfusion.utils.launch.cores import decoding_workers
+
+    workers = decoding_workers() if cfg.num_workers is None else cfg.num_workers
+    return {
+        "batch_size": cfg.batch_size, "num_workers": workers, "time_limit": cfg.time_limit, "scratch": scratch,
+    }  # fmt: skip
 
 
 def introduced(task: Any) -> Any:
@@ -126,15 +169,20 @@ TASKS = {  # each with an experiment that trains a network for it
     "segment": (segment, "avsbench_s4"),
     "classify": (classify, "vggsound_finetune"),
     "features": (features, "pretrain_vggsound"),
+    "search": (search, "pretrain_vggsound"),
 }
 
 
 def checkpoint(cfg: DictConfig) -> Path:
-    """The given checkpoint, or that of the task's newest run: its last; for segment its best, if there is one."""
+    """The given checkpoint, or that of the task's newest run: its last; for segment its best, if there is one.
+
+    A search takes that of a retrieval, if there is one.
+    """
     if cfg.ckpt_path:
         return Path(cfg.ckpt_path)
-    trained = "pretrain" if cfg.task == "features" else cfg.task
-    folder = Path(cfg.paths.log_dir, trained, "latest", CHECKPOINTS)
+    trained = {"features": ("pretrain",), "search": ("retrieve", "pretrain")}.get(cfg.task, (cfg.task,))
+    folders = [Path(cfg.paths.log_dir, each, "latest", CHECKPOINTS) for each in trained]
+    folder = next((folder for folder in folders if (folder / LAST).is_file()), folders[-1])
     best = cfg.task == "segment" and (folder / BEST).is_file()
     path = folder / (BEST if best else LAST)
     if not path.is_file():
@@ -182,17 +230,29 @@ def output_of(cfg: DictConfig) -> Path:
     return made(Path(cfg.output))
 
 
+NEEDS = {  # what a task is about: key -> what is expected, and an example
+    "features": {"input": ("folder of videos, list of them or video", "videos/")},
+    "search": {
+        "index": ("folder of videos, list of them or features.npz", "videos/"),
+        "query": ("video, audio file or image", "clip.mp4"),
+    },
+}
+VIDEO = {"video": ("file with frames and audio", "clip.mp4")}
+
+
 def check_task(cfg: DictConfig) -> None:
     """Raise a `UserError` where the task, or what it is about, is missing."""
-    key, expected, example = "video", "file with frames and audio", "clip.mp4"
-    if cfg.task == "features":
-        key, expected, example = "input", "folder of videos, list of them or video", "videos/"
-    example = f"e.g. python src/predict.py task={cfg.task if cfg.task in TASKS else next(iter(TASKS))} {key}={example}"
+    needs = NEEDS.get(cfg.task, VIDEO)
+    task = cfg.task if cfg.task in TASKS else next(iter(TASKS))
+    example = (
+        f"e.g. python src/predict.py {' '.join([f'task={task}', *(f'{key}={e}' for key, (_, e) in needs.items())])}"
+    )
     if cfg.task not in TASKS:
         given = "no task was given" if cfg.task is None else f"there is no task {cfg.task!r}"
         raise UserError(f"predict.py: {given}; add task=<one of: {', '.join(TASKS)}>, {example}.")
-    if not cfg[key]:
-        raise UserError(f"predict.py: no {key} was given; add {key}=<{expected}>, {example}.")
+    for key, (expected, _) in needs.items():
+        if not cfg[key]:
+            raise UserError(f"predict.py: no {key} was given; add {key}=<{expected}>, {example}.")
 
 
 @entry("predict")
@@ -211,4 +271,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    guarded(lambda: run(main), ("video", "input"))
+    guarded(lambda: run(main), ("video", "input", "index", "query"))

@@ -116,6 +116,8 @@ ELSEWHERE = {  # by other projects' names -> by ours
     "predict task=classify --input clip.mp4": "predict task=classify video=clip.mp4",
     "predict task=features video=a.mp4 output=a.npz": "predict task=features input=a.mp4 output=a.npz",
     "predict task=segment video=a.mp4 top_k=3 sources=2": "predict task=segment video=a.mp4",
+    "predict --task retrieval -q a.mp4 --db b k=3": "predict task=search query=a.mp4 index=b top_k=3",
+    "predict task=search video=a.mp4 input=b": "predict task=search query=a.mp4 index=b",
     "predict task=classify video=a.mp4 'b c.mp4'": "predict task=classify 'video=b c.mp4'",
     "prepare command=demo output=/x pack.quality=80": "prepare command=demo root=/x",
     "prepare verify --data music --root /x": "prepare command=verify data=music data.root=/x",
@@ -208,6 +210,7 @@ NAMES += ["{a}.mp4", "[a]", "{a: 1}", "2024_05", "1e5", "true", "~/a", "#1", "a&
 TEXT_KEYS = [
     *("train:run.name", "train:data.root", "train:model.pretrained", "train:ckpt_path", "train:paths.log_dir"),
     *("train:resume", "eval:ckpt_path", "eval:data.root", "predict:video", "predict:input", "predict:output"),
+    *("predict:index", "predict:query"),
     *("predict:ckpt_path", "prepare:root", "prepare:output", "prepare:paths.log_dir", "convert:input"),
     *("convert:output", "benchmark:run.name", "doctor:paths.log_dir", "doctor:data.root", "train:data.cache_dir"),
 ]

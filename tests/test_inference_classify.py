@@ -24,11 +24,11 @@ from deepavfusion.inference.classify import Classification, best, classify_video
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.classification import as_table, draw, write_classification
 from deepavfusion.media import Media
-from deepavfusion.media.encode import write_mp4
+from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.models.novelty import NoveltyDetector
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
-from deepavfusion.transforms.image import Normalise
+from deepavfusion.transforms.image import Normalise, centre_view
 from deepavfusion.types import HEADS, STREAMS, Clip
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.origin import Origin
@@ -151,7 +151,7 @@ def test_what_is_worth_a_note(task: Classify, tmp_path: Path) -> None:
 
 def test_videos_that_cannot_be_classified(task: Classify, tmp_path: Path) -> None:
     for name, words in write_unusable(tmp_path).items():
-        if name not in SILENT:
+        if name not in (*SILENT, "mute.mp4", "blind.wav"):
             text = refusal(classify_video, task, tmp_path / name)
             assert f"{name} cannot be classified" in text
             assert words in text
@@ -161,6 +161,75 @@ def test_videos_that_cannot_be_classified(task: Classify, tmp_path: Path) -> Non
     task.record["classes"] = SPOKEN[:2]
     text = refusal(classify_video, task, tmp_path / "whole.mp4")
     assert "names 2 classes and its network has 3, expected the same number: use" in text
+
+
+def test_a_video_without_audio_is_classified_by_its_images(tmp_path: Path) -> None:
+    task = load_task(write_classifier(tmp_path / "a.ckpt", frozen=True))
+    task.novelty = NoveltyDetector(torch.zeros(96), torch.eye(96), threshold=1e-3)
+    frames = coloured_noise(22, 96, 128)
+    write_mp4(tmp_path / "mute.mp4", frames, 4)
+    write_mp4(tmp_path / "clip.mp4", frames, 4, noise(5.5), SAMPLE_RATE, audio_bit_rate=128_000)
+    found = classify_video(task, tmp_path / "mute.mp4", batch_size=3)
+    assert (found.modalities, found.heads) == (("image",), ["image", "fusion", "all"])
+    assert (found.seconds, found.starts) == (5.5, [0.0, 1.0, 2.0, 3.0, 3.5])
+    for n, start in enumerate(found.starts):
+        with Media(tmp_path / "mute.mp4") as media, torch.no_grad():
+            (frame,) = media.frames([round(2 * (start + 1)) / 2])
+            view = centre_view(*frame.shape[:2]).of(Image.fromarray(frame), SIZE)
+            logits = task.net(Normalise()(view[None]), None)
+        expected = torch.cat([logits["image"], logits["fusion"], (logits["image"] + logits["fusion"]) / 2])
+        np.testing.assert_allclose(found.scores[n][[0, 2, 3]], expected.softmax(dim=1), atol=1e-5)
+    assert np.isnan(found.scores[:, 1]).all()
+    assert np.isnan(found.mean).all(axis=1).tolist() == [False, True, False, False]
+    assert found.novelty is None
+    (note,) = found.notes
+    assert note == (
+        "the file has no audio: classified by its images alone (image and fusion tokens, and their mean), by a network "
+        "that was trained on both; whether it is unlike the training clips is not known then"
+    )
+    whole = classify_video(task, tmp_path / "clip.mp4")
+    assert (whole.modalities, len(whole.heads)) == (("image", "audio"), 4)
+    assert np.abs(whole.scores[0, 2] - found.scores[0, 2]).max() > 1e-4  # fusion tokens that have heard something
+
+
+def test_an_audio_file_is_classified_by_its_audio(task: Classify, tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", noise(5.5), SAMPLE_RATE)
+    found = classify_video(task, tmp_path / "a.wav")
+    assert (found.modalities, found.heads) == (("audio",), ["audio", "fusion", "all"])
+    assert found.starts == [0.0, 1.0, 2.0, 3.0, 3.5]
+    with torch.no_grad():
+        audio = LogMel()(torch.from_numpy(noise(5.5))[:, 16_000:48_000])
+        logits = task.net(None, audio)
+    expected = torch.cat([logits["audio"], logits["fusion"], (logits["audio"] + logits["fusion"]) / 2]).softmax(dim=1)
+    np.testing.assert_allclose(found.scores[1][1:], expected, atol=1e-3)  # 16 bits
+    assert np.isnan(found.scores[:, 0]).all()
+    assert [note.split(" (")[0] for note in found.notes] == ["the file has no video: classified by its audio alone"]
+    write_wav(tmp_path / "short.wav", 0 * noise(1.0), SAMPLE_RATE)
+    notes = classify_video(task, tmp_path / "short.wav").notes
+    assert notes[1] == "the audio is silent: its scores mean nothing"
+    assert notes[2].endswith("extended by its mirror image")
+
+
+@pytest.mark.parametrize(("name", "head"), [("mute.mp4", "image"), ("blind.wav", "audio")])
+def test_files_of_one_modality(name: str, head: str, task: Classify, tmp_path: Path) -> None:
+    write_unusable(tmp_path)
+    found = classify_video(task, tmp_path / name)
+    listed = write_classification(found, tmp_path, top_k=2)
+    assert listed["modalities"] == [head]
+    assert list(listed["whole"]) == [head, "fusion", "all"]
+    assert "NaN" not in (tmp_path / listed["list"]).read_text()
+    with open(tmp_path / listed["table"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["stream"] for row in rows} == {head, "fusion", "all"}
+    assert {row["modalities"] for row in rows} == {head}
+    assert [str(column.header) for column in as_table(listed).columns] == ["", head, "fusion", "all"]
+    figure = draw(found, top_k=2)
+    top, *panels = figure.axes
+    assert len(panels) == 3
+    assert panels[-1].get_title(loc="left") == f"{head} and fusion"
+    assert len(top.images) >= 1
+    (title,) = (text.get_text() for text in figure.texts if name in text.get_text())
+    assert ("no audio: by its images alone" if head == "image" else "no video: by its audio alone") in title
 
 
 # ---------------------------------------------------------------- parts of equal class
@@ -224,7 +293,7 @@ def test_files(task: Classify, tmp_path: Path) -> None:
     assert listed["picture"] == "clip_timeline.png"
     with open(folder / "clip_classes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["start", "end", "stream", "rank", "class", "probability", "novelty"]
+    assert list(rows[0]) == ["start", "end", "stream", "rank", "class", "probability", "novelty", "modalities"]
     assert len(rows) == 5 * 4 * 2
     for n, row in enumerate(rows):
         window, head, rank = n // 8, n // 2 % 4, n % 2
@@ -335,4 +404,6 @@ def test_real_clips(real_clips: Path, task: Classify) -> None:
     still = classify_video(task, real_clips / "music_duet_1.mp4")
     assert still.starts == [0.0, 1.0]
     assert np.isfinite(still.scores).all()
-    assert "no audio: the file has no audio stream" in refusal(classify_video, task, real_clips / "bikes.mp4")
+    bikes = classify_video(task, real_clips / "bikes.mp4")
+    assert (bikes.modalities, len(bikes.starts)) == (("image",), 9)
+    assert bikes.notes[0].startswith("the file has no audio: classified by its images alone")

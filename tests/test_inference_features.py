@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -23,7 +24,8 @@ from deepavfusion.inference.features import Features, extract_features
 from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.inputs import read_input
 from deepavfusion.inference.write.features import summary, write_features
-from deepavfusion.media.encode import write_mp4
+from deepavfusion.media import Media
+from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.mae import MaskedAutoencoder
 from deepavfusion.models.vit import ViT
@@ -74,14 +76,14 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     film(folder / "short.mp4", 0.5, seed=9)
     (folder / "broken.mp4").write_bytes(b"not a film" * 100)
     (folder / "cut.mp4").write_bytes((folder / "a.mp4").read_bytes()[:4000])
-    write_mp4(folder / "mute.mp4", coloured_noise(8, 64, 64), 4)
+    (folder / "void.mp4").touch()
     (folder / "notes.txt").write_text("a")
     (folder / "sub" / "README").write_text("a")
     (folder / ".hidden.mp4").write_text("a")
     return folder
 
 
-GOOD, BAD = ["a.mp4", "b.mp4", "short.mp4", "sub/a.MP4", "sub/c.mkv"], ["broken.mp4", "cut.mp4", "mute.mp4"]
+GOOD, BAD = ["a.mp4", "b.mp4", "short.mp4", "sub/a.MP4", "sub/c.mkv"], ["broken.mp4", "cut.mp4", "void.mp4"]
 
 
 def windows_of(encoder: DeepAVFusion, path: Path, windows: int = 1) -> tuple[Tensor, Tensor]:
@@ -173,6 +175,92 @@ def test_half_precision_gives_float32(videos: Path) -> None:
     same(half, reference, 0.1)
 
 
+# ---------------------------------------------------------------- one modality
+
+
+@pytest.fixture(scope="module")
+def partial(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """a.mp4 with image and audio, without audio, its audio alone, b.mp4, and an image file."""
+    folder = tmp_path_factory.mktemp("partial")
+    with Media(videos / "a.mp4") as media:
+        seconds = media.info.audio_end
+        write_mp4(folder / "mute.mp4", media.frames([n / 4 for n in range(round(seconds * 4))]), 4)
+        write_wav(folder / "a.wav", media.audio(0.0, seconds).numpy()[None], SAMPLE_RATE)
+    Image.fromarray(coloured_noise(1, 96, 128)[0]).save(folder / "still.png")
+    return [str(path) for path in (videos / "a.mp4", folder / "mute.mp4", folder / "a.wav", videos / "b.mp4")] + [
+        str(folder / "still.png")
+    ]
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_files_with_one_modality(windows: int, encoder: DeepAVFusion, videos: Path, partial: list[str]) -> None:
+    found = extract_features(encoder, partial, windows=windows, passes="all")
+    assert found.paths == partial
+    assert found.failed == found.remarks == []
+    assert found.modalities == ["image audio", "image", "audio", "image audio", "image"]
+    assert found.places == partial
+    image, audio = windows_of(encoder, videos / "a.mp4", windows)
+    with torch.no_grad():
+        passes = {"image": encoder(image, None).pooled(), "audio": encoder(None, audio).pooled()}
+    for row, modality, absent, tolerance in ((1, "image", "audio", 0.05), (2, "audio", "image", 1e-3)):
+        own, fusion = (passes[modality][stream].mean(dim=0).numpy() for stream in (modality, "fusion"))
+        # Of the whole file the passes of one modality are the same, and of the other two the joint pass, too.
+        for name, expected, row_tolerance in (
+            (f"solo_{modality}", own, 1e-5),
+            (f"fusion_of_{modality}", fusion, 1e-5),
+        ):
+            np.testing.assert_allclose(found.embeddings[name][0], expected, atol=row_tolerance)
+            np.testing.assert_allclose(found.embeddings[name][row], expected, atol=tolerance)  # encoded anew
+            assert np.isnan(found.embeddings[name.replace(modality, absent)][row]).all()
+        np.testing.assert_array_equal(getattr(found, modality)[row], found.embeddings[f"solo_{modality}"][row])
+        np.testing.assert_array_equal(found.fusion[row], found.embeddings[f"fusion_of_{modality}"][row])
+        assert np.isnan(getattr(found, absent)[row]).all()
+    assert np.isfinite(found.image[4]).all()
+    assert np.abs(found.fusion[0] - found.embeddings["fusion_of_image"][0]).max() > 1e-3  # the joint pass is another
+    # Rows of complete files do not depend on what else there is, to the last bit.
+    complete = [partial[0], partial[3]]
+    alone = extract_features(encoder, complete, windows=windows)
+    assert list(alone.embeddings) == ["image", "audio", "fusion"]
+    for stream in STREAMS:
+        np.testing.assert_array_equal(getattr(found, stream)[[0, 3]], getattr(alone, stream))
+    unimodal = extract_features(encoder, partial, windows=windows, batch_size=2, passes="unimodal")
+    assert sorted(unimodal.embeddings) == ["fusion_of_audio", "fusion_of_image", "solo_audio", "solo_image"]
+    for name, values in unimodal.embeddings.items():
+        np.testing.assert_allclose(values, found.embeddings[name], atol=1e-5)
+
+
+def test_files_with_one_modality_in_the_npz(encoder: DeepAVFusion, partial: list[str], tmp_path: Path) -> None:
+    found = extract_features(encoder, partial, level="tokens")
+    assert found.audio.shape == (5, 32, 64)
+    assert np.isnan(found.audio[1]).all()
+    write_features(found, tmp_path / "features.npz", "last.ckpt", "ab" * 32)
+    with np.load(tmp_path / "features.npz", allow_pickle=False) as file:
+        assert file["modalities"].tolist() == found.modalities
+        assert file["place"].tolist() == partial
+        assert file["size"].tolist() == [Path(path).stat().st_size for path in partial]
+        assert file["checkpoint_sha256"].item() == "ab" * 32
+        np.testing.assert_array_equal(file["audio"], found.audio)
+    lines = summary(found, tmp_path / "features.npz", None)
+    assert lines[1:] == [
+        f"  2 with image alone (modalities): fusion is of image only, audio is nan: {partial[1]}, {partial[4]}",
+        f"  1 with audio alone (modalities): fusion is of audio only, image is nan: {partial[2]}",
+    ]
+
+
+def test_a_folder_has_audio_files_and_an_earlier_file_is_replaced(
+    encoder: DeepAVFusion, partial: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.wav").write_bytes(Path(partial[2]).read_bytes())
+    found = extract_features(encoder, tmp_path / "in")
+    assert (found.modalities, np.isfinite(found.fusion).all()) == (["audio"], True)
+    names = ("path", "image", "audio", "fusion", "failed", "failed_reason", "level", "audio_seconds")
+    np.savez(tmp_path / "old.npz", **dict.fromkeys(names, np.zeros(1)))  # of an earlier version
+    write_features(found, tmp_path / "old.npz")
+    with np.load(tmp_path / "old.npz", allow_pickle=False) as file:
+        assert file["modalities"].tolist() == ["audio"]
+
+
 # ---------------------------------------------------------------- which videos
 
 
@@ -182,13 +270,13 @@ def test_failures_are_listed(encoder: DeepAVFusion, videos: Path) -> None:
     reasons = [failure.reason for failure in found.failed]
     assert reasons[0].startswith("undecodable: ")
     assert reasons[1].startswith("truncated: ")
-    assert reasons[2] == "no audio: the file has no audio stream"
+    assert reasons[2] == "truncated: the file is empty"
     (remark,) = found.remarks
     assert remark.path == str(videos / "short.mp4")
     assert remark.reason.startswith("too short: 0.5")
     assert remark.reason.endswith("the window is 1 s; extended by its mirror image")
     (note,) = found.notes
-    assert note == "2 files skipped, not named like a video (.txt: 1, no suffix: 1)"
+    assert note == "2 files skipped, not named like a video or audio file (.txt: 1, no suffix: 1)"
     assert len(found) + len(found.failed) == 8
 
 
@@ -234,7 +322,7 @@ def test_a_folder_that_links_to_itself(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("nowhere", None, "does not exist: expected a folder of videos, a list"),
-        ("folder/a.txt", b"", "folder holds no video: none of its 1 file ends in .3gp, .asf, .avi"),
+        ("folder/a.txt", b"", "folder holds no video or audio file: none of its 1 file ends in .3gp, .asf, .avi"),
         ("empty.txt", b"# nothing\n\n", "empty.txt lists no video"),
         ("latin.txt", b"caf\xe9.mp4\n", "latin.txt is not UTF-8 text"),
         ("latin.csv", b"caf\xe9.mp4\n", "latin.csv, line 1, is not UTF-8 text"),
@@ -276,13 +364,13 @@ def test_the_file(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
     described = {"checkpoint": "some/last.ckpt", "level": "pooled", "windows": 2, "image_size": 64, "audio_seconds": 1}
     assert {key: saved[key].item() for key in described} == described
     assert read_input(failed).files == {str(videos / name): str(videos / name) for name in BAD}
-    assert f"# {found.failed[2].reason}\n{videos / 'mute.mp4'}\n" in failed.read_text()
+    assert f"# {found.failed[2].reason}\n{videos / 'void.mp4'}\n" in failed.read_text()
 
     lines = summary(found, output, failed)
     assert lines[0].startswith(
-        f"Written to {output}: 5 of 8 videos; means over the tokens, 2 windows of 1 s: image [5, 64]"
+        f"Written to {output}: 5 of 8 files; means over the tokens, 2 windows of 1 s: image [5, 64]"
     )
-    assert f"    {videos / 'mute.mp4'}: no audio: the file has no audio stream" in lines
+    assert f"    {videos / 'void.mp4'}: truncated: the file is empty" in lines
     assert sum("mirror image" in line for line in lines) == 1
 
     # Nothing failed this time: the list of the failed goes.
@@ -302,7 +390,7 @@ def test_tokens_in_the_file(encoder: DeepAVFusion, videos: Path, tmp_path: Path)
 def test_all_failed(encoder: DeepAVFusion, videos: Path, tmp_path: Path) -> None:
     found = extract_features(encoder, [*(videos / name for name in BAD), "gone.mp4"])
     assert (found.image.shape, found.paths) == ((0, 64), [])
-    with pytest.raises(UserError, match=r"none of 4 videos could be used .*mute.mp4: no audio.*; and 1 more.*see "):
+    with pytest.raises(UserError, match=r"none of 4 files could be used .*void.mp4: truncated.*; and 1 more.*see "):
         write_features(found, tmp_path / "features.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["features_failed.txt"]
     assert len(read_input(tmp_path / "features_failed.txt").files) == 4
@@ -468,6 +556,8 @@ def test_the_public_functions_are_imported_late() -> None:
 
 def test_real_clips(real_clips: Path, encoder: DeepAVFusion) -> None:
     found = extract_features(encoder, real_clips, num_workers=1)
-    assert [Path(path).name for path in found.paths] == ["bigbuckbunny.mp4", "music_duet_1.mp4", "music_duet_2.mp4"]
-    assert [Path(failure.path).name for failure in found.failed] == ["bikes.mp4"]
+    names = ["bigbuckbunny.mp4", "bikes.mp4", "music_duet_1.mp4", "music_duet_2.mp4"]
+    assert [Path(path).name for path in found.paths] == names
+    assert found.modalities == ["image audio", "image", "image audio", "image audio"]
     assert np.isfinite(found.fusion).all()
+    assert np.isfinite(found.audio).all(axis=1).tolist() == [True, False, True, True]

@@ -173,7 +173,7 @@ def test_features_of_a_folder(logs: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert pooled["image"].shape == pooled["audio"].shape == pooled["fusion"].shape == (1, 16)
     assert pooled["checkpoint"].item() == str(checkpoints / "last.ckpt")
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith(f"Written to {run_dir / 'features.npz'}: 1 of 2 videos") for line in lines)
+    assert any(line.startswith(f"Written to {run_dir / 'features.npz'}: 1 of 2 files") for line in lines)
     assert f"    {folder}/a.mp4: {pooled['failed_reason'][0]}" in lines
     assert any(line.startswith(f"encoder of {checkpoints / 'last.ckpt'} (separate, ") for line in lines)
 
@@ -199,7 +199,10 @@ def test_what_cannot_be_done_is_one_sentence(
 
     video = f"video={logs.parent / 'clip.mp4'}"
     (logs.parent / "file").touch()
-    tasks, example = "separate, segment, classify, features", "e.g. python src/predict.py task=separate video=clip.mp4"
+    tasks, example = (
+        "separate, segment, classify, features, search",
+        "e.g. python src/predict.py task=separate video=clip.mp4",
+    )
     assert sentence() == f"predict.py: no task was given; add task=<one of: {tasks}>, {example}."
     assert "there is no task=cook: did you mean task=separate (or task=segment, " in sentence("task=cook", video)
     assert "no video was given; add video=" in sentence("task=separate")

@@ -119,6 +119,8 @@ SAME = {  # of one script, before the tables above
         "masks_per_second={}": "fps frame_rate framerate",
         "hop_seconds={}": "hop stride step hop_length",
         "top_k={}": "k topk n_classes top",
+        "query={}": "q example like",
+        "index={}": "db database gallery corpus",
         "sources={}": "num_sources n_sources n speakers num_speakers",
         "boxes={}": "box bbox bboxes regions rois",
         "num_workers={}": "j workers num_worker n_workers",
@@ -196,6 +198,7 @@ CHOICES = {  # of config groups and keys; theirs -> ours
         "segment": "segmentation seg localize localise mask masks",
         "classify": "classification cls label recognize",
         "features": "feature embed embeddings embedding extract encode feat",
+        "search": "find nearest neighbours neighbors similar retrieve retrieval knn",
     },
     "command": {
         "demo": "generate gen toy make download create",

@@ -75,17 +75,23 @@ PAGES = {
         },
     ),
     "predict": Page(
-        "Use a trained network on any video: separate, segment, classify, or features.",
-        ["task=<task> video=<file> [key=value …]", "task=features input=<folder, list or file> [key=value …]"],
+        "Use a trained network on any video: separate, segment, classify, features, or search.",
+        [
+            "task=<task> video=<file> [key=value …]",
+            "task=features input=<folder, list or file> [key=value …]",
+            "task=search index=<folder, list or .npz> query=<file> [key=value …]",
+        ],
         {},
         [
-            *("task", "video", "input", "ckpt_path", "output", "device", "batch_size", "boxes", "sources"),
-            *("masks_per_second", "hop_seconds", "top_k", "level", "windows", "num_workers", "time_limit"),
+            *("task", "video", "input", "index", "query", "ckpt_path", "output", "device", "batch_size", "boxes"),
+            *("sources", "masks_per_second", "hop_seconds", "top_k", "match", "level", "passes", "windows"),
+            *("num_workers", "time_limit"),
         ],
         {
             "task=separate video=clip.mp4": "a WAV and an mp4 for each source",
             "task=segment video='my clip (1).mp4' output=masks": "single quotes for any name",
             "task=features input=videos/ output=features.npz level=tokens": "embeddings of a folder",
+            "task=search index=videos/ query=bell.wav match=audio_to_image": "images that go with an audio file",
         },
     ),
     "prepare": Page(

@@ -62,7 +62,7 @@ def check(script: str, flags: list[str], words: Sequence[Word], recorded: Sequen
         fix = _fix(keys, word.override, added, many) if word.override else Fix("it is no key=value")
         fix = fix_unread(script, fix.better if fix else [word.override], meant) or fix
         key = split_override(word.override)[1]
-        if script == "predict" and key in ("video", "input") and key in given_keys[n + 1 :]:
+        if script == "predict" and key in ("video", "input", "index", "query") and key in given_keys[n + 1 :]:
             why = f"-m {key}=a.mp4,b.mp4 takes one after the other"
             fix = Fix(f"{word.override!r}: {key} is given again, and only the last one would be read", why=why)
         if fix is None and word.typed == word.override:

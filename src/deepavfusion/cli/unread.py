@@ -8,7 +8,7 @@ from deepavfusion.cli.fixes import Fix
 from deepavfusion.config.overrides import split_override
 
 TASKS = {  # of predict.py and prepare.py, which have a function for each
-    ("predict", "task"): ("separate", "segment", "classify", "features"),
+    ("predict", "task"): ("separate", "segment", "classify", "features", "search"),
     ("prepare", "command"): ("demo", "verify", "pack"),
 }
 READ_BY = {  # keys, and sections, that not every task or command reads
@@ -16,8 +16,11 @@ READ_BY = {  # keys, and sections, that not every task or command reads
         "video": ("separate", "segment", "classify"),
         **dict.fromkeys(("boxes", "sources"), ("separate",)),
         "masks_per_second": ("segment",),
-        **dict.fromkeys(("hop_seconds", "top_k"), ("classify",)),
-        **dict.fromkeys(("input", "level", "windows", "num_workers", "time_limit"), ("features",)),
+        "hop_seconds": ("classify",),
+        "top_k": ("classify", "search"),
+        **dict.fromkeys(("input", "level", "passes"), ("features",)),
+        **dict.fromkeys(("index", "query", "match"), ("search",)),
+        **dict.fromkeys(("windows", "num_workers", "time_limit"), ("features", "search")),
     },
     ("prepare", "command"): {
         **dict.fromkeys(("root", "sets"), ("demo",)),
@@ -27,6 +30,8 @@ READ_BY = {  # keys, and sections, that not every task or command reads
 }
 INSTEAD = {  # what such a key is called in other tasks
     ("video", "features"): "input",
+    ("video", "search"): "query",
+    ("input", "search"): "index",
     **{("input", task): "video" for task in ("separate", "segment", "classify")},
     **{(key, "demo"): "root" for key in ("output", "data.root")},
     **{("root", command): "data.root" for command in ("verify", "pack")},

@@ -122,7 +122,11 @@ def _end_of_name(override: str, words: list[str]) -> int:
     for n in range(1, len(plain) + 1):
         if Path(" ".join([value, *plain[:n]])).exists():
             return n
-    if key in ("video", "input", "ckpt_path") and value and not value.lower().endswith((*MEDIA, *WEIGHTS)):
+    if (
+        key in ("video", "input", "index", "query", "ckpt_path")
+        and value
+        and not value.lower().endswith((*MEDIA, *WEIGHTS))
+    ):
         ends = [n for n, word in enumerate(plain, 1) if word.lower().endswith((*MEDIA, *WEIGHTS))]
         if ends and not ("/" in plain[ends[0] - 1] or value.endswith("/") or Path(value).exists()):
             return ends[0]

@@ -96,14 +96,22 @@ CASE: dict[str, Rule] = {  # keys of a case of the model benchmark
     "passes": one_of("encoder_forward", "encoder_forward_backward", "train_step"),
     "measure": one_of("time", "memory"),
 }
-OPENED_BY_SCRIPTS = ("ckpt_path", "video", "input", "output", "root")  # any text, since no object is built with it
+OPENED_BY_SCRIPTS = (
+    "ckpt_path",
+    "video",
+    "input",
+    "output",
+    "root",
+    "index",
+    "query",
+)  # any text, since no object is built with it
 RULES: dict[str, Rule] = {  # in the order of checking: keys that others are interpolated from come first
     "seed": SEED,
     "task": NAME | NULL,
     "run.name": NAME | NULL,
     "run.latest": FLAG,
     **dict.fromkeys(("paths.root_dir", "paths.data_dir"), TEXT),
-    **dict.fromkeys(("paths.run_dir", "ckpt_path", "video", "input", "output"), TEXT | NULL),
+    **dict.fromkeys(("paths.run_dir", "ckpt_path", "video", "input", "output", "index", "query"), TEXT | NULL),
     "paths.log_dir": LOGS,
     "resume": LOGS | NULL,
     **dict.fromkeys(("test", "validate_before"), FLAG),
@@ -221,6 +229,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "hop_seconds": POSITIVE,
     **dict.fromkeys(("device", "benchmark.device"), one_of("auto", "cpu", "cuda")),
     "level": one_of("pooled", "tokens"),
+    "passes": one_of("joint", "unimodal", "all"),
+    "match": one_of("both", "image", "audio", "image_to_audio", "audio_to_image") | NULL,
     # ---- prepare.py
     "command": TEXT | NULL,
     **dict.fromkeys(("sets", "splits"), TEXTS | TEXT | NULL),

@@ -8,6 +8,7 @@ _MODULES = {
     "extract_features": "features",
     "load_task": "tasks",
     "open_encoder": "encoders",
+    "search_clips": "search.nearest",
     "segment_video": "segment",
     "separate_video": "separate",
     "write_features": "write.features",

@@ -1,5 +1,7 @@
 """Classifies a video of any length over time: sliding windows of audio, each with the frame in its middle.
 
+Without audio, by its frames alone; an audio file, by its audio alone.
+
 Memory does not grow with the video: audio and frames are read window by window, and the scores go to a temporary file.
 """
 
@@ -19,12 +21,12 @@ from torch import Tensor
 
 from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.tasks import recorded_classes
-from deepavfusion.inference.video import SILENT, VideoReader, open_video
+from deepavfusion.inference.video import MODALITIES, SILENT, VideoReader, modalities, open_video
 from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, extend_by_mirror
 from deepavfusion.transforms.image import centre_view
-from deepavfusion.types import HEADS, STREAMS
+from deepavfusion.types import ALL, HEADS
 from deepavfusion.utils.errors import DecodeError, UserError
 
 MIN_HOP = 0.01  # s
@@ -37,11 +39,12 @@ MAX_SPANS = 20
 class Classification:
     """The scores of a video's windows.
 
-    `starts` (s) are where windows of `window` seconds begin; the audio ends at `seconds`. `scores`, float32 [W, 4, C]
-    in 0…1 by window, head (`HEADS`) and class, is mapped from disk; `mean`, float64 [4, C], is its mean over the
-    windows. A row sums to 1 where classes exclude each other. `novelty` is the distance of each window to the training
-    clips, as a multiple of that which one in twenty held-out windows exceeds; None: the checkpoint does not have them.
-    `notes` are remarks for the user.
+    `starts` (s) are where windows of `window` seconds begin; the audio, without which the video, ends at `seconds`.
+    `scores`, float32 [W, 4, C] in 0…1 by window, head (`HEADS`) and class, is mapped from disk; `mean`, float64 [4, C],
+    is its mean over the windows. A row sums to 1 where classes exclude each other; that of a head without its modality
+    is nan. `novelty` is the distance of each window to the training clips, as a multiple of that which one in twenty
+    held-out windows exceeds; None: the checkpoint does not have them, or a modality is absent. `notes` are remarks for
+    the user, `modalities` what the file has.
     """
 
     video: str
@@ -55,6 +58,12 @@ class Classification:
     mean: NDArray[np.float64]
     novelty: list[float] | None = None
     notes: list[str] = field(default_factory=list)
+    modalities: tuple[str, ...] = MODALITIES
+
+    @property
+    def heads(self) -> list[str]:
+        """Those of `HEADS` that there are."""
+        return [head for head in HEADS if head not in MODALITIES or head in self.modalities]
 
     def novel(self) -> list[bool]:
         """Whether each window is unlike the training clips."""
@@ -87,22 +96,23 @@ def classify_video(
     """The classes of a video by image, audio and fusion tokens and by all of them, over time.
 
     Windows have the length that the network takes. The first begins at 0 s, the last ends with the audio; audio
-    shorter than a window is extended by its mirror image, as in evaluation.
+    shorter than a window is extended by its mirror image, as in evaluation. A file with one modality is classified by
+    that, see `Classification`.
 
     Args:
         task: trained, in evaluation mode; see `load_task`. It runs on the device it is on.
-        video: a file with frames and audio.
+        video: a file with frames, audio or both.
         hop_seconds: from window to window, at least `MIN_HOP`.
         batch_size: windows at a time.
         on_progress: called with the windows done and their number, which is an estimate until all are done.
 
     Raises:
-        UserError: the video has no frames or no audio, or does not decode; the checkpoint does not name its classes.
+        UserError: the file has neither frames nor audio, or does not decode; the checkpoint does not name its classes.
     """
     if not hop_seconds >= MIN_HOP:  # 0 would never end
         raise UserError(f"hop_seconds is {hop_seconds!r}, expected seconds, at least {MIN_HOP}, e.g. 1.")
     classes = recorded_classes(task)
-    with open_video(video, "classified") as media:
+    with open_video(video, "classified", both=False) as media:
         classifier = _VideoClassifier(task, VideoReader(task, media), hop_seconds)
         scores = GrowingArray((len(HEADS), len(classes)))
         total = torch.zeros(scores.shape, dtype=torch.float64)
@@ -127,8 +137,9 @@ def classify_video(
             starts=[start / SAMPLE_RATE for start in starts],
             scores=scores.array(),
             mean=(total / len(starts)).numpy(),
-            novelty=classifier.novelty if task.novelty else None,
+            novelty=classifier.novelty or None,
             notes=classifier.notes(),
+            modalities=classifier.modalities,
         )
 
 
@@ -163,6 +174,7 @@ class _VideoClassifier:
 
     def __init__(self, task: Classify, reader: VideoReader, hop_seconds: float) -> None:
         self.task, self.reader, self.hop_seconds = task, reader, hop_seconds
+        self.modalities = modalities(reader.media)
         self.multi_label = bool(task.hparams["multi_label"])
         self.seconds = reader.window / SAMPLE_RATE
         self.end, self.peak = 0, 0.0  # of the audio read so far: samples; loudest sample
@@ -171,11 +183,24 @@ class _VideoClassifier:
     @property
     def expected(self) -> int:
         """The number of windows according to the header."""
-        rest = self.reader.media.info.audio_end - self.seconds
+        info = self.reader.media.info
+        rest = (info.audio_end if "audio" in self.modalities else info.video_end) - self.seconds
         return 1 + max(0, math.ceil(rest / self.hop_seconds - 1e-3))
 
     def windows(self) -> Iterator[tuple[int, Tensor]]:
-        """Start (samples) and waveform [T] of each window. Reading shows where the audio ends: headers may be wrong."""
+        """Start (samples) and waveform [T] of each window, [0] without audio."""
+        if "audio" in self.modalities:
+            yield from self._windows_of_audio()
+            return
+        self.end = round((self.reader.media.info.video_end or self.seconds) * SAMPLE_RATE)
+        latest, hop = max(0, self.end - self.reader.window), self.hop_seconds * SAMPLE_RATE
+        starts = [round(n * hop) for n in range(1 + int(latest / hop))]
+        if latest - starts[-1] >= MIN_REST * SAMPLE_RATE:
+            starts.append(latest)
+        yield from ((start, torch.empty(0)) for start in starts)
+
+    def _windows_of_audio(self) -> Iterator[tuple[int, Tensor]]:
+        """Reading shows where the audio ends: headers may be wrong."""
         window, last, n = self.reader.window, 0, 0
         while len(waveform := self.audio(start := round(n * self.hop_seconds * SAMPLE_RATE))) == window:
             yield start, waveform
@@ -198,22 +223,40 @@ class _VideoClassifier:
         return waveform
 
     def scores(self, starts: Sequence[int], waveform: Tensor) -> Tensor:
-        """Windows [B, T] to the probabilities of each head, float32 [B, 4, C], on the CPU."""
-        frames = self.reader.frames(starts)
-        image = self.reader.images((frame, centre_view(*frame.shape[:2])) for frame in frames)
+        """Windows [B, T] to the probabilities of each head, float32 [B, 4, C], on the CPU; nan of an absent one."""
+        image = audio = None
+        if "image" in self.modalities:
+            frames = self.reader.frames(starts)
+            image = self.reader.images((frame, centre_view(*frame.shape[:2])) for frame in frames)
+        if "audio" in self.modalities:
+            audio = self.reader.log_mel(waveform.to(self.task.device))
         net, detector = self.task.net, self.task.novelty
-        pooled = net.pooled(image, self.reader.log_mel(waveform.to(self.task.device)))
+        pooled = net.pooled(image, audio)
         logits = net.logits(pooled)
-        if detector:
+        if detector and self.modalities == MODALITIES:
             self.novelty += (detector.distance(net.embedding(pooled)) / detector.threshold).tolist()
-        rows = torch.stack([*(logits[stream] for stream in STREAMS), mean_of_heads(logits)], dim=1).float()
+        found = {**logits, ALL: mean_of_heads(logits)}
+        absent = torch.full_like(found[ALL], torch.nan)
+        rows = torch.stack([found.get(head, absent) for head in HEADS], dim=1).float()
         return (rows.sigmoid() if self.multi_label else rows.softmax(dim=-1)).cpu()
 
     def notes(self) -> list[str]:
         """What limits the meaning of the scores."""
         notes, end, video_end = [], self.end / SAMPLE_RATE, self.reader.media.info.video_end
+        if len(self.modalities) == 1:
+            (alone,) = self.modalities
+            absent, named = ("audio", "images") if alone == "image" else ("video", "audio")
+            novelty = "; whether it is unlike the training clips is not known then" if self.task.novelty else ""
+            notes.append(
+                f"the file has no {absent}: classified by its {named} alone ({alone} and fusion tokens, and their "
+                f"mean), by a network that was trained on both{novelty}"
+            )
+        if "audio" not in self.modalities:
+            return notes
+        image = "image" in self.modalities
         if self.peak < SILENT:
-            notes.append("the audio is silent: only the scores of the image tokens mean anything")
+            means = "only the scores of the image tokens mean anything" if image else "its scores mean nothing"
+            notes.append(f"the audio is silent: {means}")
         if count := sum(ratio > 1 for ratio in self.novelty):
             notes.append(
                 f"{count} of {len(self.novelty)} windows are unlike the clips that the network was trained on, so "

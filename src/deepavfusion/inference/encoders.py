@@ -13,6 +13,7 @@ import torch
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.vit import ViT
+from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MELS
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.compare import check_plan
@@ -24,7 +25,13 @@ IMAGE_SIZE = 224  # pixels, the paper's
 
 
 def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[DeepAVFusion, str]:
-    """An encoder with its weights, in evaluation mode, and a one-line summary of it.
+    """An encoder with its weights, in evaluation mode, and a one-line summary of it; see `open_network`."""
+    network, summary = open_network(path, device)
+    return network.net.encoder if isinstance(network, Task) else network, summary
+
+
+def open_network(path: str | Path, device: str | torch.device = "cpu") -> tuple[Task | DeepAVFusion, str]:
+    """The task of a checkpoint, or its encoder where it holds no more, and a one-line summary of the encoder.
 
     Args:
         path: a .ckpt file of any task that train.py wrote; or weights alone: a published DeepAVFusion checkpoint, or
@@ -39,7 +46,7 @@ def open_encoder(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     weights = recognise(content, path)
     if isinstance(weights.record.get("model"), dict):
         task = load_task(path, device=device, content=content)
-        return task.net.encoder, f"encoder of {task.origin}{f'; {task.origin.caveat}' if task.origin.caveat else ''}"
+        return task, f"encoder of {task.origin}{f'; {task.origin.caveat}' if task.origin.caveat else ''}"
     if weights.kind == "vit":
         raise UserError(
             f"checkpoint {path} is an MAE or AudioMAE ViT, of image or audio alone: expected a checkpoint of "

@@ -1,4 +1,4 @@
-"""Which videos `input=` names: a folder of them, a list, or one."""
+"""Which files `input=` and `index=` name: a folder of videos and audio files, a list, or one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from deepavfusion.utils.reading import lines_of
 MEDIA = (
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
     ".ts", ".vob", ".webm", ".wmv",
+    ".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
+    ".w64", ".wav", ".wma",
 )  # fmt: skip
 LISTS = (".csv", ".txt")
 COLUMN = "path"  # of a CSV list
@@ -30,31 +32,32 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
 
 
-def read_input(path: str | Path) -> Inputs:
-    """The videos that a path names.
+def read_input(path: str | Path, key: str = "input") -> Inputs:
+    """The files that a path names.
 
     Args:
         path: a folder, searched with all its subfolders for files with an ending of `MEDIA`, sorted by name; or a list
             of paths, absolute or relative to the list's folder: .txt with a path per line, or .csv with a column
             `path`, else the first one, where empty lines and those with # first are skipped,
-            unless there is such a file; or one video of any name.
+            unless there is such a file; or one file of any name.
+        key: what it was given as, for messages.
 
     Raises:
-        UserError: nothing there, no video in the folder, an empty or unreadable list.
+        UserError: nothing there, no such file in the folder, an empty or unreadable list.
     """
     given, path = path, Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, key)
     if what := no_file(path):
         raise UserError(
-            f"input {given} {what}: expected a folder of videos, a list of them (.txt or .csv, a path per line), or "
+            f"{key} {given} {what}: expected a folder of videos, a list of them (.txt or .csv, a path per line), or "
             "one video."
         )
     if path.suffix.lower() not in LISTS:
         return Inputs({str(given): str(given)})
-    names = list(_read_csv(path) if path.suffix.lower() == ".csv" else _read_text(path))
+    names = list(_read_csv(path, key) if path.suffix.lower() == ".csv" else _read_text(path, key))
     if not names:
-        raise UserError(f"input {given} lists no video: expected a path per line, relative to {path.parent}/.")
+        raise UserError(f"{key} {given} lists no video: expected a path per line, relative to {path.parent}/.")
     return read_names(names, path.parent)
 
 
@@ -75,7 +78,7 @@ def read_names(names: Iterable[str | Path], folder: Path = Path()) -> Inputs:
     return found
 
 
-def _read_folder(folder: Path) -> Inputs:
+def _read_folder(folder: Path, key: str) -> Inputs:
     found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
@@ -90,11 +93,13 @@ def _read_folder(folder: Path) -> Inputs:
     others = Counter(path.suffix.lower() or "no suffix" for path in found if path.suffix.lower() not in MEDIA)
     if not files:
         raise UserError(
-            f"input {folder} holds no video: none of its {count(others.total(), 'file')} ends in {', '.join(MEDIA)}; "
-            f"give another folder, or a list of files."
+            f"{key} {folder} holds no video or audio file: none of its {count(others.total(), 'file')} ends in "
+            f"{', '.join(MEDIA)}; give another folder, or a list of files."
         )
     shown = ", ".join(f"{kind}: {number}" for kind, number in others.most_common(4))
-    notes = [f"{count(others.total(), 'file')} skipped, not named like a video ({shown})"] if others else []
+    notes = (
+        [f"{count(others.total(), 'file')} skipped, not named like a video or audio file ({shown})"] if others else []
+    )
     return Inputs(files, notes)
 
 
@@ -102,7 +107,7 @@ def _unreadable(error: OSError) -> None:
     raise UserError(f"folder {error.filename} cannot be read, {error.strerror}: make it readable, or list the files.")
 
 
-def _read_text(path: Path) -> Iterator[str]:
+def _read_text(path: Path, key: str) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             for line in map(str.strip, lines_of(file)):
@@ -110,7 +115,7 @@ def _read_text(path: Path) -> Iterator[str]:
                     yield line
     except UnicodeDecodeError as error:
         raise UserError(
-            f"input {path} is not UTF-8 text ({error}): expected a path per line; save it as UTF-8."
+            f"{key} {path} is not UTF-8 text ({error}): expected a path per line; save it as UTF-8."
         ) from None
 
 
@@ -119,9 +124,9 @@ def _is_comment(line: str, folder: Path) -> bool:
     return line.startswith("#") and not os.path.exists(folder / line)
 
 
-def _read_csv(path: Path) -> Iterator[str]:
+def _read_csv(path: Path, key: str) -> Iterator[str]:
     column = None
-    for _, cells in read_csv(path.parent, path.name, "path,…", "input", header=(COLUMN,)):
+    for _, cells in read_csv(path.parent, path.name, "path,…", key, header=(COLUMN,)):
         if _is_comment(cells[0], path.parent):
             continue
         if column is None:  # the header, if there is one

@@ -1,4 +1,4 @@
-"""Reads a video for a network: frames and windows of audio, prepared as in training."""
+"""Reads a file for a network: frames and windows of audio, prepared as in training; either may be absent."""
 
 from __future__ import annotations
 
@@ -13,41 +13,53 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from deepavfusion.data.stores.store import on_grid
+from deepavfusion.data.samples import SampleGroup, WindowDataset
+from deepavfusion.data.stores.raw import MediaClip, RawStore
+from deepavfusion.data.stores.store import Frame, OpenClip, frames_of, on_grid
 from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.media import Media
+from deepavfusion.media.stills import read_image
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, View
+from deepavfusion.types import Clip, Sample
 from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.utils.files import almost_there
 
+MODALITIES = ("image", "audio")
+STILLS = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SILENT = 1e-4  # −80 dB of full scale; the last bit of 16-bit audio is −90 dB
 BLOCK = 10  # s of audio decoded at a time
 
 
 @contextmanager
-def open_video(path: str | Path, purpose: str) -> Iterator[Media]:
+def open_video(path: str | Path, purpose: str, both: bool = True) -> Iterator[Media]:
     """Open a file with frames and audio.
 
     Args:
         path: the file.
         purpose: a past participle for the message: "video … cannot be <purpose>".
+        both: it must have both; else one of them will do, see `modalities`.
 
     Raises:
         UserError: no frames, no audio, or the file does not decode, now or while the block reads it.
     """
     try:
         with Media(path) as media:
-            media.require("video")
-            media.require("audio")
+            for kind in ("video", "audio") if both or not modalities(media) else ():
+                media.require(kind)
             yield media
     except DecodeError as error:
         almost = almost_there(error.path) if error.reason == "missing" else ""
         raise UserError(
             f"video {error.path} cannot be {purpose}, {error.reason.replace('_', ' ')}: {error.detail}{almost}; "
-            "expected a complete video with frames and audio."
+            f"expected a complete {'video with frames and audio' if both else 'file with frames, audio or both'}."
         ) from error
+
+
+def modalities(media: Media) -> tuple[str, ...]:
+    """Those of `MODALITIES` that a file has: frames give the image."""
+    return tuple(name for name, kind in zip(MODALITIES, ("video", "audio"), strict=True) if media.has(kind))
 
 
 def whole_waveform(media: Media, scratch: str | Path | None = None) -> GrowingArray:
@@ -127,3 +139,64 @@ class VideoReader:
         """Views of frames (uint8 [H, W, 3] each) as the network takes them, [crops, 3, size, size], normalised."""
         images = [view.of(Image.fromarray(frame), self.image_size) for frame, view in crops]
         return self.normalise(torch.stack(images).to(self.device))
+
+
+class PartialStore(RawStore):
+    """Files that may lack frames or audio, and still images."""
+
+    @contextmanager
+    def open(self, clip: Clip) -> Iterator[OpenClip]:
+        if clip.path.lower().endswith(STILLS):
+            yield _Still(clip.path)
+            return
+        with Media(clip.path) as media:
+            found = modalities(media)
+            if not found:
+                media.require("audio")
+            kind = MediaClip if len(found) == 2 else _ImageClip if "image" in found else _AudioClip
+            yield kind(media)
+
+
+class _ImageClip(MediaClip):
+    """A video without audio: windows lie where they would if the audio lasted as long."""
+
+    def __init__(self, media: Media) -> None:
+        super().__init__(media)
+        self.audio_end = self.video_end
+
+
+class _AudioClip(MediaClip):
+    """Audio alone."""
+
+
+class _Still(_ImageClip):
+    """An image file."""
+
+    def __init__(self, path: str) -> None:
+        self.image = read_image(Path(path))
+        self.audio_end = self.video_end = 0.0
+        self.frames_at_once = 1
+
+    def frames(self, times: Sequence[float]) -> list[Frame]:
+        return [Frame(self.image, self.image.height, self.image.width)] * len(times)
+
+
+class PartialDataset(WindowDataset):
+    """Windows of clips of a `PartialStore`; what a clip does not have is an empty tensor in its samples."""
+
+    def windows(self, clip: Clip, opened: OpenClip, starts: Sequence[float]) -> SampleGroup:
+        if isinstance(opened, _ImageClip):
+            times = [self.frame_time(opened, start) for start in starts]
+            size, found = self.spec.image_size, zip(frames_of(opened, times), times, starts, strict=True)
+            return [
+                Sample(self.view(frame).of(frame.pixels, size), torch.empty(0), clip, time, start)
+                for frame, time, start in found
+            ]
+        if isinstance(opened, _AudioClip):
+            samples: SampleGroup = []
+            for start in starts:
+                waveform, problems = self.fitted(clip, opened.audio(start, self.spec.seconds), start)
+                no_image = torch.empty(0, dtype=torch.uint8)
+                samples.append(Sample(no_image, waveform, clip, start, start, problems=[] if samples else problems))
+            return samples
+        return super().windows(clip, opened, starts)

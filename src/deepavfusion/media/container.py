@@ -98,6 +98,16 @@ class Container:
             raise DecodeError(self.path, f"no_{kind}", f"the file has no {kind} stream", kind)
         return stream
 
+    def has(self, kind: str) -> bool:
+        """Whether there is such a stream; every other failure of `require` is raised."""
+        try:
+            self.require(kind)
+        except DecodeError as error:
+            if error.reason == f"no_{kind}":
+                return False
+            raise
+        return True
+
     def read_only(self, *streams: Any) -> None:
         """Skip the packets of other streams, and decode in this thread: loading is parallel across workers."""
         for other in self.av.streams:

@@ -28,6 +28,7 @@ class RawStore:
     @contextmanager
     def open(self, clip: Clip) -> Iterator[OpenClip]:
         with Media(Path(clip.path, "audio.wav") if clip.frames else clip.path) as media:
+            media.require("audio")
             yield FolderClip(clip, media) if clip.frames else MediaClip(media)
 
     def blocks(self, clips: Sequence[Clip]) -> None:
@@ -44,7 +45,6 @@ class MediaClip:
     """One media file with video and audio."""
 
     def __init__(self, media: Media) -> None:
-        media.require("audio")
         self.media = media
         self.audio_end, self.video_end = media.info.audio_end, media.info.video_end
         self.frames_at_once = max(1, FRAMES_BYTES // max(1, 3 * media.info.width * media.info.height))

@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from deepavfusion.figures import panels
-from deepavfusion.figures.style import BACKDROP, LINES, SMALL, new_figure, short, styled
+from deepavfusion.figures.style import BACKDROP, LINES, POWER, SMALL, new_figure, short, styled
 from deepavfusion.inference.classify import Classification, best, spans
 from deepavfusion.inference.write.film import film_frames
 from deepavfusion.inference.write.saving import claimed, saving, write_list
 from deepavfusion.media import Media
-from deepavfusion.types import HEADS
+from deepavfusion.transforms.audio import N_FFT, SAMPLE_RATE, LogMel, extend_by_mirror
+from deepavfusion.types import ALL, HEADS
 from deepavfusion.utils.console import cell
 from deepavfusion.utils.files import write_csv
 from deepavfusion.utils.names import stem_of
 from deepavfusion.weights.origin import Origin
 
-COLUMNS = ("start", "end", "stream", "rank", "class", "probability", "novelty")
-TITLES = {"image": "image tokens", "audio": "audio tokens", "fusion": "fusion tokens", "all": "all three"}
+COLUMNS = ("start", "end", "stream", "rank", "class", "probability", "novelty", "modalities")
+TITLES = {"image": "image tokens", "audio": "audio tokens", "fusion": "fusion tokens", ALL: "all three"}
+ALONE = {"image": "no audio: by its images alone", "audio": "no video: by its audio alone"}
 SIZE, HEIGHTS = (12.0, 8.2), (1.0, 1.3, 1.3, 1.3, 1.3)  # of the figure, inches; of its parts
 EDGES = {"left": 0.065, "right": 0.745, "top": 0.935, "bottom": 0.065}  # shares of it; right of them the legends
 MAX_FRAMES, FRAME_ROWS = 16, 120
@@ -62,11 +64,13 @@ def write_classification(
         "seconds": round(found.seconds, 3),
         "window_seconds": found.window,
         "hop_seconds": found.hop_seconds,
+        "modalities": list(found.modalities),
         "several_classes_a_clip": found.multi_label,
         "notes": found.notes,
         "whole": {
             head: [{"class": found.classes[n], "probability": round(float(scores[n]), 6)} for n in best(scores, top_k)]
             for head, scores in zip(HEADS, found.mean, strict=True)
+            if head in found.heads
         },
         "parts": [
             {
@@ -91,8 +95,8 @@ def write_classification(
 
 def as_table(listed: dict[str, Any]) -> Table:
     """The whole video's top classes of each stream, for the terminal; see `write_classification`."""
-    table = Table("", *HEADS, title="mean over the windows")
-    for rank, row in enumerate(zip(*(listed["whole"][head] for head in HEADS), strict=True), 1):
+    table = Table("", *listed["whole"], title="mean over the windows")
+    for rank, row in enumerate(zip(*listed["whole"].values(), strict=True), 1):
         table.add_row(str(rank), *(cell(f"{each['probability']:.2f} {each['class']}") for each in row))
     return table
 
@@ -107,34 +111,39 @@ def _rows(found: Classification, top_k: int) -> Iterator[tuple[object, ...]]:
     novelty = [f"{ratio:.4f}" for ratio in found.novelty or ()] or [""] * len(found.starts)
     for start, heads, ratio in zip(found.starts, found.scores, novelty, strict=True):
         for head, scores in zip(HEADS, heads, strict=True):
-            for rank, n in enumerate(best(scores, top_k), 1):
-                yield *_times(found, start), head, rank, found.classes[n], round(float(scores[n]), 6), ratio
+            for rank, n in enumerate(best(scores, top_k) if head in found.heads else (), 1):
+                score = round(float(scores[n]), 6)
+                yield *_times(found, start), head, rank, found.classes[n], score, ratio, " ".join(found.modalities)
 
 
 @styled
 def draw(found: Classification, top_k: int = 5) -> Figure:
     """Frames of the video above, and the scores of each stream's top classes below, on one time axis."""
-    figure = new_figure(*SIZE)
-    axes = figure.subplots(1 + len(HEADS), height_ratios=HEIGHTS, gridspec_kw={**EDGES, "hspace": 0.26})
+    figure, heads = new_figure(*SIZE), found.heads
+    rows = 1 + len(heads)
+    axes = figure.subplots(rows, height_ratios=HEIGHTS[:rows], gridspec_kw={**EDGES, "hspace": 0.26})
     count = len(found.starts)
     windows = f"{count} windows of {found.window:g} s" if count > 1 else "one window"
     if count > MAX_POINTS:
         windows += f", drawn as means over {math.ceil(count / MAX_POINTS)}"
-    panels.head(figure, f"{Path(found.video).name} · {found.seconds:.1f} s · {windows}: probability of each class")
-    _draw_frames(axes[0], found)
-    top = [best(mean, top_k) for mean in found.mean]
-    order = list(dict.fromkeys(n for classes in (top[-1], *top) for n in classes))
+    alone = ALONE[found.modalities[0]] if len(found.modalities) == 1 else ""
+    title = " · ".join(filter(None, (Path(found.video).name, f"{found.seconds:.1f} s", alone, windows)))
+    panels.head(figure, f"{title}: probability of each class")
+    (_draw_frames if "image" in found.modalities else _draw_audio)(axes[0], found)
+    top = {head: best(found.mean[HEADS.index(head)], top_k) for head in heads}
+    order = list(dict.fromkeys(n for classes in (top[ALL], *top.values()) for n in classes))
     looks = {n: (DASHES[place // len(LINES) % len(DASHES)], LINES[place % len(LINES)]) for place, n in enumerate(order)}
     drawn = np.unique(order)
     shown, times = _thinned(found, drawn)
-    highest = min(1.0, 1.12 * max(float(shown.max()), 1e-3))
+    highest = min(1.0, 1.12 * max(float(np.nanmax(shown)), 1e-3))
     edges = found.edges()
     unlike = [(edges[n], edges[n + 1]) for n, novel in enumerate(found.novel()) if novel]
     if unlike:
         words = "hatched: unlike the training clips"
         axes[-1].text(1.03, -0.12, words, transform=axes[-1].transAxes, va="top", fontsize=SMALL)
-    for number, (stream, panel) in enumerate(zip(HEADS, axes[1:], strict=True)):
-        for n in top[number]:
+    for place, (stream, panel) in enumerate(zip(heads, axes[1:], strict=True)):
+        number = HEADS.index(stream)
+        for n in top[stream]:
             scores, (dash, colour) = shown[:, number, np.searchsorted(drawn, n)], looks[n]
             label = f"{found.mean[number, n]:.2f}  {short(found.classes[n], MAX_LABEL)}"
             panel.plot(times, scores, dash, color=colour, linewidth=1.8, label=label, clip_on=False)
@@ -143,12 +152,13 @@ def draw(found: Classification, top_k: int = 5) -> Figure:
         for begin, end in unlike:
             panel.axvspan(begin, end, facecolor=BACKDROP, hatch="///", linewidth=0, zorder=0)
         panel.set(xlim=(0, found.seconds), ylim=(0, highest if highest < 0.6 else 1.0))
-        panel.set_title(TITLES[stream], loc="left", pad=3)
+        both = f"{found.modalities[0]} and fusion"
+        panel.set_title(both if alone and stream == ALL else TITLES[stream], loc="left", pad=3)
         panel.grid()
-        panel.tick_params(labelbottom=number == len(HEADS) - 1)
+        panel.tick_params(labelbottom=stream == ALL)
         panel.set_ylabel("probability")
         panel.legend(
-            title="mean over the video" if number == 0 else None, alignment="left", loc="upper left",
+            title="mean over the file" if place == 0 else None, alignment="left", loc="upper left",
             bbox_to_anchor=(1.005, 1.12), borderaxespad=0, labelspacing=0.3,
         )  # fmt: skip
     panel.set_xlabel("time (s)")
@@ -186,6 +196,23 @@ def _draw_frames(axis: Any, found: Classification) -> None:
     axis.set_xticks([n * part for n in range(1, count)], [])
     axis.tick_params(length=0)
     axis.grid(axis="x", color="white", linewidth=1.5)
+
+
+def _draw_audio(axis: Any, found: Classification) -> None:
+    """Log-mel spectrograms side by side, each of the beginning of its part of the audio."""
+    count = min(MAX_FRAMES, math.ceil(found.seconds / found.window))
+    part, log_mel = found.seconds / count, LogMel()
+    length = min(part, found.window)
+    with Media(found.video) as media:
+        for n in range(count):
+            waveform = media.audio(n * part, length, SAMPLE_RATE)
+            if len(waveform):
+                whole = extend_by_mirror(waveform, max(N_FFT, round(length * SAMPLE_RATE)))
+                extent = (n * part, (n + 1) * part, 0, 1)
+                decibels = 10 * log_mel(whole[None])[0, 0].numpy()
+                axis.imshow(decibels, POWER, panels.LOUDNESS, aspect="auto", origin="lower", extent=extent)
+    axis.set(xlim=(0, found.seconds), ylim=(0, 1), yticks=[])
+    axis.tick_params(labelbottom=False)
 
 
 def _crop(frame: NDArray[np.uint8], ratio: float) -> NDArray[np.uint8]:

@@ -1,0 +1,226 @@
+"""Finds the clips of an index that are nearest to a video, an audio file or an image.
+
+The embedding of a modality is the mean of all tokens, its own and fusion, of a pass that has met no other; of a network
+that was trained for retrieval, its projection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepavfusion.data.lists.text import count
+from deepavfusion.inference.features import ALONE, Features, extract_features, states_of
+from deepavfusion.inference.inputs import Inputs
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.tasks.base import Task
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import almost_there
+
+MATCHES = {  # pairs of modalities, of the query and of the clips, whose similarities are averaged
+    "both": (("image", "image"), ("audio", "audio")),
+    "image": (("image", "image"),),
+    "audio": (("audio", "audio"),),
+    "image_to_audio": (("image", "audio"),),
+    "audio_to_image": (("audio", "image"),),
+}
+
+
+BLOCK = 4096  # clips compared at a time
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A clip of the index: its name and absolute path there, the cosine of its embedding and the query's, what it has
+    ("image audio", "image" or "audio"), and whether the file is the one that was embedded: "", "changed" or "gone"."""
+
+    path: str
+    place: str
+    score: float
+    modalities: str
+    state: str
+
+
+@dataclass
+class Search:
+    """The `nearest` clips, best first, of the `candidates` in the index that have the modality asked for.
+
+    `own_rank` is the query's own place among them, from 1, where it is in the index, too, and one modality is searched
+    by the other; None elsewhere. `notes` say what the result rests on.
+    """
+
+    query: str
+    modalities: str
+    match: str
+    nearest: list[Neighbour]
+    candidates: int
+    clips: int
+    own_rank: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def search_clips(
+    network: DeepAVFusion | Task,
+    index: Features,
+    query: str | Path,
+    match: str | None = None,
+    top_k: int = 5,
+    batch_size: int = 8,
+) -> Search:
+    """The nearest clips.
+
+    Args:
+        network: that the index was made with; a task that was trained for retrieval projects.
+        index: features with passes="unimodal" or "all" and level="pooled".
+        query: a video, an audio file or an image.
+        match: of `MATCHES`; None: like for like with all that the query has, or else one by the other.
+        top_k: how many clips.
+        batch_size: windows at a time, of the query.
+
+    Raises:
+        UserError: the query does not decode, or lacks the modality asked for, as does the whole index; embeddings that
+            are zero or not finite.
+    """
+    asked = extract_features(network, [query], windows=index.windows, batch_size=batch_size, passes="unimodal")
+    if asked.failed:
+        almost = almost_there(str(query)) if asked.failed[0].reason.startswith("missing") else ""
+        raise UserError(
+            f"query {query} cannot be used, {asked.failed[0].reason}{almost}: expected a complete file with frames, "
+            "audio or both, or an image."
+        )
+    (has,) = asked.modalities
+    chosen = _chosen(match, has, index, query)
+    pairs = MATCHES[chosen]
+    rows = _rows(index, [of for _, of in pairs])
+    own = _own(index, rows, query)
+    if all(a == b for a, b in pairs) and own is not None:
+        rows, own = [row for row in rows if row != own], None
+        left_out = ["the query is in the index itself, and was left out of the comparison"]
+    else:
+        left_out = []
+    if not rows:
+        raise UserError(f"the index holds nothing but the query {query}: expected other files to compare it with.")
+    queries = [_unit(network, asked, by, [0])[0] for by, _ in pairs]
+    scores = torch.cat(
+        [
+            torch.stack([_unit(network, index, of, part) @ x for x, (_, of) in zip(queries, pairs, strict=True)]).mean(
+                0
+            )
+            for part in (rows[begin : begin + BLOCK] for begin in range(0, len(rows), BLOCK))
+        ]
+    )
+    order = scores.argsort(descending=True, stable=True).tolist()
+    states = dict(states_of(Inputs({index.paths[rows[n]]: index.places[rows[n]] for n in order[:top_k]})))
+    nearest = [
+        Neighbour(
+            path=(path := index.paths[rows[n]]),
+            place=index.places[rows[n]],
+            score=scores[n].item(),
+            modalities=index.modalities[rows[n]],
+            state="gone" if path not in states else "" if states[path] == index.states[path] else "changed",
+        )
+        for n in order[:top_k]
+    ]
+    notes = [*left_out, *_notes(network, index, asked, chosen, nearest)]
+    own_rank = 1 + order.index(rows.index(own)) if own is not None else None
+    return Search(str(query), has, chosen, nearest, len(rows), len(index), own_rank, notes)
+
+
+def _chosen(match: str | None, has: str, index: Features, query: str | Path) -> str:
+    """The match; a `UserError` where it cannot be."""
+
+    def fits(name: str) -> bool:
+        return all(by in has.split() for by, _ in MATCHES[name])
+
+    possible = [name for name in MATCHES if fits(name) and _rows(index, [of for _, of in MATCHES[name]])]
+    if match is None and possible:
+        return possible[0]
+    if match is None:
+        raise UserError(f"the index holds nothing that query {query} ({has}) can be compared with: index other files.")
+    if match not in MATCHES:
+        raise UserError(f"match is {match!r}: choose one of {', '.join(MATCHES)}.")
+    instead = f"choose match={' or '.join(possible)}, " if possible else ""
+    for by, of in MATCHES[match]:
+        if by not in has.split():
+            raise UserError(
+                f"query {query} has no {by}, by which match={match} compares: {instead}or give a query with {by}."
+            )
+        if not _rows(index, [of]):
+            raise UserError(f"no file of the index has {of}, which match={match} needs: {instead}or index other files.")
+    if match not in possible:
+        raise UserError(f"no file of the index has both image and audio: {instead}or index other files.")
+    return match
+
+
+def _rows(index: Features, needed: Iterable[str]) -> list[int]:
+    """Those that have some modalities."""
+    wanted = set(needed)
+    return [row for row, has in enumerate(index.modalities) if wanted <= set(has.split())]
+
+
+def _own(index: Features, rows: list[int], query: str | Path) -> int | None:
+    """The query's own row."""
+    place = os.path.realpath(query)
+    return next((row for row in rows if os.path.realpath(index.places[row]) == place), None)
+
+
+def _unit(network: DeepAVFusion | Task, features: Features, modality: str, rows: list[int]) -> Tensor:
+    """Unit vectors of some rows, float64 [N, E]."""
+    encoder = network.net.encoder if isinstance(network, Task) else network
+    own, fusion = (torch.from_numpy(features.embeddings[name][rows]).double() for name in ALONE[modality])
+    if own.shape[1] != encoder.embed_dim:
+        raise UserError(
+            f"the index has embeddings of {own.shape[1]} numbers, the network of {encoder.embed_dim}: it is of another "
+            "checkpoint; give that, or index the files anew."
+        )
+    tokens = getattr(encoder, modality).num_patches, encoder.fusion_tokens.shape[1]
+    mean = (tokens[0] * own + tokens[1] * fusion) / sum(tokens)
+    project = getattr(network.net, "project", None) if isinstance(network, Task) else None
+    if project is not None:
+        with torch.inference_mode():
+            given = mean.to(encoder.fusion_tokens)
+            mean = project({modality: given})[modality].cpu().double()
+    wrong = ~mean.isfinite().all(dim=1) | (mean == 0).all(dim=1)
+    if wrong.any():
+        raise UserError(
+            f"the {modality} embedding of {features.paths[rows[int(wrong.nonzero()[0, 0])]]} is zero or not finite, "
+            "which is near to nothing: look for a checkpoint, or an index, that is damaged."
+        )
+    return F.normalize(mean, dim=1)
+
+
+def is_retriever(network: DeepAVFusion | Task) -> bool:
+    """Whether it was trained to compare image and audio."""
+    return isinstance(network, Task) and hasattr(network.net, "project")
+
+
+def _notes(
+    network: DeepAVFusion | Task,
+    index: Features,
+    asked: Features,
+    match: str,
+    nearest: list[Neighbour],
+) -> list[str]:
+    """What limits the meaning of the scores."""
+    found = [f"the query is {remark.reason}" for remark in asked.remarks]
+    if not is_retriever(network) and any(a != b for a, b in MATCHES[match]):
+        found.append(
+            f"the network was not trained to compare audio and images (experiment=vggsound_retrieval does): {match} "
+            "may find no better than chance"
+        )
+    if others := len(index) - len(_rows(index, [of for _, of in MATCHES[match]])):
+        found.append(
+            f"{count(others, 'file')} of the {len(index)} in the index cannot be compared so: no such modality"
+        )
+    if index.failed:
+        found.append(f"{count(len(index.failed), 'file')} could not be indexed, e.g. {index.failed[0].path}")
+    for state, what in (("changed", "was changed since it was indexed"), ("gone", "is not there any more")):
+        if places := [each.place for each in nearest if each.state == state]:
+            found.append(f"{places[0]} {what}{f', as are {len(places) - 1} more' if len(places) > 1 else ''}")
+    return found
