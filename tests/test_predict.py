@@ -264,8 +264,8 @@ def test_features_of_nothing_that_can_be_used(
         predict(monkeypatch, "task=features", *given, f"output={new / 'features.npz'}")
     assert end.value.code == 2
     (text,) = capsys.readouterr().err.strip().splitlines()
-    assert text.startswith(f"none of 1 video could be used ({logs.parent / 'a.mp4'}: undecodable: ")
-    assert f"see {new / 'features_failed.txt'}: expected complete videos" in text
+    assert text.startswith(f"none of 1 file could be used ({logs.parent / 'a.mp4'}: undecodable: ")
+    assert f"see {new / 'features_failed.txt'}: expected complete files" in text
     assert [path.name for path in new.iterdir()] == ["features_failed.txt"]
 
     # A folder that is asked for stays, even where nothing is written to it.

@@ -75,7 +75,7 @@ PAGES = {
         },
     ),
     "predict": Page(
-        "Use a trained network on any video: separate, segment, classify, features, or search.",
+        "Use a trained network: separate, segment, classify, features, or search.",
         [
             "task=<task> video=<file> [key=value …]",
             "task=features input=<folder, list or file> [key=value …]",
@@ -88,7 +88,6 @@ PAGES = {
             *("num_workers", "time_limit"),
         ],
         {
-            "task=separate video=clip.mp4": "a WAV and an mp4 for each source",
             "task=segment video='my clip (1).mp4' output=masks": "single quotes for any name",
             "task=features input=videos/ output=features.npz level=tokens": "embeddings of a folder",
             "task=search index=videos/ query=bell.wav match=audio_to_image": "images that go with an audio file",

@@ -147,11 +147,11 @@ def extract_features(
     if device is not None:
         model.to(device)
     arrays = {name: GrowingArray(_shape(model, name, level), scratch) for name in PASSES[passes]}
-    used, found, problems, done = list[str](), dict[str, str](), list[Problem](), 0
+    found, problems, done = dict[int, str](), list[Problem](), 0
     image_size, audio_seconds = sizes_of(model)
     transform = DeviceTransform().to(model.fusion_tokens.device)
     states = dict(states_of(inputs))
-    for batches, files in _batches(inputs, image_size, audio_seconds, windows, batch_size, num_workers, time_limit):
+    for batches, read in _batches(inputs, image_size, audio_seconds, windows, batch_size, num_workers, time_limit):
         problems += [problem for batch in batches for problem in batch.problems]
         batches = [batch for batch in batches if len(batch)]
         if batches:
@@ -160,22 +160,22 @@ def extract_features(
             for name, array in arrays.items():
                 absent = torch.full((1, *array.shape), torch.nan)
                 parts = zip(batches, encoded, strict=True)
-                rows = [part.get(name, absent.expand(batch.items, *array.shape)) for batch, part in parts]
-                array.add(torch.cat(rows)[order])
-            ids = [id for batch in batches for id in batch.id[:: batch.group]]
-            used += [ids[n] for n in order]
-            found |= {id: " ".join(_present(batch)) for batch in batches for id in batch.id}
-        done += files
+                values = [part.get(name, absent.expand(batch.items, *array.shape)) for batch, part in parts]
+                array.add(torch.cat(values)[order])
+            for batch in batches:
+                found |= dict.fromkeys(batch.item.tolist(), " ".join(_present(batch)))
+        done += read
         if on_progress:
             on_progress(done, len(inputs.files))
     number = {name: n for n, name in enumerate(inputs.files)}
-    problems.sort(key=lambda problem: number[problem.id])
+    problems.sort(key=lambda problem: number.get(problem.id, len(number)))  # those of a batch, by modality
+    rows, files = sorted(found), [*inputs.files.items()]
     failed, remarks = ([_remark(p) for p in problems if p.used is used_] for used_ in (False, True))
     return Features(
-        paths=used,
+        paths=[files[n][0] for n in rows],
         embeddings={name: array.array() for name, array in arrays.items()},
-        modalities=[found[path] for path in used],
-        places=[os.path.abspath(inputs.files[path]) for path in used],
+        modalities=[found[n] for n in rows],
+        places=[os.path.abspath(files[n][1]) for n in rows],
         states=states,
         failed=failed,
         remarks=remarks,
