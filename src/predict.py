@@ -127,8 +127,8 @@ def search(cfg: DictConfig, output: Path) -> None:
             kept_in = made(Path(cfg.paths.log_dir, "search"))
             more: Any = {**reading(cfg, kept_in), "on_progress": bar, "windows": cfg.windows}
             index, line = folder_index(network, str(cfg.index), kept_in, ckpt, hash_of(ckpt), **more)
-    say(line)
     found = search_clips(network, index.features, str(cfg.query), cfg.match, cfg.top_k, cfg.batch_size)
+    say(f"{line}; compared by cosines of {found.embedding}")
     is_task = isinstance(network, Task)
     seconds = sizes_of(network.net.encoder if is_task else network)[1]
     listed = write_search(found, output, str(index.path), seconds, network.origin if is_task else None)

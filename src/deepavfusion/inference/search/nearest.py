@@ -49,7 +49,8 @@ class Neighbour:
 
 @dataclass
 class Search:
-    """The `nearest` clips, best first, of the `candidates` in the index that have the modality asked for.
+    """The `nearest` clips, best first, of the `candidates` in the index that have the modality asked for, by an
+    `embedding` in words.
 
     `own_rank` is the query's own place among them, from 1, where it is in the index, too, and one modality is searched
     by the other; None elsewhere. `notes` say what the result rests on.
@@ -58,6 +59,7 @@ class Search:
     query: str
     modalities: str
     match: str
+    embedding: str
     nearest: list[Neighbour]
     candidates: int
     clips: int
@@ -129,7 +131,18 @@ def search_clips(
     ]
     notes = [*left_out, *_notes(network, index, asked, chosen, nearest)]
     own_rank = 1 + order.index(rows.index(own)) if own is not None else None
-    return Search(str(query), has, chosen, nearest, len(rows), len(index), own_rank, notes)
+    embedding = "projections" if is_retriever(network) else "mean tokens"
+    return Search(
+        query=str(query),
+        modalities=has,
+        match=chosen,
+        embedding=f"{embedding} of unimodal passes",
+        nearest=nearest,
+        candidates=len(rows),
+        clips=len(index),
+        own_rank=own_rank,
+        notes=notes,
+    )
 
 
 def _chosen(match: str | None, has: str, index: Features, query: str | Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from deepavfusion.inference.video import PartialDataset, PartialStore
 from deepavfusion.inference.write.saving import claimed, saving, write_list
 from deepavfusion.transforms.audio import LogMel
 from deepavfusion.types import Clip
-from deepavfusion.utils.console import cell
+from deepavfusion.utils.console import cell, from_here
 from deepavfusion.utils.names import stem_of
 from deepavfusion.weights.origin import Origin
 
 SHOWN = 23  # nearest clips on a sheet
 COLUMNS = 6
-SIDE, MEL, TITLE, GAP, HEAD = 1.7, 0.75, 0.42, 0.18, 0.42  # inches: image, spectrogram below it, text above, between
+SIDE, MEL, TITLE, GAP, HEAD = 1.7, 0.75, 0.58, 0.18, 0.42  # inches: image, spectrogram below it, text above, between
 PIXELS = 240  # of an image
-LETTERS = 26  # of a name in a title
+LETTERS = 20  # of a name in a title
 WORDS = {
     "both": "by image and audio",
     "image": "image by image",
@@ -64,6 +65,7 @@ def write_search(
         "query": found.query,
         "modalities": found.modalities.split(),
         "match": found.match,
+        "embedding": found.embedding,
         "index": index,
         "checkpoint": str(network.path) if network else "",
         "picture": f"{stem}_nearest.png",
@@ -82,16 +84,21 @@ def write_search(
 
 def as_table(found: Search) -> Table:
     """The nearest clips, for the terminal."""
-    table = Table("", "score", "has", "clip", title=f"nearest of {found.candidates}, {WORDS[found.match]}")
+    table = Table("", "score", "has", title=f"nearest of {found.candidates}, {WORDS[found.match]}")
+    table.add_column("clip", overflow="fold")
+    names = [each.path for each in found.nearest]
+    folder = os.path.commonpath(map(os.path.dirname, names)) if len({*map(os.path.isabs, names)}) == 1 else ""
     for rank, each in enumerate(found.nearest, 1):
-        table.add_row(str(rank), f"{each.score:.3f}", each.modalities.replace(" ", ", "), cell(each.path))
+        name = os.path.relpath(each.path, folder) if folder else each.path
+        table.add_row(str(rank), f"{each.score:.3f}", each.modalities.replace(" ", ", "), cell(name))
+    table.caption = cell(f"in {from_here(f'{folder}/')}") if folder else None
     return table
 
 
 @styled
 def draw(found: Search, seconds: float) -> Figure:
     """The query and its nearest clips: the image and the spectrogram that the network saw of each, and the score."""
-    tiles = [(found.query, "query"), *((each.place, "") for each in found.nearest[:SHOWN])]
+    tiles = [os.path.abspath(found.query), *(each.place for each in found.nearest[:SHOWN])]
     columns = min(COLUMNS, len(tiles))
     rows = math.ceil(len(tiles) / columns)
     width = max(5.0, GAP + columns * (SIDE + GAP))
@@ -99,15 +106,15 @@ def draw(found: Search, seconds: float) -> Figure:
     figure = new_figure(width, height)
     panels.head(figure, f"{short(Path(found.query).name, 40)} · nearest of {found.candidates}, {WORDS[found.match]}")
     log_mel = LogMel()
-    for n, (place, _) in enumerate(tiles):
+    for n, place in enumerate(tiles):
         left = GAP + n % columns * (SIDE + GAP)
         top = height - HEAD - n // columns * (TITLE + SIDE + MEL + GAP)
         image, mel = _glimpse(place, seconds, log_mel)
         each = found.nearest[n - 1] if n else None
         title = "query" if each is None else f"{n} · {each.score:.3f}"
-        name = Path(found.query if each is None else each.path).name
+        names = "\n".join(short(part, LETTERS) for part in Path(place).parts[-2:] if part != "/")
         figure.text(left / width, (top - 0.04) / height, title, va="top", weight="bold")
-        figure.text(left / width, (top - 0.22) / height, short(name, LETTERS), va="top", fontsize=SMALL, color=NOTE)
+        figure.text(left / width, (top - TITLE + 0.05) / height, names, va="bottom", fontsize=SMALL, color=NOTE)
         shown = figure.add_axes((left / width, (top - TITLE - SIDE) / height, SIDE / width, SIDE / height))
         heard = figure.add_axes((left / width, (top - TITLE - SIDE - MEL) / height, SIDE / width, MEL / height))
         for axis, values, absent in ((shown, image, "no image"), (heard, mel, "no audio")):
