@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 LOGS ?= logs
-TASKS := pretrain classify separate segment
+TASKS := pretrain classify separate segment retrieve
 KILLS ?= 25
 HOURS ?= 2
 
@@ -64,6 +64,10 @@ separate: $(STAMP)  ## Train separation on data/music, or on demo data
 .PHONY: segment
 segment: $(STAMP)  ## Train segmentation on data/avsbench, or on demo data
 	$(BIN)/python src/train.py experiment=avsbench_s4 $(ARGS)
+
+.PHONY: retrieve
+retrieve: $(STAMP)  ## Learn to find images by audio and audio by images, on the same data
+	$(BIN)/python src/train.py experiment=vggsound_retrieval $(ARGS)
 
 .PHONY: datasets
 datasets:  ## Show docs/datasets.md: lists, layouts, counts, download

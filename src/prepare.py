@@ -79,6 +79,11 @@ def pack_data(cfg: DictConfig) -> None:
             f"data.root={data.root} is {what}; command=pack expects the files as published: set data.root to their "
             "folder on this machine."
         )
+    if data.reader.get("retrieval_list"):
+        raise UserError(
+            "data.index.retrieval_list is set, but packed data holds whole splits: leave it out, and give it with the "
+            "commands that read them."
+        )
     if not cfg.output:
         raise UserError(
             "command=pack has no place to write to; expected a new folder: add output=<folder>, or s3://<bucket>/<folder>."

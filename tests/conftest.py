@@ -111,6 +111,11 @@ def several(classify_data: Path, pretrained: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def retrieved(classify_data: Path, pretrained: Path) -> Path:
+    return classified(classify_data, "vggsound_retrieval", "retrieved", pretrained)
+
+
+@pytest.fixture(scope="session")
 def separated(music_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers.runs import SEPARATE, finished
 

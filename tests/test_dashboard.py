@@ -164,5 +164,5 @@ def test_the_runs_of_a_task_or_of_another_folder(place: Path) -> None:
 def test_an_unknown_task_is_refused(place: Path) -> None:
     _, done = shown(place, "task=pretraining")
     assert done.returncode == 2
-    assert "task=pretraining: expected one of pretrain classify separate segment" in done.stderr
+    assert "task=pretraining: expected one of pretrain classify separate segment retrieve" in done.stderr
     assert "shown" not in done.stdout

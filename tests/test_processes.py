@@ -33,7 +33,7 @@ from helpers.packs import small_pack
 from helpers.runs import NETWORK, PRETRAIN, SEGMENT, SEPARATE, SMALL, compose
 
 KEPT = ("knn", "step_guard", "data_report", "coverage", "throughput")  # callbacks
-BATCH = {"pretrain": 8, "classify": 2, "separate": 2, "segment": 4}  # of one process
+BATCH = {"pretrain": 8, "classify": 2, "separate": 2, "segment": 4, "retrieve": 2}  # of one process
 OVERRIDES = {
     "pretrain": [*PRETRAIN, "trainer.limit_train_batches=2", "model.solo_share=0.6"],
     # The draws of a step that lacks a clip are others.
@@ -42,6 +42,7 @@ OVERRIDES = {
         "model.net.image.drop_path=0",
     ],
     "separate": [*SEPARATE, "trainer.limit_train_batches=2"],
+    "retrieve": [*SMALL, "experiment=vggsound_retrieval", "data.audio_seconds=1.0", "data.val_split=test"],
     "segment": [*SEGMENT, "data.val_split=val", "trainer.limit_train_batches=2"],
 }  # fmt: skip
 IN_ALL = [*NETWORK, "trainer.max_epochs=2", "trainer.limit_val_batches=4", "trainer.precision=64-true"]
@@ -95,13 +96,13 @@ def _copied(root: Path, copy: Path, broken: bool) -> Path:
 @pytest.mark.parametrize("task", BATCH)
 def test_two_processes_train_as_one(task, data_root, music_root, avsbench_root, tmp_path):
     root = {"separate": music_root, "segment": avsbench_root}.get(task)
-    root = root or _copied(data_root, tmp_path / "data", broken=task == "classify")
+    root = root or _copied(data_root, tmp_path / "data", broken=task in ("classify", "retrieve"))
     given = [*OVERRIDES[task], *IN_ALL, f"data.root={root}", f"data.batch_size={BATCH[task]}"]
     cfg = compose(*given, "trainer.enable_checkpointing=false", "~logger")
     cfg.paths.run_dir = str(tmp_path)
     one, two = _fit(cfg, 1), in_two_processes(partial(_of_a_process, cfg), tmp_path)
 
-    steps = 16 if task == "classify" else 4
+    steps = 16 if task in ("classify", "retrieve") else 4
     assert [len(found["steps"]) for found in (one, *two.values())] == [steps] * 3
     for step, (rows, loss, rate) in enumerate(one["steps"]):
         shares = [two[rank]["steps"][step] for rank in (0, 1)]
@@ -116,7 +117,7 @@ def test_two_processes_train_as_one(task, data_root, music_root, avsbench_root, 
     for name in expected:
         if name != "clips_per_second" and not name.endswith("_step"):  # those of the first process
             assert found[name] == pytest.approx(expected[name], rel=1e-6), name
-    if task == "classify":  # a process trained without a clip, and counted none, for a step of each epoch
+    if task in ("classify", "retrieve"):  # a process trained without a clip, and counted none, for a step of each epoch
         assert {share[0] for rank in (0, 1) for share in two[rank]["steps"]} == {0, 1}
         assert [found[f"data/train_{name}"] for name in ("used", "drawn")] == [15, 16]
         assert found["data/train_coverage"] == pytest.approx(15 / 16)

@@ -70,9 +70,7 @@ def test_retrieval_is_that_of_the_field(case: str) -> None:
 
 @pytest.mark.parametrize("how", ["diagonal_mean", "mean"])
 def test_windows_are_compared_as_in_the_field(how: str) -> None:
-    shared = chirp((36, 1, 24), 0.41, 0.0157)
-    audio = F.normalize(shared + chirp((36, 6, 24), 0.59, 0.0181, 1.5), dim=-1)
-    video = F.normalize(shared + chirp((36, 6, 24), 0.67, 0.0149, 1.5), dim=-1)
+    audio, video = (F.normalize(x, dim=-1) for x in windows_of_clips())
     if how == "mean":
         audio, video = audio.mean(dim=1), video.mean(dim=1)
     else:
@@ -124,14 +122,40 @@ def test_without_ties_average_precision_is_the_usual_one() -> None:
 
 
 def test_processes_and_batches_do_not_matter() -> None:
-    audio, video = (x.mean(dim=1)[:7] for x in clips())
+    audio, video = (x[:7] for x in clips())
     assert_two_give_the_same_as_one(
         lambda: PairRetrieval(32),
         lambda items: {
-            "audio": audio[items], "image": video[items], "labels": torch.tensor(items) % 2, "item": torch.tensor(items)
+            "audio": audio[items].mean(dim=1), "image": video[items].mean(dim=1), "labels": torch.tensor(items) % 2,
+            "item": torch.tensor(items),
         },
         lambda metric: {name: value.item() for name, value in metric.compute().items()},
     )  # fmt: skip
+
+
+def windows_of_clips() -> tuple[Tensor, Tensor]:
+    """Audio and video of CAV-MAE Sync, [36, 6, 24]."""
+    shared = chirp((36, 1, 24), 0.41, 0.0157)
+    return shared + chirp((36, 6, 24), 0.59, 0.0181, 1.5), shared + chirp((36, 6, 24), 0.67, 0.0149, 1.5)
+
+
+def test_a_metric_takes_the_windows_of_a_clip_in_both_ways() -> None:
+    """Clips in any order and batches, and one twice."""
+    audio, video = windows_of_clips()
+    metric, order = PairRetrieval(24), torch.randperm(36, generator=torch.Generator().manual_seed(0))
+    for items in (*order.split(7), order[:2]):
+        metric.update(audio[items].flatten(0, 1), video[items].flatten(0, 1), items % 3, items)
+    found = metric.compute()
+    assert found["clips"] == 36
+    for suffix, how in (("", "mean"), ("_diagonal", "diagonal_mean")):
+        for direction in DIRECTIONS:
+            expected = reference("retrieval")["sync"][how][direction]["expected"]
+            for k in (1, 5, 10):
+                assert found[f"{direction}_r{k}{suffix}"].item() == pytest.approx(expected[f"R{k}_expected"], abs=1e-9)
+            assert found[f"{direction}_mean_rank{suffix}"].item() == pytest.approx(expected["mean_rank"], abs=1e-9)
+    labels = torch.arange(36) % 3
+    mean = (F.normalize(x.float().double(), dim=-1).mean(dim=1) for x in (audio, video))
+    assert found["audio_to_image_map"].item() == pytest.approx(rank_pairs(*mean, labels).summary()["map"], abs=1e-12)
 
 
 @pytest.mark.full

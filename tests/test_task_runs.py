@@ -17,6 +17,7 @@ RUNS = {  # the checkpoint that was tested; how far other batches may move a num
     "finetuned": ("last", 1e-5),
     "probed": ("last", 1e-5),
     "several": ("last", 1e-5),
+    "retrieved": ("last", 1e-5),
     "separated": ("last", 2e-3),
     "segmented": ("best", 1e-4),
 }

@@ -212,6 +212,7 @@ def test_the_table_of_each_task_has_ten_rows_at_most_and_fits() -> None:
         "classify": ["_untrained"],
         "separate": ["_mixture", "_wrong_frame", "_ideal"],
         "segment": ["_wrong_audio"],
+        "retrieve": ["_untrained", "_chance", "_zero_shot", "_joint"],
     }
     for task, compared in suffixes.items():
         cfg = compose(f"callbacks={task}")

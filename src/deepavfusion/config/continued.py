@@ -47,6 +47,7 @@ APPLIED = (
     *("data.root", "data.verify_report", "data.cache_dir", "data.cache_size", "data.storage"),
     *("data.num_workers", "data.hang_seconds"),
     *("data.eval_split", "data.dense_windows", "data.wrong_audio", "data.gallery_clips", "data.min_coverage"),
+    "data.index.retrieval_list",
     *("model.spread", "model.metric_workers"),
     # how it is computed
     *("trainer", "matmul_precision", "compile", "model.net.checkpoint_layers"),

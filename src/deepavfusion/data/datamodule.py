@@ -36,7 +36,7 @@ from deepavfusion.utils.structure import Maybe
 
 HOLDOUT = "holdout"
 KEYS = {"train": "train_split", "val": "val_split", "test": "eval_split"}
-CHOOSING = ("subset", "lists", "train_frames")  # arguments of readers that say which clips and frames are listed
+CHOOSING = ("subset", "lists", "train_frames", "retrieval_list")  # arguments of readers that say what is listed
 
 
 class ClipDataModule(LightningDataModule):

@@ -17,6 +17,7 @@ from deepavfusion.metrics.by_item import ItemMetric, blocks
 from deepavfusion.utils.errors import UserError
 
 AT = (1, 5, 10)
+DIRECTIONS = {"audio_to_image": (0, 1), "image_to_audio": (1, 0)}  # of queries and gallery among audio and image
 STEPS = 2**40  # in which similarities differ: below, it is the rounding of the matrix product
 
 
@@ -126,34 +127,44 @@ def _average_precision(score: Tensor, relevant: Tensor) -> Tensor:
 
 
 class PairRetrieval(ItemMetric):
-    """Ranks of audio → image and image → audio over all clips of an evaluation.
+    """Ranks of audio → image and image → audio over all clips of an evaluation, perhaps of several windows each.
+
+    Windows are compared in two ways: the mean similarity of each window of one clip to each of the other, and, named
+    `…_diagonal`, of each to that of the same number only (CAV-MAE Sync, Araujo et al., CVPR 2025).
 
     Args:
         dim: of the embeddings.
         num_classes: of several labels a clip; 0: one label each.
 
-    Shapes of `update`: audio and image [B, D]; labels int64 [B] or bool [B, C]; item int64 [B].
+    Shapes of `update`: audio and image [B · windows, D]; labels int64 [B] or bool [B, C]; item int64 [B].
     """
 
     def __init__(self, dim: int, num_classes: int = 0) -> None:
         label = torch.zeros((0, num_classes) if num_classes else 0, dtype=torch.bool if num_classes else torch.int64)
-        super().__init__({"audio": torch.zeros(0, dim), "image": torch.zeros(0, dim), "label": label})
+        columns = {"audio": torch.zeros(0, dim), "image": torch.zeros(0, dim), "label": label}
+        super().__init__({**columns, "window": torch.zeros(0, dtype=torch.int64)})
 
     def update(self, audio: Tensor, image: Tensor, labels: Tensor, item: Tensor) -> None:
-        rows = {"audio": audio, "image": image}
-        self.keep({"item": item, "label": labels, **{name: x.detach().float() for name, x in rows.items()}})
+        windows = max(1, len(audio) // max(1, len(item)))
+        labels, item = (x.repeat_interleave(windows, dim=0) for x in (labels, item))
+        window = torch.arange(len(item), device=item.device) % windows
+        rows = {"audio": audio.detach().float(), "image": image.detach().float(), "label": labels}
+        self.keep({"item": item * windows + window, "window": window, **rows})
 
     def compute(self) -> dict[str, Tensor]:
         """`audio_to_image_…` and `image_to_audio_…` of `Ranks.summary`, and `clips`."""
         table = self.gathered()
         if not len(table["item"]):
             return {}
-        audio, image = (unit(table[name], name) for name in ("audio", "image"))
-        found: dict[str, float] = {"clips": float(len(audio))}
-        for direction, (queries, gallery) in {
-            "audio_to_image": (audio, image),
-            "image_to_audio": (image, audio),
-        }.items():
-            ranks = rank_pairs(queries, gallery, table["label"])
-            found |= {f"{direction}_{name}": value for name, value in ranks.summary().items()}
+        windows = int(table["window"].max()) + 1
+        labels = table["label"][::windows]
+        audio, image = (unit(table[name], name).unflatten(0, (-1, windows)) for name in ("audio", "image"))
+        found: dict[str, float] = {"clips": float(len(labels))}
+        pairs = {"": (audio.mean(dim=1), image.mean(dim=1))}
+        if windows > 1:
+            pairs["_diagonal"] = audio.flatten(1) / windows, image.flatten(1)
+        for suffix, pair in pairs.items():
+            for direction, order in DIRECTIONS.items():
+                ranks = rank_pairs(pair[order[0]], pair[order[1]], labels)
+                found |= {f"{direction}_{name}{suffix}": value for name, value in ranks.summary().items()}
         return self.scalars(found)

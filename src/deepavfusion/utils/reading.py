@@ -6,10 +6,12 @@ What is read takes no more memory than its reader allows, and where it is not wh
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import yaml
 
@@ -49,7 +51,7 @@ def read_json(path: Path, most: int, expected: str, pairs: Callable[[list[tuple[
     """The value of a JSON file.
 
     Args:
-        path: of a regular file.
+        path: of a regular file, compressed if its name ends in .gz.
         most: bytes that it may take in memory, which follow from its size and punctuation before anything is made; nor
             may it take more than `RECORD` and `MULTIPLE` times its size.
         expected: what it should hold, for messages.
@@ -89,9 +91,20 @@ def _bytes(path: Path, most: int, expected: str) -> bytes:
         if (size := regular_file(path).st_size) > most:
             raise UserError(f"{path} has {size} bytes, expected {expected}, at most {most}: fetch or copy it again.")
         with open(path, "rb") as file:
-            return file.read(size)
+            return _unpacked(file, path, most, expected) if path.suffix == ".gz" else file.read(size)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): expected {expected}.") from None
+
+
+def _unpacked(file: BinaryIO, path: Path, most: int, expected: str) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            data = packed.read(most + 1)  # a few bytes may hold any number
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({error}): expected {expected}; fetch it again.") from None
+    if len(data) > most:
+        raise UserError(f"{path} holds more than {most} bytes, expected {expected}: fetch or copy it again.")
+    return data
 
 
 def lines_of(file: TextIO) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import functional as F
 
 
 def processes() -> tuple[int, int]:
@@ -28,6 +29,29 @@ def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
     """
     rank, size = processes()
     return draw(rows) if size == 1 else draw(rows * size)[rank::size]
+
+
+def gather_rows(rows: Tensor, most: int) -> tuple[Tensor, Tensor, int]:
+    """The rows of all processes; gradients of any process flow back to the one that a row is of.
+
+    Args:
+        rows: [n, D], of this process.
+        most: a number of rows that no process exceeds, the same on all. All parts are padded to it, so that no process
+            waits to hear how many rows the others have.
+
+    Returns:
+        [N, D], the parts of all processes one after the other; bool [N], which are rows; where those of this process
+        begin.
+    """
+    rank, size = processes()
+    if size == 1:
+        return rows, rows.new_ones(len(rows), dtype=torch.bool), 0
+    from torch.distributed.nn.functional import all_gather  # torch for some machines lacks it
+
+    assert len(rows) <= most, (len(rows), most)
+    marked = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    gathered = torch.cat(all_gather(F.pad(marked, (0, 0, 0, most - len(rows)))))
+    return gathered[:, :-1], gathered[:, -1] > 0, rank * most
 
 
 class Counts:

@@ -11,6 +11,9 @@ from rich.table import Table
 COMPARED = {  # suffix of the metric that a result is compared with -> title of the column
     "_before": "untrained",
     "_untrained": "untrained",
+    "_chance": "chance",
+    "_zero_shot": "zero\nshot",
+    "_joint": "joint",
     "_mixture": "mixture",
     "_wrong_frame": "wrong\nframe",
     "_wrong_audio": "wrong\naudio",
@@ -22,24 +25,26 @@ TITLES = [*dict.fromkeys(["untrained", CHANCE, *COMPARED.values()])]
 ROWS = 8  # with the next commands they fit a screen of 24 lines
 
 
-def results_table(metrics: Mapping[str, float], headline: Mapping[str, str], chance: Mapping[str, float]) -> Table:
+def results_table(
+    metrics: Mapping[str, float], headline: Mapping[str, str], chance: Mapping[str, float], title: str = "Results"
+) -> Table:
     """At most `ROWS` rows: label, name, value, and what it is compared with, in the columns that are not empty.
 
     Args:
-        metrics: name -> value.
+        metrics: name -> value; before training, there are only those to compare with.
         headline: name -> label, the most important first; the others are left out.
         chance: beginning of a name -> its value by chance.
     """
-    shown = [name for name in headline if name in metrics][:ROWS]
+    shown = [name for name in headline if name in metrics or f"{name}_zero_shot" in metrics][:ROWS]
     compared = {name: _compared(name, metrics, chance) for name in shown}
     titles = [title for title in TITLES if any(title in found for found in compared.values())]
-    table = Table(title="Results", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("metric", no_wrap=True, style="dim")
-    for title in ("result", *titles):
-        table.add_column(title, justify="right", no_wrap=True)
+    for column in ("result", *titles):
+        table.add_column(column, justify="right", no_wrap=True)
     for n, name in enumerate(shown):
-        values = [metrics[name], *(compared[name].get(title) for title in titles)]
+        values = [metrics.get(name), *(compared[name].get(title) for title in titles)]
         table.add_row(headline[name], name, *map(_number, values), style="bold" if n == 0 else "")
     return table
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, clips_of, fill_in, list_clips, unique, unlisted_files
+from deepavfusion.data.lists.retrieval import named_clips
 from deepavfusion.data.lists.text import check_choice, check_name, malformed, read_rows
 from deepavfusion.utils.errors import UserError
 
@@ -27,6 +28,7 @@ def vggsound(
     split: str,
     clip_pattern: str = "clips/{folder}/{id}_{start:06d}_{end:06d}.mp4",
     annotations: str = "annotations/vggsound.csv",
+    retrieval_list: str | None = None,
 ) -> ClipList:
     """Read one split of VGGSound.
 
@@ -34,13 +36,15 @@ def vggsound(
         root: the data folder; the other paths are below it.
         split: "train" or "test".
         clip_pattern: `str.format` fields id, start, end, label, and folder (the label as a folder name).
+        retrieval_list: path of a file that names the clips of the test split that count; None: all of them.
 
     Returns:
         The split; `classes` are the sorted labels of the *whole* list, whatever is on disk. If the list has no
         test lines, that split is empty.
 
     Raises:
-        UserError: no root, no list, a malformed line, no train line, or none of the split's clips on disk.
+        UserError: no root, no list, a malformed line, no train line, none of the split's clips on disk, or a retrieval
+            list that names others.
     """
     check_choice("split of VGGSound", split, SPLITS)
     folders = Folders(root)
@@ -53,7 +57,8 @@ def vggsound(
             "`id,start,label,train`: set data.index.annotations to the full list."
         )
     notes += unlisted_files(folders, [row.path for row in rows], clip_pattern, annotations, map(folder_name, classes))
-    return list_clips(folders, split, clips_of(chosen, folders.root, classes), classes, notes)
+    clips = list_clips(folders, split, clips_of(chosen, folders.root, classes), classes, notes)
+    return named_clips(clips, retrieval_list)
 
 
 def folder_name(label: str) -> str:

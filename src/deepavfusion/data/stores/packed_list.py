@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.retrieval import KEY as RETRIEVAL_LIST
+from deepavfusion.data.lists.retrieval import named_clips
 from deepavfusion.data.storage.cache import ChunkCache, cache_of
 from deepavfusion.data.storage.remote import Missing, Remote, remote
 from deepavfusion.data.storage.settings import StorageSettings
@@ -93,7 +95,7 @@ def _packed_list(root: str, split: str, name: str, reader: dict[str, Any], kept:
             "command=pack`."
         )
     for key, value in reader.items():
-        if manifest["reader"].get(key, value) != value:
+        if key != RETRIEVAL_LIST and manifest["reader"].get(key, value) != value:
             raise UserError(
                 f"{root} was packed with data.index.{key}={manifest['reader'][key]!s:.80}, expected {value}: choose "
                 "the data config that it was packed with, or pack it again into another folder."
@@ -118,7 +120,8 @@ def _packed_list(root: str, split: str, name: str, reader: dict[str, Any], kept:
         for chunk, end in zip(chunks, ends, strict=True)
     ]
     cache = None if place is None else _cache(place, kept, max((chunk.bytes for chunk in listed), default=0))
-    return from_json(found, files), PackedStore(root, split, places, listed, cache)
+    clips = named_clips(from_json(found, files), reader.get(RETRIEVAL_LIST))
+    return clips, PackedStore(root, split, places, listed, cache)
 
 
 def _cache(place: Remote, kept: Kept, largest: int) -> ChunkCache:
