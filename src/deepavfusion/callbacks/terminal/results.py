@@ -21,7 +21,8 @@ COMPARED = {  # suffix of the metric that a result is compared with -> title of 
     "_first": "epoch 1",
 }
 CHANCE = "chance"
-TITLES = [*dict.fromkeys(["untrained", CHANCE, *COMPARED.values()])]
+RESULT = "result"
+TITLES = [*dict.fromkeys([RESULT, "untrained", CHANCE, *COMPARED.values()])]
 ROWS = 8  # with the next commands they fit a screen of 24 lines
 
 
@@ -36,25 +37,23 @@ def results_table(
         chance: beginning of a name -> its value by chance.
     """
     shown = [name for name in headline if name in metrics or f"{name}_zero_shot" in metrics][:ROWS]
-    compared = {name: _compared(name, metrics, chance) for name in shown}
-    titles = [title for title in TITLES if any(title in found for found in compared.values())]
+    rows = {name: _row(name, metrics, chance) for name in shown}
+    titles = [title for title in TITLES if any(title in row for row in rows.values())]
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("metric", no_wrap=True, style="dim")
-    for column in ("result", *titles):
+    for column in titles:
         table.add_column(column, justify="right", no_wrap=True)
-    for n, name in enumerate(shown):
-        values = [metrics.get(name), *(compared[name].get(title) for title in titles)]
-        table.add_row(headline[name], name, *map(_number, values), style="bold" if n == 0 else "")
+    for n, (name, row) in enumerate(rows.items()):
+        table.add_row(headline[name], name, *(_number(row.get(title)) for title in titles), style="" if n else "bold")
     return table
 
 
-def _compared(name: str, metrics: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:
-    found = {title: metrics[name + suffix] for suffix, title in COMPARED.items() if name + suffix in metrics}
-    for start, value in chance.items():
-        if name.partition("/")[2].startswith(start):
-            found[CHANCE] = value
-    return found
+def _row(name: str, metrics: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:
+    """Title of a column -> value."""
+    found = [(CHANCE, value) for start, value in chance.items() if name.partition("/")[2].startswith(start)]
+    columns = {"": RESULT, **COMPARED}.items()
+    return dict(found) | {title: metrics[name + suffix] for suffix, title in columns if name + suffix in metrics}
 
 
 def _number(value: float | None) -> str:
