@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.retrieval import for_reader
 from deepavfusion.data.lists.verified import bad_clips
 from deepavfusion.data.loading.loader import ResumableLoader
 from deepavfusion.data.loading.sampler import ClipSampler, look_ahead
@@ -107,16 +108,15 @@ class ClipDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.index, self.root, self.dataset_name, self.samples = index, str(root), name, samples
+        self.index, self.root, self.dataset_name, self.samples = for_reader(index), str(root), name, samples
         self.split_of = dict(zip(KEYS, (train_split, val_split, eval_split), strict=True))
         self.batch_size, self.image_size, self.audio_seconds = batch_size, image_size, audio_seconds
         self.max_gain_db, self.num_workers, self.hang_seconds = max_gain_db, num_workers, hang_seconds
-        self.repeats, self.class_balanced = repeats, class_balanced
+        self.repeats, self.class_balanced, self.seed, self.exclude = repeats, class_balanced, seed, tuple(exclude)
         self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
         self.kept = Kept(storage or StorageSettings(), cache_dir, cache_size)
-        self.verify_report, self.exclude = verify_report, tuple(exclude)
         self.patience = self.kept.storage.patience_seconds if is_remote(self.root) else 0.0  # s, with what is read
-        self.holdout_share, self.min_coverage, self.seed = holdout_share, min_coverage, seed
+        self.verify_report, self.holdout_share, self.min_coverage = verify_report, holdout_share, min_coverage
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
         self.stores: dict[str, Store] = {}

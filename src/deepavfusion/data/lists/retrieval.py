@@ -6,12 +6,17 @@ Its other values are paths of its authors, and classes ("labels": "vgg_<n>"), wh
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.text import count
 from deepavfusion.types import Clip
+from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file
 from deepavfusion.utils.reading import RECORD, read_json
@@ -19,6 +24,17 @@ from deepavfusion.utils.reading import RECORD, read_json
 KEY, SPLIT = "retrieval_list", "test"
 EXPECTED = 'a list of clips, {"data": [{"video_id": "<id>_<start>"}, …]}'
 FIX = f"give data.index.{KEY}=<file>, see docs/datasets.md, or null for all clips of the {SPLIT} split"
+
+
+def for_reader(index: Callable[..., ClipList]) -> Callable[..., ClipList]:
+    """A reader with its arguments, without a retrieval list where it takes none: only VGGSound has one, and the
+    experiment names it whatever the data is."""
+    given: dict[str, Any] = getattr(index, "keywords", {})
+    if not isinstance(index, partial) or KEY not in given or KEY in inspect.signature(index.func).parameters:
+        return index
+    if given[KEY] is not None:
+        say_once(f"data.index.{KEY} is of VGGSound's clips: here, all of the split are compared", "yellow")
+    return partial(index.func, *index.args, **{key: value for key, value in given.items() if key != KEY})
 
 
 def named_clips(clips: ClipList, path: str | None) -> ClipList:
