@@ -18,7 +18,7 @@ from deepavfusion.inference.classify import Classification, best, spans
 from deepavfusion.inference.write.film import film_frames
 from deepavfusion.inference.write.saving import claimed, saving, write_list
 from deepavfusion.media import Media
-from deepavfusion.transforms.audio import N_FFT, SAMPLE_RATE, LogMel, extend_by_mirror
+from deepavfusion.transforms.audio import FRAMES_PER_SECOND, SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.types import ALL, HEADS
 from deepavfusion.utils.console import cell
 from deepavfusion.utils.files import write_csv
@@ -31,6 +31,8 @@ ALONE = {"image": "no audio: by its images alone", "audio": "no video: by its au
 SIZE, HEIGHTS = (12.0, 8.2), (1.0, 1.3, 1.3, 1.3, 1.3)  # of the figure, inches; of its parts
 EDGES = {"left": 0.065, "right": 0.745, "top": 0.935, "bottom": 0.065}  # shares of it; right of them the legends
 MAX_FRAMES, FRAME_ROWS = 16, 120
+EDGE = 0.125  # s of audio around a spectrogram, so that none shows where it was cut
+EDGE_COLUMNS = round(EDGE * FRAMES_PER_SECOND)
 DASHES = ("-", "--", ":", "-.")  # of the first use of the colours, the second, …
 MAX_POINTS = 400  # of a line; with more windows, neighbours are averaged
 MAX_MARKED = 40  # windows up to which each is marked by a dot
@@ -205,11 +207,11 @@ def _draw_audio(axis: Any, found: Classification) -> None:
     length = min(part, found.window)
     with Media(found.video) as media:
         for n in range(count):
-            waveform = media.audio(n * part, length, SAMPLE_RATE)
+            waveform = media.audio(n * part - EDGE, length + 2 * EDGE, SAMPLE_RATE)
             if len(waveform):
-                whole = extend_by_mirror(waveform, max(N_FFT, round(length * SAMPLE_RATE)))
+                whole = extend_by_mirror(waveform, round((length + 2 * EDGE) * SAMPLE_RATE))
                 extent = (n * part, (n + 1) * part, 0, 1)
-                decibels = 10 * log_mel(whole[None])[0, 0].numpy()
+                decibels = 10 * log_mel(whole[None])[0, 0, :, EDGE_COLUMNS:-EDGE_COLUMNS].numpy()
                 axis.imshow(decibels, POWER, panels.LOUDNESS, aspect="auto", origin="lower", extent=extent)
     axis.set(xlim=(0, found.seconds), ylim=(0, 1), yticks=[])
     axis.tick_params(labelbottom=False)
