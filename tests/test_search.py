@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.samples import SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
@@ -429,3 +431,20 @@ def test_search_from_the_command_line(
     assert "no index was given; add index=<folder of videos, list of them or features.npz>" in sentence(query)
     assert "match is 'all', expected" in sentence(f"index={npz}", query, "match=all")
     assert len(list((logs / "predict" / "runs").iterdir())) == 1  # nothing is left of what did not begin
+
+
+def test_the_examples_of_the_docs_run_as_written(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "python.md").read_text(), re.S)
+    embedding, nearest = (block for block in blocks if "data/demo/vggsound/clips" in block)
+    assert len([line for line in embedding.splitlines() if line]) <= 5
+    (checkpoints := tmp_path / "logs" / "pretrain" / "latest" / "checkpoints").mkdir(parents=True)
+    shutil.copy(world / "a.ckpt", checkpoints / "last.ckpt")
+    shutil.copytree(world / "clips", tmp_path / "data" / "demo" / "vggsound" / "clips")
+    monkeypatch.chdir(tmp_path)
+    exec(embedding + nearest, {})
+    _, *lines = capsys.readouterr().out.split("data/demo/vggsound/clips/")
+    assert lines[0].startswith("0.mp4 image audio [")
+    assert [line.split()[0] for line in lines[1:5]].count("0.mp4") == 0  # not its own neighbour
+    assert len(lines) == 1 + 4
