@@ -33,7 +33,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
 from deepavfusion.transforms.image import Normalise
 from deepavfusion.types import Clip
-from helpers.checkpoints import SIZE, write_classifier
+from helpers.checkpoints import SIZE, build, encoder, save, write_classifier
 from helpers.errors import refusal
 from helpers.media import coloured_noise, noise
 from helpers.runs import call
@@ -75,14 +75,18 @@ def index(network: Task, world: Path) -> Features:
     return extract_features(network, world / "clips", passes="unimodal")
 
 
-def by_hand(network: Task, path: Path) -> dict[str, Tensor]:
-    """The mean of all tokens of a pass that sees, and of one that hears, of the middle window."""
+def inputs_of(path: Path) -> tuple[Tensor, Tensor]:
+    """Image and spectrogram of the middle window, by the data path of evaluation."""
     dataset = WindowDataset(ClipList("", [Clip("", str(path))], []), RawStore(), SampleSpec(SIZE, SECONDS))
     (sample,) = dataset[0, 0]
-    encoder = network.net.encoder
+    return Normalise()(sample.image[None]), LogMel()(sample.waveform[None])
+
+
+def by_hand(network: Task, path: Path) -> dict[str, Tensor]:
+    """The mean of all tokens of a pass that sees, and of one that hears, of the middle window."""
+    image, audio = inputs_of(path)
     with torch.no_grad():
-        seen = encoder(Normalise()(sample.image[None]), None)
-        heard = encoder(None, LogMel()(sample.waveform[None]))
+        seen, heard = network.net.encoder(image, None), network.net.encoder(None, audio)
     return {
         "image": F.normalize(torch.cat([seen.image, seen.fusion], dim=1).mean(dim=1)[0], dim=0),
         "audio": F.normalize(torch.cat([heard.audio, heard.fusion], dim=1).mean(dim=1)[0], dim=0),
@@ -143,24 +147,29 @@ def test_the_match_follows_from_what_there_is(network: Task, index: Features, wo
     assert -1 <= score < 1
 
 
-def test_a_projection_of_a_retriever_is_used(index: Features, world: Path) -> None:
-    """What `Retriever` has: a projection of the mean tokens of each modality."""
-    network, _ = open_network(world / "a.ckpt")
-    weight = {name: torch.randn(3, 32, generator=torch.Generator().manual_seed(n)) for n, name in enumerate("ia")}
-    network.net.project = lambda means: {name: mean @ weight[name[0]].T for name, mean in means.items()}
-    found = search_clips(network, index, world / "clips" / "0.mp4", "audio_to_image", top_k=10)
-    plain = network.net.encoder
-    del network.net.project
-    for each in found.nearest:
-        if each.modalities == "image audio":
-            means = []
-            for modality, path in (("audio", world / "clips" / "0.mp4"), ("image", each.path)):
-                features = extract_features(plain, [path], passes="unimodal")
-                own, fusion = (features.embeddings[name][0] for name in (f"solo_{modality}", f"fusion_of_{modality}"))
-                tokens = getattr(plain, modality).num_patches
-                mean = torch.from_numpy((tokens * own + 8 * fusion) / (tokens + 8))
-                means.append(F.normalize(weight[modality[0]] @ mean, dim=0))
-            assert each.score == pytest.approx(float(means[0] @ means[1]), abs=1e-5)
+def test_a_retriever_compares_by_its_projections(world: Path, tmp_path: Path) -> None:
+    config = {
+        "_target_": "deepavfusion.tasks.retrieve.Retrieve",
+        "num_classes": 3,
+        "embed_dim": 8,
+        "frozen": True,
+        "pretrained": "auto",
+        "net": encoder(32, 128),
+    }
+    task = build(config)
+    for norm in task.net.norms.values():
+        norm.running_mean.normal_()
+    save(tmp_path / "r.ckpt", task, {"task": "retrieve", "model": config, "data": {}, "classes": ["a", "b", "c"]})
+    network, _ = open_network(tmp_path / "r.ckpt")
+    paths = [world / "clips" / f"{n}.mp4" for n in range(CLIPS)]
+    index = extract_features(network, paths, passes="unimodal")
+    found = search_clips(network, index, paths[0], "audio_to_image", top_k=10)
+    clips = {str(path): inputs_of(path) for path in paths}
+    with torch.no_grad():
+        query = network.net(None, clips[str(paths[0])][1])["audio"][0]
+        images = {path: network.net(image, None)["image"][0] for path, (image, _) in clips.items()}
+    scores = {each.path: each.score for each in found.nearest}
+    assert scores == pytest.approx({path: float(query @ image) for path, image in images.items()}, abs=1e-5)
     assert not any("not trained to compare" in note for note in found.notes)
     assert found.embedding == "projections of unimodal passes"
 

@@ -92,6 +92,10 @@ class Retriever(nn.Module):
         """Unit vectors: {"image", "audio"}, without an absent one -> [B, embed_dim]; arguments of `solo_means`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             means = solo_means(self.encoder, image, audio)
+        return self.project(means)
+
+    def project(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """From those of `solo_means` that exist."""
         if self.frozen:
             means = {stream: self.norms[stream](x) for stream, x in means.items()}
         projected = {stream: getattr(self, f"{stream}_proj")(x) for stream, x in means.items()}

@@ -19,6 +19,7 @@ from deepavfusion.data.lists.text import count
 from deepavfusion.inference.features import ALONE, Features, extract_features, states_of
 from deepavfusion.inference.inputs import Inputs
 from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.models.retriever import Retriever
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import almost_there
@@ -194,11 +195,9 @@ def _unit(network: DeepAVFusion | Task, features: Features, modality: str, rows:
         )
     tokens = getattr(encoder, modality).num_patches, encoder.fusion_tokens.shape[1]
     mean = (tokens[0] * own + tokens[1] * fusion) / sum(tokens)
-    project = getattr(network.net, "project", None) if isinstance(network, Task) else None
-    if project is not None:
+    if isinstance(network, Task) and isinstance(network.net, Retriever):
         with torch.inference_mode():
-            given = mean.to(encoder.fusion_tokens)
-            mean = project({modality: given})[modality].cpu().double()
+            mean = network.net.project({modality: mean.to(encoder.fusion_tokens)})[modality].cpu().double()
     wrong = ~mean.isfinite().all(dim=1) | (mean == 0).all(dim=1)
     if wrong.any():
         raise UserError(
@@ -210,7 +209,7 @@ def _unit(network: DeepAVFusion | Task, features: Features, modality: str, rows:
 
 def is_retriever(network: DeepAVFusion | Task) -> bool:
     """Whether it was trained to compare image and audio."""
-    return isinstance(network, Task) and hasattr(network.net, "project")
+    return isinstance(network, Task) and isinstance(network.net, Retriever)
 
 
 def _notes(
