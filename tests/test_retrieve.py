@@ -222,6 +222,7 @@ def test_the_table_is_printed_before_training_and_at_its_end(classify_data, pret
     assert "joint is no retrieval" in before
     assert "test/audio_to_image_map" in after
     assert "eval.py ckpt_path=" in after
+    assert f"task=search index={classify_data / 'vggsound'} query=" in " ".join(after.split())
 
 
 def test_baselines_of_other_clips_are_left_out(retrieved, classify_data, tmp_path, monkeypatch, capsys):

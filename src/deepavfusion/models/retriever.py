@@ -95,7 +95,7 @@ class Retriever(nn.Module):
         return self.project(means)
 
     def project(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """From those of `solo_means` that exist."""
+        """Unit vectors [B, embed_dim] of those means of `solo_means` that exist."""
         if self.frozen:
             means = {stream: self.norms[stream](x) for stream, x in means.items()}
         projected = {stream: getattr(self, f"{stream}_proj")(x) for stream, x in means.items()}

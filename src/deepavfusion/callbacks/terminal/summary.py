@@ -18,6 +18,7 @@ from deepavfusion.utils.console import say
 from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.structure import DictOf
 
+PREDICTED = ("separate", "segment", "classify")  # tasks of predict.py with the same name
 SAME = ("scale=", "trainer=", "paths.", "model.net.", "model/net=", "data.image_size=")  # also in the next command
 
 
@@ -35,8 +36,9 @@ class RunSummary(Callback):
         headline: name -> label of the main metrics, which are shown; also names alone.
         next_commands: what to do next: [words, command], see `utils.commands.command`. A command may use {run_dir},
             {last} and {best}, checkpoints of the run, {tested}, the checkpoint that was evaluated, {task}, {video}, a
-            clip of the test split, {same}, the overrides that make the network the same, {data}, those that say where
-            the data is, and {demo}: as {same}, and the command is for demo runs only, as it needs other data.
+            clip of the test split, {root}, the data with that clip, {same}, the overrides that make the network the
+            same, {data}, those that say where the data is, and {demo}: as {same}, and the command is for demo runs
+            only, as it needs other data.
     """
 
     STATE: ClassVar = {"kept": DictOf(math.nan), "latest": DictOf(math.nan)}  # see utils/structure.py
@@ -119,11 +121,14 @@ class RunSummary(Callback):
         folder = self.run_dir / CHECKPOINTS
         best = folder / (BEST if (folder / BEST).is_file() else LAST)
         values = {"run_dir": self.run_dir, "last": folder / LAST, "best": best, "tested": trainer.ckpt_path}
-        values |= {"task": task.record.get("task"), "video": example_video(getattr(trainer, "datamodule", None))}
+        datamodule, name = getattr(trainer, "datamodule", None), task.record.get("task")
+        values |= {"task": name, "video": example_video(datamodule), "root": getattr(datamodule, "root", "")}
         given = task.record.get("overrides", [])
         same = [override for override in given if override.startswith(SAME)]
         lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith("data.root=")]}
         needs = {"{demo}": "scale=demo" in given, "tensorboard": bool(trainer.loggers)}
+        needs |= {"task={task}": name in PREDICTED, "task=search": name == "retrieve"}
+        needs |= {"{root}": str(values["video"]).startswith(f"{values['root']}/")}
         needs |= {"{last}": (folder / LAST).exists(), "{best}": best.exists()}
         commands = [each for each in self.next_commands if all(needs[word] for word in needs if word in each[1])]
         if commands:
