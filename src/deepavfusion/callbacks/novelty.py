@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from deepavfusion.metrics.by_item import ItemMetric
+from deepavfusion.metrics.by_item import Rows
 
 
 class FitNoveltyDetector(Callback):
@@ -36,25 +36,12 @@ class FitNoveltyDetector(Callback):
         pl_module.fit_novelty(train, held_out)  # type: ignore[operator]
 
 
-class _Embeddings(ItemMetric):
-    """Gathers the embeddings of all processes."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__({"embedding": torch.zeros(0, dim)})
-
-    def update(self, item: Tensor, embedding: Tensor) -> None:
-        self.keep({"item": item, "embedding": embedding})
-
-    def compute(self) -> Tensor:
-        return self.gathered()["embedding"]
-
-
 @torch.no_grad()
 def _embeddings(task: Any, datamodule: Any, loader: Any) -> Tensor:
     """Of all windows of a loader [N, D], by all processes, on the CPU; in full precision, as in prediction."""
     net = task.net
     dtype = next(net.parameters()).dtype
-    rows = _Embeddings(net.embedding_dim).to(task.device)
+    rows = Rows(net.embedding_dim).to(task.device)
     with torch.autocast(task.device.type, enabled=False):
         for batch in loader:
             batch = datamodule.on_after_batch_transfer(batch.to(task.device), 0)

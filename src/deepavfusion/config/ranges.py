@@ -83,7 +83,7 @@ INDEX_TEXTS = (
 )
 CALLBACK_COUNTS = (
     *("images.num_frames", "images.num_mixtures", "reconstructions.num_clips", "projector.max_clips"),
-    *("report.num_examples", "report.num_failures", "duets.limit"),
+    *("report.num_examples", "report.num_failures", "report.num_queries", "report.num_extremes", "duets.limit"),
 )
 CASE: dict[str, Rule] = {  # keys of a case of the model benchmark
     "fusion": Rule("a list of kinds of fusion", lambda v: bool(v) and TEXTS.holds(v)),
@@ -170,7 +170,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "model.train_images": one_of("all", "first"),
     "model.head_init": one_of("torch", "kaiming"),
     "model.spread": one_of("transposed", "normalised"),
-    "model.batch_size": MANY,
+    **dict.fromkeys(("model.batch_size", "model.votes", "model.mutual"), MANY),
     "model.optimizer": one_of("adamw", "lars"),
     **dict.fromkeys(("model.blr", "model.warmup_epochs", "model.mixup"), FACTOR),
     "model.momentum": number(0, 1, "[)"),

@@ -44,9 +44,8 @@ class ClipDataModule(LightningDataModule):
     """Streams samples of clips, from the files as published or from packed chunks (`root` decides).
 
     Validation passes over `val_split` and then, if asked for, over a gallery of train clips (loader 1), for
-    nearest-neighbour accuracy; test over `eval_split` and then, if asked for, over dense windows of the same clips or
-    over its frames with wrong audio (loader 1). Neither is shuffled, padded or repeated. Training resumes within an
-    epoch.
+    nearest-neighbour accuracy; test over `eval_split` and then, if asked for, over such a gallery, dense windows of the
+    same clips or its frames with wrong audio (loader 1). Neither is shuffled or padded. Training resumes in an epoch.
 
     Args:
         index: reader of the layout: called as index(root=…, split=…), returns a `ClipList`.
@@ -255,10 +254,11 @@ class ClipDataModule(LightningDataModule):
         self._batches_done = state_dict["delivered"]  # of such batches as these: runs/checkpoints.py checks it
 
     def val_dataloader(self) -> list[ResumableLoader]:
-        datasets = [self._dataset("val")]
-        if self.gallery_clips:
-            datasets.append(self._dataset("train", clips=self._spread("train", self.gallery_clips)))
-        return [self._loader(dataset) for dataset in datasets]
+        return [self._loader(dataset) for dataset in (self._dataset("val"), *self._gallery())]
+
+    def _gallery(self) -> list[ClipDataset]:
+        clips = self._spread("train", self.gallery_clips) if self.gallery_clips else ()
+        return [self._dataset("train", clips=clips)] if clips else []
 
     def novelty_dataloaders(self, max_clips: int, windows: int) -> list[ResumableLoader]:
         """The centre windows of train clips, and several windows of validation clips; at most so many clips of each."""
@@ -269,7 +269,7 @@ class ClipDataModule(LightningDataModule):
         ]
 
     def test_dataloader(self) -> list[ResumableLoader]:
-        datasets = [self._dataset("test")]
+        datasets = [self._dataset("test"), *self._gallery()]
         if self.dense_windows:
             datasets.append(self._dataset("test", windows=self.dense_windows))
         if self.wrong_audio and len(wrong := self._dataset("test", wrong_audio=True)):

@@ -18,15 +18,20 @@ EPSILON = 1e-6  # added to the denominator of CKA by Huh et al.; it shows in the
 def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> float:
     """Share of the k nearest neighbours, by dot product, that a clip has in both embeddings, mean over clips, 0…1."""
     k = min(k, len(x) - 1)
-    both = [nearest(rows, k) for rows in (x, y)]
-    return (both[0].unsqueeze(2) == both[1].unsqueeze(1)).sum(dim=(1, 2)).double().mean().item() / k
+    return common(nearest(x, k), nearest(y, k))
+
+
+def common(near: Tensor, others: Tensor) -> float:
+    """Share of its neighbours that a clip has in both lists, int64 [N, k] as of `nearest`; mean over clips, 0…1."""
+    return (near.unsqueeze(2) == others.unsqueeze(1)).sum(dim=(1, 2)).double().mean().item() / near.shape[1]
 
 
 def nearest(x: Tensor, k: int) -> Tensor:
     """Numbers of the k nearest others of each row, by dot product, nearest first: int64 [N, k]."""
     found = torch.zeros(len(x), k, dtype=torch.int64)
     for rows in blocks(len(x)):
-        found[rows] = (x[rows] @ x.T).scatter_(1, rows.unsqueeze(1), -torch.inf).topk(k, dim=1).indices
+        score = (x[rows] @ x.T).scatter_(1, rows.unsqueeze(1).to(x.device), -torch.inf)
+        found[rows] = score.topk(k, dim=1).indices.cpu()
     return found
 
 

@@ -88,9 +88,27 @@ class ItemMetric(Metric):
         super().reset()
 
 
-def blocks(count: int) -> tuple[Tensor, ...]:
-    """The numbers of `count` rows in parts, each of which may be compared with all rows at once."""
-    return torch.arange(count).split(max(1, AT_ONCE // max(count, 1)))
+class Rows(ItemMetric):
+    """Gathers a row of numbers for each item, from all processes: what is computed is those rows, [N, width].
+
+    Args:
+        width: of a row.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__({"row": torch.zeros(0, width)})
+
+    def update(self, item: Tensor, row: Tensor) -> None:
+        self.keep({"item": item, "row": row})
+
+    def compute(self) -> Tensor:
+        return self.gathered()["row"]
+
+
+def blocks(count: int, others: int | None = None) -> tuple[Tensor, ...]:
+    """The numbers of `count` rows in parts, each of which may be compared with so many others at once; None: with all
+    rows."""
+    return torch.arange(count).split(max(1, AT_ONCE // max(count if others is None else others, 1)))
 
 
 def mean(values: list[float]) -> float:

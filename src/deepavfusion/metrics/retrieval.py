@@ -56,10 +56,11 @@ def rank_pairs(queries: Tensor, gallery: Tensor, labels: Tensor | None = None) -
     for rows in blocks(count):
         # Equal vectors tie only after rounding: a matrix product adds in an order that depends on the column.
         score = (queries[rows] @ gallery.T * STEPS).round_().to(torch.int64)
-        own = score.gather(1, rows.unsqueeze(1))
-        found.greater[rows], found.equal[rows] = (score > own).sum(dim=1), (score == own).sum(dim=1) - 1
+        own = score.gather(1, rows.unsqueeze(1).to(score.device))
+        found.greater[rows] = (score > own).sum(dim=1).cpu()
+        found.equal[rows] = (score == own).sum(dim=1).cpu() - 1
         if labels is not None:
-            found.precision[rows] = _average_precision(score, _relevant(labels[rows], labels))
+            found.precision[rows] = average_precision(score, relevant(labels[rows], labels))
     return found
 
 
@@ -69,7 +70,7 @@ def chance(labels: Tensor) -> dict[str, float]:
     harmonic = (1 / torch.arange(1, count + 1, dtype=torch.float64)).sum().item()
     among = torch.zeros(count, dtype=torch.float64)
     for rows in blocks(count):
-        among[rows] = (_relevant(labels[rows], labels).sum(dim=1).double() - 1) / max(count - 1, 1)
+        among[rows] = (relevant(labels[rows], labels).sum(dim=1).double() - 1) / max(count - 1, 1)
     precision = (among * (count - harmonic) + harmonic) / count
     found = {f"r{k}": min(k / count, 1.0) for k in AT}
     middle = (count + 1) / 2
@@ -93,14 +94,14 @@ def unit(embeddings: Tensor, what: str) -> Tensor:
     return F.normalize(embeddings, dim=-1)
 
 
-def _relevant(labels: Tensor, others: Tensor) -> Tensor:
-    """bool [Q, N]"""
+def relevant(labels: Tensor, others: Tensor) -> Tensor:
+    """Which of the others share a class: bool [Q, N]; labels as of `rank_pairs`."""
     if labels.ndim == 1:
         return labels.unsqueeze(1) == others
     return labels.float() @ others.float().T > 0
 
 
-def _average_precision(score: Tensor, relevant: Tensor) -> Tensor:
+def average_precision(score: Tensor, relevant: Tensor) -> Tensor:
     """score int64 [Q, N], relevant bool [Q, N] -> [Q], the mean over all orders of what is tied.
 
     In n items of equal score, r of them relevant, after g others, R of them relevant, the i-th is relevant with
@@ -108,7 +109,8 @@ def _average_precision(score: Tensor, relevant: Tensor) -> Tensor:
     Najork 2008): it adds r / n · (R + 1 + (i − 1)(r − 1) / (n − 1)) / (g + i).
     """
     # One sort of whole numbers, the relevance in the last bit: several times faster than sorting indices.
-    keys = np.sort((2 * score + relevant).numpy(), axis=1)[:, ::-1]
+    unsorted = 2 * score + relevant
+    keys = (unsorted.sort(dim=1).values.cpu().numpy() if unsorted.is_cuda else np.sort(unsorted.numpy()))[:, ::-1]
     hits, value = (keys & 1).astype(np.float64), keys >> 1
     number = np.arange(1, keys.shape[1] + 1, dtype=np.float64)
     found = np.cumsum(hits, axis=1)

@@ -69,6 +69,7 @@ class DeepAVFusion(nn.Module):
         self.image, self.audio = image, audio
         groups = tuple(num_fusion_tokens)
         assert len(groups) == 3, f"num_fusion_tokens names three groups, got {groups}"
+        self.num_fusion_tokens = groups
         self.fusion_tokens = nn.Parameter(torch.randn(1, sum(groups), dim) * 0.02)
         sizes = (dim, fusion_num_heads or image.num_heads, fusion_attn_ratio, fusion_mlp_ratio, groups)
         layers = _layer_list(fusion_layers, depth)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def build(
     Args:
         cfg: composed from configs/train.yaml or eval.yaml; it is not changed.
         overrides: it was composed with, for the record in checkpoints.
-        training: False leaves out compilation.
+        training: False leaves out compilation; also left out where the task does not train.
         resume_step: the logged curves after this step are replaced; None: there are none.
         restored: the checkpoint that the task will be restored from, if any.
 
@@ -69,6 +70,7 @@ def build(
     if is_demo:
         make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
+    training = training and getattr(locate(cfg.model._target_), "trains", True)
     datamodule.setup("fit" if training else "test")
     missing = [key for key in ("num_classes", "multi_label") if key in cfg.model and cfg.model[key] is None]
     from_data = {key: getattr(datamodule, key) for key in missing}

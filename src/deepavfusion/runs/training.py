@@ -14,7 +14,7 @@ from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, in_sweep, link_latest
 from deepavfusion.runs.fingerprint import DataHash
-from deepavfusion.runs.overview import say_training
+from deepavfusion.runs.overview import say_evaluation, say_training
 from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.launch.trainer import part
@@ -24,6 +24,8 @@ from deepavfusion.weights.restored import check_restorable
 
 def train(cfg: DictConfig, overrides: list[str]) -> None:
     """Fit in a run directory, resuming from its last checkpoint if there is one, and test if the config says so.
+
+    A task that does not train is tested with its start weights.
 
     Args:
         cfg: composed from configs/train.yaml.
@@ -68,10 +70,15 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path, data_hash: Data
             say_once(f"  {line}", "yellow")
     else:
         record()
-    say_training(cfg, run_dir, trainer, task, datamodule)
+    (say_training if task.trains else say_evaluation)(cfg, run_dir, trainer, task, datamodule)
     if trainer.is_global_zero and cfg.run.latest and not cfg.trainer.get("fast_dev_run"):
         # Not before the first step: a run that fails earlier leaves `latest` alone.
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: link_latest(run_dir)))  # type: ignore
+        start = "on_train_start" if task.trains else "on_test_end"
+        trainer.callbacks.append(LambdaCallback(**{start: lambda *_: link_latest(run_dir)}))  # type: ignore
+    if not task.trains:
+        trainer.test(task, datamodule=datamodule, verbose=False)
+        data_hash.wait()
+        return
     if resumed is None and cfg.validate_before:
         trainer.validate(task, datamodule, verbose=False)
     path = resumed.hand_over(trainer) if resumed else None

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class Task(LightningModule):
         seed: of masks, mixup and dropped paths; each step derives its own.
     """
 
+    trains: ClassVar[bool] = True  # False: train.py only tests, on start weights
     net: Any
     counts: Counts  # rows, items and drawn items of the training step
     origin: Any = None  # a `weights.origin.Origin`, once opened from a checkpoint
