@@ -155,7 +155,7 @@ def chance(labels: Tensor, others: Tensor | None = None) -> dict[str, float]:
         labels: as of `neighbours`.
         others: of a gallery; None: leave-one-out.
     """
-    left_out = others is None
+    left_out = int(others is None)
     others = labels if others is None else others
     count = len(others) - left_out
     harmonic = (1 / torch.arange(1, count + 1, dtype=torch.float64)).sum().item()
@@ -205,8 +205,9 @@ def _squared(rows: Tensor, centres: Tensor) -> Tensor:
 
 def cluster_agreement(member: Tensor, labels: Tensor) -> dict[str, float]:
     """`nmi`, `ami` and `ari` of clusters and classes, int64 [N] each."""
-    found = {"nmi": normalized_mutual_info_score(member, labels).item(), "ami": _adjusted(member, labels)}
-    return {**found, "ari": adjusted_rand_score(member, labels).item()}
+    with torch.sparse.check_sparse_tensor_invariants(False):  # torch asks for a choice, torchmetrics makes none
+        found = {"nmi": normalized_mutual_info_score(member, labels).item(), "ami": _adjusted(member, labels)}
+        return {**found, "ari": adjusted_rand_score(member, labels).item()}
 
 
 def _adjusted(member: Tensor, labels: Tensor) -> float:

@@ -55,6 +55,7 @@ class Semantics(Task):
         # Start weights are loaded into `net` later, so this copy stays untrained.
         self.untrained = Embedder(deepcopy(net))
         self.net = Embedder(net)
+        self.requires_grad_(False)
         self.found: Findings | None = None
         self._rows: list[dict[Key, Rows]] = []  # by loader: evaluated clips, gallery; on the CPU
 
@@ -68,8 +69,10 @@ class Semantics(Task):
     @property
     def kinds(self) -> dict[str, str]:
         """Stream -> see `Findings`."""
-        found = self.net.kinds
-        return found | {"combined": "type"} | dict.fromkeys((*FREE, "free_combined"), "free")
+        found: dict[str, str] = {}
+        for stream, kind in self.net.kinds.items():
+            found |= {stream: kind} | ({"combined": "type"} if stream == STREAMS[-1] else {})
+        return found | dict.fromkeys((*FREE, "free_combined"), "free")
 
     def on_test_epoch_start(self) -> None:
         loaders: Any = self.trainer.test_dataloaders
@@ -130,8 +133,8 @@ class Semantics(Task):
         order = [*found.kinds]  # whichever process found it
         found.pairs = dict(sorted(found.pairs.items(), key=lambda item: [*map(order.index, item[0])]))
         _add_chance(found, None if gallery is None else gallery.cpu())
-        shown = min(SHOWN, len(items) - 1)
-        found.nearest = {stream: nearest(x, shown) for (network, stream), x in vectors.items() if not network}
+        shown, ours = min(SHOWN, len(items) - 1), {stream: x for (network, stream), x in vectors.items() if not network}
+        found.nearest = {stream: nearest(ours[stream], shown) for stream in found.kinds if stream in ours}
         return found
 
     def _describe(

@@ -23,7 +23,7 @@ MATRICES = {  # measure of two streams -> title, label, colours, lowest and high
     "mutual_knn": ("Neighbours in common: mutual k-NN", "share of the nearest neighbours", SHARE, 0.0, 1.0),
     "auc": ("Own pair against pairs of two clips: area under ROC", "AUC, 0.5 is chance", VALUE, 0.5, 1.0),
 }
-NAME, PLOT = 1.5, 2.9  # inches, of the names of streams and of a panel
+NAME, PLOT, VALUE_ROOM = 1.8, 2.6, 0.6  # inches, of the names of streams, of a panel, and of its values beside it
 
 
 def _value(found: Findings, stream: str, measure: str, network: str = "") -> float:
@@ -41,11 +41,11 @@ def draw_streams(found: Findings, what: str) -> Figure:
     streams = [stream for stream, kind in found.kinds.items() if kind != "token"]
     streams.sort(key=lambda stream: ("type", "group", "free").index(found.kinds[stream]))
     places = [n + 0.7 * ("type", "group", "free").index(found.kinds[stream]) for n, stream in enumerate(streams)]
-    width, high = NAME + 2 * PLOT + 0.5, LINE * 1.15 * (places[-1] + 1)
+    width, high = NAME + 2 * (PLOT + VALUE_ROOM), LINE * 1.15 * (places[-1] + 1)
     figure = new_figure(width, high + 1.35)
     total = figure.get_size_inches()[1]
     for n, (measure, label) in enumerate(PANELS.items()):
-        left = NAME + n * (PLOT + 0.25)
+        left = NAME + n * (PLOT + VALUE_ROOM)
         axis = figure.add_axes((left / width, 0.85 / total, PLOT / width, high / total))
         colours = [BAR if found.kinds[stream] == "free" else BLUE for stream in streams]
         values = [_value(found, stream, measure) for stream in streams]
@@ -91,7 +91,7 @@ def draw_tokens(found: Findings, sizes: Sequence[int], what: str) -> Figure:
         streams = [f"token_{number:02}{ending}" for number in range(count)]
         _token_panel(axis, found, streams)
         axis.set_title(title, loc="left", pad=3)
-        for name, begin, end in zip(names, edges, edges[1:], strict=True):
+        for name, begin, end in zip(names, edges[:-1], edges[1:], strict=True):
             axis.axvline(end - 0.5, color=NOTE, linewidth=0.8)
             if n == 0:
                 axis.text((begin + end - 1) / 2, 1.02, name, ha="center", va="bottom", color=NOTE)

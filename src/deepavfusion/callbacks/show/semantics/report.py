@@ -29,10 +29,16 @@ from deepavfusion.utils.names import code, printable
 
 NETWORKS = ("", "untrained", "chance")
 PASS = {"solo_image": "image", "solo_audio": "audio", "combined": "joint", "free_combined": "none"}
-RIVALS = {  # what costs no network and has seen the same; of others, free_combined
-    **dict.fromkeys(("solo_image", "fusion_of_image"), "free_image"),
-    **dict.fromkeys(("solo_audio", "fusion_of_audio"), "free_audio"),
+RIVALS = {  # what costs no network and has seen the same; of others, the best of all
+    **dict.fromkeys(("solo_image", "fusion_of_image"), ("free_image",)),
+    **dict.fromkeys(("solo_audio", "fusion_of_audio"), ("free_audio",)),
 }
+MEASURES = {
+    "Of a stream": STREAM_MEASURES,
+    "Of a stream that searches another": SEARCH_MEASURES,
+    "Of two streams": PAIR_MEASURES,
+}
+FREE = ("free_image", "free_audio", "free_combined")
 GLOSSARY = (
     ("image, audio, fusion", "mean tokens of the joint pass, in which every stream has seen both modalities"),
     ("combined", "the three together: the mean of their cosines"),
@@ -221,8 +227,9 @@ def report(
         "## Nearest neighbours",
         *(f"![{printable(title)}]({name})" for name, title in sheets),
         "## Measures",
-        "\n".join(
-            f"- `{name}`: {words}" for name, words in {**STREAM_MEASURES, **PAIR_MEASURES, **SEARCH_MEASURES}.items()
+        *(
+            "\n".join([f"{title}:", "", *(f"- `{name}`: {words}" for name, words in measures.items())])
+            for title, measures in MEASURES.items()
         ),
     ]
     return "\n\n".join(parts) + "\n"
@@ -242,7 +249,7 @@ def verdicts(found: Findings) -> Iterator[str]:
     types = [stream for stream, kind in found.kinds.items() if kind == "type"]
     below = [f"{s} ({of(s):.3f}, untrained {of(s, 'untrained'):.3f})" for s in types if of(s) <= of(s, "untrained")]
     yield f"Not above the untrained network: {', '.join(below) or 'none'}."
-    costly = [f"{s} ({of(s):.3f})" for s in types if of(s) <= of(RIVALS.get(s, "free_combined"))]
+    costly = [f"{s} ({of(s):.3f})" for s in types if of(s) <= max(map(of, RIVALS.get(s, FREE)))]
     yield f"Not above what costs no network, of the same modalities: {', '.join(costly) or 'none'}."
 
 

@@ -70,7 +70,7 @@ def draw_sheet(found: Findings, query: int, clips: Mapping[int, Shown], title: s
     columns = max(near.shape[1] for near in found.nearest.values())
     gaps = ([0.02, 0.18] * columns)[:-1]
     figure, axes = grid(len(found.nearest) + 1, PANEL * columns, left=1.35, right=0.15, top=0.62, bottom=0.5,
-                        gaps=gaps, down=0.3, width=10.5)  # fmt: skip
+                        gaps=gaps, down=0.34, width=10.5)  # fmt: skip
     _draw_clip(axes[0][:2], clips[query])
     caption(axes[0][0], "query")
     for axis in axes[0][2:]:
@@ -98,7 +98,7 @@ def _draw_clip(axes: Sequence[Axes], clip: Shown) -> None:
     show_image(axes[0], clip.frame.permute(1, 2, 0))
     show_mel(axes[1], clip.spectrogram, labels="")
     axes[1].set(xticks=[], yticks=[])
-    axes[0].set_title(short(clip.classes, 24), loc="left", pad=4)
+    axes[0].set_title(short(clip.classes, 24), loc="left", pad=7)  # clear of a frame
 
 
 def _frame(figure: Figure, axes: Sequence[Axes]) -> None:
