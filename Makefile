@@ -57,6 +57,10 @@ probe: $(STAMP)  ## Linear probe of the pre-trained encoder, on the same data
 finetune: $(STAMP)  ## Fine-tune a classifier, on the same data
 	$(BIN)/python src/train.py experiment=vggsound_finetune $(ARGS)
 
+.PHONY: semantics
+semantics: $(STAMP)  ## Report what image, audio and fusion tokens know; trains nothing
+	$(BIN)/python src/train.py experiment=vggsound_semantics $(ARGS)
+
 .PHONY: separate
 separate: $(STAMP)  ## Train separation on data/music, or on demo data
 	$(BIN)/python src/train.py experiment=music_separation $(ARGS)
