@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deepavfusion.config.compose import choices, compose
 from deepavfusion.config.overrides import OF_ONE_RUN, merged, value_of, with_scale
 from deepavfusion.config.records import accepted
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, OVERRIDES, read_overrides
@@ -72,4 +73,17 @@ def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
     found = accepted(overrides, given, f"checkpoint {path}", own)
     if not found and value_of(given, "experiment") is None:
         raise UserError(f"{path} does not record its run: add experiment=<name>, as for that run.")
-    return with_scale("eval", merged(found, given))
+    return with_scale("eval", merged(found, _network_of(found, given, record.get("task")), given))
+
+
+def _network_of(found: list[str], given: list[str], task: Any) -> list[str]:
+    """The kind of model that a checkpoint was trained as, where another experiment of its task is given with it.
+
+    So one experiment evaluates what was fine-tuned and what was probed.
+    """
+    asked = value_of(given, "experiment")
+    if not found or asked not in choices("experiment") or value_of(found, "experiment") == asked:
+        return []
+    if value_of(given, "model") is not None or compose("train", [f"experiment={asked}"]).task != task:
+        return []
+    return [f"model={compose('train', found, return_hydra_config=True).hydra.runtime.choices.model}"]

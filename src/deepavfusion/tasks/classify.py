@@ -106,7 +106,22 @@ class Classify(FineTune):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        self._check_classes(checkpoint)
         self.novelty = NoveltyDetector.from_state(checkpoint.get("novelty"), self.net.embedding_dim)
+
+    def _check_classes(self, checkpoint: dict[str, Any]) -> None:
+        """The shapes fit where the classes are others, or in another order; the numbers would mean nothing."""
+        record, now = checkpoint.get("record"), self.record.get("classes")
+        before = record.get("classes") if isinstance(record, dict) else None
+        if not isinstance(before, list) or not now or before == now:
+            return
+        n = next((n for n, pair in enumerate(zip(before, now, strict=False)) if pair[0] != pair[1]), len(now))
+        there, here = (f"{names[n]!s:.80}" if n < len(names) else "none" for names in (before, now))
+        raise UserError(
+            f"the checkpoint was trained with other classes than the data has, or in another order (number {n} is "
+            f"{there} there and {here} here): expected the list that it was trained with; set data.root, or "
+            "data.index.annotations, to data with that."
+        )
 
     def fit_novelty(self, train: Tensor, held_out: Tensor) -> None:
         """See `NoveltyDetector.fit`."""
@@ -169,15 +184,20 @@ class Classify(FineTune):
         self.log_train({"train/loss": losses[0]}, batch.items)
         return torch.stack(losses).sum()
 
-    def evaluate(self, batch: Batch, part: str, metrics: ClassificationMetrics) -> None:
-        """Update metrics with the mean logits over the windows of each clip."""
-        evaluated = [(self.net, metrics)]
+    def evaluate(self, batch: Batch, part: str, metrics: ClassificationMetrics) -> dict[str, Tensor]:
+        """Update metrics with the mean logits over the windows of each clip; those of `net`, [B / group, C] each."""
+        label, item = self.label(batch)[:: batch.group], batch.item[:: batch.group]
         if part == "test" and self.untrained is not None:
-            evaluated.append((self.untrained, self.untrained_metrics))
-        for net, its_metrics in evaluated:
-            logits = net(batch.image, batch.spectrogram)
-            means = {stream: x.unflatten(0, (-1, batch.group)).mean(dim=1) for stream, x in logits.items()}
-            its_metrics.update(means, self.label(batch)[:: batch.group], batch.item[:: batch.group])
+            self.untrained_metrics.update(self.mean_logits(self.untrained, batch), label, item)
+        means = self.mean_logits(self.net, batch)
+        metrics.update(means, label, item)
+        return means
+
+    def mean_logits(self, net: Classifier, batch: Batch, without: str = "") -> dict[str, Tensor]:
+        """Mean logits of each stream over the windows of each clip [B / group, C]; `without` "image" or "audio"."""
+        image = None if without == "image" else batch.image
+        audio = None if without == "audio" else batch.spectrogram
+        return {stream: x.unflatten(0, (-1, batch.group)).mean(dim=1) for stream, x in net(image, audio).items()}
 
     def results(self, metrics: ClassificationMetrics, loss: RowMean) -> dict[str, Tensor]:
         """The metrics, and the loss of the mean logits over the windows of each clip."""

@@ -19,6 +19,9 @@ COMPARED = {  # suffix of the metric that a result is compared with -> title of 
     "_wrong_audio": "wrong\naudio",
     "_ideal": "ideal",
     "_first": "epoch 1",
+    "_head": "head",
+    "_frequent": "frequent",
+    "_perfect": "perfect",
 }
 CHANCE = "chance"
 RESULT = "result"
