@@ -15,6 +15,8 @@ import torch
 from sklearn import metrics as sk
 from torch import Tensor
 
+from deepavfusion.cli.complete import evaluation_overrides
+from deepavfusion.config.compose import instantiate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.metrics.vggsounder import AT, BOTH, HEARD, PASSES, SEEN, VGGSounderMetrics, areas, figures
@@ -23,11 +25,11 @@ from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.vggsounder import VGGSounder
 from deepavfusion.types import Batch, Clip
 from deepavfusion.utils.errors import UserError
-from helpers.checkpoints import SIZE, encoder
+from helpers.checkpoints import SIZE, encoder, save
 from helpers.distributed import assert_two_give_the_same_as_one
 from helpers.errors import refusal
 from helpers.golden import GOLDEN
-from helpers.runs import evaluate, numbers, sentence
+from helpers.runs import compose, evaluate, numbers, sentence
 
 Rows = list[tuple[str, str, str, bool]]  # clip, label, modality, background music
 
@@ -270,8 +272,6 @@ def test_what_is_not_installed_or_not_known_is_one_sentence(tmp_path, monkeypatc
 
 
 def task_of(classes: int = 3) -> VGGSounder:
-    from deepavfusion.config.compose import instantiate
-
     torch.manual_seed(0)
     return VGGSounder(instantiate(encoder(32, 128)), classes, label_sets=["304d10a", "v1.0"], pretrained=None).eval()
 
@@ -351,17 +351,16 @@ def stand_in(classify_data, tmp_path, monkeypatch) -> Rows:
     return rows
 
 
-@pytest.mark.parametrize("kind", ["finetuned", "probed"])
-def test_a_checkpoint_is_evaluated(kind, stand_in, request, tmp_path, monkeypatch, capsys):
-    """Whether it was fine-tuned or probed is taken from the checkpoint."""
-    run_dir = request.getfixturevalue(kind)
-    given = ["experiment=vggsounder", f"ckpt_path={run_dir}/checkpoints/last.ckpt", f"paths.log_dir={tmp_path}/logs"]
-    evaluate(monkeypatch, *given, "run.name=x")
+def test_a_checkpoint_is_evaluated(finetuned, stand_in, tmp_path, monkeypatch, capsys):
+    given = ["experiment=vggsounder", f"ckpt_path={finetuned}/checkpoints/last.ckpt", f"paths.log_dir={tmp_path}/logs"]
+    evaluate(monkeypatch, *given, "run.name=x", "~logger.tensorboard")
     out = capsys.readouterr().out
+    assert "v1.0, image  vggsounder_v1.0/v_f1_at_1" in out  # a table that fits 80 columns
+    assert "…" not in out[out.index("Results") :]
     assert "VGGSounder, labels v1.0: 7 of 8 clips were evaluated" in out
     assert "VGGSounder, labels 304d10a: 6 of 7 clips were evaluated" in out
     folder = tmp_path / "logs" / "classify" / "evals" / "x"
-    assert numbers(folder / "metrics.json") == pytest.approx(numbers(run_dir / "metrics.json"), abs=1e-5)
+    assert numbers(folder / "metrics.json") == pytest.approx(numbers(finetuned / "metrics.json"), abs=1e-5)
     assert {key: numbers(folder / "metrics.json", "vggsounder_v1.0/")[f"vggsounder_v1.0/{key}"] for key in
             ("clips", "coverage", "av_clips")} == {"clips": 7, "coverage": 7 / 8, "av_clips": 7}  # fmt: skip
     with np.load(folder / "predictions_test.npz", allow_pickle=False) as file:
@@ -370,7 +369,7 @@ def test_a_checkpoint_is_evaluated(kind, stand_in, request, tmp_path, monkeypatc
     codes = torch.zeros(len(ids), len(classes), dtype=torch.uint8)
     for clip, label, modality, _ in stand_in[:-1]:
         codes[ids.index(clip), classes.index(label)] = CODES[modality]
-    rows = codes.any(dim=1)
+    rows = (codes > 0).any(dim=1)
     passes = {"av": "all", "a": "audio", "v": "image"}
     heads = figures({name: saved[f"logits_{head}"][rows].flip(1) for name, head in passes.items()}, codes[rows].flip(1))
     found = numbers(folder / "metrics.json", "vggsounder_v1.0/")
@@ -378,6 +377,19 @@ def test_a_checkpoint_is_evaluated(kind, stand_in, request, tmp_path, monkeypatc
         suffix = "" if name.startswith("av_") or name.endswith(("_frequent", "_perfect", "_clips")) else "_head"
         assert found[f"vggsounder_v1.0/{name}{suffix}"] == pytest.approx(value, abs=1e-6), name
     assert {f"{name}_dense" for name in found if "_dense" not in name} <= found.keys()
+
+
+@pytest.mark.parametrize("trained", ["vggsound_finetune", "vggsound_linear_probe"])
+def test_the_kind_of_model_is_that_of_the_checkpoint(trained, tmp_path):
+    record = {"task": "classify", "overrides": [f"experiment={trained}", "scale=demo", "model.blr=0.5"]}
+    path = save(tmp_path / "last.ckpt", torch.nn.Linear(1, 1), record)
+    found, _ = evaluation_overrides([f"ckpt_path={path}", "experiment=vggsounder", f"paths.data_dir={tmp_path}"])
+    cfg = compose(*found, config="eval")
+    assert cfg.model._target_ == "deepavfusion.tasks.vggsounder.VGGSounder"
+    assert (cfg.model.get("frozen", False), cfg.model.blr) == (trained == "vggsound_linear_probe", 0.5)
+    assert cfg.model.net.image.embed_dim == 128
+    others, _ = evaluation_overrides([f"ckpt_path={path}", "experiment=music_separation", f"paths.data_dir={tmp_path}"])
+    assert not any(override.startswith("model=") for override in others)  # of another task
 
 
 def test_what_is_no_benchmark_is_one_sentence(stand_in, finetuned, classify_data, tmp_path, monkeypatch, capsys):

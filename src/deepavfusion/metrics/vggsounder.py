@@ -54,7 +54,7 @@ class VGGSounderMetrics(ItemMetric):
         table, found = self.gathered(), dict[str, float]()
         for n, (name, listed) in enumerate(self.listed.items()):
             codes = table["codes"][:, n]
-            rows = codes.any(dim=1)
+            rows = (codes > 0).any(dim=1)
             found |= {f"{name}/clips": int(rows.sum()), f"{name}/coverage": int(rows.sum()) / listed}
             ours = figures({key: table[key][rows] for key in PASSES}, codes[rows])
             found |= {f"{name}/{key}": value for key, value in ours.items()}

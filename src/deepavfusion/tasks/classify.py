@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -115,12 +116,12 @@ class Classify(FineTune):
         before = record.get("classes") if isinstance(record, dict) else None
         if not isinstance(before, list) or not now or before == now:
             return
-        n = next((n for n, pair in enumerate(zip(before, now, strict=False)) if pair[0] != pair[1]), len(now))
-        there, here = (f"{names[n]!s:.80}" if n < len(names) else "none" for names in (before, now))
+        pairs = enumerate(zip_longest(before, now, fillvalue="none"))
+        n, (there, here) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
         raise UserError(
             f"the checkpoint was trained with other classes than the data has, or in another order (number {n} is "
-            f"{there} there and {here} here): expected the list that it was trained with; set data.root, or "
-            "data.index.annotations, to data with that."
+            f"{there!s:.80} there and {here!s:.80} here): expected the list that it was trained with; set data.root or "
+            "data.index.annotations to it."
         )
 
     def fit_novelty(self, train: Tensor, held_out: Tensor) -> None:

@@ -20,8 +20,8 @@ COMPARED = {  # suffix of the metric that a result is compared with -> title of 
     "_ideal": "ideal",
     "_first": "epoch 1",
     "_head": "head",
-    "_frequent": "frequent",
-    "_perfect": "perfect",
+    "_frequent": "frequent\nclasses",
+    "_perfect": "perfect\nlabels",
 }
 CHANCE = "chance"
 RESULT = "result"
