@@ -127,25 +127,25 @@ def test_a_killed_run_goes_on_with_the_same_command(finished, data_root, tmp_pat
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
-def test_steps_with_one_modality_train_resume_and_leave_validation_as_it_is(finished, data_root, tmp_path, monkeypatch):
-    given = [*PRETRAIN, "model.solo_share=0.6", f"data.root={data_root}", f"paths.log_dir={tmp_path}"]
+def test_steps_with_one_modality_resume_and_leave_validation_as_it_is(finished, data_root, tmp_path, monkeypatch):
+    """Without figures, which take longer than the training."""
+    given = [*PRETRAIN, "model.solo_share=0.6", "trainer.max_epochs=2", "~logger.tensorboard", f"data.root={data_root}"]
+    given += [f"paths.log_dir={tmp_path}", "run.latest=false"]
     train(monkeypatch, *given, "run.name=whole")
-    given += ["run.name=killed", *recorder(tmp_path / "order.jsonl", dies_in_epoch=2)]
+    given += ["run.name=killed", *recorder(tmp_path / "order.jsonl", dies_in_epoch=1)]
     with pytest.raises(KilledError):
         train(monkeypatch, *given)
     train(monkeypatch, *given)
     whole, killed = (tmp_path / "pretrain" / "runs" / name for name in ("whole", "killed"))
-    metrics, cut = (json.loads((run_dir / "metrics.json").read_text()) for run_dir in (whole, killed))
+    usual, metrics, cut = (json.loads((d / "metrics.json").read_text()) for d in (finished[0], whole, killed))
     del metrics["clips_per_second"], cut["clips_per_second"]
     assert cut == metrics  # which steps have one modality, and which, does not depend on where the run was cut
     weights = [torch.load(d / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for d in (killed, whole)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-    usual, solo = events(finished[0]), events(whole)
-    losses = [[event.value for event in shown.Scalars("train/loss_step")] for shown in (usual, solo)]
-    assert losses[0] != losses[1]
-    assert all(loss > 0 for loss in losses[1])
-    for name in ("val/loss", "val/loss_image", "val/loss_audio", "knn/fusion"):  # of the same untrained network
-        assert solo.Scalars(name)[0].value == usual.Scalars(name)[0].value, name
+    assert metrics["train/loss_first"] != usual["train/loss_first"]
+    before = [name for name in usual if name.endswith("_before")]  # of the same untrained network
+    assert before
+    assert {name: metrics[name] for name in before} == {name: usual[name] for name in before}
 
 
 def test_resume_takes_the_overrides_of_the_run(command, tmp_path, monkeypatch):
