@@ -29,7 +29,7 @@ from helpers.checkpoints import SIZE, encoder, save
 from helpers.distributed import assert_two_give_the_same_as_one
 from helpers.errors import refusal
 from helpers.golden import GOLDEN
-from helpers.runs import compose, evaluate, numbers, sentence
+from helpers.runs import CLASSIFY, compose, evaluate, numbers, sentence
 
 Rows = list[tuple[str, str, str, bool]]  # clip, label, modality, background music
 
@@ -397,7 +397,8 @@ def test_what_is_no_benchmark_is_one_sentence(stand_in, finetuned, classify_data
     more = ["experiment=vggsounder", f"paths.log_dir={tmp_path}/logs"]
     message = sentence(monkeypatch, capsys, *more, checkpoint, "model.label_sets=[v2.0]", script="eval")
     assert "model.label_sets is ['v2.0'], expected a list, each item 304d10a or 304d10a_music or v1.0" in message
+    message = sentence(monkeypatch, capsys, *CLASSIFY, f"data.root={classify_data}/vggsound", *more)
+    assert message.startswith("experiment=vggsounder evaluates a classifier and trains none: give `python src/eval.py ")
     hide(monkeypatch)
     message = sentence(monkeypatch, capsys, *more, checkpoint, script="eval")
     assert message.startswith("the labels of VGGSounder are not installed")
-    monkeypatch.undo()
