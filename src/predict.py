@@ -117,7 +117,8 @@ def search(cfg: DictConfig, output: Path) -> None:
     from deepavfusion.inference.write.search import as_table, write_search
     from deepavfusion.tasks.base import Task
 
-    given = read_index(cfg.index) if str(cfg.index).endswith(".npz") else None
+    is_file = str(cfg.index).endswith(".npz") and not Path(cfg.index).is_dir()
+    given = read_index(cfg.index) if is_file else None
     ckpt = checkpoint(cfg) if given is None or cfg.ckpt_path else Path(given.checkpoint)
     index, line = (None, "") if given is None else (matching(given, ckpt), f"index {given.path}")
     network, description = open_network(ckpt, device(cfg))
@@ -236,6 +237,7 @@ NEEDS = {  # what a task is about: key -> what is expected, and an example
         "index": ("folder of videos, list of them or features.npz", "videos/"),
         "query": ("video, audio file or image", "clip.mp4"),
     },
+    "classify": {"video": ("file with frames, audio or both", "clip.mp4")},
 }
 VIDEO = {"video": ("file with frames and audio", "clip.mp4")}
 

@@ -297,6 +297,10 @@ def test_an_index_is_read_again_only_where_something_changed(
     assert again.failed == first.failed  # not even what failed is tried again
     for name, values in first.embeddings.items():
         np.testing.assert_array_equal(again.embeddings[name], values)
+    monkeypatch.chdir(tmp_path)
+    found, line = folder_index(network, "clips", Path("kept"), world / "a.ckpt", digest)
+    assert (len(read), line) == (1, f"index kept/{kept.name}: nothing changed, reused as it is")
+    assert (found.features.paths[0], found.features.places) == ("clips/0.mp4", first.places)  # named as it is today
 
     film(clips / "0.mp4", 7)
     shutil.copy(world / "clips" / "2.mp4", clips / "0a.mp4")

@@ -7,7 +7,7 @@ import os
 import textwrap
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -186,13 +186,9 @@ def folder_index(
     inputs = read_input(folder, "index")
     key = sha256(f"{os.path.abspath(folder)}\0{digest}\0{windows}".encode(errors="surrogateescape")).hexdigest()[:16]
     path = kept_in / f"{stem_of(folder)}-{key}.npz"
-    earlier, states = _earlier(path), dict(states_of(inputs))
-    known = _known(earlier) if earlier else {}
-    same = {
-        name
-        for name, place in inputs.files.items()
-        if name in states and known.get(name) == (os.path.abspath(place), states[name])
-    }
+    earlier, states = _earlier(path, inputs), dict(states_of(inputs))
+    known = earlier.states if earlier else {}
+    same = {name for name in inputs.files if name in states and known.get(name) == states[name]}
     left = Inputs({name: place for name, place in inputs.files.items() if name not in same})
     gone = len(known.keys() - inputs.files.keys())
     if earlier and not left.files and not gone:
@@ -208,24 +204,26 @@ def folder_index(
     return Index(path, features, str(checkpoint), digest), f"index {path}: {done}"
 
 
-def _earlier(path: Path) -> Features | None:
-    """The index of an earlier search, if there is one; a damaged one is removed, as it can be made again."""
+def _earlier(path: Path, inputs: Inputs) -> Features | None:
+    """The index of an earlier search, if there is one, with today's names of the files, which may have been named
+    relative to another folder; a damaged one is removed, as it can be made again."""
     if not os.path.lexists(path):
         return None
     try:
-        return read_index(path).features
+        found = read_index(path).features
     except UserError:
         path.unlink()
         return None
-
-
-def _known(features: Features) -> dict[str, tuple[str, State]]:
-    """Place and state of the files of an index, also of those that failed."""
-    places = [
-        *zip(features.paths, features.places, strict=True),
-        *((name, place) for name, _, place in features.failed),
-    ]
-    return {name: (os.path.abspath(place), features.states[name]) for name, place in places}
+    names = {os.path.abspath(place): name for name, place in inputs.files.items()}
+    places = [*zip(found.paths, found.places, strict=True), *((name, place) for name, _, place in found.failed)]
+    new = {name: names.get(os.path.abspath(place), os.path.abspath(place)) for name, place in places}
+    return replace(
+        found,
+        paths=[new[name] for name in found.paths],
+        states={new[name]: state for name, state in found.states.items()},
+        failed=[each._replace(path=new[each.path]) for each in found.failed],
+        remarks=[each._replace(path=new[each.path]) for each in found.remarks],
+    )
 
 
 def _merged(parts: list[Features], inputs: Inputs, same: Iterable[str]) -> Features:
