@@ -392,11 +392,11 @@ def test_queries_are_chosen_by_seed_best_and_worst() -> None:
 def test_a_sheet_frames_what_is_right() -> None:
     found = findings()
     clips = {n: Shown(torch.rand(3, 8, 8), torch.rand(128, 64), "playing $ [x]", f"clip{n}") for n in range(6)}
-    figure = draw_sheet(found, 0, clips, "a title")
+    figure = draw_sheet(found, 0, clips, "a title", "test clips")
     frames = [artist for artist in figure.artists if isinstance(artist, Rectangle)]
     assert len(frames) == 2  # clip 1, by either stream
     lefts = sorted(round(frame.get_x(), 3) for frame in frames)
     assert lefts[0] < lefts[1]  # nearest by image, second by fusion
     captions = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert captions == ["query", "image\n1 of 2", "fusion\n1 of 2"]
-    assert math.prod(draw_sheet(found, 0, {0: clips[0]}, "others are gone").get_size_inches()) > 0
+    assert math.prod(draw_sheet(found, 0, {0: clips[0]}, "others are gone", "test clips").get_size_inches()) > 0

@@ -42,11 +42,9 @@ class FinishedError(UserError):
     """A run that has ended."""
 
     def __init__(self, run_dir: Path) -> None:
-        weights = f", or start from its weights with model.pretrained={run_dir / CHECKPOINTS / LAST}"
-        super().__init__(
-            f"run {run_dir} is finished ({METRICS} is there): choose another run.name"
-            f"{weights if run_dir.parent.name != 'evals' else ''}."
-        )
+        last = run_dir / CHECKPOINTS / LAST  # an evaluation has none
+        weights = f", or start from its weights with model.pretrained={last}" if last.exists() else ""
+        super().__init__(f"run {run_dir} is finished ({METRICS} is there): choose another run.name{weights}.")
         self.run_dir = run_dir
 
 

@@ -21,7 +21,7 @@ from deepavfusion.callbacks.show.semantics.figures import (
 )
 from deepavfusion.callbacks.show.semantics.sheets import JUDGED_BY, Shown, choose, draw_sheet
 from deepavfusion.callbacks.show.tensorboard import shown_clips, unnormalised
-from deepavfusion.figures.style import save_figure
+from deepavfusion.figures.style import save_figure, short
 from deepavfusion.metrics.semantics import PAIR_MEASURES, SEARCH_MEASURES, STREAM_MEASURES, Findings
 from deepavfusion.utils.console import say
 from deepavfusion.utils.files import write_csv, write_whole
@@ -107,12 +107,14 @@ class SemanticsReport(Callback):
                 shown = {n: clip for n in sorted({query, *near}) if (clip := read(n)) is not None}
                 if query not in shown:  # its files are gone by now
                     continue
-                score = f"{JUDGED_BY} tokens: average precision {found.precision[JUDGED_BY][query]:.2f}"
                 kind = f"chosen by seed {module.hparams['seed']}" if why == "seed" else f"{why} {place}"
-                clip = shown[query]
-                title = f"Neighbours of {clip.id} ({clip.classes}), {kind} of {len(found.items)} {what}; {score}"
+                clip, score = shown[query], found.precision[JUDGED_BY][query]
+                title = (
+                    f"{short(clip.id, 24)} ({short(clip.classes, 28)}), {kind} of {len(found.items)} clips; "
+                    f"average precision {score:.2f} by {JUDGED_BY}"
+                )
                 name = f"neighbours_{why}_{place}.png"
-                save_figure(draw_sheet(found, query, shown, title), self.run_dir / name)
+                save_figure(draw_sheet(found, query, shown, title, what), self.run_dir / name)
                 sheets.append((name, title))
         return sheets
 

@@ -58,7 +58,7 @@ def _of_different_classes(labels: Tensor, order: Sequence[int], count: int) -> l
 
 
 @styled
-def draw_sheet(found: Findings, query: int, clips: Mapping[int, Shown], title: str) -> Figure:
+def draw_sheet(found: Findings, query: int, clips: Mapping[int, Shown], title: str, what: str) -> Figure:
     """The query, and a row for each type of token with the nearest clips, those that share a class framed.
 
     Args:
@@ -66,6 +66,7 @@ def draw_sheet(found: Findings, query: int, clips: Mapping[int, Shown], title: s
         query: position in `found.items`.
         clips: by position; those that could not be read again are missing.
         title: which clip it is.
+        what: the clips are.
     """
     columns = max(near.shape[1] for near in found.nearest.values())
     gaps = ([0.02, 0.18] * columns)[:-1]
@@ -87,8 +88,8 @@ def draw_sheet(found: Findings, query: int, clips: Mapping[int, Shown], title: s
                 _frame(figure, pair)
     seconds = clips[query].spectrogram.shape[1] / FRAMES_PER_SECOND
     note = (
-        f"Nearest by cosine first; framed: of the query's class. Left the frame, right {seconds:g} s of its "
-        "spectrogram, 0 to 8 kHz. image, audio, fusion, combined: of the joint pass, which sees both."
+        f"Nearest of all {what} by cosine first; framed: of the query's class. Left the frame, right {seconds:g} s of "
+        "its spectrogram, 0 to 8 kHz. image, audio, fusion, combined: of the joint pass, which sees both."
     )
     head(figure, title, note)
     return figure
