@@ -112,7 +112,7 @@ def search(cfg: DictConfig, output: Path) -> None:
 
     from deepavfusion.inference.encoders import open_network, sizes_of
     from deepavfusion.inference.search.index import folder_index, hash_of, matching, read_index
-    from deepavfusion.inference.search.nearest import search_clips
+    from deepavfusion.inference.search.nearest import embed_query, search_clips
     from deepavfusion.inference.write.saving import made
     from deepavfusion.inference.write.search import as_table, write_search
     from deepavfusion.tasks.base import Task
@@ -123,12 +123,13 @@ def search(cfg: DictConfig, output: Path) -> None:
     index, line = (None, "") if given is None else (matching(given, ckpt), f"index {given.path}")
     network, description = open_network(ckpt, device(cfg))
     say(description)
+    asked = embed_query(network, str(cfg.query), index.features.windows if index else cfg.windows, cfg.batch_size)
     with progress("indexing") as (bar,):
         if index is None:
             kept_in = made(Path(cfg.paths.log_dir, "search"))
             more: Any = {**reading(cfg, kept_in), "on_progress": bar, "windows": cfg.windows}
             index, line = folder_index(network, str(cfg.index), kept_in, ckpt, hash_of(ckpt), **more)
-    found = search_clips(network, index.features, str(cfg.query), cfg.match, cfg.top_k, cfg.batch_size)
+    found = search_clips(network, index.features, asked, cfg.match, cfg.top_k)
     say(f"{line}; compared by cosines of {found.embedding}")
     is_task = isinstance(network, Task)
     seconds = sizes_of(network.net.encoder if is_task else network)[1]
@@ -180,7 +181,10 @@ def checkpoint(cfg: DictConfig) -> Path:
     A search takes that of a retrieval, if there is one.
     """
     if cfg.ckpt_path:
-        return Path(cfg.ckpt_path)
+        given = Path(cfg.ckpt_path)
+        return (
+            given.resolve() if given.is_symlink() else given
+        )  # while a run trains, its last.ckpt names file after file
     trained = {"features": ("pretrain",), "search": ("retrieve", "pretrain")}.get(cfg.task, (cfg.task,))
     folders = [Path(cfg.paths.log_dir, each, "latest", CHECKPOINTS) for each in trained]
     folder = next((folder for folder in folders if (folder / LAST).is_file()), folders[-1])

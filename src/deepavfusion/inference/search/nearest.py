@@ -71,7 +71,7 @@ class Search:
 def search_clips(
     network: DeepAVFusion | Task,
     index: Features,
-    query: str | Path,
+    query: str | Path | Features,
     match: str | None = None,
     top_k: int = 5,
     batch_size: int = 8,
@@ -81,7 +81,7 @@ def search_clips(
     Args:
         network: that the index was made with; a task that was trained for retrieval projects.
         index: features with passes="unimodal" or "all" and level="pooled".
-        query: a video, an audio file or an image.
+        query: a video, an audio file or an image; or `embed_query` of one.
         match: of `MATCHES`; None: like for like with all that the query has, or else one by the other.
         top_k: how many clips.
         batch_size: windows at a time, of the query.
@@ -90,14 +90,8 @@ def search_clips(
         UserError: the query does not decode, or lacks the modality asked for, as does the whole index; embeddings that
             are zero or not finite.
     """
-    asked = extract_features(network, [query], windows=index.windows, batch_size=batch_size, passes="unimodal")
-    if asked.failed:
-        almost = almost_there(str(query)) if asked.failed[0].reason.startswith("missing") else ""
-        raise UserError(
-            f"query {query} cannot be used, {asked.failed[0].reason}{almost}: expected a complete file with frames, "
-            "audio or both, or an image."
-        )
-    (has,) = asked.modalities
+    asked = query if isinstance(query, Features) else embed_query(network, query, index.windows, batch_size)
+    (query,), (has,) = asked.paths, asked.modalities
     chosen = _chosen(match, has, index, query)
     pairs = MATCHES[chosen]
     rows = _rows(index, [of for _, of in pairs])
@@ -134,7 +128,7 @@ def search_clips(
     own_rank = 1 + order.index(rows.index(own)) if own is not None else None
     embedding = "projections" if is_retriever(network) else "mean tokens"
     return Search(
-        query=str(query),
+        query=query,
         modalities=has,
         match=chosen,
         embedding=f"{embedding} of unimodal passes",
@@ -144,6 +138,22 @@ def search_clips(
         own_rank=own_rank,
         notes=notes,
     )
+
+
+def embed_query(network: DeepAVFusion | Task, query: str | Path, windows: int = 1, batch_size: int = 8) -> Features:
+    """The embeddings of a query, before an index is made, which may take long; arguments as of `search_clips`.
+
+    Raises:
+        UserError: it does not decode.
+    """
+    found = extract_features(network, [query], windows=windows, batch_size=batch_size, passes="unimodal")
+    if found.failed:
+        almost = almost_there(str(query)) if found.failed[0].reason.startswith("missing") else ""
+        raise UserError(
+            f"query {query} cannot be used, {found.failed[0].reason}{almost}: expected a complete file with frames, "
+            "audio or both, or an image."
+        )
+    return found
 
 
 def _chosen(match: str | None, has: str, index: Features, query: str | Path) -> str:
