@@ -200,6 +200,11 @@ def test_what_cannot_be_searched(network: Task, index: Features, world: Path) ->
     assert "nowhere.mp4 cannot be used, missing: there is no such file: expected a complete file" in refusal(
         search_clips, network, index, "nowhere.mp4"
     )
+    joint = extract_features(network, [clips / "0.mp4"])
+    assert (
+        "the index has level=pooled and image, audio, fusion, expected means of unimodal passes, in which no"
+        in refusal(search_clips, network, joint, wav)
+    )
     assert "holds nothing but the query" in refusal(search_clips, network, heard, wav)
     broken = extract_features(network, [clips / "0.mp4", clips / "1.mp4"], passes="unimodal")
     broken.embeddings["solo_image"][1] = np.nan

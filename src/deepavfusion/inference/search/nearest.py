@@ -7,7 +7,6 @@ that was trained for retrieval, its projection.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepavfusion.data.lists.text import count
-from deepavfusion.inference.features import ALONE, Features, extract_features, states_of
+from deepavfusion.inference.features import ALONE, UNIMODAL, Features, extract_features, states_of
 from deepavfusion.inference.inputs import Inputs
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.retriever import Retriever
@@ -90,42 +89,26 @@ def search_clips(
         UserError: the query does not decode, or lacks the modality asked for, as does the whole index; embeddings that
             are zero or not finite.
     """
+    if index.level != "pooled" or not set(UNIMODAL) <= set(index.embeddings):
+        raise UserError(
+            f"the index has level={index.level} and {', '.join(index.embeddings)}, expected means of unimodal passes, "
+            "in which no modality has met the other: extract_features(…, level='pooled', passes='unimodal')."
+        )
     asked = query if isinstance(query, Features) else embed_query(network, query, index.windows, batch_size)
     (query,), (has,) = asked.paths, asked.modalities
     chosen = _chosen(match, has, index, query)
-    pairs = MATCHES[chosen]
-    rows = _rows(index, [of for _, of in pairs])
-    own = _own(index, rows, query)
-    if all(a == b for a, b in pairs) and own is not None:
-        rows, own = [row for row in rows if row != own], None
-        left_out = ["the query is in the index itself, and was left out of the comparison"]
-    else:
-        left_out = []
+    rows = _rows(index, chosen)
+    place = os.path.realpath(asked.places[0])
+    own = [row for row in rows if os.path.realpath(index.places[row]) == place]
+    like_for_like = all(by == of for by, of in MATCHES[chosen])
+    if like_for_like:
+        rows = [row for row in rows if row not in own]
     if not rows:
         raise UserError(f"the index holds nothing but the query {query}: expected other files to compare it with.")
-    queries = [_unit(network, asked, by, [0])[0] for by, _ in pairs]
-    scores = torch.cat(
-        [
-            torch.stack([_unit(network, index, of, part) @ x for x, (_, of) in zip(queries, pairs, strict=True)]).mean(
-                0
-            )
-            for part in (rows[begin : begin + BLOCK] for begin in range(0, len(rows), BLOCK))
-        ]
-    )
+    scores = _scores(network, index, asked, chosen, rows)
     order = scores.argsort(descending=True, stable=True).tolist()
-    states = dict(states_of(Inputs({index.paths[rows[n]]: index.places[rows[n]] for n in order[:top_k]})))
-    nearest = [
-        Neighbour(
-            path=(path := index.paths[rows[n]]),
-            place=index.places[rows[n]],
-            score=scores[n].item(),
-            modalities=index.modalities[rows[n]],
-            state="gone" if path not in states else "" if states[path] == index.states[path] else "changed",
-        )
-        for n in order[:top_k]
-    ]
-    notes = [*left_out, *_notes(network, index, asked, chosen, nearest)]
-    own_rank = 1 + order.index(rows.index(own)) if own is not None else None
+    nearest = _neighbours(index, [(rows[n], scores[n].item()) for n in order[:top_k]])
+    notes = ["the query is in the index itself, and was left out of the comparison"] if like_for_like and own else []
     embedding = "projections" if is_retriever(network) else "mean tokens"
     return Search(
         query=query,
@@ -135,8 +118,8 @@ def search_clips(
         nearest=nearest,
         candidates=len(rows),
         clips=len(index),
-        own_rank=own_rank,
-        notes=notes,
+        own_rank=None if like_for_like or not own else 1 + order.index(rows.index(own[0])),
+        notes=[*notes, *_notes(network, index, asked, chosen, nearest)],
     )
 
 
@@ -162,7 +145,7 @@ def _chosen(match: str | None, has: str, index: Features, query: str | Path) -> 
     def fits(name: str) -> bool:
         return all(by in has.split() for by, _ in MATCHES[name])
 
-    possible = [name for name in MATCHES if fits(name) and _rows(index, [of for _, of in MATCHES[name]])]
+    possible = [name for name in MATCHES if fits(name) and _rows(index, name)]
     if match is None and possible:
         return possible[0]
     if match is None:
@@ -175,23 +158,36 @@ def _chosen(match: str | None, has: str, index: Features, query: str | Path) -> 
             raise UserError(
                 f"query {query} has no {by}, by which match={match} compares: {instead}or give a query with {by}."
             )
-        if not _rows(index, [of]):
+        if not _rows(index, of):  # a modality is the match of like for like, too
             raise UserError(f"no file of the index has {of}, which match={match} needs: {instead}or index other files.")
     if match not in possible:
         raise UserError(f"no file of the index has both image and audio: {instead}or index other files.")
     return match
 
 
-def _rows(index: Features, needed: Iterable[str]) -> list[int]:
-    """Those that have some modalities."""
-    wanted = set(needed)
-    return [row for row, has in enumerate(index.modalities) if wanted <= set(has.split())]
+def _rows(index: Features, match: str) -> list[int]:
+    """Those that have the modalities that a match needs."""
+    needed = {of for _, of in MATCHES[match]}
+    return [row for row, has in enumerate(index.modalities) if needed <= set(has.split())]
 
 
-def _own(index: Features, rows: list[int], query: str | Path) -> int | None:
-    """The query's own row."""
-    place = os.path.realpath(query)
-    return next((row for row in rows if os.path.realpath(index.places[row]) == place), None)
+def _scores(network: DeepAVFusion | Task, index: Features, asked: Features, match: str, rows: list[int]) -> Tensor:
+    """Cosines of some rows and the query, float64 [N]."""
+    queries = [(of, _unit(network, asked, by, [0])[0]) for by, of in MATCHES[match]]
+    blocks = (rows[begin : begin + BLOCK] for begin in range(0, len(rows), BLOCK))
+    found = (torch.stack([_unit(network, index, of, part) @ query for of, query in queries]) for part in blocks)
+    return torch.cat([part.mean(dim=0) for part in found])
+
+
+def _neighbours(index: Features, found: list[tuple[int, float]]) -> list[Neighbour]:
+    """Rows with their scores; whether the files have changed is looked up now."""
+    states = dict(states_of(Inputs({index.paths[row]: index.places[row] for row, _ in found})))
+    nearest = []
+    for row, score in found:
+        path = index.paths[row]
+        state = "gone" if path not in states else "" if states[path] == index.states[path] else "changed"
+        nearest.append(Neighbour(path, index.places[row], score, index.modalities[row], state))
+    return nearest
 
 
 def _unit(network: DeepAVFusion | Task, features: Features, modality: str, rows: list[int]) -> Tensor:
@@ -236,7 +232,7 @@ def _notes(
             f"the network was not trained to compare audio and images (experiment=vggsound_retrieval does): {match} "
             "may find no better than chance"
         )
-    if others := len(index) - len(_rows(index, [of for _, of in MATCHES[match]])):
+    if others := len(index) - len(_rows(index, match)):
         found.append(
             f"{count(others, 'file')} of the {len(index)} in the index cannot be compared so: no such modality"
         )
