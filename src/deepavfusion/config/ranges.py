@@ -96,17 +96,10 @@ CASE: dict[str, Rule] = {  # keys of a case of the model benchmark
     "passes": one_of("encoder_forward", "encoder_forward_backward", "train_step"),
     "measure": one_of("time", "memory"),
 }
-OPENED_BY_SCRIPTS = (
-    "ckpt_path",
-    "video",
-    "input",
-    "output",
-    "root",
-    "index",
-    "query",
-)  # any text, since no object is built with it
+# Any text, since no object is built with it
+OPENED_BY_SCRIPTS = ("ckpt_path", "video", "input", "output", "root", "index", "query")
 RULES: dict[str, Rule] = {  # in the order of checking: keys that others are interpolated from come first
-    "seed": SEED,
+    **dict.fromkeys(("seed", "data.seed", "data.samples.seed", "model.seed", "benchmark.seed"), SEED),
     "task": NAME | NULL,
     "run.name": NAME | NULL,
     "run.latest": FLAG,
@@ -138,10 +131,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "data.gallery_clips": MILLIONS,
     "data.dense_windows": whole(0, 1000),
     "data.min_coverage": SHARE,
-    "data.seed": SEED,
     "data.samples.sources": whole(2, 64),
     **dict.fromkeys(("data.samples.different_class", "data.samples.semantic"), FLAG),
-    "data.samples.seed": SEED,
     "data.samples.label_offset": whole(-255, 255),
     "data.samples.jitter": number(0, 600),
     "data.samples.zoom": number(1, 100) | NULL,
@@ -180,7 +171,6 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "model.label_smoothing": number(0, 1, "[)"),
     **dict.fromkeys(("model.branch_rise", "model.solo_share"), SHARE),
     "model.metric_workers": whole(1, 1024) | NULL,
-    "model.seed": SEED,
     "model.lr": FACTOR | NULL,
     **{f"model.{key}": PATH | NULL for key in ("pretrained", "image_weights", "audio_weights")},
     # ---- trainer
@@ -249,7 +239,6 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "benchmark.fps": number(0, 1000, "(]"),
     "benchmark.sample_rate": whole(8000, 192_000),
     "benchmark.image_size": PIXELS,
-    "benchmark.seed": SEED,
     **dict.fromkeys(("benchmark.rounds", "benchmark.steps", "benchmark.warmup"), MANY),
     "benchmark.experiment": TEXT,
     "benchmark.scale": one_of("auto", "paper", "demo"),
