@@ -35,7 +35,7 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fit", "validate", "test"):
         setattr(ran, name, lambda *_, **__: None)
     ran.checkpoint_callbacks = []
-    task = SimpleNamespace(hparams={"lr": 1.0}, net=None)
+    task = SimpleNamespace(hparams={"lr": 1.0}, net=None, trains=True)
     objects = ran, task, SimpleNamespace(lists={})
     monkeypatch.setattr("deepavfusion.runs.training.build", lambda *_, **__: objects)
     monkeypatch.setattr("deepavfusion.runs.training.load_start_weights", lambda *_: [])

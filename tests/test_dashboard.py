@@ -83,7 +83,8 @@ def test_settings_are_numbers_and_texts_of_the_same_names_and_types_for_every_ta
         dashboard = compose(f"experiment={experiment}", "scale=demo").callbacks.dashboard
         values = {name: plain(value) for name, value in dashboard.settings}
         kinds.append({name: str if isinstance(value, str) else float for name, value in values.items()})
-        assert dashboard.metrics == ["knn/combined", "test/top1", "test/map", "test/sdr", "test/miou_fg"]
+        shown = ["knn/combined", "test/top1", "test/map", "test/sdr", "test/miou_fg", "test/audio_to_image_map"]
+        assert dashboard.metrics == shown
     assert all(kind == kinds[0] for kind in kinds)
     assert (plain(True), plain(None), plain([1, 2]), plain(0.5)) == ("yes", "none", "[1, 2]", 0.5)
 
