@@ -1,9 +1,9 @@
 """Train every demo with several seeds and print the table of docs/results.md: `make demo-table`.
 
 Each run is `src/train.py experiment=<name> scale=demo seed=<seed>` in logs/demo_table. A finished run is not repeated,
-and an interrupted one resumes, so the command can be stopped and started at any time. Classification starts from the
-pre-training of the same seed, the others from scratch; `--starts` also trains each from the other start, and reports
-the difference of the paired seeds with its 95 % interval (Student's t).
+and an interrupted one resumes, so the command can be stopped and started at any time. Classification and retrieval
+start from the pre-training of the same seed, the others from scratch; `--starts` also trains some from the other start,
+and reports the difference of the paired seeds with its 95 % interval (Student's t).
 
 A demo is steady if its worst seed improves on the baseline by at least 0.8 of the mean. Exit status 1: one is not.
 """
@@ -41,11 +41,15 @@ DEMOS = {
     "pretrain": Demo("pretrain_vggsound", "pretrain", "knn/combined", "knn/combined_before"),
     "probe": Demo("vggsound_linear_probe", "classify", "test/top1", "test/top1_untrained", pretrained=True),
     "finetune": Demo("vggsound_finetune", "classify", "test/top1", 1 / 8, pretrained=True),
+    "retrieve": Demo(
+        *("vggsound_retrieval", "retrieve", "test/audio_to_image_map", "test/audio_to_image_map_untrained"),
+        pretrained=True,
+    ),
     "separate": Demo("music_separation", "separate", "test/sdr", "test/sdr_mixture"),
     "s4": Demo("avsbench_s4", "segment", "test/miou_fg", "test/miou_fg_wrong_audio"),
     "ms3": Demo("avsbench_ms3", "segment", "test/miou_fg", "test/miou_fg_wrong_audio"),
 }
-OTHER_START = ("finetune", "separate", "s4", "ms3")  # of a probe, it is its baseline
+OTHER_START = ("finetune", "retrieve", "separate", "s4", "ms3")  # of a probe, it is its baseline
 
 
 def trained(name: str, seed: int, log_dir: Path, pretrained: bool, overrides: list[str]) -> dict[str, float]:
