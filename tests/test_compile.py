@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from deepavfusion.models.classifier import Classifier
+from deepavfusion.models.retriever import Retriever
 from deepavfusion.models.segmenter import Segmenter
 from deepavfusion.models.separator import Separator
 from helpers import golden as cases
@@ -50,7 +51,7 @@ def test_compiled_steps_learn_the_same_and_are_compiled_once(data_root, tmp_path
     assert list(found) == list(known)
 
 
-@pytest.mark.parametrize("head", ["classifier", "probe", "separator", "segmenter"])
+@pytest.mark.parametrize("head", ["classifier", "probe", "separator", "segmenter", "retriever", "frozen retriever"])
 def test_every_head_is_one_graph_with_the_same_outputs_and_gradients(head, fresh):
     torch.manual_seed(0)
     encoder = cases.tiny_encoder()
@@ -60,6 +61,8 @@ def test_every_head_is_one_graph_with_the_same_outputs_and_gradients(head, fresh
         "probe": lambda: Classifier(encoder, 5, frozen=True),
         "separator": lambda: Separator(encoder),
         "segmenter": lambda: Segmenter(encoder, head_dim=16, min_head_dim=16),
+        "retriever": lambda: Retriever(encoder, embed_dim=8),
+        "frozen retriever": lambda: Retriever(encoder, embed_dim=8, frozen=True),
     }[head]()
     compiled = deepcopy(net)
     compiled.compile(fullgraph=True, dynamic=False, backend="eager")
