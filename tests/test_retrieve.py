@@ -208,7 +208,8 @@ def test_baselines_are_those_of_the_encoders_before_training(retrieved, classify
 
 def test_the_table_is_printed_before_training_and_at_its_end(classify_data, pretrained, tmp_path, capsys):
     given = [*CLASSIFY, "experiment=vggsound_retrieval", f"data.root={classify_data / 'vggsound'}"]
-    run = finished(tmp_path, "shown", *given, f"model.pretrained={pretrained}", "trainer.max_epochs=1")
+    given += ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "data.dense_windows=0"]
+    run = finished(tmp_path, "shown", *given, f"model.pretrained={pretrained}")
     out = capsys.readouterr().out
     before, after = out.split("Results")
     rows = [line.split() for line in before.split("Before training")[1].splitlines() if "test/" in line]
