@@ -35,10 +35,9 @@ from deepavfusion.metrics.semantics import (
     search,
     settled,
 )
-from deepavfusion.models.embedder import Embedder
 from deepavfusion.runs.build import build
 from deepavfusion.runs.start_weights import load_start_weights
-from deepavfusion.tasks.semantics import Semantics, free
+from deepavfusion.tasks.semantics import Embedder, Semantics, free
 from deepavfusion.utils.errors import UserError
 from helpers.checkpoints import encoder
 from helpers.distributed import in_two_processes

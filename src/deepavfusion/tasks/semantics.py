@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepavfusion.metrics.alignment import nearest
@@ -16,12 +16,15 @@ from deepavfusion.metrics.by_item import Rows
 from deepavfusion.metrics.retrieval import unit
 from deepavfusion.metrics.semantics import Findings, chance, compare, describe, search, settled
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.models.embedder import Embedder
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import N_MELS
 from deepavfusion.types import STREAMS, Batch
 from deepavfusion.utils.errors import UserError
 
+PASSES = {"": ("image", "audio"), "_of_image": ("image",), "_of_audio": ("audio",)}
+"""Ending of the fusion streams of a pass -> the modalities that it is given."""
+GROUPS = ("mixed_group", "image_group", "audio_group")
+"""The fusion tokens that attend to pairs, and the aggregates of each modality."""
 PIXELS = 16  # of the sides of the picture that costs no network
 FREE = {"free_image": 3 * PIXELS**2, "free_audio": 2 * N_MELS}  # their numbers
 COMBINED = {"combined": STREAMS, "free_combined": tuple(FREE)}  # the mean of the cosines of others
@@ -33,8 +36,49 @@ SHOWN = 5  # nearest neighbours that a report shows
 Key = tuple[str, str]  # network and stream
 
 
+class Embedder(nn.Module):
+    """The mean tokens of the joint pass and of the two unimodal ones, which have not seen the other modality.
+
+    - types: `image`, `audio`, `fusion` of the joint pass; `solo_image`, `solo_audio`, `fusion_of_image`,
+      `fusion_of_audio` of the unimodal ones
+    - groups of fusion tokens: `mixed_group`, `image_group`, `audio_group`, with `_of_image` and `_of_audio` of the
+      unimodal passes
+    - single fusion tokens: `token_00`, …, likewise
+
+    Args:
+        encoder: the backbone.
+    """
+
+    def __init__(self, encoder: DeepAVFusion) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Name of each embedding, in the order of `forward` -> "type", "group" or "token"."""
+        tokens = range(sum(self.encoder.num_fusion_tokens))
+        found: dict[str, str] = {}
+        for ending, present in PASSES.items():
+            found |= dict.fromkeys((f"solo_{name}" if ending else name for name in present), "type")
+            found[f"fusion{ending}"] = "type"
+            found |= dict.fromkeys((f"{group}{ending}" for group in GROUPS), "group")
+            found |= dict.fromkeys((f"token_{n:02}{ending}" for n in tokens), "token")
+        return found
+
+    def forward(self, image: Tensor, audio: Tensor) -> dict[str, Tensor]:
+        """image [B, 3, H, W], audio [B, 1, M, F], as of the encoder -> name: [B, embed_dim]"""
+        rows: list[Tensor] = []
+        for present in PASSES.values():
+            out = self.encoder(image if "image" in present else None, audio if "audio" in present else None)
+            groups = out.fusion.split(self.encoder.num_fusion_tokens, dim=1)
+            rows += out.pooled().values()
+            rows += [group.mean(dim=1) for group in groups]
+            rows += out.fusion.unbind(dim=1)
+        return dict(zip(self.kinds, rows, strict=True))
+
+
 class Semantics(Task):
-    """Compares the embeddings of `models.embedder` with the classes of the clips and with each other.
+    """Compares the embeddings of an `Embedder` with the classes of the clips and with each other.
 
     Beside each number stand the same of an untrained network (random weights of the run's seed), chance, and what costs
     no network: `free_image`, the picture at 16 × 16 pixels; `free_audio`, mean and deviation of each mel band over
