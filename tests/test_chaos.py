@@ -18,13 +18,8 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     return {"raw": raw, "packed": pack(raw, folder / "packed", start_forked)}
 
 
-@pytest.mark.parametrize(
-    ("kind", "processes", "kills"),
-    [
-        ("raw", 1, 1),
-        *(pytest.param(*case, marks=pytest.mark.full) for case in (("raw", 1, 3), ("packed", 1, 1), ("raw", 2, 3))),
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("kind", "processes", "kills"), [("raw", 1, 3), ("packed", 1, 1), ("raw", 2, 3)])
 def test_a_run_that_is_killed_ends_as_an_undisturbed_one(roots, tmp_path, kind, processes, kills):
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # of the moments: another one each time

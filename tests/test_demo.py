@@ -288,6 +288,7 @@ def test_overlapping_masks_are_disjoint() -> None:
         assert not (first & second).any()
 
 
+@pytest.mark.full
 def test_files_follow_from_the_seed_and_not_from_the_workers(root: Path, tmp_path: Path) -> None:
     counts, sets = (
         replace(ONE_SET, audioset_balanced=2, audioset_unbalanced=1, audioset_eval=1),

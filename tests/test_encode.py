@@ -77,6 +77,7 @@ def test_stereo_keeps_its_channels(tmp_path: Path) -> None:
     assert np.abs(samples[1]).max() < 0.02
 
 
+@pytest.mark.full
 def test_same_input_gives_the_same_bytes_whatever_was_in_memory(tmp_path: Path) -> None:
     """glibc fills what it hands out with another byte in each process; x264's macroblock tree fails this."""
     image = np.random.default_rng(0).integers(0, 255, (208, 208, 3), dtype=np.uint8)

@@ -516,6 +516,7 @@ def test_files_without_an_encoder(tmp_path: Path) -> None:
     assert "nothing.ckpt does not exist" in refusal(open_encoder, tmp_path / "nothing.ckpt")
 
 
+@pytest.mark.full
 def test_a_video_that_hangs_its_decoder_fails_and_the_rest_is_kept(
     encoder: DeepAVFusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

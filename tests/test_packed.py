@@ -178,6 +178,7 @@ def test_workers_do_not_change_a_byte(raw_root, packed_root, tmp_path):
     assert not list(packed_root.rglob("*.partial"))
 
 
+@pytest.mark.full
 def test_clips_that_kill_or_hang_a_worker_are_named_and_left_out(tmp_path, capsys):
     """Twice, that is; what another program ends is no clip's fault. The rest has the bytes it always has."""
     film = tmp_path / "film.mp4"

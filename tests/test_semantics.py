@@ -290,6 +290,7 @@ def test_a_run_writes_numbers_tables_plots_and_sheets(run: Path, pretrained: Pat
         assert imread(run / name).std() > 0.02, name
 
 
+@pytest.mark.full
 def test_batches_and_processes_do_not_matter(run: Path, classify_data: Path, pretrained: Path, tmp_path: Path) -> None:
     given = [*SEMANTICS, f"data.root={classify_data / 'vggsound'}", f"model.pretrained={pretrained}"]
     cfg = compose(*given, "data.batch_size=7", "~logger", "trainer.precision=64-true")

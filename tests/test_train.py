@@ -228,6 +228,7 @@ def test_a_run_goes_on_past_bad_clips_and_names_them(data_root, real_clips, tmp_
     assert "fewer than two test clips" in out
 
 
+@pytest.mark.full
 def test_a_run_over_a_folder_with_a_fifth_of_it_damaged_counts_them(data_root, tmp_path, monkeypatch, capsys):
     root = tmp_path / "damaged"
     shutil.copytree(data_root, root)
@@ -338,6 +339,7 @@ def test_a_run_goes_on_only_from_a_run_of_the_same_network(finished, command, tm
     assert "give model.decoder_embed_dim=32" in text
 
 
+@pytest.mark.full
 def test_the_final_weights_are_always_validated(command, tmp_path, monkeypatch):
     train(monkeypatch, *command, "run.name=x", "trainer.check_val_every_n_epoch=50", "trainer.max_epochs=2")
     shown = events(tmp_path / "pretrain/runs/x")

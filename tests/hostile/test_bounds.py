@@ -29,6 +29,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
 
 
 @pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.full
 def test_every_reader_refuses_the_same_files(answers: dict[str, Answer], name: str) -> None:
     answer, reason = answers[name], CASES[name][1]
     assert answer.word == "asked", answer
@@ -41,6 +42,7 @@ def test_every_reader_refuses_the_same_files(answers: dict[str, Answer], name: s
         assert set(found.values()) == {"read"}, found
 
 
+@pytest.mark.full
 def test_a_header_that_claims_too_much_is_not_believed(answers: dict[str, Answer]) -> None:
     verify, *others = answers["long_header.mkv"].detail.splitlines()
     assert verify == "the file ends at 4.03 s, the header says 1000000.00 s"

@@ -262,6 +262,7 @@ def overblown(whole: dict[str, Path], folder: Path) -> list[Path]:
     return files
 
 
+@pytest.mark.full
 def test_what_claims_too_much_is_refused_in_little_memory(whole: dict[str, Path], tmp_path: Path) -> None:
     files = overblown(whole, tmp_path)
     found = ask(open_checkpoint, [*files, whole["zip.ckpt"]])

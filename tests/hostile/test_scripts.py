@@ -137,9 +137,9 @@ def fork_server() -> None:
 
 
 def meetings() -> Iterator[object]:
-    """Of all scripts with all faults; in the short run, each script and each fault in two."""
+    """Of all scripts with all faults; in the short run, each script and each fault in one."""
     for (i, script), (j, fault) in product(enumerate(SCRIPTS), enumerate(FAULTS)):
-        yield pytest.param(script, fault, marks=[] if (j - i) % len(FAULTS) in (0, 3) else pytest.mark.full)
+        yield pytest.param(script, fault, marks=[] if i == j else pytest.mark.full)
 
 
 @pytest.mark.usefixtures("fork_server")
