@@ -241,7 +241,7 @@ NEEDS = {  # what a task is about: key -> what is expected, and an example
         "index": ("folder of videos, list of them or features.npz", "videos/"),
         "query": ("video, audio file or image", "clip.mp4"),
     },
-    "classify": {"video": ("file with frames, audio or both", "clip.mp4")},
+    "classify": {"video": ("file with frames, audio or both, or image", "clip.mp4")},
 }
 VIDEO = {"video": ("file with frames and audio", "clip.mp4")}
 

@@ -25,6 +25,7 @@ from deepavfusion.inference.tasks import load_task
 from deepavfusion.inference.write.classification import as_table, draw, write_classification
 from deepavfusion.media import Media
 from deepavfusion.media.encode import write_mp4, write_wav
+from deepavfusion.media.stills import ORIENTATION, STILLS, read_image
 from deepavfusion.models.novelty import NoveltyDetector
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, LogMel
@@ -210,9 +211,28 @@ def test_an_audio_file_is_classified_by_its_audio(task: Classify, tmp_path: Path
     assert notes[2].endswith("extended by its mirror image")
 
 
-@pytest.mark.parametrize(("name", "head"), [("mute.mp4", "image"), ("blind.wav", "audio")])
+@pytest.mark.parametrize("name", [*(f"a{end}" for end in STILLS), "A.PNG"])
+def test_an_image_is_seen_as_by_features(name: str, task: Classify, tmp_path: Path) -> None:
+    """Upright, also where EXIF has to say so."""
+    upright = Image.fromarray(coloured_noise(1, 96, 128)[0])
+    (exif := Image.Exif())[ORIENTATION] = 6  # turned by 90° clockwise when it is shown
+    turns = name.endswith(("jpg", "jpeg"))
+    (upright.transpose(Image.Transpose.ROTATE_90) if turns else upright).save(
+        tmp_path / name, **({"exif": exif, "quality": 95} if turns else {"lossless": True} if "webp" in name else {})
+    )
+    found = classify_video(task, tmp_path / name)
+    assert (found.modalities, found.starts) == (("image",), [0.0])
+    with torch.no_grad():
+        view = centre_view(96, 128).of(read_image(tmp_path / name), SIZE)
+        logits = task.net(Normalise()(view[None]), None)
+    np.testing.assert_allclose(found.scores[0, 0], logits["image"][0].softmax(dim=0), atol=1e-5)
+    assert np.abs(np.asarray(read_image(tmp_path / name), int) - np.asarray(upright, int)).mean() < 30
+
+
+@pytest.mark.parametrize(("name", "head"), [("mute.mp4", "image"), ("still.tif", "image"), ("blind.wav", "audio")])
 def test_files_of_one_modality(name: str, head: str, task: Classify, tmp_path: Path) -> None:
     write_unusable(tmp_path)
+    Image.fromarray(coloured_noise(1, 96, 128)[0]).save(tmp_path / "still.tif")
     found = classify_video(task, tmp_path / name)
     listed = write_classification(found, tmp_path, top_k=2)
     assert listed["modalities"] == [head]

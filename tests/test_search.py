@@ -200,6 +200,8 @@ def test_what_cannot_be_searched(network: Task, index: Features, world: Path) ->
     assert "nowhere.mp4 cannot be used, missing: there is no such file: expected a complete file" in refusal(
         search_clips, network, index, "nowhere.mp4"
     )
+    for top_k in (0, -1):
+        assert f"top_k is {top_k}, expected 1" in refusal(search_clips, network, index, wav, "audio", top_k)
     joint = extract_features(network, [clips / "0.mp4"])
     assert (
         "the index has level=pooled and image, audio, fusion, expected means of unimodal passes, in which no"
@@ -261,6 +263,8 @@ def test_files_that_are_no_index(network: Task, index: Features, world: Path, tm
         ("modalities", np.array(["smell"] * 6)),
         ("place", content["place"][1:]),
         ("path", np.arange(6)),
+        ("windows", np.array(0)),
+        ("windows", np.array(2**40)),
     ):
         np.savez(tmp_path / "odd.npz", **{**content, name: values})
         assert "odd.npz is damaged, or no features file (ValueError" in refusal(read_index, tmp_path / "odd.npz")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.tasks import recorded_classes
-from deepavfusion.inference.video import MODALITIES, SILENT, VideoReader, modalities, open_video
+from deepavfusion.inference.video import MODALITIES, SILENT, VideoReader, modalities, open_partial
 from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, extend_by_mirror
@@ -101,7 +101,7 @@ def classify_video(
 
     Args:
         task: trained, in evaluation mode; see `load_task`. It runs on the device it is on.
-        video: a file with frames, audio or both.
+        video: a file with frames, audio or both, or an image.
         hop_seconds: from window to window, at least `MIN_HOP`.
         batch_size: windows at a time.
         on_progress: called with the windows done and their number, which is an estimate until all are done.
@@ -112,7 +112,7 @@ def classify_video(
     if not hop_seconds >= MIN_HOP:  # 0 would never end
         raise UserError(f"hop_seconds is {hop_seconds!r}, expected seconds, at least {MIN_HOP}, e.g. 1.")
     classes = recorded_classes(task)
-    with open_video(video, "classified", both=False) as media:
+    with open_partial(video, "classified") as media:
         classifier = _VideoClassifier(task, VideoReader(task, media), hop_seconds)
         scores = GrowingArray((len(HEADS), len(classes)))
         total = torch.zeros(scores.shape, dtype=torch.float64)

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from deepavfusion.data.samples import SampleGroup, WindowDataset
 from deepavfusion.data.stores.raw import MediaClip, RawStore
-from deepavfusion.data.stores.store import Frame, OpenClip, frames_of, on_grid
+from deepavfusion.data.stores.store import OpenClip, frames_of, on_grid
 from deepavfusion.inference.growing import GrowingArray
-from deepavfusion.media import Media
-from deepavfusion.media.stills import read_image
+from deepavfusion.media import Media, Still, open_media
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, View
@@ -27,37 +26,51 @@ from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.utils.files import almost_there
 
 MODALITIES = ("image", "audio")
-STILLS = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SILENT = 1e-4  # −80 dB of full scale; the last bit of 16-bit audio is −90 dB
 BLOCK = 10  # s of audio decoded at a time
 
 
 @contextmanager
-def open_video(path: str | Path, purpose: str, both: bool = True) -> Iterator[Media]:
+def open_video(path: str | Path, purpose: str) -> Iterator[Media]:
     """Open a file with frames and audio.
 
     Args:
         path: the file.
         purpose: a past participle for the message: "video … cannot be <purpose>".
-        both: it must have both; else one of them will do, see `modalities`.
 
     Raises:
         UserError: no frames, no audio, or the file does not decode, now or while the block reads it.
     """
+    with _usable(purpose, "video with frames and audio"), open_media(path) as media:
+        for kind in ("video", "audio"):
+            media.require(kind)
+        assert isinstance(media, Media)  # no image has audio
+        yield media
+
+
+@contextmanager
+def open_partial(path: str | Path, purpose: str) -> Iterator[Media | Still]:
+    """As `open_video`, also of a file with one of both, see `modalities`, or of an image."""
+    with _usable(purpose, "file with frames, audio or both, or an image"), open_media(path) as media:
+        if not modalities(media):
+            media.require("video")
+        yield media
+
+
+@contextmanager
+def _usable(purpose: str, expected: str) -> Iterator[None]:
+    """Turn a `DecodeError` of the block into a `UserError`."""
     try:
-        with Media(path) as media:
-            for kind in ("video", "audio") if both or not modalities(media) else ():
-                media.require(kind)
-            yield media
+        yield
     except DecodeError as error:
         almost = almost_there(error.path) if error.reason == "missing" else ""
         raise UserError(
             f"video {error.path} cannot be {purpose}, {error.reason.replace('_', ' ')}: {error.detail}{almost}; "
-            f"expected a complete {'video with frames and audio' if both else 'file with frames, audio or both'}."
+            f"expected a complete {expected}."
         ) from error
 
 
-def modalities(media: Media) -> tuple[str, ...]:
+def modalities(media: Media | Still) -> tuple[str, ...]:
     """Those of `MODALITIES` that a file has: frames give the image."""
     return tuple(name for name, kind in zip(MODALITIES, ("video", "audio"), strict=True) if media.has(kind))
 
@@ -104,7 +117,7 @@ class VideoReader:
         window: length of the audio that it takes, samples.
     """
 
-    def __init__(self, task: Task, media: Media, waveform: GrowingArray | None = None) -> None:
+    def __init__(self, task: Task, media: Media | Still, waveform: GrowingArray | None = None) -> None:
         assert not task.training, "call task.eval() first: in training mode the batch norms would adapt to the video"
         patches = {stream: getattr(task.net.encoder, stream).patch_embed for stream in ("image", "audio")}
         self.image_size: int = patches["image"].input_size[0]
@@ -146,10 +159,7 @@ class PartialStore(RawStore):
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[OpenClip]:
-        if clip.path.lower().endswith(STILLS):
-            yield _Still(clip.path)
-            return
-        with Media(clip.path) as media:
+        with open_media(clip.path) as media:
             found = modalities(media)
             if not found:
                 media.require("audio")
@@ -158,27 +168,15 @@ class PartialStore(RawStore):
 
 
 class _ImageClip(MediaClip):
-    """A video without audio: windows lie where they would if the audio lasted as long."""
+    """A video without audio, or an image: windows lie where they would if the audio lasted as long."""
 
-    def __init__(self, media: Media) -> None:
+    def __init__(self, media: Media | Still) -> None:
         super().__init__(media)
         self.audio_end = self.video_end
 
 
 class _AudioClip(MediaClip):
     """Audio alone."""
-
-
-class _Still(_ImageClip):
-    """An image file."""
-
-    def __init__(self, path: str) -> None:
-        self.image = read_image(Path(path))
-        self.audio_end = self.video_end = 0.0
-        self.frames_at_once = 1
-
-    def frames(self, times: Sequence[float]) -> list[Frame]:
-        return [Frame(self.image, self.image.height, self.image.width)] * len(times)
 
 
 class PartialDataset(WindowDataset):

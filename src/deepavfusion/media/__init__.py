@@ -6,5 +6,6 @@ come from PyAV, or from decord where several are wanted at once (frames.py). Eve
 
 from deepavfusion.media.media import Media, MediaInfo
 from deepavfusion.media.scan import Scan, scan
+from deepavfusion.media.stills import Still, open_media
 
-__all__ = ["Media", "MediaInfo", "Scan", "scan"]
+__all__ = ["Media", "MediaInfo", "Scan", "Still", "open_media", "scan"]

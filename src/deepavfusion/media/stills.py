@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from deepavfusion.media.bounds import check_size
 from deepavfusion.media.files import EXHAUSTED
+from deepavfusion.media.media import Media, MediaInfo
 from deepavfusion.utils.errors import DecodeError
 from deepavfusion.utils.files import regular_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # Pillow reads others (EPS) by running a program
+STILLS = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # names of images among other media
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {  # its values -> how the stored pixels have to be turned
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,6 +34,50 @@ TURNS = {  # its values -> how the stored pixels have to be turned
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
+
+
+class Still:
+    """An image file that is read as a `Media` of frames alone, all of which are the image; `STILLS` are named so.
+
+    Raises:
+        DecodeError: see `read_image`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.pixels = np.array(read_image(Path(path)))
+        height, width = self.pixels.shape[:2]
+        self.info = MediaInfo(
+            duration=0.0, video_start=0.0, video_duration=0.0, frames=1, fps=0.0, width=width, height=height,
+            audio_start=0.0, audio_duration=0.0, sample_rate=0, channels=0,
+        )  # fmt: skip
+
+    def __enter__(self) -> Still:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def has(self, kind: str) -> bool:
+        return kind == "video"
+
+    def require(self, kind: str) -> None:
+        if not self.has(kind):
+            raise DecodeError(self.path, f"no_{kind}", "the file is an image", kind)
+
+    def frames(self, times: Sequence[float]) -> NDArray[np.uint8]:
+        return np.broadcast_to(self.pixels, (len(times), *self.pixels.shape))
+
+    def frames_in_turn(self, times: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+        return repeat(self.pixels, len(times))
+
+    def audio(self, start: float, seconds: float, sample_rate: int = 16_000) -> Tensor:
+        raise DecodeError(self.path, "no_audio", "the file is an image", "audio")
+
+
+def open_media(path: str | os.PathLike[str]) -> Media | Still:
+    """A media file or an image, by its name."""
+    return Still(path) if os.fspath(path).lower().endswith(STILLS) else Media(path)
 
 
 def read_image(file: Path | IO[bytes], name: str = "") -> Image.Image:

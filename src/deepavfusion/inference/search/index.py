@@ -26,6 +26,7 @@ from deepavfusion.utils.files import no_file, regular_file
 from deepavfusion.utils.names import stem_of
 
 AGAIN = "python src/predict.py task=features passes=unimodal input=<folder> output=<file.npz>"
+MOST_WINDOWS = 100_000  # of a file; predict.py takes no more either
 HEADERS: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -127,6 +128,8 @@ def _features(arrays: dict[str, NDArray[Any]]) -> Features:
             raise ValueError(f"{name} has the shape {values.shape}")
     if not set(texts["modalities"]) <= {"image audio", "image", "audio"}:
         raise ValueError("its modalities are none")
+    if not 1 <= (windows := int(arrays["windows"])) <= MOST_WINDOWS:  # as many are read of a query
+        raise ValueError(f"it was made of {windows} windows")
     places = dict(zip(paths, texts["place"], strict=True))
     states = {
         name: State(int(size), int(modified))
@@ -145,7 +148,7 @@ def _features(arrays: dict[str, NDArray[Any]]) -> Features:
             for name, reason in zip(texts["remark"], texts["remark_reason"], strict=True)
         ],
         level="pooled",
-        windows=int(arrays["windows"]),
+        windows=windows,
         image_size=int(arrays["image_size"]),
         audio_seconds=float(arrays["audio_seconds"]),
     )

@@ -94,6 +94,8 @@ def search_clips(
             f"the index has level={index.level} and {', '.join(index.embeddings)}, expected means of unimodal passes, "
             "in which no modality has met the other: extract_features(…, level='pooled', passes='unimodal')."
         )
+    if top_k < 1:  # a negative one would leave out the farthest
+        raise UserError(f"top_k is {top_k}, expected 1 or more clips.")
     asked = query if isinstance(query, Features) else embed_query(network, query, index.windows, batch_size)
     (query,), (has,) = asked.paths, asked.modalities
     chosen = _chosen(match, has, index, query)
