@@ -263,6 +263,7 @@ def test_files_that_are_no_index(network: Task, index: Features, world: Path, tm
         ("modalities", np.array(["smell"] * 6)),
         ("place", content["place"][1:]),
         ("path", np.arange(6)),
+        ("place", np.array(["a\0b"] * 6)),
         ("windows", np.array(0)),
         ("windows", np.array(2**40)),
     ):

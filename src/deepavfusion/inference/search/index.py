@@ -157,7 +157,10 @@ def _features(arrays: dict[str, NDArray[Any]]) -> Features:
 def _texts(values: NDArray[Any]) -> list[str]:
     if values.ndim != 1 or values.dtype.kind != "U":
         raise ValueError("it has other values than texts")
-    return [str(value) for value in values]
+    found = [str(value) for value in values]
+    if any("\0" in value for value in found):  # no path has one
+        raise ValueError("it has texts with a null character")
+    return found
 
 
 def folder_index(
