@@ -261,7 +261,7 @@ def test_a_resumed_run_keeps_the_baselines(retrieved):
 def test_settings_that_cannot_be(classify_data, monkeypatch, capsys):
     given = ["experiment=vggsound_retrieval", *CLASSIFY, f"data.root={classify_data}/vggsound", "model.pretrained=null"]
     given += [f"paths.log_dir={classify_data}/logs", "run.name=never"]
-    assert "vggsound has 8 classes, model.num_classes is 9" in sentence(
+    assert "vggsound has 8 classes, one a clip, the network 9 classes, one a clip" in sentence(
         monkeypatch, capsys, *given, "model.num_classes=9"
     )
     assert "data.batch_size is 4, model.batch_size 2" in sentence(monkeypatch, capsys, *given, "model.batch_size=2")

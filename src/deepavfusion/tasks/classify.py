@@ -91,14 +91,7 @@ class Classify(FineTune):
         self.untrained_metrics = ClassificationMetrics(num_classes, multi_label)
 
     def check_data(self, datamodule: Any) -> None:
-        ours = (self.net.num_classes, self.hparams["multi_label"])
-        theirs = (datamodule.num_classes, datamodule.multi_label)
-        if ours != theirs:
-            there, here = (f"{count} classes, {'several' if many else 'one'} a clip" for count, many in (theirs, ours))
-            raise UserError(
-                f"{datamodule.dataset_name} has {there}, the network {here}: leave model.num_classes and "
-                f"model.multi_label out, or choose other data."
-            )
+        self.check_classes(datamodule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

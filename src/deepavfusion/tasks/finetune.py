@@ -13,6 +13,7 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.optim.param_groups import layer_decay_groups
 from deepavfusion.tasks.base import Task
 from deepavfusion.types import Batch
+from deepavfusion.utils.errors import UserError
 
 COUNTS = ("clips", "frames", "empty_frames")  # of metrics: equal for all loaders of a test
 
@@ -86,6 +87,17 @@ class FineTune(Task):
         for suffix, metrics in self.more_metrics().items():
             found |= {f"test/{n}_{suffix}": value for n, value in metrics.compute().items() if n not in COUNTS}
         self.log_dict(found, sync_dist=True)
+
+    def check_classes(self, datamodule: Any) -> None:
+        """For `check_data` of a task with `num_classes` and `multi_label`."""
+        ours = (self.hparams["num_classes"], self.hparams["multi_label"])
+        theirs = (datamodule.num_classes, datamodule.multi_label)
+        if ours != theirs:
+            there, here = (f"{count} classes, {'several' if many else 'one'} a clip" for count, many in (theirs, ours))
+            raise UserError(
+                f"{datamodule.dataset_name} has {there}, the network {here}: leave model.num_classes and "
+                f"model.multi_label out, or choose other data."
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         weight_decay, layer_decay = self.hparams["weight_decay"], self.hparams["layer_decay"]

@@ -66,12 +66,7 @@ class Retrieve(FineTune):
         return PairRetrieval(dim, self.hparams["num_classes"] if self.hparams["multi_label"] else 0)
 
     def check_data(self, datamodule: Any) -> None:
-        ours = (self.hparams["num_classes"], self.hparams["multi_label"])
-        if ours != (datamodule.num_classes, datamodule.multi_label):
-            raise UserError(
-                f"{datamodule.dataset_name} has {datamodule.num_classes} classes, model.num_classes is {ours[0]}: "
-                "expected the same; leave model.num_classes and model.multi_label out."
-            )
+        self.check_classes(datamodule)
         if datamodule.batch_size > self.hparams["batch_size"]:
             raise UserError(
                 f"data.batch_size is {datamodule.batch_size}, model.batch_size {self.hparams['batch_size']}, expected "
