@@ -67,14 +67,19 @@ def rank_pairs(queries: Tensor, gallery: Tensor, labels: Tensor | None = None) -
 def chance(labels: Tensor) -> dict[str, float]:
     """What `Ranks.summary` is of a random order, on average; `labels` as of `rank_pairs`."""
     count = len(labels)
-    harmonic = (1 / torch.arange(1, count + 1, dtype=torch.float64)).sum().item()
-    among = torch.zeros(count, dtype=torch.float64)
+    with_class = torch.zeros(count, dtype=torch.float64)
     for rows in blocks(count):
-        among[rows] = (relevant(labels[rows], labels).sum(dim=1).double() - 1) / max(count - 1, 1)
-    precision = (among * (count - harmonic) + harmonic) / count
+        with_class[rows] = relevant(labels[rows], labels).sum(dim=1).double()
+    precision = chance_precision(with_class, count)
     found = {f"r{k}": min(k / count, 1.0) for k in AT}
     middle = (count + 1) / 2
     return {**found, "median_rank": middle, "mean_rank": middle, "map": precision.mean().item(), "ties": 0.0}
+
+
+def chance_precision(relevant: Tensor, count: int) -> Tensor:
+    """Average precision of so many relevant ones [N] among `count` in random order, on average: float64 [N]."""
+    harmonic = (1 / torch.arange(1, count + 1, dtype=torch.float64)).sum().item()
+    return ((relevant - 1) / max(count - 1, 1) * (count - harmonic) + harmonic) / count
 
 
 def unit(embeddings: Tensor, what: str) -> Tensor:

@@ -17,7 +17,7 @@ from torchmetrics.functional.clustering.utils import calculate_contingency_matri
 
 from deepavfusion.metrics.alignment import alignment, cka, common, modality_gap, rank_me, uniformity
 from deepavfusion.metrics.by_item import blocks
-from deepavfusion.metrics.retrieval import STEPS, average_precision, rank_pairs, relevant
+from deepavfusion.metrics.retrieval import STEPS, average_precision, chance_precision, rank_pairs, relevant
 
 LAST = -(2**61)  # similarity of a clip with itself, which is no neighbour of its own
 SETTLED = 1e-5  # rows that differ by less, relative to their largest number, differ by rounding
@@ -158,12 +158,11 @@ def chance(labels: Tensor, others: Tensor | None = None) -> dict[str, float]:
     left_out = int(others is None)
     others = labels if others is None else others
     count = len(others) - left_out
-    harmonic = (1 / torch.arange(1, count + 1, dtype=torch.float64)).sum().item()
     with_class = torch.zeros(len(labels), dtype=torch.float64)
     for rows in blocks(len(labels), len(others)):
         with_class[rows] = relevant(labels[rows], others).sum(dim=1).double() - left_out
-    rest = ((with_class - 1) / max(count - 1, 1) * (count - harmonic) + harmonic) / count
-    return {"knn": with_class.mean().item() / count, "map": rest[with_class > 0].mean().item()}
+    precision = chance_precision(with_class[with_class > 0], count)
+    return {"knn": with_class.mean().item() / count, "map": precision.mean().item()}
 
 
 def k_means(rows: Tensor, clusters: int, seed: int, restarts: int = 4, iterations: int = 100) -> Tensor:
