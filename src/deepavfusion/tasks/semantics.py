@@ -136,7 +136,9 @@ class Semantics(Task):
         found: dict[Key, Tensor] = {}
         for network, net in zip(NETWORKS, (self.net, self.untrained), strict=True):
             rows = net(batch.image, batch.spectrogram)
-            found |= {(network, stream): x for stream, x in rows.items()}
+            # One transfer for all streams; each is copied out, so that its memory is freed once it is described.
+            each = torch.stack([*rows.values()]).float().cpu()
+            found |= {(network, stream): x.clone() for stream, x in zip(rows, each, strict=True)}
         found |= {("", stream): x for stream, x in free(batch.image, batch.spectrogram).items()}
         found[LABELS] = batch.label.unsqueeze(1) if batch.labels is None else batch.labels
         item = batch.item.cpu()
