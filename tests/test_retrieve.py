@@ -258,6 +258,12 @@ def test_a_resumed_run_keeps_the_baselines(retrieved):
     }
 
 
+def test_a_run_resumed_before_its_baselines_can_still_measure_them(classify_data):
+    task, batch = task_of(), batch_of(classify_data / "vggsound")
+    task.on_load_checkpoint({})
+    assert task.eval().baseline_means(batch).keys() == set(BASELINES)
+
+
 def test_settings_that_cannot_be(classify_data, monkeypatch, capsys):
     given = ["experiment=vggsound_retrieval", *CLASSIFY, f"data.root={classify_data}/vggsound", "model.pretrained=null"]
     given += [f"paths.log_dir={classify_data}/logs", "run.name=never"]

@@ -84,7 +84,8 @@ class Retrieve(FineTune):
             raise UserError(f"the checkpoint's {wrong}: use one that train.py wrote.")
         self.baselines_of = found["of"]
         self.baselines = {name: value for name, value in found["values"].items() if name.endswith(BASELINES)}
-        self._untrained = []
+        if self.baselines:
+            self._untrained = []
 
     def setup(self, stage: str) -> None:
         if self.net.frozen:
@@ -114,11 +115,11 @@ class Retrieve(FineTune):
         """The metrics, and the loss of all clips at once: it does not depend on batches and processes."""
         found, table = metrics.compute(), metrics.table()
         if len(table["item"]):
-            audio, image, scale = table["audio"].double(), table["image"].double(), self.net.scale.detach().double()
+            audio, image, scale = (x.cpu().double() for x in (table["audio"], table["image"], self.net.scale.detach()))
             total = torch.zeros((), dtype=torch.float64)
             for queries, gallery in ((audio, image), (image, audio)):
                 for rows in blocks(len(audio)):
-                    logits = scale.cpu() * queries[rows] @ gallery.T
+                    logits = scale * queries[rows] @ gallery.T
                     total += F.cross_entropy(logits, rows, reduction="sum") / (2 * len(audio))
             found["loss"] = total.to(self.device)
         return found
