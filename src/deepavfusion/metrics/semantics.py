@@ -1,7 +1,8 @@
 """What embeddings know of classes they were not trained on: neighbours, clusters; and how two embeddings agree.
 
 Rows are compared by cosine. Whatever ties counts as if it came in random order, so that an embedding that is the same
-for all clips is as good as chance.
+for all clips is as good as chance; except in `mutual_knn`, which takes equal neighbours in any order, so that two such
+embeddings agree.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from copy import deepcopy
 from itertools import zip_longest
 from typing import Any
@@ -123,9 +122,8 @@ class Classify(FineTune):
 
     def setup(self, stage: str) -> None:
         """Before training, set what depends on the class frequencies."""
+        super().setup(stage)
         datamodule = getattr(self.trainer, "datamodule", None)
-        if self.net.frozen:
-            warnings.filterwarnings("ignore", r".*in eval mode at the start of training")  # intended
         if datamodule is None or not (stage == "fit" or self.hparams["drop_unseen"]):
             return
         counts = torch.tensor(datamodule.class_counts, dtype=torch.float64)

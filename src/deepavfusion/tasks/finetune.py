@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -87,6 +88,10 @@ class FineTune(Task):
         for suffix, metrics in self.more_metrics().items():
             found |= {f"test/{n}_{suffix}": value for n, value in metrics.compute().items() if n not in COUNTS}
         self.log_dict(found, sync_dist=True)
+
+    def setup(self, stage: str) -> None:
+        if getattr(self.net, "frozen", False):
+            warnings.filterwarnings("ignore", r".*in eval mode at the start of training")  # intended
 
     def check_classes(self, datamodule: Any) -> None:
         """For `check_data` of a task with `num_classes` and `multi_label`."""

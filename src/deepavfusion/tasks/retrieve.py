@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from copy import deepcopy
 from typing import Any
@@ -86,10 +85,6 @@ class Retrieve(FineTune):
         self.baselines = {name: value for name, value in found["values"].items() if name.endswith(BASELINES)}
         if self.baselines:
             self._untrained = []
-
-    def setup(self, stage: str) -> None:
-        if self.net.frozen:
-            warnings.filterwarnings("ignore", r".*in eval mode at the start of training")  # intended
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_shapes(batch)
