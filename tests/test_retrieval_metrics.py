@@ -111,6 +111,17 @@ def test_ties_count_as_if_in_random_order() -> None:
         assert collapsed | {"ties": 0.0} == pytest.approx(chance(given), abs=1e-12)
 
 
+def test_a_clip_without_a_class_is_no_query_for_it() -> None:
+    """The others have the class precision that they have without it, if it is the farthest of all."""
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.cat([torch.rand(12, 4, generator=random), -torch.ones(1, 4)]).double()
+    labels = torch.cat([F.one_hot(torch.arange(12) % 3, 3), torch.zeros(1, 3, dtype=torch.int64)]).bool()
+    found, complete = (rank_pairs(vectors[:n], vectors[:n], labels[:n]).summary()["map"] for n in (13, 12))
+    assert found == pytest.approx(complete, abs=1e-12)
+    collapsed = rank_pairs(torch.ones(13, 3), torch.ones(13, 3), labels).summary()
+    assert collapsed["map"] == pytest.approx(chance(labels)["map"], abs=1e-12)
+
+
 def test_without_ties_average_precision_is_the_usual_one() -> None:
     audio, video = (unit(x.mean(dim=1), "x") for x in clips())
     labels = torch.arange(120) % 7

@@ -24,7 +24,7 @@ STEPS = 2**40  # in which similarities differ: below, it is the rounding of the 
 class Ranks(NamedTuple):
     """Of each query: how many are nearer than its own pair, how many as near, and the average precision of its class.
 
-    Shapes: greater and equal int64 [N]; precision float64 [N], 0…1, nan without labels.
+    Shapes: greater and equal int64 [N]; precision float64 [N], 0…1, nan where a query has no class.
     """
 
     greater: Tensor
@@ -33,12 +33,13 @@ class Ranks(NamedTuple):
 
     def summary(self) -> dict[str, float]:
         """Shares 0…1 and ranks from 1, means over random orders of what is tied: `r1`, `r5`, `r10`, `median_rank`,
-        `mean_rank`, `map` (mean average precision by class), and `ties`, the queries whose pair has an equal rival."""
+        `mean_rank`, `map` (mean average precision by class, of queries that have one), and `ties`, the queries whose
+        pair has an equal rival."""
         greater, equal = self.greater.double(), self.equal.double()
         rank = 1 + greater + equal / 2
         found = {f"r{k}": ((k - greater) / (equal + 1)).clamp(0, 1).mean().item() for k in AT}
         found |= {"median_rank": float(np.median(rank.numpy())), "mean_rank": rank.mean().item()}
-        return {**found, "map": self.precision.mean().item(), "ties": float((equal > 0).sum())}
+        return {**found, "map": self.precision.nanmean().item(), "ties": float((equal > 0).sum())}
 
 
 def rank_pairs(queries: Tensor, gallery: Tensor, labels: Tensor | None = None) -> Ranks:
@@ -70,7 +71,7 @@ def chance(labels: Tensor) -> dict[str, float]:
     with_class = torch.zeros(count, dtype=torch.float64)
     for rows in blocks(count):
         with_class[rows] = relevant(labels[rows], labels).sum(dim=1).double()
-    precision = chance_precision(with_class, count)
+    precision = chance_precision(with_class[with_class > 0], count)
     found = {f"r{k}": min(k / count, 1.0) for k in AT}
     middle = (count + 1) / 2
     return {**found, "median_rank": middle, "mean_rank": middle, "map": precision.mean().item(), "ties": 0.0}

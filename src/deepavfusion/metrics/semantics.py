@@ -1,8 +1,8 @@
 """What embeddings know of classes they were not trained on: neighbours, clusters; and how two embeddings agree.
 
 Rows are compared by cosine. Whatever ties counts as if it came in random order, so that an embedding that is the same
-for all clips is as good as chance; except in `mutual_knn`, which takes equal neighbours in any order, so that two such
-embeddings agree.
+for all clips is as good as chance. Two take equal neighbours in any order, always the same: `mutual_knn`, for which two
+such embeddings agree, and the vote of `knn_train`, which then is for one class throughout.
 """
 
 from __future__ import annotations
