@@ -184,7 +184,7 @@ class ChunkCache:
             if intact:
                 self._mark(file, wanted)
                 with suppress(FileNotFoundError):  # taken for that of a dead process: the open file will do
-                    partial.replace(path)
+                    self._room.rename(partial, path)
             kept = intact
         except Differs:  # as to its size
             pass

@@ -83,6 +83,19 @@ class Room:
             sign_of_life()
             time.sleep(LOOK_EVERY)
 
+    def rename(self, partial: Path, path: Path) -> None:
+        """Give a file that has been fetched its name; under the lock, or a listing that has met the former name, and
+        does not find it any more, would count nothing.
+
+        Raises:
+            FileNotFoundError: another process took it for what a dead one had left, and removed it.
+        """
+        if self.limit == math.inf:
+            partial.replace(path)
+            return
+        with locked(self.folder / LOCK, self.patience):
+            partial.replace(path)
+
     def _make(self, wanted: int, now: float) -> tuple[int, bool]:
         """Remove files until so many bytes are free, if possible; how many are taken then, and whether others fetch."""
         taken, fetching, kept = 0, False, []
