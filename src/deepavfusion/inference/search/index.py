@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepavfusion.config.ranges import RULES
 from deepavfusion.data.lists.text import count
 from deepavfusion.inference.features import UNIMODAL, Features, Remark, State, extract_features, states_of
 from deepavfusion.inference.inputs import Inputs, read_input
@@ -26,7 +27,6 @@ from deepavfusion.utils.files import no_file, regular_file
 from deepavfusion.utils.names import stem_of
 
 AGAIN = "python src/predict.py task=features passes=unimodal input=<folder> output=<file.npz>"
-MOST_WINDOWS = 100_000  # of a file; predict.py takes no more either
 HEADERS: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -128,7 +128,7 @@ def _features(arrays: dict[str, NDArray[Any]]) -> Features:
             raise ValueError(f"{name} has the shape {values.shape}")
     if not set(texts["modalities"]) <= {"image audio", "image", "audio"}:
         raise ValueError("its modalities are none")
-    if not 1 <= (windows := int(arrays["windows"])) <= MOST_WINDOWS:  # as many are read of a query
+    if not RULES["windows"].holds(windows := int(arrays["windows"])):  # as many are read of a query
         raise ValueError(f"it was made of {windows} windows")
     places = dict(zip(paths, texts["place"], strict=True))
     states = {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepavfusion.config.ranges import RULES
 from deepavfusion.data.lists.text import count
 from deepavfusion.inference.features import ALONE, UNIMODAL, Features, extract_features, states_of
 from deepavfusion.inference.inputs import Inputs
@@ -87,15 +88,15 @@ def search_clips(
 
     Raises:
         UserError: the query does not decode, or lacks the modality asked for, as does the whole index; embeddings that
-            are zero or not finite.
+            are zero or not finite; `top_k` is no number of clips.
     """
     if index.level != "pooled" or not set(UNIMODAL) <= set(index.embeddings):
         raise UserError(
             f"the index has level={index.level} and {', '.join(index.embeddings)}, expected means of unimodal passes, "
             "in which no modality has met the other: extract_features(…, level='pooled', passes='unimodal')."
         )
-    if top_k < 1:  # a negative one would leave out the farthest
-        raise UserError(f"top_k is {top_k}, expected 1 or more clips.")
+    if not RULES["top_k"].holds(top_k):  # a negative one would leave out the farthest
+        raise UserError(f"top_k is {top_k!r}, expected {RULES['top_k'].expected}.")
     asked = query if isinstance(query, Features) else embed_query(network, query, index.windows, batch_size)
     (query,), (has,) = asked.paths, asked.modalities
     chosen = _chosen(match, has, index, query)
