@@ -7,18 +7,9 @@ if __name__ == "__main__":  # before anything else is imported, which takes seco
 
     listen()
 
-from omegaconf import DictConfig
+from deepavfusion.commands.train import main, start
 
-from deepavfusion.cli.complete import training_overrides
-from deepavfusion.cli.entry import entry, overrides_of_run, run
-
-
-@entry("train", training_overrides)
-def main(cfg: DictConfig) -> None:
-    from deepavfusion.runs.training import train  # takes seconds, which a mistake should not cost
-
-    train(cfg, overrides_of_run())
-
+__all__ = ["main", "start"]
 
 if __name__ == "__main__":
-    run(main)
+    start()

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import prepare
+from deepavfusion.commands import prepare
 from deepavfusion.data.lists.audioset import audioset
 from deepavfusion.data.lists.avsbench import avsbench
 from deepavfusion.data.lists.music import music

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-import doctor as entry_point
 from deepavfusion import name_user
 from deepavfusion.cli import entry
+from deepavfusion.commands import doctor as entry_point
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.demo import demo
 from deepavfusion.doctor import machine, smoke, software, storage

@@ -21,6 +21,7 @@ from deepavfusion.cli.keys import Keys
 from deepavfusion.cli.targets import parameters_of
 from deepavfusion.cli.unread import TASKS
 from deepavfusion.cli.words import parse
+from deepavfusion.commands import predict, prepare
 from deepavfusion.config.compose import REPOSITORY, choices, compose
 from deepavfusion.config.overrides import literal, merged
 from deepavfusion.config.ranges import RULES, check_ranges
@@ -263,7 +264,6 @@ def test_choices_elsewhere_are_ours() -> None:
 
 
 def test_tasks_have_a_function_each() -> None:
-    predict, prepare = importlib.import_module("predict"), importlib.import_module("prepare")
     assert {("predict", "task"): tuple(predict.TASKS), ("prepare", "command"): tuple(prepare.COMMANDS)} == TASKS
 
 

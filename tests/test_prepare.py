@@ -18,15 +18,15 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 from PIL import Image
 
-import prepare
-from deepavfusion.config.compose import CONFIG_DIR
+from deepavfusion.commands import prepare
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY
 from deepavfusion.data.stores.packed import MANIFEST
 from deepavfusion.demo import demo
 from deepavfusion.utils.errors import UserError
 from helpers.runs import call, read_table
 from helpers.runs import compose as compose_config
 
-SCRIPT = Path(prepare.__file__)
+SCRIPT = REPOSITORY / "src" / "prepare.py"
 DATASETS = sorted(path.stem for path in Path(CONFIG_DIR, "data").glob("[!_]*.yaml"))
 
 
