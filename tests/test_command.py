@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from deepavfusion.cli.complete import evaluation_overrides, training_overrides
 from deepavfusion.config.compose import choices, compose, instantiate
-from deepavfusion.config.overrides import RENAMED, merged, renamed, renamed_model, with_scale
+from deepavfusion.config.overrides import merged, renamed, with_scale
+from deepavfusion.config.renamed import RENAMED, renamed_model
 from deepavfusion.runs import overview, start_weights
 from deepavfusion.tasks.base import learning_rate
 from deepavfusion.utils.errors import UserError

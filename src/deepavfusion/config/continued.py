@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepavfusion.config.overrides import RENAMED, renamed_key, split_override
-from deepavfusion.config.ranges import ABSENT
+from deepavfusion.config.lookup import ABSENT
+from deepavfusion.config.overrides import split_override
+from deepavfusion.config.renamed import RENAMED, renamed_key
 from deepavfusion.utils.errors import UserError
 
 # Parts that keep what a run leaves, and their keys that say where. If one ended halfway, what it left until then would

@@ -15,18 +15,11 @@ from omegaconf import OmegaConf
 
 from deepavfusion.config.compose import CONFIG_DIR, compose
 from deepavfusion.config.ranges import RULES
+from deepavfusion.config.renamed import renamed_key
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.console import from_here
 from deepavfusion.utils.errors import UserError
 
-RENAMED = {  # keys in records of earlier commits -> today's; None: no longer used
-    "data.wrong_sound": "data.wrong_audio",
-    "data.leave_out": "data.exclude",
-    "model.least_head_dim": "model.min_head_dim",
-    "model.latest_pretraining": None,
-    "callbacks.pictures": "callbacks.images",
-    "callbacks.progress.leave": None,
-}
 OF_ONE_RUN = ("resume=", "run.", "ckpt_path=", "compile=")  # overrides that do not affect an evaluation
 LONGEST_PART = 60  # characters of a name that the values of a sweep take
 DECIDING = ("experiment", "data", "paths", "scale")  # keys that begin so decide the scale
@@ -117,20 +110,6 @@ def renamed(overrides: list[str]) -> list[str]:
     return [
         o.replace(key, new, 1) for o, key in zip(overrides, keys, strict=True) if (new := renamed_key(key)) is not None
     ]
-
-
-def renamed_key(key: str) -> str | None:
-    """Today's name of a key, or of a key below a renamed one; None: no longer used."""
-    for old, new in RENAMED.items():
-        if key == old or key.startswith(f"{old}."):
-            return None if new is None else new + key.removeprefix(old)
-    return key
-
-
-def renamed_model(model: dict[str, Any]) -> dict[str, Any]:
-    """The config of a task, recorded in a checkpoint, under today's keys."""
-    keys = {key: renamed_key(f"model.{key}") for key in model}
-    return {new.removeprefix("model."): model[key] for key, new in keys.items() if new is not None}
 
 
 def with_scale(name: str, overrides: list[str]) -> tuple[list[str], str | None]:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from deepavfusion.config.lookup import ABSENT, node_at, value_at
 from deepavfusion.config.rules import Rule, is_text, is_utf8, list_of, number, one_of, whole
 from deepavfusion.utils.addresses import bytes_of
 from deepavfusion.utils.errors import UserError
 
-ABSENT = object()
 NULL, FLAG = one_of(None), one_of(True, False)
 TEXT = Rule("text (in quotes, where it looks like something else)", is_text, literal=True)
 LOGS = Rule("a path in UTF-8, as TensorBoard needs for its files", lambda v: is_text(v) and is_utf8(v), literal=True)
@@ -264,23 +262,24 @@ SET_BY = {  # keys that are computed from others
 }
 
 
-def check_ranges(cfg: DictConfig) -> None:
+def check_ranges(cfg: Mapping[str, Any]) -> None:
     """Check the values of a config, each by itself and those that depend on each other.
 
     Raises:
         UserError: names the first invalid value, its key, what was expected and how to fix it.
     """
     for key in SECTIONS:
-        node = OmegaConf.select(cfg, key, default=ABSENT)
-        if node is not ABSENT and not OmegaConf.is_dict(node):
+        node = node_at(cfg, key)
+        if node is not ABSENT and not isinstance(node, Mapping):
             raise UserError(f"{key} is {_shown(node)}, expected keys below it: set those, or omit {key}.")
     for group in ("callbacks", "logger"):
-        for name, node in OmegaConf.select(cfg, group, default={}).items():
-            if not OmegaConf.is_dict(node) or "_target_" not in node:
+        found = node_at(cfg, group)
+        for name, node in () if found is ABSENT else found.items():
+            if not isinstance(node, Mapping) or "_target_" not in node:
                 key = f"{group}.{name}"
                 raise UserError(f"{key} is {_shown(node)}, expected a config with a _target_: ~{key} does without it.")
     for key, rule in RULES.items():
-        value = _value(cfg, key)
+        value = value_at(cfg, key)
         if value is not ABSENT and not rule.holds(value):
             raise UserError(f"{key} is {_shown(value)}, expected {rule.expected}: give such a value, or omit the key.")
         if isinstance(value, str) and "${" in value and key not in OPENED_BY_SCRIPTS:
@@ -296,26 +295,20 @@ def _shown(value: Any) -> str:
     return textwrap.shorten(repr(value), 80, placeholder=" …")
 
 
-def _value(cfg: DictConfig, key: str) -> Any:
-    """The value of a key, in plain containers; `ABSENT` if the config lacks it."""
-    value = OmegaConf.select(cfg, key, default=ABSENT)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _misfits(cfg: DictConfig) -> Iterator[str]:
+def _misfits(cfg: Mapping[str, Any]) -> Iterator[str]:
     """Values that are valid alone, but not together."""
     for key, other in MULTIPLES:
-        value, of = _value(cfg, key), other if isinstance(other, int) else _value(cfg, other)
+        value, of = value_at(cfg, key), other if isinstance(other, int) else value_at(cfg, other)
         if ABSENT in (value, of) or of is None:
             continue
         for size in value if isinstance(value, list) else [value]:
             if size < of or size % of:
                 name = other if of == other else f"{other}={of}"
                 yield f"{key} is {value}, expected a multiple of {name}: change {SET_BY.get(key, key)}."
-    if _value(cfg, "model.compare_untrained") is True and _value(cfg, "model.frozen") is not True:
+    if value_at(cfg, "model.compare_untrained") is True and value_at(cfg, "model.frozen") is not True:
         yield "model.compare_untrained is true, expected model.frozen=true with it: only probes have this comparison."
     for device in ("cpu", "cuda"):
-        cases = _value(cfg, f"benchmark.cases.{device}")
+        cases = value_at(cfg, f"benchmark.cases.{device}")
         for n, case in enumerate([] if cases is ABSENT else cases):
             where = f"benchmark.cases.{device}[{n}]"
             for key, value in case.items():
@@ -327,7 +320,7 @@ def _misfits(cfg: DictConfig) -> Iterator[str]:
                 yield f"{where}.masked is false, but a train_step is always masked: set passes to encoder_forward."
     net = "model.net"
     dim, heads, ratio, layers = (
-        _value(cfg, f"{net}.{key}")
+        value_at(cfg, f"{net}.{key}")
         for key in ("image.embed_dim", "fusion_num_heads", "fusion_attn_ratio", "fusion_layers")
     )
     if ABSENT not in (dim, heads, ratio, layers) and heads is not None and layers not in ("none", []):
@@ -338,8 +331,8 @@ def _misfits(cfg: DictConfig) -> Iterator[str]:
                 f"expected a multiple of {net}.fusion_num_heads={heads}: change {net}.fusion_attn_ratio."
             )
     for stream in ("image", "audio"):
-        ratio, patch = _value(cfg, f"model.{stream}_mask_ratio"), _value(cfg, f"{net}.{stream}.patch_size")
-        size = _value(cfg, f"{net}.{stream}.input_size")
+        ratio, patch = value_at(cfg, f"model.{stream}_mask_ratio"), value_at(cfg, f"{net}.{stream}.patch_size")
+        size = value_at(cfg, f"{net}.{stream}.input_size")
         if ABSENT not in (ratio, patch, size):
             patches = (size[0] // patch) * (size[1] // patch)
             if not 0 < int(patches * (1 - ratio)) < patches:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
-from collections.abc import Iterator
-from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from torch import nn
 
-from deepavfusion.config.compose import BuildError, instantiate
-from deepavfusion.config.overrides import renamed_model
 from deepavfusion.config.ranges import check_ranges
+from deepavfusion.config.renamed import renamed_model
+from deepavfusion.inference.build import build, foreign, plain
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file
@@ -27,7 +21,6 @@ from deepavfusion.weights.file import OPTIMIZER, read_file
 from deepavfusion.weights.origin import origin_of
 
 LONGEST = 10_000  # characters of the name of a class
-TARGET = re.compile(r"(deepavfusion\.(?:models|tasks)(?:\.[a-z_]+)+)\.([A-Z]\w*)")
 
 
 def load_task(
@@ -79,7 +72,7 @@ def load_task(
         task.load_state_dict(content["state_dict"], strict=True)
         task.on_load_checkpoint(content)
     except Exception as error:  # a record that was tampered with raises nearly anything
-        if isinstance(error, UserError) and not isinstance(error, BuildError):
+        if isinstance(error, UserError):
             raise
         words = textwrap.shorten(str(error), 200, placeholder=" …")
         raise UserError(
@@ -93,7 +86,7 @@ def load_task(
 
 
 def _built(model: dict[str, Any], expected: str | None) -> Task:
-    task = instantiate(model)
+    task = build(model)
     if not isinstance(task, Task) or expected not in (None, type(task).__name__.lower()):
         raise TypeError(f"its record builds a {type(task).__name__}")
     return task
@@ -121,40 +114,19 @@ def recorded_classes(task: Task, most: int | None = None) -> list[str]:
 
 def _checked_model(recorded: dict[str, Any], path: Path) -> dict[str, Any]:
     """The config of a task, under today's keys, that builds only our modules and has values in range."""
-    model = renamed_model(recorded)
-    for target in _targets(model):
-        _check(target, path)
+    model = plain(renamed_model(recorded))
+    for target in foreign(model):
+        raise UserError(
+            f"checkpoint {path} wants to build {target!s:.80}, which is not a module of deepavfusion.models "
+            f"or deepavfusion.tasks; it was not loaded: use a checkpoint that train.py wrote."
+        )
     if "${" in str(model):  # in any key or value
         raise UserError(
             f"checkpoint {path} has ${{…}} in its record, where train.py writes values; it was not loaded: use a "
             f"checkpoint that train.py wrote."
         )
     try:
-        check_ranges(OmegaConf.create({"model": model}))
+        check_ranges({"model": model})
     except UserError as error:
         raise UserError(f"checkpoint {path} records an impossible model: {error}") from None
     return model
-
-
-def _targets(config: Any) -> Iterator[Any]:
-    """Everything that building a config would call."""
-    if isinstance(config, dict):
-        yield from (value for key, value in config.items() if key == "_target_")
-    if isinstance(config, (dict, list, tuple)):
-        for value in config.values() if isinstance(config, dict) else config:
-            yield from _targets(value)
-
-
-def _check(target: Any, path: Path) -> None:
-    """Only our own modules are built; the name is checked before anything is imported."""
-    match = TARGET.fullmatch(target) if isinstance(target, str) else None
-    found = None
-    if match:
-        with suppress(ImportError):
-            found = getattr(import_module(match[1]), match[2], None)
-    # What one of our modules merely imports is not ours.
-    if not (match and isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == match[1]):
-        raise UserError(
-            f"checkpoint {path} wants to build {target!s:.80}, which is not a module of deepavfusion.models "
-            f"or deepavfusion.tasks; it was not loaded: use a checkpoint that train.py wrote."
-        )
