@@ -146,5 +146,5 @@ lock: $(STAMP)  #- Resolve the dependencies into requirements.lock
 
 .PHONY: clean
 clean:  #- Remove .venv, caches, demo data; keep logs/
-	rm -rf $(VENV) data/demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) build dist data/demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

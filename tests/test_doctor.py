@@ -447,7 +447,9 @@ def test_a_training_that_fails(script, words, tmp_path: Path, monkeypatch):
     (tmp_path / "src").mkdir()
     (tmp_path / "src/train.py").write_text(script)
     monkeypatch.setattr(demo, "ensure", lambda root, *_, **__: [root])
-    text = refusal(smoke.smoke_train, tmp_path, 2 if "sleep" in script else 60)
+    text = refusal(
+        smoke.smoke_train, [sys.executable, str(tmp_path / "src" / "train.py")], 2 if "sleep" in script else 60
+    )
     assert all(word in text for word in [*words, "python src/train.py"])
 
 

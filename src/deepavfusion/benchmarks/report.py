@@ -14,7 +14,7 @@ from rich import get_console
 from rich.table import Table
 
 from deepavfusion.figures.style import new_figure, save_figure, styled
-from deepavfusion.runs.provenance import code_state, cpu_name
+from deepavfusion.runs.provenance import code_state, cpu_name, short
 from deepavfusion.utils import files
 from deepavfusion.utils.console import cell
 from deepavfusion.utils.launch.cores import cores
@@ -33,12 +33,12 @@ class BenchmarkReport:
     summary: list[str] = field(default_factory=list)  # lines to print below the table
 
 
-def environment(repository: Path) -> Row:
-    """Machine, versions and commit, as columns."""
+def environment(repository: Path | None) -> Row:
+    """Machine, versions and commit, as columns; `repository`: see `code_state`."""
     code = code_state(repository)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-    commit = f"{str(code['commit'])[:7]}{'-dirty' * (code['dirty'] is True)}"
+    commit = f"{short(str(code['commit']))}{'-dirty' * (code['dirty'] is True)}"
     return {"machine": cpu_name(), "cores": cores(), "gpu": gpu, **versions, "commit": commit}
 
 

@@ -27,7 +27,7 @@ from deepavfusion.cli.hints import check
 from deepavfusion.cli.keys import Keys
 from deepavfusion.cli.streams import secure_streams
 from deepavfusion.cli.words import parse
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, TRACEBACK
+from deepavfusion.config.compose import CONFIG_DIR, TRACEBACK, root_folder
 from deepavfusion.config.overrides import literal, merged, named_apart, overrides_of_job, without_sweep
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
@@ -39,6 +39,7 @@ from deepavfusion.utils.launch import signals
 from deepavfusion.utils.launch.signals import INTERRUPTED, STOPPED
 from deepavfusion.utils.names import printable
 from deepavfusion.utils.processes import check_counts, check_folder, check_single, settle_in
+from deepavfusion.utils.program import by_program, spoken
 from deepavfusion.utils.quiet import quiet
 
 DEMO = "A tiny network is trained on generated clips; for a real run give data.root=<folder>."
@@ -94,7 +95,7 @@ def reported(cfg: Any) -> Iterator[None]:
 def _written_by(cfg: Any) -> tuple[dict[str, str], list[str], bool]:
     """What a command writes, and whether it resumes, for `explained`."""
     places = {f"paths.{key}": place for key, place in cfg.get("paths", {}).items() if place}
-    outputs = cfg.get("output") or (cfg.get("root") and REPOSITORY / cfg.root)
+    outputs = cfg.get("output") or (cfg.get("root") and root_folder() / cfg.root)
     resumes = HydraConfig.initialized() and HydraConfig.get().job.config_name == "train"
     return places, [str(outputs)] if outputs else [], resumes
 
@@ -133,9 +134,9 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
             check_ranges(cfg)
             if notices and rank_zero():
                 get_console().print(Panel("\n".join(notices), style="yellow", expand=False))
-            words = sys.argv
-            if in_sweep():  # the processes that Lightning starts are given these words, and are to run this job only
-                sys.argv = [words[0], *map(without_sweep, overrides_of_job())]
+            words = sys.argv  # and in a sweep those of this job: the processes that Lightning starts are given them
+            given = [*map(without_sweep, overrides_of_job())] if in_sweep() else words[1:]
+            sys.argv = [words[0], *([script] if by_program() else []), *given]
             try:
                 return main(cfg)
             except FinishedError as error:  # of a sweep that the same command continues
@@ -240,4 +241,4 @@ def _fail(sentence: str, error: Exception) -> NoReturn:
 
 
 def _print_error(sentence: str, style: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(printable(sentence), style=style, markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(printable(spoken(sentence)), style=style, markup=False, highlight=False)

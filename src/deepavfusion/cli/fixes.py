@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.program import called
 
 
 class Hint(UserError):
@@ -19,7 +20,7 @@ class Hint(UserError):
 
     def __init__(self, script: str, clauses: Sequence[str], line: Sequence[str]) -> None:
         self.line = list(line)
-        shown = shlex.join(["python", f"src/{script}.py", *line])
+        shown = shlex.join([*called(script), *line])
         Exception.__init__(self, f"{' '.join(clauses)} Type: {shown}")  # blanks in names stay as they are
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import textwrap
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from deepavfusion.cli.hints import check
 from deepavfusion.cli.keys import Keys
 from deepavfusion.cli.words import parse
 from deepavfusion.config.compose import CONFIG_DIR, choices, compose
+from deepavfusion.utils.program import called, spoken
 
 WIDTH = 80
 FILES = {  # where the keys of a section are explained
@@ -161,7 +163,7 @@ def print_help(script: str, words: list[str]) -> None:
 
 def of_script(script: str) -> list[str]:
     """The lines of its page."""
-    page, command = PAGES[script], f"python src/{script}.py"
+    page, command = PAGES[script], shlex.join(called(script))
     lines = [page.what, "", "Usage"]
     for usage in page.usage:
         lines += _wrapped(f"  {command} {usage}", 6)
@@ -207,7 +209,7 @@ def of_experiment(name: str) -> list[str]:
     if first := list(cfg.callbacks.run_summary.get("headline", []))[:3]:
         gives += f" with {', '.join(first)}"
     lines += ["", *_labelled("needs", needs), *_labelled("gives", gives)]
-    lines += ["", "Keys: python src/train.py --help. All values: the same command with --cfg job."]
+    lines += ["", spoken("Keys: python src/train.py --help. All values: the same command with --cfg job.")]
     return lines
 
 
@@ -242,14 +244,16 @@ def _labelled(label: str, text: str) -> list[str]:
 
 def _command(text: str, indent: str = "  ") -> list[str]:
     """A command on several lines, which can be copied as they are."""
-    lines = textwrap.wrap(text, WIDTH - len(indent) - 4, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(spoken(text), WIDTH - len(indent) - 4, break_long_words=False, break_on_hyphens=False)
     return [
         indent + ("  " if n else "") + line + (" \\" if line is not lines[-1] else "") for n, line in enumerate(lines)
     ]
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        spoken(text), WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _header(path: Path) -> list[list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
@@ -25,6 +26,7 @@ from deepavfusion.cli.words import Word
 from deepavfusion.config.compose import choices
 from deepavfusion.config.overrides import literal, split_override
 from deepavfusion.config.ranges import RULES
+from deepavfusion.utils.program import called
 
 KINDS = ("music_separation", "music_duet_separation", "avsbench_s4", "vggsound_finetune", "vggsound_linear_probe")
 NEAR_WORD = 0.84  # how alike two names are, from 0 to 1
@@ -148,7 +150,7 @@ def _fix_key(keys: Keys, override: str, key: str, value: str) -> Fix:
     found = [_fitting(keys, f"{name}={value}") for name in near]
     fix.better, fix.others = next(iter(found), []), near[1:]
     if not near:
-        fix.why = f"python src/{keys.script}.py --help lists the usual ones, --cfg job all of them"
+        fix.why = f"{shlex.join(called(keys.script))} --help lists the usual ones, --cfg job all of them"
     return fix
 
 

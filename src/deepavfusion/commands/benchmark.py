@@ -7,10 +7,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.cli.entry import entry, run
-from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.config.compose import instantiate
 from deepavfusion.runs.directory import choose_run_dir, link_latest, remove_if_empty, write_record
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.program import CLONE
 
 
 @entry("benchmark")
@@ -21,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     from deepavfusion.benchmarks.report import BenchmarkReport, environment, show, write_csv
 
     overrides = HydraConfig.get().overrides.task
-    machine = environment(REPOSITORY)  # before the run, during which the code may be edited
+    machine = environment(CLONE)  # before the run, during which the code may be edited
     run_dir = choose_run_dir(cfg.paths.log_dir, "benchmark", cfg.run.name)
     threads = torch.get_num_threads()
     try:

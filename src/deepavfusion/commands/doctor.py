@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
+
+from deepavfusion.utils.program import CLONE, starting
 
 try:
     from hydra.core.hydra_config import HydraConfig
@@ -13,10 +16,11 @@ try:
     from rich import get_console
     from rich.live import Live
 except ImportError as error:
-    sys.exit(f"{sys.executable} cannot import {error.name} ({error}): run make doctor; if you did, delete .venv first.")
+    fix = "run make doctor; if you did, delete .venv first" if CLONE else "pip install it in a new environment"
+    sys.exit(f"{sys.executable} cannot import {error.name} ({error}): {fix}.")
 
 from deepavfusion.cli.entry import entry, run
-from deepavfusion.config.compose import REPOSITORY, choices, compose
+from deepavfusion.config.compose import choices, compose
 from deepavfusion.doctor import machine, software
 from deepavfusion.doctor.examine import Check, Found, as_table, examine
 from deepavfusion.doctor.smoke import smoke_train
@@ -40,8 +44,8 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
     batch = cfg.data.batch_size * (3 * cfg.data.image_size**2 + waveform)
     workers = decoding_workers() if cfg.data.num_workers is None else cfg.data.num_workers
     found: dict[str, Check] = {
-        "code": partial(software.code, REPOSITORY),
-        "packages": partial(software.packages, REPOSITORY),
+        "code": partial(software.code, CLONE),
+        "packages": partial(software.packages, CLONE),
         "imports": software.imports,
         "cores and memory": machine.cores_and_memory,
         "GPUs": software.gpus,
@@ -63,7 +67,7 @@ def checks(cfg: DictConfig, chosen: str, overrides: list[str]) -> dict[str, Chec
             given = mine and any(value.startswith("data.root=") for value in overrides)
             found[f"data={name}"] = partial(machine.dataset, data, given, cfg.least_mb_per_s)
     if cfg.smoke_train:
-        found["smoke train"] = partial(smoke_train, REPOSITORY, 0.8 * cfg.time_limit)
+        found["smoke train"] = partial(smoke_train, starting("train"), 0.8 * cfg.time_limit)
     return found
 
 
@@ -76,7 +80,7 @@ def settle() -> None:
         check_folder()
     except UserError as error:
         MISSED.append(error)
-        os.chdir(REPOSITORY)
+        os.chdir(CLONE or tempfile.gettempdir())
 
 
 @entry("doctor")

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from deepavfusion.cli.entry import entry, run
-from deepavfusion.config.compose import REPOSITORY, choices, instantiate
+from deepavfusion.config.compose import choices, instantiate, root_folder
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.cores import cores
@@ -25,7 +25,7 @@ def make_demo(cfg: DictConfig) -> None:
     """Generate the demo datasets that are missing; with `force=true` all of them."""
     from deepavfusion.demo import demo
 
-    root = REPOSITORY / cfg.root  # an absolute root stays as it is
+    root = root_folder() / cfg.root  # an absolute root stays as it is
     sets = [cfg.sets] if isinstance(cfg.sets, str) else cfg.sets
     demo.ensure(root, demo.SETS if sets is None else list(sets), seed=cfg.seed, workers=workers(cfg), force=cfg.force)
 

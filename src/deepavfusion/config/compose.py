@@ -16,10 +16,15 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.program import PACKAGE, REPOSITORY, by_program
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-CONFIG_DIR = str(REPOSITORY / "configs")
+CONFIG_DIR = str((PACKAGE / "configs").resolve())  # of a clone, or what was installed
 TRACEBACK = "DEEPAVFUSION_TRACEBACK"  # environment variable, for debugging
+
+
+def root_folder() -> Path:
+    """Where data/ and logs/ are: the clone for its scripts, the current folder for the program `deepavfusion`."""
+    return Path.cwd() if by_program() else REPOSITORY
 
 
 def compose(name: str, overrides: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
@@ -95,7 +100,7 @@ def spectrogram_frames(seconds: float) -> int:
 
 
 # The `${name:…}` of the config files.
-OmegaConf.register_new_resolver("project_root", lambda: str(REPOSITORY), replace=True)
+OmegaConf.register_new_resolver("project_root", lambda: str(root_folder()), replace=True)
 OmegaConf.register_new_resolver("choices", lambda group: " ".join(choices(group)), replace=True)
 OmegaConf.register_new_resolver("auto_precision", auto_precision, replace=True)
 OmegaConf.register_new_resolver("spectrogram_frames", spectrogram_frames, replace=True)

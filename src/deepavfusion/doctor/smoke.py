@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, LAST, METRICS, OVERRIDES
@@ -24,15 +24,18 @@ TINY = (
 LEFT = (METRICS, CONFIG, OVERRIDES, f"{CHECKPOINTS}/{LAST}", "tensorboard")  # files of a finished run
 
 
-def smoke_train(repository: Path, time_limit: float) -> str:
-    """src/train.py on a few generated clips ends in `time_limit` s with a finite loss and a complete run directory."""
+def smoke_train(train: Sequence[str], time_limit: float) -> str:
+    """Training on a few generated clips ends in `time_limit` s with a finite loss and a complete run directory.
+
+    `train`: the words that start src/train.py.
+    """
     from deepavfusion.demo import demo
 
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="doctor_") as folder:
         counts = demo.Counts(vggsound_train=1, vggsound_test=1)
         (root,) = demo.ensure(Path(folder, "data"), ["vggsound"], workers=1, counts=counts)
-        command = [sys.executable, str(repository / "src" / "train.py"), *TINY]
+        command = [*train, *TINY]
         command += [f"data.root={root}", f"paths.log_dir={folder}/logs"]
         again = "python src/train.py experiment=pretrain_vggsound scale=demo shows the whole output"
         try:

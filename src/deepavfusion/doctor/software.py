@@ -12,12 +12,14 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from deepavfusion.runs.provenance import UNKNOWN, code_state
+from deepavfusion.runs.provenance import UNKNOWN, code_state, short
 from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.program import CLONE, PACKAGE
 
 # Torch and what needs it are imported by the checks, whose lines then report a broken installation.
 
-ANEW = "rm -rf .venv && make setup reinstalls requirements.lock"
+REINSTALL = "pip install it in a new environment"
+ANEW = "rm -rf .venv && make setup reinstalls requirements.lock" if CLONE else REINSTALL
 MODULES = (
     *("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "tensorboard", "decord", "av"),
     *("litdata", "boto3", "matplotlib", "PIL", "safetensors"),
@@ -25,27 +27,37 @@ MODULES = (
 GIB = 2**30
 
 
-def code(repository: Path) -> str:
-    """The commit that runs, if there is git."""
+def code(repository: Path | None) -> str:
+    """The commit that runs, if there is git, or the version that is installed."""
     state = code_state(repository)
     if state["commit"] == UNKNOWN:
         return "no git, or no repository: provenance.json of a run will not name the commit"
-    return f"commit {str(state['commit'])[:7]}{', with changes' if state['dirty'] else ''}"
+    if repository is None:
+        return f"{short(str(state['commit']))}, installed in {PACKAGE}"
+    return f"commit {short(str(state['commit']))}{', with changes' if state['dirty'] else ''}"
 
 
-def packages(repository: Path) -> str:
-    """Python and the installed packages satisfy setup.cfg."""
+def packages(repository: Path | None) -> str:
+    """Python and the installed packages satisfy setup.cfg, or what an installed package says that it needs."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    setup = configparser.ConfigParser()
-    setup.read(repository / "setup.cfg")
-    expected, found = setup["options"]["python_requires"], platform.python_version()
+    if repository is None:
+        about = metadata.metadata("deepavfusion")
+        expected, lines, where, anew = about["Requires-Python"], about.get_all("Requires-Dist") or [], "it", REINSTALL
+    else:
+        setup = configparser.ConfigParser()
+        setup.read(repository / "setup.cfg")
+        expected, lines = setup["options"]["python_requires"], setup["options"]["install_requires"].splitlines()
+        where, anew = "setup.cfg", ANEW
+    found = platform.python_version()
     if not SpecifierSet(expected).contains(found, prereleases=True):
         raise UserError(
-            f"Python at {sys.executable} is {found}, expected {expected}: rm -rf .venv && make setup PYTHON=python3.11."
+            f"Python at {sys.executable} is {found}, expected {expected}: "
+            f"{'rm -rf .venv && make setup PYTHON=python3.11' if repository else anew}."
         )
-    needs = [Requirement(line) for line in setup["options"]["install_requires"].splitlines() if line.strip()]
+    needs = [Requirement(line) for line in lines if line.strip()]
+    needs = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
     wrong = []
     for need in needs:
         try:
@@ -55,8 +67,8 @@ def packages(repository: Path) -> str:
         except metadata.PackageNotFoundError:
             wrong.append(f"{need} is not installed")
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}: {ANEW}.")
-    return f"Python {found} at {sys.executable}, {len(needs)} packages satisfy setup.cfg"
+        raise UserError(f"{'; '.join(wrong)}: {anew}.")
+    return f"Python {found} at {sys.executable}, {len(needs)} packages satisfy {where}"
 
 
 def imports(modules: Iterable[str] = MODULES) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
@@ -20,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSu
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
-from deepavfusion.config.compose import REPOSITORY, instantiate
+from deepavfusion.config.compose import instantiate
 from deepavfusion.config.continued import described, recorded_config
 from deepavfusion.config.overrides import quoted, split_override
 from deepavfusion.data.datamodule import ClipDataModule
@@ -37,6 +36,7 @@ from deepavfusion.utils.launch.cores import own_cores
 from deepavfusion.utils.launch.launcher import alone
 from deepavfusion.utils.launch.signals import on_leaving
 from deepavfusion.utils.launch.trainer import Fit, fit, join, meet
+from deepavfusion.utils.program import starting
 from deepavfusion.weights.restored import check_plan_of_task
 
 SWITCHES = {
@@ -172,8 +172,8 @@ def make_demo_data(root: Path, name: str) -> None:
             "give data.root=<folder>, where the dataset is."
         )
     if not demo.is_complete(root, name):
-        script = str(REPOSITORY / "src" / "prepare.py")
-        command = [sys.executable, script, "command=demo", f"root={quoted(str(root))}", f"sets=[{name}]"]
+        root = root.absolute()
+        command = [*starting("prepare"), "command=demo", f"root={quoted(str(root))}", f"sets=[{name}]"]
         with subprocess.Popen(command, env=alone()) as making:
             on_leaving(making.terminate)
         if making.returncode:

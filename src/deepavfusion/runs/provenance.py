@@ -7,18 +7,17 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.runs.directory import PROVENANCE
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.launch.cores import cores
+from deepavfusion.utils.program import CLONE, typed
 from deepavfusion.utils.reading import RECORD, read_json
 
 UNKNOWN, NOT_FINISHED = "unknown", "not finished"
@@ -33,7 +32,7 @@ def record_provenance(
     run_dir: Path,
     seed: int | None,
     data: Mapping[str, Any],
-    repository: Path = REPOSITORY,
+    repository: Path | None = CLONE,
     weights: Sequence[Mapping[str, Any]] = (),
     changed: Sequence[str] = (),
 ) -> list[str]:
@@ -43,7 +42,7 @@ def record_provenance(
         run_dir: of the run; entries of earlier starts are kept.
         seed: of the run.
         data: `dataset_hash`, which `complete` may replace later, and `coverage`, see runs/fingerprint.py.
-        repository: folder of the code.
+        repository: see `code_state`.
         weights: origins of the checkpoints that weights were loaded from, see `weights.origin.Origin.described`.
         changed: values of the config that are others than before the run was resumed, a line each.
 
@@ -83,7 +82,7 @@ def _differences(starts: Sequence[Mapping[str, Any]], path: Path, names: Sequenc
         known = [each for start in starts if (each := {**start, **start["data"]}[name]) not in (UNKNOWN, NOT_FINISHED)]
         now = {**starts[-1], **starts[-1]["data"]}[name]
         if now in known and now != known[0]:
-            other.append(f"{name} {now[:8]}, was {known[0][:8]}")
+            other.append(f"{name} {short(now, 8)}, was {short(known[0], 8)}")
     if not other:
         return []
     return [f"this run is resumed with other code or data than it started with ({'; '.join(other)}): see {path}"]
@@ -99,16 +98,16 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return list(starts)
 
 
-def provenance(repository: Path, seed: int | None = None) -> dict[str, Any]:
+def provenance(repository: Path | None, seed: int | None = None) -> dict[str, Any]:
     """What is needed to reproduce a run, ready for JSON.
 
     Returns:
-        `date` (UTC), `command`, `seed`, `commit`, `dirty` (whether files differ from the commit, untracked ones
-        included), `versions` of project, Python, libraries and CUDA, and `machine`; "unknown" where that is so.
+        `date` (UTC), `command`, `seed`, `commit` and `dirty` (see `code_state`), `versions` of project, Python,
+        libraries and CUDA, and `machine`; "unknown" where that is so.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join(typed()),
         "seed": seed,
         **code_state(repository),
         "versions": versions(),
@@ -116,8 +115,15 @@ def provenance(repository: Path, seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def code_state(repository: Path) -> dict[str, str | bool]:
-    """`commit`, 40 hex digits, and `dirty`; "unknown" without git or outside a repository."""
+def code_state(repository: Path | None) -> dict[str, str | bool]:
+    """`commit`, 40 hex digits, and `dirty`, whether files differ from it, untracked ones included.
+
+    Args:
+        repository: folder of the code; "unknown" both, if there is no git, or it is no repository. None: the code was
+            installed, and `commit` is "version 0.1.0", or the commit, if it was installed from one.
+    """
+    if repository is None:  # which may lie in a repository of the user's
+        return {"commit": _installed_commit() or f"version {_version('deepavfusion')}", "dirty": False}
     try:
         return {
             "commit": _git(repository, "rev-parse", "HEAD"),
@@ -125,6 +131,21 @@ def code_state(repository: Path) -> dict[str, str | bool]:
         }
     except (OSError, subprocess.SubprocessError):
         return {"commit": UNKNOWN, "dirty": UNKNOWN}
+
+
+def _installed_commit() -> str | None:
+    """The commit that was installed by `pip install git+https://…`."""
+    try:
+        text = metadata.distribution("deepavfusion").read_text("direct_url.json")
+        found = json.loads(text or "{}")["vcs_info"]["commit_id"]
+    except (metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def short(commit: str, digits: int = 7) -> str:
+    """A commit as git shows it; a version as it is."""
+    return commit if commit.startswith("version ") else commit[:digits]
 
 
 def _git(repository: Path, *words: str) -> str:

@@ -1,14 +1,11 @@
-"""Commands to copy: with the interpreter of this process, and paths from the current folder."""
+"""Commands to copy: as this one was called, and paths from the current folder."""
 
 from __future__ import annotations
 
 import shlex
-import sys
-from pathlib import Path
 
 from deepavfusion.utils.console import from_here
-
-SCRIPTS = Path(__file__).resolve().parents[2]
+from deepavfusion.utils.program import REPOSITORY, beside_python, by_program, program, python
 
 
 def command(template: str, lists: dict[str, list[str]] | None = None, **values: object) -> str:
@@ -19,20 +16,14 @@ def command(template: str, lists: dict[str, list[str]] | None = None, **values: 
         lists: name -> the words that replace the word `{name}`.
         values: name -> what replaces `{name}` within a word.
     """
-    program, *rest = template.split()
-    words = [_tensorboard()] if program == "tensorboard" else [_python(), from_here(str(SCRIPTS / program))]
+    first, *rest = template.split()
+    if first == "tensorboard":
+        words = [beside_python(first)]
+    elif by_program():
+        words = [*program(), first.removesuffix(".py")]
+    else:
+        words = [python(), from_here(str(REPOSITORY / "src" / first))]
     for word in rest:
         several = (lists or {}).get(word.strip("{}")) if word.startswith("{") else None
         words += [word.format(**values)] if several is None else several
     return shlex.join(from_here(word) for word in words)
-
-
-def _python() -> str:
-    """As it was called: `python`, or `.venv/bin/python` by make."""
-    called = sys.orig_argv[0]
-    return called if Path(called).name.startswith("python") else sys.executable
-
-
-def _tensorboard() -> str:
-    python = Path(_python())
-    return "tensorboard" if python.name == str(python) else str(python.with_name("tensorboard"))

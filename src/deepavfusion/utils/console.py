@@ -16,13 +16,14 @@ from rich.text import Text
 
 from deepavfusion.utils.launch.launcher import launch
 from deepavfusion.utils.names import printable
+from deepavfusion.utils.program import spoken
 
 T = TypeVar("T")
 
 
 def say(text: str, style: str | None = None) -> None:
     """Print a line as it is: not wrapped, and without markup. Paths below the current folder are made relative."""
-    get_console().print(printable(from_here(text)), style=style, markup=False, highlight=False, soft_wrap=True)
+    get_console().print(printable(spoken(from_here(text))), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def cell(name: str) -> Text:

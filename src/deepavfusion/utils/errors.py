@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepavfusion.utils.names import printable
+from deepavfusion.utils.program import spoken
 
 FULL = 2 * 2**20  # bytes free
 FULL_DISK = "full: "
@@ -26,7 +27,7 @@ class UserError(Exception):
     status = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.split())))
+        super().__init__(printable(spoken(" ".join(message.split()))))
 
 
 class SaidByFirst(UserError):
