@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.tasks import recorded_classes
 from deepavfusion.inference.video import MODALITIES, SILENT, VideoReader, modalities, open_partial
+from deepavfusion.media import Source
 from deepavfusion.models.classifier import mean_of_heads
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.transforms.audio import SAMPLE_RATE, extend_by_mirror
@@ -44,7 +44,7 @@ class Classification:
     is its mean over the windows. A row sums to 1 where classes exclude each other; that of a head without its modality
     is nan. `novelty` is the distance of each window to the training clips, as a multiple of that which one in twenty
     held-out windows exceeds; None: the checkpoint does not have them, or a modality is absent. `notes` are remarks for
-    the user, `modalities` what the file has.
+    the user, `modalities` what the file has; `source` is what was read, which `video` names.
     """
 
     video: str
@@ -59,6 +59,7 @@ class Classification:
     novelty: list[float] | None = None
     notes: list[str] = field(default_factory=list)
     modalities: tuple[str, ...] = MODALITIES
+    source: Source = ""
 
     @property
     def heads(self) -> list[str]:
@@ -88,7 +89,7 @@ class Span(NamedTuple):
 @torch.inference_mode()
 def classify_video(
     task: Classify,
-    video: str | Path,
+    video: Source,
     hop_seconds: float = 1.0,
     batch_size: int = 8,
     on_progress: Callable[[int, int], Any] | None = None,
@@ -101,7 +102,7 @@ def classify_video(
 
     Args:
         task: trained, in evaluation mode; see `load_task`. It runs on the device it is on.
-        video: a file with frames, audio or both, or an image.
+        video: a file or recording with frames, audio or both, or an image.
         hop_seconds: from window to window, at least `MIN_HOP`.
         batch_size: windows at a time.
         on_progress: called with the windows done and their number, which is an estimate until all are done.
@@ -140,6 +141,7 @@ def classify_video(
             novelty=classifier.novelty or None,
             notes=classifier.notes(),
             modalities=classifier.modalities,
+            source=video,
         )
 
 

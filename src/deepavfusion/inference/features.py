@@ -27,6 +27,7 @@ from deepavfusion.inference.encoders import sizes_of
 from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.inputs import Inputs, read_input, read_names
 from deepavfusion.inference.video import MODALITIES, PartialDataset, PartialStore
+from deepavfusion.media import Recording, Source
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import apply_gain
@@ -70,8 +71,8 @@ class Features:
     Shapes: pooled [N, D], the mean over the tokens of each stream and over the windows; tokens [N, tokens, D], the
     image tokens row by row of the grid, the audio tokens by mel band and time, the fusion tokens in their groups.
     `modalities` are those of each row: "image audio", "image" or "audio". `failed` are the files without a row,
-    `remarks` those with one whose audio had to be extended. `places` are absolute paths, `states` what lay there when
-    it was read, also of what failed.
+    `remarks` those with one whose audio had to be extended. `places` are absolute paths, empty for recordings, `states`
+    what lay there when it was read, also of what failed.
     """
 
     paths: list[str]
@@ -105,7 +106,7 @@ class Features:
 
 def extract_features(
     encoder: DeepAVFusion | Task,
-    paths: str | Path | Iterable[str | Path] | Inputs,
+    paths: Source | Iterable[Source] | Inputs,
     level: Level = "pooled",
     windows: int = 1,
     batch_size: int = 8,
@@ -121,7 +122,7 @@ def extract_features(
 
     Args:
         encoder: see `open_encoder`; or a task, whose encoder is taken.
-        paths: files; or one path, of a folder, list or file, see `read_input`.
+        paths: files and recordings; or one recording, or one path, of a folder, list or file, see `read_input`.
         level: "pooled" or "tokens".
         windows: 1: the window in the middle of each file; more are evenly spread over it and averaged.
         batch_size: windows at a time.
@@ -175,7 +176,7 @@ def extract_features(
         paths=[files[n][0] for n in rows],
         embeddings={name: array.array() for name, array in arrays.items()},
         modalities=[found[n] for n in rows],
-        places=[os.path.abspath(files[n][1]) for n in rows],
+        places=["" if files[n][0] in inputs.recordings else os.path.abspath(files[n][1]) for n in rows],
         states=states,
         failed=failed,
         remarks=remarks,
@@ -187,13 +188,17 @@ def extract_features(
     )
 
 
-def _inputs(paths: str | Path | Iterable[str | Path]) -> Inputs:
-    return read_input(paths) if isinstance(paths, (str, Path)) else read_names(paths)
+def _inputs(paths: Source | Iterable[Source]) -> Inputs:
+    if isinstance(paths, (str, os.PathLike)):
+        return read_input(os.fspath(paths))
+    return read_names([paths] if isinstance(paths, Recording) else paths)
 
 
 def states_of(inputs: Inputs) -> Iterator[tuple[str, State]]:
     """By name; of files that exist."""
     for name, path in inputs.files.items():
+        if name in inputs.recordings:
+            continue
         with suppress(OSError, ValueError):  # the latter: a name with a null character
             status = os.stat(path)
             yield name, State(status.st_size, status.st_mtime_ns)
@@ -219,7 +224,7 @@ def _batches(
 ) -> Iterator[tuple[list[Batch], int]]:
     """Batches in the order of the files, see `_collated`, with the number of files that they are made of."""
     clips = ClipList("input", [Clip(id=name, path=path) for name, path in inputs.files.items()], classes=[])
-    dataset = PartialDataset(clips, PartialStore(), SampleSpec(image_size, seconds), windows=windows)
+    dataset = PartialDataset(clips, PartialStore(inputs.recordings), SampleSpec(image_size, seconds), windows=windows)
     files = max(1, batch_size // windows)
     loader = ResumableLoader(
         dataset,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepavfusion.data.lists.text import count, read_csv
+from deepavfusion.media import Recording, Source
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file
-from deepavfusion.utils.names import from_cell
+from deepavfusion.utils.names import distinct, from_cell
 from deepavfusion.utils.reading import lines_of
 
 MEDIA = (
@@ -26,10 +27,14 @@ COLUMN = "path"  # of a CSV list
 
 @dataclass
 class Inputs:
-    """Files (name as given -> path), not all of which need exist, and notes on them for the user."""
+    """Files (name as given -> path), not all of which need exist, and notes on them for the user.
+
+    `recordings` has those of the paths that stand for arrays in memory.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    recordings: dict[str, Recording] = field(default_factory=dict)
 
 
 def read_input(path: str | Path, key: str = "input") -> Inputs:
@@ -61,10 +66,21 @@ def read_input(path: str | Path, key: str = "input") -> Inputs:
     return read_names(names, path.parent)
 
 
-def read_names(names: Iterable[str | Path], folder: Path = Path()) -> Inputs:
-    """Paths given one by one, relative to a folder; repeated ones count once, with a note."""
+def read_names(names: Iterable[Source], folder: Path = Path()) -> Inputs:
+    """Paths given one by one, relative to a folder; repeated ones count once, with a note.
+
+    Recordings come under names that no file of the list has; equal ones are numbered.
+    """
     found, places, repeated = Inputs(), set(), []
-    for name in map(str, names):
+    given = [each if isinstance(each, Recording) else os.fspath(each) for each in names]
+    files = {name for each in given if isinstance(each, str) for name in (each, str(folder / each))}
+    unlike = iter(distinct([*files, *(each.path for each in given if isinstance(each, Recording))])[len(files) :])
+    for each in given:
+        if isinstance(each, Recording):
+            name = next(unlike)
+            found.files[name], found.recordings[name] = name, each
+            continue
+        name = each
         place = os.path.abspath(folder / name)
         if place in places:
             repeated.append(name)

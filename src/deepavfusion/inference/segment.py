@@ -19,6 +19,7 @@ from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.tasks import recorded_classes
 from deepavfusion.inference.tiles import cover, decide_enlarged
 from deepavfusion.inference.video import VideoReader, open_video, whole_waveform
+from deepavfusion.media import Source
 from deepavfusion.models.segmenter import probabilities
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.transforms.audio import SAMPLE_RATE
@@ -34,7 +35,8 @@ class Segmentation:
 
     `classes` names their values, the background first; None: 1 is sounding, 0 is not. `seconds` is the length of the
     video or of its audio, whichever is longer. `masks` yields the mask of each of `times` (s) once, in order, uint8
-    [height, width], and raises a UserError where the video does not decode.
+    [height, width], and raises a UserError where the video does not decode. `source` is what is read, which `video`
+    names.
     """
 
     video: str
@@ -45,11 +47,12 @@ class Segmentation:
     masks_per_second: float
     times: list[float]
     masks: Iterator[NDArray[np.uint8]]
+    source: Source = ""
 
 
 def segment_video(
     task: Segment,
-    video: str | Path,
+    video: Source,
     masks_per_second: float = 5,
     batch_size: int = 8,
     on_progress: Callable[[int, int], Any] | None = None,
@@ -59,7 +62,7 @@ def segment_video(
 
     Args:
         task: trained, in evaluation mode; see `load_task`. It runs on the device it is on.
-        video: a file with frames and audio.
+        video: a file or recording with frames and audio.
         masks_per_second: above 0, at most `MAX_PER_SECOND`; the first mask is at 0 s.
         batch_size: masks at a time, each with all the squares that cover the frame.
         on_progress: called with the masks done and their number.
@@ -72,14 +75,14 @@ def segment_video(
         raise UserError(
             f"masks_per_second is {masks_per_second!r}, expected a number above 0 and at most {MAX_PER_SECOND}, e.g. 5."
         )
-    path, classes = str(video), class_names(task)
-    with open_video(path, "segmented") as media:
+    classes = class_names(task)
+    with open_video(video, "segmented") as media:
         waveform, end = whole_waveform(media, scratch), media.info.video_end
         height, width = media.frames([0.0]).shape[1:3]
     seconds = max(end, len(waveform) / SAMPLE_RATE)
     times = [n / masks_per_second for n in range(max(1, math.ceil(seconds * masks_per_second - 1e-6)))]
-    masks = _masks(task, path, waveform, times, batch_size, on_progress)
-    return Segmentation(path, seconds, height, width, classes, masks_per_second, times, masks)
+    masks = _masks(task, video, waveform, times, batch_size, on_progress)
+    return Segmentation(media.path, seconds, height, width, classes, masks_per_second, times, masks, video)
 
 
 def class_names(task: Segment) -> list[str] | None:
@@ -90,13 +93,13 @@ def class_names(task: Segment) -> list[str] | None:
 @torch.inference_mode()
 def _masks(
     task: Segment,
-    path: str,
+    video: Source,
     waveform: GrowingArray,
     times: Sequence[float],
     batch_size: int,
     on_progress: Callable[[int, int], Any] | None,
 ) -> Iterator[NDArray[np.uint8]]:
-    with open_video(path, "segmented") as media:
+    with open_video(video, "segmented") as media:
         reader = VideoReader(task, media, waveform)
         for first in range(0, len(times), batch_size):
             batch = times[first : first + batch_size]

@@ -23,7 +23,7 @@ from deepavfusion.inference.boxes import Box, alone, read_boxes, split_frame, vi
 from deepavfusion.inference.growing import GrowingArray
 from deepavfusion.inference.sliding import Overview, overlap_add, window_starts
 from deepavfusion.inference.video import BLOCK, VideoReader, open_video, whole_waveform
-from deepavfusion.media import Media
+from deepavfusion.media import Media, Recording, Source
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, MelMask
 from deepavfusion.transforms.image import View
@@ -41,7 +41,7 @@ class Separation:
     Shapes: estimates [T, sources] at 16 kHz, in a file; frame uint8 [H, W, 3], from the middle of the video;
     mixture_mel [M, F] and source_mel [sources, M, F], power, and mask [sources, M, F] in 0…1, over the whole length of
     `seconds`, averaged to at most `sliding.COLUMNS` columns. `length` is that of the audio at `sample_rate`, the
-    video's own.
+    video's own. `source` is what was read, which `video` names.
     """
 
     video: str
@@ -56,6 +56,7 @@ class Separation:
     mixture_mel: Tensor
     source_mel: Tensor
     mask: Tensor
+    source: Source = ""
 
     def audio(self, rate: int, source: int | None = None) -> Iterator[Tensor]:
         """The sources, or one of them, at any rate (Hz), in parts: float32 [sources, T], with content below 8 kHz."""
@@ -86,7 +87,7 @@ class Separation:
 @torch.inference_mode()
 def separate_video(
     task: Separate,
-    video: str | Path,
+    video: Source,
     boxes: Sequence[Sequence[float]] | None = None,
     sources: int | None = None,
     batch_size: int = 8,
@@ -97,7 +98,7 @@ def separate_video(
 
     Args:
         task: trained, in evaluation mode; see `load_task`. It runs on the device it is on.
-        video: a file with frames and audio.
+        video: a file or recording with frames and audio.
         boxes: where the sources are: [x0, y0, x1, y1] each, in pixels, or in fractions if no value exceeds 1. None:
             the model splits the frame, see `split_frame`.
         sources: how many; None: as many as there are boxes, or two.
@@ -148,6 +149,7 @@ def separate_video(
             mixture_mel=mixture_mel[0],
             source_mel=source_mel,
             mask=mask,
+            source=video,
         )
 
 
@@ -171,7 +173,7 @@ def levels(parts: Iterable[Tensor]) -> list[float]:
 class _Separator:
     """One video and one model."""
 
-    def __init__(self, task: Separate, media: Media, scratch: str | Path | None) -> None:
+    def __init__(self, task: Separate, media: Media | Recording, scratch: str | Path | None) -> None:
         self.task, self.mixture = task, whole_waveform(media, scratch)
         self.reader = VideoReader(task, media, self.mixture)
         self.mel_mask = MelMask().to(task.device)
@@ -207,7 +209,7 @@ class _Separator:
         return split_frame(torch.cat(tokens), sources, width, height)
 
 
-def own_length(media: Media, length: int) -> int:
+def own_length(media: Media | Recording, length: int) -> int:
     """Length of a file's audio at its own rate; `length` is that at 16 kHz."""
     rate, last = media.info.sample_rate, length // (BLOCK * SAMPLE_RATE) * BLOCK
     found, scaled = last * rate + len(media.audio(last, BLOCK, rate)), length * rate / SAMPLE_RATE

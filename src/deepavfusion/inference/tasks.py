@@ -10,12 +10,12 @@ import torch
 
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.renamed import renamed_model
-from deepavfusion.inference.build import build, foreign, plain
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file
 from deepavfusion.utils.names import distinct
 from deepavfusion.utils.processes import give_memory_back
+from deepavfusion.weights.build import build, foreign, plain
 from deepavfusion.weights.compare import check_finite, check_plan
 from deepavfusion.weights.file import OPTIMIZER, read_file
 from deepavfusion.weights.origin import origin_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from deepavfusion.data.samples import SampleGroup, WindowDataset
 from deepavfusion.data.stores.raw import MediaClip, RawStore
 from deepavfusion.data.stores.store import OpenClip, frames_of, on_grid
 from deepavfusion.inference.growing import GrowingArray
-from deepavfusion.media import Media, Still, open_media
+from deepavfusion.media import Media, Recording, Source, Still, open_media
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import HOP_LENGTH, SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.transforms.image import Normalise, View
@@ -31,27 +31,27 @@ BLOCK = 10  # s of audio decoded at a time
 
 
 @contextmanager
-def open_video(path: str | Path, purpose: str) -> Iterator[Media]:
-    """Open a file with frames and audio.
+def open_video(source: Source, purpose: str) -> Iterator[Media | Recording]:
+    """Open a file or recording with frames and audio.
 
     Args:
-        path: the file.
+        source: the file.
         purpose: a past participle for the message: "video … cannot be <purpose>".
 
     Raises:
         UserError: no frames, no audio, or the file does not decode, now or while the block reads it.
     """
-    with _usable(purpose, "video with frames and audio"), open_media(path) as media:
+    with _usable(purpose, "video with frames and audio"), open_media(source) as media:
         for kind in ("video", "audio"):
             media.require(kind)
-        assert isinstance(media, Media)  # no image has audio
+        assert not isinstance(media, Still)  # no image has audio
         yield media
 
 
 @contextmanager
-def open_partial(path: str | Path, purpose: str) -> Iterator[Media | Still]:
+def open_partial(source: Source, purpose: str) -> Iterator[Media | Still | Recording]:
     """As `open_video`, also of a file with one of both, see `modalities`, or of an image."""
-    with _usable(purpose, "file with frames, audio or both, or an image"), open_media(path) as media:
+    with _usable(purpose, "file with frames, audio or both, or an image"), open_media(source) as media:
         if not modalities(media):
             media.require("video")
         yield media
@@ -70,12 +70,12 @@ def _usable(purpose: str, expected: str) -> Iterator[None]:
         ) from error
 
 
-def modalities(media: Media | Still) -> tuple[str, ...]:
+def modalities(media: Media | Still | Recording) -> tuple[str, ...]:
     """Those of `MODALITIES` that a file has: frames give the image."""
     return tuple(name for name, kind in zip(MODALITIES, ("video", "audio"), strict=True) if media.has(kind))
 
 
-def whole_waveform(media: Media, scratch: str | Path | None = None) -> GrowingArray:
+def whole_waveform(media: Media | Recording, scratch: str | Path | None = None) -> GrowingArray:
     """All of a video's audio from 0 s, mono at 16 kHz, [T]: in a file, 64 kB per second.
 
     Args:
@@ -99,7 +99,7 @@ def whole_waveform(media: Media, scratch: str | Path | None = None) -> GrowingAr
     return waveform
 
 
-def audio_blocks(media: Media, rate: int) -> Iterator[Tensor]:
+def audio_blocks(media: Media | Recording, rate: int) -> Iterator[Tensor]:
     """All of a file's audio from 0 s, mono, in blocks of `BLOCK` seconds; the last is shorter, possibly empty."""
     yield from media.audio_blocks(BLOCK, rate)
 
@@ -117,7 +117,7 @@ class VideoReader:
         window: length of the audio that it takes, samples.
     """
 
-    def __init__(self, task: Task, media: Media | Still, waveform: GrowingArray | None = None) -> None:
+    def __init__(self, task: Task, media: Media | Still | Recording, waveform: GrowingArray | None = None) -> None:
         assert not task.training, "call task.eval() first: in training mode the batch norms would adapt to the video"
         patches = {stream: getattr(task.net.encoder, stream).patch_embed for stream in ("image", "audio")}
         self.image_size: int = patches["image"].input_size[0]
@@ -155,11 +155,18 @@ class VideoReader:
 
 
 class PartialStore(RawStore):
-    """Files that may lack frames or audio, and still images."""
+    """Files that may lack frames or audio, still images, and recordings.
+
+    Args:
+        recordings: by the paths of the clips that are read from memory.
+    """
+
+    def __init__(self, recordings: Mapping[str, Recording] | None = None) -> None:
+        self.recordings = recordings or {}
 
     @contextmanager
     def open(self, clip: Clip) -> Iterator[OpenClip]:
-        with open_media(clip.path) as media:
+        with open_media(self.recordings.get(clip.path, clip.path)) as media:
             found = modalities(media)
             if not found:
                 media.require("audio")
@@ -170,7 +177,7 @@ class PartialStore(RawStore):
 class _ImageClip(MediaClip):
     """A video without audio, or an image: windows lie where they would if the audio lasted as long."""
 
-    def __init__(self, media: Media | Still) -> None:
+    def __init__(self, media: Media | Still | Recording) -> None:
         super().__init__(media)
         self.audio_end = self.video_end
 

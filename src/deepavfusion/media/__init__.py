@@ -5,7 +5,8 @@ come from PyAV, or from decord where several are wanted at once (frames.py). Eve
 """
 
 from deepavfusion.media.media import Media, MediaInfo
+from deepavfusion.media.recording import Recording
 from deepavfusion.media.scan import Scan, scan
-from deepavfusion.media.stills import Still, open_media
+from deepavfusion.media.stills import Source, Still, open_media
 
-__all__ = ["Media", "MediaInfo", "Scan", "Still", "open_media", "scan"]
+__all__ = ["Media", "MediaInfo", "Recording", "Scan", "Source", "Still", "open_media", "scan"]

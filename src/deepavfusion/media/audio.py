@@ -198,6 +198,21 @@ def _decoded(container: Container, stream: Any, needed: float, sought: bool) -> 
             yield None if frame.pts is None else frame.pts * tick - container.origin, frame
 
 
+def window_of(
+    samples: NDArray[np.float32], source_rate: int, start: float, seconds: float, sample_rate: int
+) -> torch.Tensor:
+    """As `Media.audio`, of samples in memory: float32 [T], mono, the first of them at 0 s."""
+    assert seconds > 0, seconds
+    begin = _on_both_grids(start, source_rate, sample_rate)
+    around = 2 * _margin(source_rate, sample_rate)
+    first, last = ((time * source_rate) for time in (begin - around, start + seconds + around))
+    first, last = max(0, floor(first)), max(0, ceil(last))
+    wanted, skip = round(seconds * sample_rate), round((start - begin) * sample_rate)
+    found = max(0, round(min(seconds, len(samples) / source_rate - start) * sample_rate))
+    pieces = [(first / source_rate, samples[first:last])]
+    return _resampled(pieces, source_rate, begin, skip + wanted, sample_rate)[skip:][:found].clip_(-1.0, 1.0)
+
+
 def _on_both_grids(start: float, source_rate: int, rate: int) -> float:
     """The last time at or before `start` that is a whole number of samples at both rates, s."""
     divisor = gcd(source_rate, rate) or 1

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from torch import Tensor
 from deepavfusion.media.bounds import check_size
 from deepavfusion.media.files import EXHAUSTED
 from deepavfusion.media.media import Media, MediaInfo
+from deepavfusion.media.recording import Recording
 from deepavfusion.utils.errors import DecodeError
 from deepavfusion.utils.files import regular_file
 
@@ -75,9 +76,14 @@ class Still:
         raise DecodeError(self.path, "no_audio", "the file is an image", "audio")
 
 
-def open_media(path: str | os.PathLike[str]) -> Media | Still:
-    """A media file or an image, by its name."""
-    return Still(path) if os.fspath(path).lower().endswith(STILLS) else Media(path)
+Source: TypeAlias = str | os.PathLike[str] | Recording
+
+
+def open_media(source: Source) -> Media | Still | Recording:
+    """A media file or an image, by its name; a recording is open."""
+    if isinstance(source, Recording):
+        return source
+    return Still(source) if os.fspath(source).lower().endswith(STILLS) else Media(source)
 
 
 def read_image(file: Path | IO[bytes], name: str = "") -> Image.Image:

@@ -30,6 +30,14 @@ class UserError(Exception):
         super().__init__(printable(spoken(" ".join(message.split()))))
 
 
+class ArgumentError(UserError, ValueError):
+    """An argument that a program gives, where no key of a command holds it."""
+
+
+class TaskError(ArgumentError):
+    """A network that was not trained for what it is asked."""
+
+
 class SaidByFirst(UserError):
     """An error that every process of a launcher finds, and the first one says for all."""
 

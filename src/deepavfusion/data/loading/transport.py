@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deepavfusion.data.loading.workers import in_worker
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
@@ -38,7 +39,7 @@ class Sender:
         if isinstance(items[0], UserError):  # instead of items; torch would pass it on as text, with its traceback
             return items[0]
         batch = self.collate(items)
-        if torch.utils.data.get_worker_info() is None:
+        if not in_worker():
             return batch
         if not self.obstacle:
             try:

@@ -19,6 +19,8 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.workers import die_with_parent
 from deepavfusion.utils.processes import on_sign_of_life
 
+_is_worker = False
+
 
 class Board:
     """Which item each of so many decoding processes is reading, and since when; in memory that all of them share.
@@ -38,7 +40,7 @@ class Board:
         if item in self.excluded:
             yield self.excluded[item]
             return
-        info = torch.utils.data.get_worker_info()
+        info = torch.utils.data.get_worker_info() if in_worker() else None
         row = self.rows.numpy()[info.id if info else 0]  # no tensor, since other threads may not write one of inference
         row[0], row[2] = os.getpid(), time.monotonic_ns()
         row[1] = item + 1
@@ -66,12 +68,14 @@ def _shared(*shape: int) -> torch.Tensor:
 
 def start_worker(_: int) -> None:
     """It ends with the training process, also while it hangs."""
+    global _is_worker
+    _is_worker = True
     die_with_parent()
 
 
 def in_worker() -> bool:
-    """Whether this is a decoding process."""
-    return torch.utils.data.get_worker_info() is not None
+    """Whether this is a decoding process of a `ResumableLoader`; a worker of someone else's loader is none."""
+    return _is_worker
 
 
 def own_random_state() -> AbstractContextManager[None]:

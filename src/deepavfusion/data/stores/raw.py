@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, Frame, OpenClip
-from deepavfusion.media import Media, Still
+from deepavfusion.media import Media, Recording, Still
 from deepavfusion.media.stills import read_image, read_mask_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Clip
@@ -44,7 +44,7 @@ class RawStore:
 class MediaClip:
     """One media file with video and audio."""
 
-    def __init__(self, media: Media | Still) -> None:
+    def __init__(self, media: Media | Still | Recording) -> None:
         self.media = media
         self.audio_end, self.video_end = media.info.audio_end, media.info.video_end
         self.frames_at_once = max(1, FRAMES_BYTES // max(1, 3 * media.info.width * media.info.height))

@@ -17,7 +17,7 @@ from deepavfusion.figures.style import BACKDROP, LINES, POWER, SMALL, new_figure
 from deepavfusion.inference.classify import Classification, best, spans
 from deepavfusion.inference.write.film import film_frames
 from deepavfusion.inference.write.saving import claimed, saving, write_list
-from deepavfusion.media import Media, open_media
+from deepavfusion.media import open_media
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, SAMPLE_RATE, LogMel, extend_by_mirror
 from deepavfusion.types import ALL, HEADS
 from deepavfusion.utils.console import cell
@@ -186,7 +186,7 @@ def _thinned(found: Classification, classes: NDArray[np.integer]) -> tuple[NDArr
 def _draw_frames(axis: Any, found: Classification) -> None:
     """Frames side by side, each from the middle of its part of the video, cropped a little to fit."""
     strip = axis.get_window_extent()
-    with open_media(found.video) as media:
+    with open_media(found.source or found.video) as media:
         height, width = media.frames([0.0]).shape[1:3]
         count = min(MAX_FRAMES, max(1, round(strip.width / strip.height * height / width)))
         part = found.seconds / count
@@ -205,7 +205,7 @@ def _draw_audio(axis: Any, found: Classification) -> None:
     count = min(MAX_FRAMES, math.ceil(found.seconds / found.window))
     part, log_mel = found.seconds / count, LogMel()
     length = min(part, found.window)
-    with Media(found.video) as media:
+    with open_media(found.source or found.video) as media:
         for n in range(count):
             waveform = media.audio(n * part - EDGE, length + 2 * EDGE, SAMPLE_RATE)
             if len(waveform):

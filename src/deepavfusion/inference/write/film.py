@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.media import Media, MediaInfo, Still
+from deepavfusion.media import Media, MediaInfo, Recording, Still
 from deepavfusion.media.encode import write_mp4
 from deepavfusion.utils.files import whole
 
@@ -48,7 +48,9 @@ def film_rate(sample_rate: int) -> int:
     return sample_rate if sample_rate in AAC_RATES else 48_000
 
 
-def film_frames(media: Media | Still, times: Sequence[float], rows: int, columns: int) -> Iterator[NDArray[np.uint8]]:
+def film_frames(
+    media: Media | Still | Recording, times: Sequence[float], rows: int, columns: int
+) -> Iterator[NDArray[np.uint8]]:
     """The frames at `times` (s, rising), resized to uint8 [rows, columns, 3]."""
     for frame in media.frames_in_turn(times):
         if frame.shape[:2] != (rows, columns):

@@ -21,7 +21,7 @@ from deepavfusion.inference.segment import Segmentation
 from deepavfusion.inference.video import audio_blocks
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
 from deepavfusion.inference.write.saving import claimed, saving, write_list
-from deepavfusion.media import Media
+from deepavfusion.media import Still, open_media
 from deepavfusion.utils.files import whole
 from deepavfusion.utils.names import stem_of
 from deepavfusion.weights.origin import Origin
@@ -126,7 +126,9 @@ def _write_overlay_film(
     classes = segmentation.classes or []
     colours = palette(len(classes or [0, 1]))
     strip = legend({name: colours[classes.index(name)] for name in shares(listed)}, columns, rows)
-    with Media(segmentation.video) as media, Media(segmentation.video) as audio:
+    source = segmentation.source or segmentation.video
+    with open_media(source) as media, open_media(source) as audio:
+        assert not isinstance(audio, Still)  # no image has audio
         rate = film_rate(media.info.sample_rate)
         times, fps = film_times(media.info, segmentation.seconds, segmentation.masks_per_second)
 
@@ -186,7 +188,7 @@ def draw(segmentation: Segmentation, folder: Path, listed: dict[str, Any]) -> Fi
     chosen = [int((n + 0.5) * len(listed["moments"]) / shown) for n in range(shown)]
     scale = min(1.0, FIGURE_PIXELS / min(segmentation.height, segmentation.width))
     rows, columns = (max(1, round(side * scale)) for side in (segmentation.height, segmentation.width))
-    with Media(segmentation.video) as media:
+    with open_media(segmentation.source or segmentation.video) as media:
         frames = list(film_frames(media, [segmentation.times[n] for n in chosen], rows, columns))
     colours, found = palette(len(segmentation.classes or [0, 1])), shares(listed)
     of_class = dict(zip(segmentation.classes or [], colours / 255, strict=False))

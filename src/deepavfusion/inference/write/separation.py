@@ -20,7 +20,7 @@ from deepavfusion.figures.style import BACKDROP, BLACK, POWER, VALUE, styled
 from deepavfusion.inference.separate import Separation, separate_video
 from deepavfusion.inference.write.film import film_frames, film_rate, film_size, film_times, write_film
 from deepavfusion.inference.write.saving import claimed, made, saving, write_list
-from deepavfusion.media import Media
+from deepavfusion.media import open_media
 from deepavfusion.media.encode import write_wav
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.transforms.audio import LOG_OFFSET
@@ -85,7 +85,7 @@ def _finite(level: float) -> float | None:
 def _write_source_film(path: Path, separation: Separation, source: int) -> None:
     """The video with the audio of one source, its box outlined and the rest dimmed."""
     rate = film_rate(separation.sample_rate)
-    with Media(separation.video) as media:
+    with open_media(separation.source or separation.video) as media:
         times, fps = film_times(media.info, separation.seconds)
         height, width = separation.frame.shape[:2]
         rows, columns = film_size(height, width)
