@@ -152,6 +152,8 @@ SAME = {  # of one script, before the tables above
     "convert": {
         "input={}": "i in checkpoint ckpt src source weights ckpt_path model path pretrained",
         "output={}": "o out dst dest target save_path output_path output_file",
+        "export={}": "format to export_format",
+        "check={}": "verify video test_input",
     },
     "doctor": {"smoke_train={}": "train smoke", "time_limit={}": "timeout"},
 }

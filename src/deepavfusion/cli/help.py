@@ -125,14 +125,19 @@ PAGES = {
         },
     ),
     "convert": Page(
-        "Convert a checkpoint, ours or published, to a .safetensors file of weights.",
-        ["input=<checkpoint> output=<file.safetensors>"],
+        "Convert a checkpoint, ours or published, to a .safetensors file of weights, or to a file that runs elsewhere.",
+        [
+            "input=<checkpoint> output=<file.safetensors>",
+            "export=onnx input=<checkpoint> output=<file.onnx> [key=value …]",
+            "export=torch input=<checkpoint> output=<file.pt2> [key=value …]",
+        ],
         {},
-        ["input", "output"],
+        ["input", "output", "export", "modality", "head", "preprocess", "check"],
         {
             "input=deepavfusion.pth output=deepavfusion.safetensors": "the authors' weights",
             "input=mae_pretrain_vit_base.pth output=mae.safetensors": "for model.image_weights=",
             "input=logs/pretrain/latest/checkpoints/last.ckpt output=mine.safetensors": "ours, to share",
+            "export=onnx input=logs/classify/latest/checkpoints/last.ckpt output=c.onnx": "for onnxruntime",
         },
     ),
     "doctor": Page(

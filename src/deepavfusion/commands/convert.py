@@ -1,4 +1,4 @@
-"""Convert checkpoints to weights: `python src/convert.py input=<checkpoint> output=<file.safetensors>`."""
+"""Convert checkpoints to weights, `python src/convert.py input=<checkpoint> output=<file.safetensors>`, or to ONNX."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 
 KINDS = {"ours": "this project's", "original": "a published DeepAVFusion", "vit": "an MAE or AudioMAE ViT"}
+WITHOUT_EXPORT = {"modality": "both", "head": True, "preprocess": True, "check": None}
 
 
 @entry("convert")
@@ -18,6 +19,15 @@ def main(cfg: DictConfig) -> None:
     for key in ("input", "output"):
         if not cfg[key]:
             raise UserError(f"convert.py: no {key} was given; add {key}=<file>, see configs/convert.yaml.")
+    options = {key: cfg[key] for key in ("modality", "head", "preprocess", "check")}
+    if cfg.export:
+        from deepavfusion.export.export import export_checkpoint
+
+        for line in export_checkpoint(cfg.input, cfg.output, cfg.export, **options).lines():
+            say(line)
+        return
+    if unread := [key for key, value in options.items() if value != WITHOUT_EXPORT[key]]:
+        raise UserError(f"convert.py: only an export reads {unread[0]}: add export=onnx or export=torch, or omit it.")
     from deepavfusion.weights.weights import describe, read_weights, write_weights  # takes seconds
 
     weights = read_weights(cfg.input)

@@ -95,7 +95,7 @@ CASE: dict[str, Rule] = {  # keys of a case of the model benchmark
     "measure": one_of("time", "memory"),
 }
 # Any text, since no object is built with it
-OPENED_BY_SCRIPTS = ("ckpt_path", "video", "input", "output", "root", "index", "query")
+OPENED_BY_SCRIPTS = ("ckpt_path", "video", "input", "output", "root", "index", "query", "check")
 RULES: dict[str, Rule] = {  # in the order of checking: keys that others are interpolated from come first
     **dict.fromkeys(("seed", "data.seed", "data.samples.seed", "model.seed", "benchmark.seed"), SEED),
     "task": NAME | NULL,
@@ -229,6 +229,11 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "pack.short_side": PIXELS,
     "pack.quality": whole(1, 95),
     "pack.clips_per_chunk": MANY,
+    # ---- convert.py
+    "export": one_of("onnx", "torch") | NULL,
+    "modality": one_of("both", "image", "audio"),
+    **dict.fromkeys(("head", "preprocess"), FLAG),
+    "check": TEXT | NULL,
     # ---- benchmark.py
     "reference": FLAG,
     "benchmark.clips": MANY,

@@ -167,8 +167,10 @@ class DeepAVFusion(nn.Module):
 
 
 def _images(image: Tensor | None, audio: Tensor | None) -> int:
-    """How many images share each audio."""
-    return 1 if image is None or audio is None else image.shape[0] // max(audio.shape[0], 1)
+    """How many images share each audio; that it is one of each is known for any batch, as the export needs it."""
+    if image is None or audio is None or image.shape[0] == audio.shape[0]:
+        return 1
+    return image.shape[0] // max(audio.shape[0], 1)
 
 
 def _repeat(tokens: Tensor | None, times: int) -> Tensor | None:

@@ -43,7 +43,7 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """waveform [B, T] at 16 kHz in [−1, 1] -> [B, 1, M, T // 250]; the last, half-empty frame is dropped."""
-        if not len(waveform):  # the STFT refuses an empty batch
+        if waveform.shape[0] == 0:  # the STFT refuses an empty batch; not len(), which would fix the batch of an export
             return waveform.new_zeros(0, 1, N_MELS, waveform.shape[-1] // HOP_LENGTH)
         with torch.autocast(waveform.device.type, enabled=False):  # bfloat16 has 8 bits of precision, too few for audio
             power = self.mel(waveform.to(self.mel.mel_scale.fb.dtype))[..., :-1]

@@ -1,0 +1,1 @@
+"""Networks as files that run without this project: ONNX, and programs of torch.export."""
