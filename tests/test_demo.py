@@ -25,6 +25,7 @@ from deepavfusion.data.lists.audioset import audioset
 from deepavfusion.data.lists.avsbench import avsbench
 from deepavfusion.data.lists.music import music
 from deepavfusion.data.lists.vggsound_music import vggsound_music
+from deepavfusion.demo import clips as writer
 from deepavfusion.demo import demo, plans
 from deepavfusion.demo.drawings import DRAWINGS
 from deepavfusion.demo.scenes import Scene
@@ -85,7 +86,7 @@ def test_every_clip_decodes_with_sound(root: Path) -> None:
             frames = [frame.time for frame in container.decode(video=0)]
         with av.open(str(path)) as container:
             sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-        assert len(frames) == round(seconds * demo.FPS)
+        assert len(frames) == round(seconds * writer.FPS)
         assert len(sound) / SAMPLE_RATE == pytest.approx(seconds, abs=0.1)
         assert np.sqrt(np.mean(sound**2)) > 0.01
 
@@ -200,7 +201,7 @@ def test_audioset_labels_are_what_sounds(tmp_path: Path, monkeypatch: pytest.Mon
     """The reader's labels are the instruments that were performed for the clip's sound, and no others."""
     performed: list[str] = []
     heard: dict[str, set[str]] = {}
-    perform_, write_ = demo.perform, demo.write_mp4
+    perform_, write_ = demo.perform, writer.write_mp4
 
     def listen(instrument: str, *rest: Any) -> Any:
         performed.append(instrument)
@@ -212,7 +213,7 @@ def test_audioset_labels_are_what_sounds(tmp_path: Path, monkeypatch: pytest.Mon
         write_(path, *rest)
 
     monkeypatch.setattr(demo, "perform", listen)
-    monkeypatch.setattr(demo, "write_mp4", note)
+    monkeypatch.setattr(writer, "write_mp4", note)
     counts = demo.Counts(audioset_balanced=18, audioset_unbalanced=1, audioset_eval=1)
     (root,) = demo.ensure(tmp_path, ["audioset"], workers=1, counts=counts)
     found = audioset(root, "balanced")
@@ -350,7 +351,7 @@ def test_a_set_knows_its_own_counts_only(tmp_path: Path) -> None:
     assert sorted(name for names in demo.COUNTS.values() for name in names) == sorted(
         field.name for field in fields(demo.Counts)
     )
-    assert list(demo.COUNTS) == list(demo.PLANS) == list(demo.SETS)
+    assert list(demo.COUNTS) == list(demo.PLANS) == [*demo.SETS, *plans.OPTIONAL]
     demo.ensure(tmp_path, ["vggsound"], workers=1, counts=ONE_SET)
     path = tmp_path / "vggsound/manifest.json"
     manifest = json.loads(path.read_text())

@@ -104,7 +104,7 @@ PAGES = {
         ],
         {"data": "layout of the dataset"},
         [
-            *("command", "root", "sets", "data.root", "splits", "time_limit", "output", "workers", "force"),
+            *("command", "root", "sets", "package", "data.root", "splits", "time_limit", "output", "workers", "force"),
             *("pack.short_side", "pack.quality", "pack.clips_per_chunk"),
         ],
         {

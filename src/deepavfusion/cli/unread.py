@@ -23,7 +23,7 @@ READ_BY = {  # keys, and sections, that not every task or command reads
         **dict.fromkeys(("windows", "num_workers", "time_limit"), ("features", "search")),
     },
     ("prepare", "command"): {
-        **dict.fromkeys(("root", "sets"), ("demo",)),
+        **dict.fromkeys(("root", "sets", "package"), ("demo",)),
         **dict.fromkeys(("data", "splits", "time_limit"), ("verify", "pack")),
         **dict.fromkeys(("output", "pack"), ("pack",)),
     },

@@ -27,7 +27,8 @@ def make_demo(cfg: DictConfig) -> None:
 
     root = root_folder() / cfg.root  # an absolute root stays as it is
     sets = [cfg.sets] if isinstance(cfg.sets, str) else cfg.sets
-    demo.ensure(root, demo.SETS if sets is None else list(sets), seed=cfg.seed, workers=workers(cfg), force=cfg.force)
+    chosen = demo.SETS if sets is None else list(sets)
+    demo.ensure(root, chosen, cfg.seed, workers(cfg), force=cfg.force, package=cfg.package)
 
 
 def verify_data(cfg: DictConfig) -> None:

@@ -95,14 +95,16 @@ CASE: dict[str, Rule] = {  # keys of a case of the model benchmark
     "measure": one_of("time", "memory"),
 }
 # Any text, since no object is built with it
-OPENED_BY_SCRIPTS = ("ckpt_path", "video", "input", "output", "root", "index", "query", "check")
+OPENED_BY_SCRIPTS = ("ckpt_path", "video", "input", "output", "root", "index", "query", "check", "package")
 RULES: dict[str, Rule] = {  # in the order of checking: keys that others are interpolated from come first
     **dict.fromkeys(("seed", "data.seed", "data.samples.seed", "model.seed", "benchmark.seed"), SEED),
     "task": NAME | NULL,
     "run.name": NAME | NULL,
     "run.latest": FLAG,
     **dict.fromkeys(("paths.root_dir", "paths.data_dir"), TEXT),
-    **dict.fromkeys(("paths.run_dir", "ckpt_path", "video", "input", "output", "index", "query"), TEXT | NULL),
+    **dict.fromkeys(
+        ("paths.run_dir", "ckpt_path", "video", "input", "output", "index", "query", "package"), TEXT | NULL
+    ),
     "paths.log_dir": LOGS,
     "resume": LOGS | NULL,
     **dict.fromkeys(("test", "validate_before"), FLAG),

@@ -14,21 +14,20 @@ import fcntl
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 
-from deepavfusion.demo.plans import COUNTS, FULL, PLANS, SETS, STAGE, Counts, Job, rng_of
+from deepavfusion.demo import plans, stamps
+from deepavfusion.demo.clips import write_clip
+from deepavfusion.demo.plans import COUNTS, FULL, SETS, STAGE, Counts, Job, rng_of
 from deepavfusion.demo.scenes import Scene
-from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, SAMPLE_RATE, melody, mix, perform
-from deepavfusion.media.encode import write_mp4, write_wav
+from deepavfusion.demo.sounds import OWN_REGISTER, REGISTER, melody, mix, perform
 from deepavfusion.utils.console import track
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file, write_whole
@@ -37,7 +36,7 @@ from deepavfusion.utils.names import printable
 from deepavfusion.utils.reading import RECORD, read_json
 
 VERSION = 3  # increase it whenever the same seed gives other files
-FPS = 10.0
+PLANS = {**plans.PLANS, "stamps": stamps.plan_stamps}
 MANIFEST, UNFINISHED, OLD = "manifest.json", ".{}.partial", ".{}.old"
 MOST_FILES = 10**6  # of a manifest
 REPORTS = ("verify.csv", "verify_classes.csv", "verify.csv.partial.jsonl")  # of prepare.py command=verify
@@ -53,13 +52,18 @@ def ensure(
     workers: int | None = None,
     counts: Counts = FULL,
     force: bool = False,
+    package: str | None = None,
 ) -> list[Path]:
     """Generate the sets that are missing, incomplete or of another version or seed, or all; returns their folders.
 
     Only one process works at a time; others wait and then find the work done.
 
+    Args:
+        package: for the set stamps, where its Debian package was unpacked; None: where it is installed.
+
     Raises:
-        UserError: an unknown set, or a folder of that name that this function has not written.
+        UserError: an unknown set, a folder of that name that this function has not written, or, if stamps has to be
+            generated, no package or one with a file that cannot be used.
     """
     root = Path(root)
     for name in sets:
@@ -77,7 +81,7 @@ def ensure(
         if stale:
             text = f"Generating demo data in {root}: {', '.join(stale)}"
             Console(stderr=True).print(printable(text), soft_wrap=True, highlight=False, markup=False)
-            _generate(root, stale, seed, workers or os.cpu_count() or 1, counts)
+            _generate(root, stale, seed, workers or os.cpu_count() or 1, counts, package)
     return [root / name for name in sets]
 
 
@@ -160,20 +164,46 @@ def _remove(folder: Path, name: str) -> None:
             os.rmdir(place)
 
 
-def _generate(root: Path, sets: Sequence[str], seed: int, workers: int, counts: Counts) -> None:
+def _generate(
+    root: Path, sets: Sequence[str], seed: int, workers: int, counts: Counts, package: str | None = None
+) -> None:
+    renders: dict[str, Callable[..., None]] = dict.fromkeys(sets, render)
+    if "stamps" in sets:
+        renders["stamps"] = partial(stamps.render, stamps=_checked_package(package))
     # Spawned processes share nothing with this one, nor its lock.
     context = worker_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=die_with_parent) if workers > 1 else nullcontext() as pool:
         try:
             for name in sets:
-                _generate_set(root, name, seed, counts, pool)
+                _generate_set(root, name, seed, counts, pool, renders[name])
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():  # or the pool finishes what it has been given
                 worker.kill()
             raise
 
 
-def _generate_set(root: Path, name: str, seed: int, counts: Counts, pool: ProcessPoolExecutor | None) -> None:
+def _checked_package(package: str | None) -> Path:
+    """The folder of the stamps, all of which can be read: said before anything is written."""
+    from deepavfusion.demo.package import (
+        licence,
+        read_package,
+        stamps_of,
+    )  # takes torch, which the other sets do without
+
+    folder = stamps_of(package)
+    licence(folder)
+    read_package(folder)
+    return folder
+
+
+def _generate_set(
+    root: Path,
+    name: str,
+    seed: int,
+    counts: Counts,
+    pool: ProcessPoolExecutor | None,
+    render: Callable[..., None],
+) -> None:
     unfinished, old = root / UNFINISHED.format(name), root / OLD.format(name)
     for leftover in (unfinished, old):
         _remove(leftover, name)
@@ -206,18 +236,5 @@ def render(job: Job, folder: Path, seed: int) -> None:
     waveform = mix(parts, rng)
     onsets = [[note.start for note in tune] for tune in tunes]
     scene = Scene(rng, [*job.sounding, *job.silent], onsets, job.stage)
-    target = folder / job.path
-    if not job.masks:
-        frames = (scene.frame(n / FPS) for n in range(round(job.seconds * FPS)))
-        write_mp4(target, frames, FPS, waveform, SAMPLE_RATE)
-        return
-    for part in ("frames", "labels_semantic"):
-        (target / part).mkdir(parents=True)
-    write_wav(target / "audio.wav", waveform, SAMPLE_RATE)
-    for n in range(round(job.seconds)):
-        Image.fromarray(scene.frame(n + 0.5)).save(target / "frames" / f"{n}.jpg", quality=90)
-        if n < job.masks:
-            labels = np.zeros((scene.height, scene.width), np.uint8)
-            for name, mask in zip(job.sounding, scene.masks(n + 0.5), strict=True):
-                labels[mask] = STAGE.index(name) + 1
-            Image.fromarray(labels).save(target / "labels_semantic" / f"{n}.png")
+    values = [STAGE.index(name) + 1 for name in job.sounding] if job.masks else []
+    write_clip(job, folder, scene, waveform, values)

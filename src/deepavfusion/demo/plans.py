@@ -40,7 +40,7 @@ STAGE = list(OWN_REGISTER)  # the instruments of all sets but VGGSound and Audio
 
 @dataclass(frozen=True)
 class Counts:
-    """How many clips: of each class for VGGSound, VGGSound-Music and the solos, altogether for the rest."""
+    """How many clips: of each class for VGGSound, VGGSound-Music, the solos and stamps, altogether for the rest."""
 
     vggsound_train: int = 48
     vggsound_test: int = 32
@@ -57,6 +57,12 @@ class Counts:
     audioset_balanced: int = 384
     audioset_unbalanced: int = 192
     audioset_eval: int = 160
+    stamps_train: int = 24
+    stamps_test: int = 12
+    stamps_other: int = 8
+    stamps_s4_train: int = 10
+    stamps_s4_val: int = 1
+    stamps_s4_test: int = 3
 
 
 FULL = Counts()
@@ -68,8 +74,10 @@ COUNTS = {
     "music": ("solos", "duets"),
     "avsbench": ("s4_train", "s4_val", "s4_test", "ms3_train", "ms3_val", "ms3_test"),
     "audioset": ("audioset_balanced", "audioset_unbalanced", "audioset_eval"),
+    "stamps": tuple(name for name in vars(FULL) if name.startswith("stamps_")),
 }
-SETS = tuple(COUNTS)
+OPTIONAL = ("stamps",)  # made if they are named: they need files that are not ours
+SETS = tuple(name for name in COUNTS if name not in OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def rng_of(seed: int, key: str) -> Generator:
 def _plan_vggsound(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     """annotations/vggsound.csv; clips/<label>/<id>_<start>_<end>.mp4."""
     jobs, rows = _clips_by_label("vggsound", NAMES, seed, counts)
-    return jobs, {"annotations/vggsound.csv": _csv(sorted(rows))}
+    return jobs, {"annotations/vggsound.csv": csv_text(sorted(rows))}
 
 
 def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
@@ -127,7 +135,7 @@ def _plan_vggsound_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     for n in order:
         (first, one), (second, two) = test[n], test[(n + (1 if n % 8 == 0 else counts.vggsound_music_test)) % len(test)]
         pairs.append((first, second, one, two, "Hard" if one == two else "Easy"))
-    return jobs, {"annotations/vggmusic_train.txt": "".join(lines), "annotations/vggmusic_eval_ss.csv": _csv(pairs)}
+    return jobs, {"annotations/vggmusic_train.txt": "".join(lines), "annotations/vggmusic_eval_ss.csv": csv_text(pairs)}
 
 
 def _clips_by_label(
@@ -142,7 +150,7 @@ def _clips_by_label(
             folder = label.translate(str.maketrans(" (),", "____"))
             for n in range(getattr(counts, f"{dataset}_{split}")):
                 key = f"{dataset}/{split}/{name}/{n}"
-                rng, clip, start = _origin(seed, key, dash=not stage and n % 16 == 0)
+                rng, clip, start = origin(seed, key, dash=not stage and n % 16 == 0)
                 path = f"clips/{folder}/{clip}_{start:06d}_{start + 10:06d}.mp4"
                 silent = () if stage else _silent(rng, [name])
                 jobs.append(Job(path, key, (name,), silent, SECONDS[dataset], stage=stage))
@@ -155,7 +163,7 @@ def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
     jobs, solos, duets = list[Job](), dict[str, list[str]](), dict[str, list[str]]()
 
     def add(videos: dict[str, list[str]], names: tuple[str, ...], key: str, seconds: float) -> None:
-        _, clip, _ = _origin(seed, key)
+        _, clip, _ = origin(seed, key)
         folder = " ".join(CLASSES[name][1] for name in names)
         jobs.append(Job(f"clips/{folder}/{clip}.mp4", key, names, (), seconds, stage=True))
         videos.setdefault(folder, []).append(clip)
@@ -164,7 +172,7 @@ def _plan_music(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
         for n in range(counts.solos):
             add(solos, (name,), f"music/solo/{name}/{n}", SECONDS["solo"])
     for n in range(counts.duets):
-        first, second = sorted(_choose(rng_of(seed, f"music/duet/{n}/pair"), 2, STAGE))
+        first, second = sorted(choose(rng_of(seed, f"music/duet/{n}/pair"), 2, STAGE))
         add(duets, (first, second), f"music/duet/{n}", SECONDS["duet"])
     lists = {"MUSIC_solo_videos": solos, "MUSIC_duet_videos": duets, "MUSIC21_solo_videos": solos}
     return jobs, {f"{name}.json": json.dumps({"videos": videos}) + "\n" for name, videos in lists.items()}
@@ -177,20 +185,20 @@ def _plan_avsbench(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
         for split in ("train", "val", "test"):
             for n in range(getattr(counts, f"{subset}_{split}")):
                 key = f"avsbench/{label}/{split}/{n}"
-                rng, video, start = _origin(seed, key)
+                rng, video, start = origin(seed, key)
                 uid = f"{video}_{start * 1000}_{start * 1000 + 5000}"
                 if label == "v1s":
                     sounding: tuple[str, ...] = (STAGE[n % len(STAGE)],)
-                    silent = _choose(rng, 1, [name for name in STAGE if name not in sounding])
+                    silent = choose(rng, 1, [name for name in STAGE if name not in sounding])
                 else:
-                    drawn = _choose(rng, int(rng.integers(2, 4)), STAGE)
+                    drawn = choose(rng, int(rng.integers(2, 4)), STAGE)
                     heard = int(rng.integers(1, 3))
                     sounding, silent = drawn[:heard], drawn[heard:]
                 masks = 1 if (label, split) == ("v1s", "train") else 5
                 jobs.append(Job(f"{label}/{uid}", key, sounding, silent, SECONDS["avsbench"], masks, stage=True))
                 rows.append((video, uid, str(start // 60), str(start % 60), "_".join(sounding), split, label))
     index = {"background": 0, **{name: n + 1 for n, name in enumerate(STAGE)}}
-    return jobs, {"metadata.csv": _csv(rows), "label2idx.json": json.dumps(index, indent=1) + "\n"}
+    return jobs, {"metadata.csv": csv_text(rows), "label2idx.json": json.dumps(index, indent=1) + "\n"}
 
 
 def _plan_audioset(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
@@ -203,7 +211,7 @@ def _plan_audioset(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
         lines, labels = [], []
         for n in range(count):
             key = f"audioset/{split}/{n}"
-            rng, video, start = _origin(seed, key, dash=n % 15 == 0)
+            rng, video, start = origin(seed, key, dash=n % 15 == 0)
             sounding = _sounding(seed, split, n)
             silent = _silent(rng, sounding) if len(sounding) < max(SIZE) else ()
             path = f"clips/{video[:2]}/{video}_{start:06d}_{start + 10:06d}.mp4"
@@ -237,7 +245,7 @@ PLANS: dict[str, Plan] = {
 }
 
 
-def _choose(rng: Generator, count: int, names: Sequence[str]) -> tuple[str, ...]:
+def choose(rng: Generator, count: int, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names[n] for n in rng.choice(len(names), count, replace=False))
 
 
@@ -248,14 +256,14 @@ def _silent(rng: Generator, sounding: Sequence[str]) -> tuple[str, ...]:
     return (str(rng.choice([name for name in NAMES if name not in sounding])),)
 
 
-def _origin(seed: int, key: str, dash: bool = False) -> tuple[Generator, str, int]:
+def origin(seed: int, key: str, dash: bool = False) -> tuple[Generator, str, int]:
     """A clip's generator, and from it a YouTube id and a start in s; `dash` begins the id with "-", to test parsers."""
     rng = rng_of(seed, f"{key}/plan")
     letters = "".join(ID_LETTERS[n] for n in rng.integers(len(ID_LETTERS), size=11))
     return rng, f"-{letters[1:]}" if dash else letters, int(rng.integers(290))
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> str:
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()

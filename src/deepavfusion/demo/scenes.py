@@ -6,14 +6,16 @@ most of the time, colour tell the instrument. A sounding instrument jumps when a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from deepavfusion.demo.drawings import DRAWINGS, USUAL, Pen, Range, colour
+from deepavfusion.demo.drawings import DRAWINGS, USUAL, Pen, colour
 
 # How hard it is to see the class: wider ranges hide it better. Change VERSION in demo.py with them.
 SHORT_SIDES = (216, 224, 232, 240, 248)  # pixels
@@ -34,6 +36,8 @@ CALM = 0.16  # seconds after which both have fallen to 1/e
 LONG = ("guitar", "violin", "flute", "trumpet", "banjo")
 
 Pose = tuple[int, int]  # height of the jump in pixels, swing in degrees
+Draw = Callable[[str, Generator], Image.Image]  # the picture of a name, RGBA
+Paint = Callable[[Generator, int, int], Image.Image]  # what lies behind all, RGB, of a width and height
 
 
 @dataclass
@@ -67,12 +71,22 @@ class Scene:
 
     Args:
         rng: decides everything else.
-        instruments: keys of `DRAWINGS`, all different.
+        instruments: keys of `DRAWINGS`, or whatever `draw` takes; all different.
         onsets: seconds at which each sounding instrument starts a note.
         stage: instruments have their usual colours and stand before something grey.
+        draw: gives the pictures of the instruments; None: as drawn.
+        paint: gives the backdrop; None: mixed colours.
     """
 
-    def __init__(self, rng: Generator, instruments: list[str], onsets: list[list[float]], stage: bool = False) -> None:
+    def __init__(
+        self,
+        rng: Generator,
+        instruments: list[str],
+        onsets: list[list[float]],
+        stage: bool = False,
+        draw: Draw | None = None,
+        paint: Paint | None = None,
+    ) -> None:
         short = int(rng.choice(SHORT_SIDES))
         long = 2 * round(short * rng.choice(ASPECTS) / 2)
         size: tuple[int, int] = (long, short) if rng.random() < 0.8 else (short, long)
@@ -80,7 +94,9 @@ class Scene:
         self.onsets = onsets
         low, high = SIZE[len(instruments)]
         self.sprites = [
-            _sprite(name, short * rng.uniform(low, high), rng.uniform(-ANGLE, ANGLE), rng, 1.0 if stage else USUAL)
+            _sprite(
+                name, short * rng.uniform(low, high), rng.uniform(-ANGLE, ANGLE), rng, draw or partial(_drawn, stage)
+            )
             for name in instruments
         ]
         _place(self.sprites, self.width, self.height, rng)
@@ -90,8 +106,7 @@ class Scene:
         for sprite in self.sprites:
             sprite.image = sprite.image.point([*levels, *range(256)])
             sprite.turned.clear()
-        colours = (STAGE_VALUE, STAGE_SATURATION) if stage else (BACKDROP_VALUE, BACKDROP_SATURATION)
-        self.backdrop = _backdrop(rng, self.width, self.height, *colours).point(levels)
+        self.backdrop = (paint or partial(_backdrop, stage))(rng, self.width, self.height).point(levels)
         for sprite in self.sprites[len(onsets) :]:
             image, corner = sprite.posed((0, 0))
             self.backdrop.paste(image, corner, image)
@@ -134,10 +149,15 @@ class Scene:
         return alphas
 
 
-def _sprite(name: str, size: float, angle: float, rng: Generator, usual: float) -> Sprite:
-    pen = Pen(name, rng, usual)
+def _drawn(stage: bool, name: str, rng: Generator) -> Image.Image:
+    pen = Pen(name, rng, 1.0 if stage else USUAL)
     DRAWINGS[name](pen, rng)
-    image = pen.image.crop(pen.image.getbbox())
+    return pen.image
+
+
+def _sprite(name: str, size: float, angle: float, rng: Generator, draw: Draw) -> Sprite:
+    drawn = draw(name, rng)
+    image = drawn.crop(drawn.getbbox())
     scale = size * (STRETCH if name in LONG else 1.0) / max(image.size)
     width, height = (max(2, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -170,7 +190,7 @@ def _place(sprites: list[Sprite], width: int, height: int, rng: Generator) -> No
         sprite.x, sprite.y = place
 
 
-def _backdrop(rng: Generator, width: int, height: int, value: Range, saturation: Range) -> Image.Image:
+def _backdrop(stage: bool, rng: Generator, width: int, height: int) -> Image.Image:
     """Two to four colours mixed by a smooth noise, a gradient, stripes or blobs."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / min(width, height)
     kind = rng.choice(["noise", "gradient", "stripes", "blobs"])
@@ -194,6 +214,7 @@ def _backdrop(rng: Generator, width: int, height: int, value: Range, saturation:
             cx, cy, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(6, 50)
             draw.ellipse([cx - r, cy - r * rng.uniform(0.4, 1), cx + r, cy + r], int(rng.integers(60, 256)))
         field_ = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 5))), np.float32) / 255
+    value, saturation = (STAGE_VALUE, STAGE_SATURATION) if stage else (BACKDROP_VALUE, BACKDROP_SATURATION)
     first, second = (np.array(colour(rng, value, saturation), np.float32) for _ in range(2))
     mixed = first + rng.uniform(*TEXTURE) * np.clip(field_, 0, 1)[..., None] * (second - first)
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))

@@ -103,6 +103,19 @@ def read_image(file: Path | IO[bytes], name: str = "") -> Image.Image:
     return pixels if turn is None else pixels.transpose(turn)
 
 
+def read_cutout(file: Path, most: int) -> Image.Image:
+    """An image file as RGBA, what it does not cover being transparent; each side has `most` pixels at most.
+
+    Raises:
+        DecodeError: missing, undecodable (also if it is too large).
+    """
+    with _opened(file, "", "undecodable") as image:
+        if max(image.size) > most:
+            raise ValueError(f"it has {image.width} × {image.height} pixels, expected {most} at most on each side")
+        image.load()
+        return image.convert("RGBA")
+
+
 def read_mask(file: Path | IO[bytes], name: str = "") -> Image.Image:
     """A PNG file (or another format that keeps values), or the bytes of one, as mode L, as it is stored.
 
