@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from deepavfusion.config.compose import choices, compose
-from deepavfusion.config.overrides import OF_ONE_RUN, merged, value_of, with_scale
+from deepavfusion.config.overrides import OF_ONE_RUN, merged, quoted, split_override, value_of, with_scale
 from deepavfusion.config.records import accepted
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, OVERRIDES, read_overrides
 from deepavfusion.runs.signing import is_signed
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import no_file
+from deepavfusion.weights.hub import address_of, missing, pinned
+
+SOURCES = ("ckpt_path", "model.pretrained", "model.image_weights", "model.audio_weights")
 
 
 def recorded(script: str, given: list[str]) -> list[str] | None:
@@ -50,7 +52,19 @@ def training_overrides(given: list[str]) -> tuple[list[str], str | None]:
         All overrides, and why the demo was chosen, if it was. Applied to its own result, as the processes of a
         distributed run do, it changes nothing.
     """
-    return with_scale("train", merged(recorded("train", given) or [], given))
+    return with_scale("train", pinned_sources(merged(recorded("train", given) or [], given)))
+
+
+def pinned_sources(overrides: list[str]) -> list[str]:
+    """The overrides in which addresses on the Hub name the commit that they are at, for this run and its records."""
+    found = []
+    for override in overrides:
+        sign, key, _ = split_override(override)
+        value = value_of([override], key) if key in SOURCES and sign != "~" else None
+        if isinstance(value, str) and (address := address_of(value)) and not address.pinned:
+            override = f"{sign}{key}={quoted(str(pinned(address)))}"
+        found.append(override)
+    return found
 
 
 def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
@@ -61,8 +75,10 @@ def evaluation_overrides(given: list[str]) -> tuple[list[str], str | None]:
             "ckpt_path is missing: expected the checkpoint to evaluate, e.g. "
             "ckpt_path=logs/classify/latest/checkpoints/last.ckpt, or best.ckpt under logs/segment."
         )
-    if wrong := no_file(str(path)):
+    if wrong := missing(str(path)):
         raise UserError(f"checkpoint {path} {wrong}: expected one of train.py, <run>/checkpoints/last.ckpt.")
+    given = pinned_sources(given)
+    path = value_of(given, "ckpt_path")
     from deepavfusion.weights.weights import read_record  # takes torch, without which mistakes are reported sooner
 
     record = read_record(str(path))

@@ -15,6 +15,7 @@ from deepavfusion.cli.guard import guarded
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 from deepavfusion.utils.console import Bars, say
 from deepavfusion.utils.errors import UserError
+from deepavfusion.weights.hub import address_of, source_of
 
 SHOWN = 8  # classes in a line
 
@@ -106,7 +107,7 @@ def search(cfg: DictConfig, output: Path) -> None:
     from rich import get_console
 
     from deepavfusion.inference.encoders import open_network, sizes_of
-    from deepavfusion.inference.search.index import folder_index, hash_of, matching, read_index
+    from deepavfusion.inference.search.index import checkpoint_of, folder_index, hash_of, matching, read_index
     from deepavfusion.inference.search.nearest import embed_query, search_clips
     from deepavfusion.inference.write.saving import made
     from deepavfusion.inference.write.search import as_table, write_search
@@ -114,7 +115,7 @@ def search(cfg: DictConfig, output: Path) -> None:
 
     is_file = str(cfg.index).endswith(".npz") and not Path(cfg.index).is_dir()
     given = read_index(cfg.index) if is_file else None
-    ckpt = checkpoint(cfg) if given is None or cfg.ckpt_path else Path(given.checkpoint)
+    ckpt = checkpoint(cfg) if given is None or cfg.ckpt_path else checkpoint_of(given)
     index, line = (None, "") if given is None else (matching(given, ckpt), f"index {given.path}")
     network, description = open_network(ckpt, device(cfg))
     say(description)
@@ -171,12 +172,14 @@ TASKS = {  # each with an experiment that trains a network for it
 }
 
 
-def checkpoint(cfg: DictConfig) -> Path:
+def checkpoint(cfg: DictConfig) -> str | Path:
     """The given checkpoint, or that of the task's newest run: its last; for segment its best, if there is one.
 
     A search takes that of a retrieval, if there is one.
     """
     if cfg.ckpt_path:
+        if address_of(cfg.ckpt_path):
+            return source_of(cfg.ckpt_path)
         given = Path(cfg.ckpt_path)
         return (
             given.resolve() if given.is_symlink() else given

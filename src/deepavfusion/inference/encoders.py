@@ -18,6 +18,7 @@ from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MEL
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.compare import check_plan
 from deepavfusion.weights.file import OPTIMIZER, read_file
+from deepavfusion.weights.hub import source_of
 from deepavfusion.weights.weights import Weights, describe, load_encoder, recognise
 
 HEAD_DIM = 64  # channels per attention head in every ViT of the paper, base and large
@@ -34,15 +35,16 @@ def open_network(path: str | Path, device: str | torch.device = "cpu") -> tuple[
     """The task of a checkpoint, or its encoder where it holds no more, and a one-line summary of the encoder.
 
     Args:
-        path: a .ckpt file of any task that train.py wrote; or weights alone: a published DeepAVFusion checkpoint, or
-            one of ours (.safetensors). Their sizes are derived from the tensors; what the shapes do not show is assumed
+        path: a .ckpt file of any task that train.py wrote, or its folder or hf:// address by convert.py; or weights
+            alone: a published DeepAVFusion checkpoint, or one of ours (.safetensors). Their sizes are derived from the tensors; what the shapes do not show is assumed
             to be as in the paper, and the summary says so.
         device: to put it on.
 
     Raises:
         UserError: see `load_task` and `weights.weights.read_weights`; or the file holds no complete encoder.
     """
-    content = read_file(Path(path), without=OPTIMIZER)
+    path = source_of(path)
+    content = read_file(path, without=OPTIMIZER)
     weights = recognise(content, path)
     if isinstance(weights.record.get("model"), dict):
         task = load_task(path, device=device, content=content)

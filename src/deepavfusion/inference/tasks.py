@@ -12,12 +12,12 @@ from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.renamed import renamed_model
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
-from deepavfusion.utils.files import no_file
 from deepavfusion.utils.names import distinct
 from deepavfusion.utils.processes import give_memory_back
 from deepavfusion.weights.build import build, foreign, plain
 from deepavfusion.weights.compare import check_finite, check_plan
 from deepavfusion.weights.file import OPTIMIZER, read_file
+from deepavfusion.weights.hub import missing, source_of
 from deepavfusion.weights.origin import origin_of
 
 LONGEST = 10_000  # characters of the name of a class
@@ -32,7 +32,7 @@ def load_task(
     `deepavfusion.tasks`, of the sizes of its tensors. It must hold no `${…}`: a resolver could turn that into a config.
 
     Args:
-        path: a .ckpt file that train.py wrote.
+        path: a .ckpt file that train.py wrote, or a folder or hf:// address that convert.py wrote.
         expected: name of the task that it must be for; None: any.
         device: to put it on.
         content: of the file, if it was read already.
@@ -44,9 +44,9 @@ def load_task(
         UserError: no such file; not a checkpoint; weights without a record; another task; a record or weights that do
             not fit this version.
     """
-    path = Path(path)
+    path = source_of(path)
     example = f"e.g. logs/{expected or '<task>'}/latest/checkpoints/last.ckpt"
-    if wrong := no_file(path):
+    if wrong := missing(path):
         raise UserError(f"checkpoint {path} {wrong}: expected a .ckpt file that train.py wrote, {example}.")
     content = read_file(path, without=OPTIMIZER) if content is None else content
     record = content.get("record") if isinstance(content, dict) else None
@@ -112,7 +112,7 @@ def recorded_classes(task: Task, most: int | None = None) -> list[str]:
     return distinct(names)
 
 
-def _checked_model(recorded: dict[str, Any], path: Path) -> dict[str, Any]:
+def _checked_model(recorded: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """The config of a task, under today's keys, that builds only our modules and has values in range."""
     model = plain(renamed_model(recorded))
     for target in foreign(model):

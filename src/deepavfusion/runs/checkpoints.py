@@ -20,6 +20,7 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file
 from deepavfusion.utils.reading import plain_yaml, read_text
 from deepavfusion.weights.file import read_file
+from deepavfusion.weights.hub import is_folder, source_of
 from deepavfusion.weights.restored import check_restorable
 
 MAX_CONFIG = 2**18  # bytes; a run writes about 10 000
@@ -39,7 +40,8 @@ class Opened:
 
     @classmethod
     def read(cls, path: str) -> Opened:
-        return cls(path, read_file(Path(path)))
+        path = str(source_of(path))
+        return cls(path, read_file(path))
 
     def hand_over(self, trainer: Trainer) -> str:
         """Let Lightning restore this content when it is given the path, which is returned."""
@@ -204,6 +206,11 @@ def _candidates(run_dir: Path, asked: str | None) -> list[Path]:
         raise UserError(
             f"ckpt_path=last, but {run_dir / CHECKPOINTS / LAST} does not exist: name the run with run.name=…, or "
             "give a file."
+        )
+    if is_folder(asked):
+        raise UserError(
+            f"ckpt_path={asked} has no state of a training: expected a .ckpt file written by a run of this task, or "
+            f"model.pretrained={asked} to start from its weights."
         )
     if wrong := no_file(asked):
         raise UserError(f"ckpt_path={asked} {wrong}: expected a .ckpt file written by a run of this task.")

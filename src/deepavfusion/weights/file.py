@@ -1,4 +1,4 @@
-"""Opens checkpoint files from untrusted sources: the only reader of checkpoints.
+"""Opens checkpoints from untrusted sources, files and folders: the only reader of checkpoints.
 
 No code in a file runs, and what a file takes is bounded by its size: `Archive` and safetensors check where its bytes
 are, `interpret` what they are called, and only then tensors are made of these bytes. weights.py deals with the content.
@@ -22,6 +22,8 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file
 from deepavfusion.utils.reading import RECORD, json_memory
 from deepavfusion.weights.archive import Archive, CompressedFile, DamagedFile, read_into
+from deepavfusion.weights.folder import assembled, check_folder, read_config
+from deepavfusion.weights.hub import CONFIG, MODEL, local
 from deepavfusion.weights.pickled import (
     MAX_PICKLE,
     MAX_TENSORS,
@@ -35,8 +37,8 @@ from deepavfusion.weights.pickled import (
 )
 
 EXPECTED = (
-    "a checkpoint of this project (.ckpt or .safetensors), a published DeepAVFusion checkpoint, "
-    "or an MAE or AudioMAE ViT checkpoint (.pth)"
+    "a checkpoint of this project (.ckpt, .safetensors, or a folder of convert.py), a published DeepAVFusion "
+    "checkpoint, or an MAE or AudioMAE ViT checkpoint (.pth)"
 )
 OPTIMIZER = ("optimizer_states",)  # for AdamW twice as large as the weights
 LEGACY = 0x1950A86A20F9469CFC6C, 1001  # magic number and version of files before PyTorch 1.6
@@ -46,24 +48,33 @@ MAX_NAME = 300  # characters; messages and tables show names
 WRAPPERS = {"_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
-def read_file(path: Path, without: Collection[str] = ()) -> Any:
-    """The content of a checkpoint file: plain containers, values and tensors on the CPU.
+class OtherValues(Exception):
+    """The tensors are not those that another file was written for."""
+
+
+def read_file(path: str | Path, without: Collection[str] = ()) -> Any:
+    """The content of a checkpoint: plain containers, values and tensors on the CPU.
 
     Networks (a dict of tensors, as a whole or as `state_dict` or `model`) have their plain names, without `WRAPPERS`.
 
     Args:
-        path: of the file.
+        path: of a file, or of a folder of `convert.py`; or an address, hf://owner/name[@revision], of such a folder.
         without: keys of the whole that are left out, e.g. `OPTIMIZER`: the tensors below them are not read.
 
     Raises:
         UserError: the file is missing, cannot be opened, is truncated, damaged, not a checkpoint, would take more
-            memory than its size says, or contains code.
+            memory than its size says, or contains code; or the folder cannot be fetched.
     """
+    path = local(path)
+    return _read_folder(path, without) if path.is_dir() else _read_path(path, without)
+
+
+def _read_path(path: Path, without: Collection[str], crc32: str | None = None) -> Any:
     try:
         regular_file(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            return _read(path, file, size, without)
+            return _read(path, file, size, without, crc32)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist: expected {EXPECTED}.") from None
     except OSError as error:
@@ -73,11 +84,18 @@ def read_file(path: Path, without: Collection[str] = ()) -> Any:
         ) from error
 
 
-def _read(path: Path, file: BinaryIO, size: int, without: Collection[str]) -> Any:
+def _read_folder(path: Path, without: Collection[str]) -> Any:
+    check_folder(path)
+    config = read_config(path / CONFIG)
+    tensors = None if "state_dict" in without else _read_path(path / MODEL, (), config["crc32"])
+    return assembled(config, tensors, path)
+
+
+def _read(path: Path, file: BinaryIO, size: int, without: Collection[str], crc32: str | None) -> Any:
     try:
         head = file.read(4)
         if path.suffix == ".safetensors":
-            return _plainly_named(_read_safetensors(file, size))
+            return _plainly_named(_read_safetensors(file, size, crc32))
         if head == b"PK\3\4":
             return _plainly_named(_read_archive(Archive(file, size), size, without))
         if head[:1] == b"\x80":
@@ -85,6 +103,11 @@ def _read(path: Path, file: BinaryIO, size: int, without: Collection[str]) -> An
         raise DamagedFile("another format")
     except OSError:
         raise
+    except OtherValues:
+        raise UserError(
+            f"{path} holds other values than those that the {CONFIG} beside it was written for: fetch or copy both "
+            "again."
+        ) from None
     except ForeignCode as error:
         raise UserError(
             f"checkpoint {path} holds more than tensors and plain values, and reading it would run its code; it "
@@ -198,8 +221,8 @@ def _with_tensors(content: Any, size: int, bytes_of: Callable[[Storage], Tensor]
     return realise(content, tensor_of)
 
 
-def _read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
-    """The tensors, verified by the checksum of `write_weights`, which files of other programs lack.
+def _read_safetensors(file: BinaryIO, size: int, crc32: str | None) -> dict[str, Tensor]:
+    """The tensors, verified by the checksum of `write_weights`, which files of other programs lack, and by `crc32`.
 
     They are read before: the library would map the file into memory, and one that is cut meanwhile ends the process.
     """
@@ -219,8 +242,12 @@ def _read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
     tensors = {name: found[name] for name in header}  # it gives them in another order every time
     if not {tensor.dtype for tensor in tensors.values()} <= set(STORAGES.values()):
         raise DamagedFile("numbers of another kind")
-    if expected not in (None, checksum(tensors)):
-        raise DamagedFile("a wrong checksum")
+    if {expected, crc32} - {None}:
+        found_crc32 = checksum(tensors)
+        if expected not in (None, found_crc32):
+            raise DamagedFile("a wrong checksum")
+        if crc32 not in (None, found_crc32):
+            raise OtherValues
     return tensors
 
 

@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from deepavfusion.weights.hub import address_of
+
 FEW_STEPS = 100  # a run of fewer optimizer steps was a trial
 
 
@@ -15,16 +17,16 @@ class Origin:
     """A checkpoint as the lines that name it need it; None where the file does not say.
 
     Attributes:
-        path: of the file, with `latest` resolved.
+        path: of the file or folder, with `latest` resolved; or its address on the Hub, with the commit.
         task: that it was trained for.
         data: name of the dataset.
         demo: whether this was generated demo data.
         steps: optimizer steps done.
         planned: optimizer steps that the run would do.
-        date: the file's, local time.
+        date: of the .ckpt file, local time.
     """
 
-    path: Path
+    path: Path | str
     task: str | None
     data: str | None
     demo: bool
@@ -77,10 +79,10 @@ def origin_of(path: str | Path, content: object) -> Origin:
     """The origin of a checkpoint that was read.
 
     Args:
-        path: of the file.
-        content: of the file, see `weights.file.read_file`; it may come from anyone.
+        path: of the file or folder, or its address.
+        content: of it, see `weights.file.read_file`; it may come from anyone.
     """
-    path = Path(path).resolve()
+    address = address_of(path)
     whole = content if isinstance(content, dict) else {}
     record = whole.get("record")
     record = record if isinstance(record, dict) else {}
@@ -88,14 +90,18 @@ def origin_of(path: str | Path, content: object) -> Origin:
     data = data if isinstance(data, dict) else {}
     overrides = record.get("overrides")
     demo = data.get("demo", isinstance(overrides, list) and "scale=demo" in overrides)  # older files lack the flag
+    place = Path(path).resolve() if address is None else None
+    date = whole.get("date")  # of a folder, whose files have the time at which they were copied
+    if place and place.is_file():
+        date = datetime.fromtimestamp(place.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     return Origin(
-        path=path,
+        path=place or str(address),
         task=_text(record.get("task")),
         data=_text(data.get("name")),
         demo=demo is True,
         steps=_count(whole.get("global_step")),
         planned=_count(record.get("steps")),
-        date=datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M"),
+        date=_text(date) or "undated",
     )
 
 

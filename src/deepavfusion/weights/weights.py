@@ -4,7 +4,7 @@ file.py opens them safely. What is inside is recognised by its keys:
 
 | kind     | file                                             | keys                                                 |
 |----------|--------------------------------------------------|------------------------------------------------------|
-| ours     | Lightning `.ckpt`, or `.safetensors` by convert.py | `net.encoder.…` or `encoder.…`, `image_decoder.…`    |
+| ours     | Lightning `.ckpt`, or what convert.py wrote      | `net.encoder.…` or `encoder.…`, `image_decoder.…`    |
 | original | published DeepAVFusion `.pth`                    | `state_dict`: `encoder.image.…`, `image_decoder_…`   |
 | vit      | MAE (ImageNet), AudioMAE (AudioSet) `.pth`       | `model`: `cls_token`, `patch_embed.…`, `blocks.…`    |
 """
@@ -31,6 +31,7 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import regular_file, whole
 from deepavfusion.weights.compare import check_finite, differences
 from deepavfusion.weights.file import EXPECTED, OPTIMIZER, checksum, read_file
+from deepavfusion.weights.hub import is_folder, source_of
 from deepavfusion.weights.origin import Origin, origin_of
 
 # Dimensions of the tensors that sizes are derived from, by the end of their names.
@@ -78,14 +79,15 @@ class Weights:
 
 
 def read_weights(path: Weights | str | Path) -> Weights:
-    """Read and recognise a checkpoint; what was read already is returned as it is.
+    """Read and recognise a checkpoint, see `read_file`; what was read already is returned as it is.
 
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, contains code, or holds something else.
     """
     if isinstance(path, Weights):
         return path
-    return recognise(read_file(Path(path), without=OPTIMIZER), path)
+    path = source_of(path)
+    return recognise(read_file(path, without=OPTIMIZER), path)
 
 
 def recognise(content: object, path: str | Path) -> Weights:
@@ -112,7 +114,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, see `read_weights`.
     """
-    return _record(read_file(Path(path), without=(*OPTIMIZER, "state_dict")))
+    return _record(read_file(path, without=(*OPTIMIZER, "state_dict")))
 
 
 def _record(content: object) -> dict[str, Any]:
@@ -233,7 +235,7 @@ def check_network(net: nn.Module, path: str | Path, content: object) -> Origin:
         UserError: see `read_weights`; or the file holds weights without a run, or of another network.
     """
     weights = recognise(content, path)
-    if weights.origin is None or Path(path).suffix != ".ckpt":
+    if weights.origin is None or not (is_folder(path) or Path(path).suffix == ".ckpt"):
         raise UserError(f"{path} holds weights but no state of a run: give it as model.pretrained, not ckpt_path.")
     own = net.state_dict()
     if wrong := differences(own, weights.tensors):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import mmap
-import re
 import struct
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +13,6 @@ from deepavfusion.utils.errors import TemporaryError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # s between attempts; the last one from then on
 LINES_APART = 60.0  # s between lines about one storage, of all processes of a start
-SHORTEST = 6  # characters of a secret; shorter ones are those of trials, and parts of words
-USER = re.compile(r"(?<=://)[^\s\"']*@")  # user:password@ in an address
-SIGNED = re.compile(r"\?[^\s\"'>)]*")  # the query of an address may be a signature
 
 
 class Missing(Exception):
@@ -51,14 +46,6 @@ class Answer:
     kind: Literal["missing", "denied", "refused", "fault"]
     words: str
     remedy: str = "check the network and the storage"
-
-
-def scrubbed(text: str, secrets: Iterable[str | None]) -> str:
-    """The words of a library in one line, without keys, tokens, passwords and signatures."""
-    for secret in secrets:
-        if secret and len(secret) >= SHORTEST:
-            text = text.replace(secret, "…")
-    return " ".join(SIGNED.sub("", USER.sub("", text)).split())[:300]
 
 
 class Notices:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from deepavfusion.data.storage.faults import Answer, scrubbed
+from deepavfusion.data.storage.faults import Answer
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.storage.transfer import Transfer
+from deepavfusion.utils.addresses import scrubbed
 from deepavfusion.utils.errors import DISK_FULL, UserError
 
 BLOCK = 2**20  # bytes

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from deepavfusion.data.storage.faults import SIGNED, Answer, Exists, scrubbed
+from deepavfusion.data.storage.faults import Answer, Exists
 from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.data.storage.transfer import Transfer
+from deepavfusion.utils.addresses import SIGNED, scrubbed
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file
 

@@ -25,6 +25,7 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file, regular_file
 from deepavfusion.utils.names import stem_of
+from deepavfusion.weights.hub import CONFIG, MODEL, address_of, cached, local, missing
 
 AGAIN = "python src/predict.py task=features passes=unimodal input=<folder> output=<file.npz>"
 HEADERS: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -40,12 +41,13 @@ class Index:
     sha256: str
 
 
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    digest = sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**22):
-            digest.update(part)
+def hash_of(source: str | Path) -> str:
+    """SHA-256 of the content of a checkpoint: of its file, or of both files of a folder."""
+    place, digest = local(source), sha256()
+    for path in (place / CONFIG, place / MODEL) if place.is_dir() else (place,):
+        with path.open("rb") as file:
+            while part := file.read(2**22):
+                digest.update(part)
     return digest.hexdigest()
 
 
@@ -73,13 +75,27 @@ def read_index(path: str | Path) -> Index:
     return Index(path, features, *found)
 
 
-def matching(index: Index, checkpoint: Path) -> Index:
+def checkpoint_of(index: Index) -> str:
+    """The checkpoint that an index was made with.
+
+    Raises:
+        UserError: it would have to be fetched: an index may come from anyone, and does not choose what is.
+    """
+    address = address_of(index.checkpoint)
+    if address and not (address.pinned and cached(address)):
+        raise UserError(
+            f"index {index.path} was made with {address}, which is not in the cache: fetch it with ckpt_path={address}."
+        )
+    return index.checkpoint
+
+
+def matching(index: Index, checkpoint: str | Path) -> Index:
     """The index, if it was made with this checkpoint.
 
     Raises:
         UserError: it was not, or the checkpoint is not there.
     """
-    if wrong := no_file(checkpoint):
+    if wrong := missing(checkpoint):
         raise UserError(
             f"index {index.path} was made with checkpoint {checkpoint}, which {wrong}: give that file as ckpt_path, or "
             f"write the index anew with {AGAIN}."
@@ -167,7 +183,7 @@ def folder_index(
     network: Task | DeepAVFusion,
     folder: str | Path,
     kept_in: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     digest: str,
     windows: int = 1,
     **reading: Any,
@@ -181,7 +197,7 @@ def folder_index(
         network: of the checkpoint.
         folder: see `read_input`.
         kept_in: folder for the index.
-        checkpoint: the file that the network came from.
+        checkpoint: the file, folder or address that the network came from.
         digest: its hash.
         windows: per file, as of `extract_features`.
         reading: further arguments of it.
