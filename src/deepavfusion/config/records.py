@@ -42,6 +42,7 @@ PROCESSES = dict.fromkeys(("data.num_workers", "model.metric_workers"), whole(0,
 PLAIN = re.compile(r"[\w.,:+\-'\" ]*|\[[\w.,:+\-'\" ]*\]", re.ASCII)
 WORD = re.compile(r"\w[\w.+-]{0,79}|\d+(:\d\d){1,3}", re.ASCII)
 FILE = re.compile(r"'[^\n]*'|[^\n'\"(){}\[\]]*")
+HUB = re.compile(r"hf://[\w.-]+/[\w.-]+@[0-9a-f]{40}", re.ASCII)  # a commit of start weights, which are not read again
 ADDRESS = re.compile(r"[A-Za-z0-9+.-]{2,}:")  # http://…, tcp:…
 
 
@@ -77,6 +78,19 @@ def accepted(found: object, given: list[str], source: str, own: bool = False, na
             "give it again with the command, or another value of the key."
         )
     return overrides
+
+
+def shareable(found: object) -> list[str]:
+    """Of recorded overrides those that another user's record may choose, without the files that were read.
+
+    Args:
+        found: the record, whatever it holds.
+    """
+    texts = (
+        [each for each in found if isinstance(each, str) and len(each) <= LONGEST] if isinstance(found, list) else []
+    )
+    overrides = [each for each in renamed(texts[:MOST]) if split_override(each)[1] not in (*UNREAD, "run.name")]
+    return [override for override in overrides if _may_choose(override, None)]
 
 
 def _may_choose(override: str, name: str | None) -> bool:
@@ -123,4 +137,6 @@ def _is_plain(value: Any, words: bool) -> bool:
 
 
 def _is_file(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and "${" not in value and not ADDRESS.match(value))
+    if not isinstance(value, str):
+        return value is None
+    return "${" not in value and not (ADDRESS.match(value) and not HUB.fullmatch(value))

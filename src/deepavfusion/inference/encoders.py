@@ -36,8 +36,8 @@ def open_network(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 
     Args:
         path: a .ckpt file of any task that train.py wrote, or its folder or hf:// address by convert.py; or weights
-            alone: a published DeepAVFusion checkpoint, or one of ours (.safetensors). Their sizes are derived from the tensors; what the shapes do not show is assumed
-            to be as in the paper, and the summary says so.
+            alone: a published DeepAVFusion checkpoint, or one of ours (.safetensors). Their sizes are derived from the
+            tensors; what the shapes do not show is assumed to be as in the paper, and the summary says so.
         device: to put it on.
 
     Raises:

@@ -66,7 +66,7 @@ def read_file(path: str | Path, without: Collection[str] = ()) -> Any:
             memory than its size says, or contains code; or the folder cannot be fetched.
     """
     path = local(path)
-    return _read_folder(path, without) if path.is_dir() else _read_path(path, without)
+    return _read_folder(path, without) if os.path.isdir(path) else _read_path(path, without)
 
 
 def _read_path(path: Path, without: Collection[str], crc32: str | None = None) -> Any:

@@ -57,7 +57,10 @@ def check_folder(folder: Path) -> None:
     """
     if not (folder / CONFIG).exists() or not (folder / MODEL).exists():
         lacking = MODEL if (folder / CONFIG).exists() else CONFIG
-        raise UserError(f"{folder} has no {lacking}{_instead(folder)}: expected {EXPECTED}, or a file.")
+        raise UserError(
+            f"checkpoint {folder} cannot be read (it is a folder, not a regular file, and has no "
+            f"{lacking}{_instead(folder)}): expected a checkpoint of this project, a file or {EXPECTED}."
+        )
     for name in (CONFIG, MODEL):
         if wrong := no_file(folder / name):
             raise UserError(f"{folder / name} {wrong}: expected {EXPECTED}.")
@@ -76,7 +79,7 @@ def _instead(folder: Path) -> str:
     pickles = [name for name in found if name.endswith(PICKLES)]
     if not pickles:
         return ""
-    return f" but {pickles[0]:.80}, a pickle, which is not read from a folder (give the file itself, if you trust it)"
+    return f" but {pickles[0]:.80}, a pickle, which is not read from a folder"
 
 
 def _lies_in(folder: Path, place: Path) -> bool:

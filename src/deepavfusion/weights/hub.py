@@ -114,7 +114,7 @@ def source_of(source: str | Path) -> str | Path:
 
 def is_folder(source: str | Path) -> bool:
     """Whether a source of weights is a folder or an address of one, not a file."""
-    return address_of(source) is not None or Path(source).is_dir()
+    return address_of(source) is not None or os.path.isdir(source)
 
 
 def missing(source: str | Path) -> str | None:

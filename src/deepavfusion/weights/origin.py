@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -92,7 +93,7 @@ def origin_of(path: str | Path, content: object) -> Origin:
     demo = data.get("demo", isinstance(overrides, list) and "scale=demo" in overrides)  # older files lack the flag
     place = Path(path).resolve() if address is None else None
     date = whole.get("date")  # of a folder, whose files have the time at which they were copied
-    if place and place.is_file():
+    if place and os.path.isfile(place):
         date = datetime.fromtimestamp(place.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     return Origin(
         path=place or str(address),
