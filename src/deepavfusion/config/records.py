@@ -86,10 +86,9 @@ def shareable(found: object) -> list[str]:
     Args:
         found: the record, whatever it holds.
     """
-    texts = (
-        [each for each in found if isinstance(each, str) and len(each) <= LONGEST] if isinstance(found, list) else []
-    )
-    overrides = [each for each in renamed(texts[:MOST]) if split_override(each)[1] not in (*UNREAD, "run.name")]
+    listed = found[:MOST] if isinstance(found, list) else []
+    texts = [each for each in listed if isinstance(each, str) and len(each) <= LONGEST]
+    overrides = [each for each in renamed(texts) if split_override(each)[1] not in (*UNREAD, "run.name")]
     return [override for override in overrides if _may_choose(override, None)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ def write_folder(shared: Shared, folder: Path) -> Path:
     try:
         write_weights(written, folder / MODEL)
         write_whole(folder / CONFIG, text)
+        shutil.copymode(folder / CONFIG, folder / MODEL)  # safetensors lets nobody else read
     except OSError as error:
         raise UserError(f"output {folder} cannot be written ({error.strerror or error}): choose another.") from error
     return folder
@@ -104,7 +106,8 @@ def _check_own(path: Path) -> None:
             head = read_text(path, MAX_CONFIG, "a config.json of convert.py")[:100]
         if not re.match(rf'\{{\s*"format": "{FORMAT}"', head):
             raise UserError(
-                f"output {path} is there, and convert.py has not written it: it is left as it is; choose another output."
+                f"output {path} is there, and convert.py has not written it: it is left as it is; choose another "
+                "output."
             )
 
 
