@@ -33,6 +33,7 @@ class Clip:
             hold-out. Empty: the clip's own id.
         labels: all class indices of a clip that may have several; empty for one class a clip.
         frames: numbers of the annotated frames: frame n lies at n + 0.5 s.
+        start, end: the part of a media file that the clip is, s; None: to the end of the file.
     """
 
     id: str
@@ -41,6 +42,8 @@ class Clip:
     video: str = ""
     labels: tuple[int, ...] = ()
     frames: tuple[int, ...] = ()
+    start: float = 0.0
+    end: float | None = None
 
     @property
     def video_id(self) -> str:
@@ -72,7 +75,7 @@ class Sample:
 
     Shapes: image uint8 [3, H, W], 0…255, cropped to the model's size; waveform float32 [T], mono, in [−1, 1];
     mask uint8 [H, W], a class per pixel, where the frame is annotated.
-    `frame_time` and `window_start` are seconds from the start of the file; `gain_db` is still to be applied, dB.
+    `frame_time` and `window_start` are seconds from the start of the clip; `gain_db` is still to be applied, dB.
     `item` is the position in the dataset of what was requested: clip, mixture or annotated frame.
     """
 

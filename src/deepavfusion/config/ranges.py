@@ -100,14 +100,13 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **dict.fromkeys(("seed", "data.seed", "data.samples.seed", "model.seed", "benchmark.seed"), SEED),
     "task": NAME | NULL,
     "run.name": NAME | NULL,
-    "run.latest": FLAG,
     **dict.fromkeys(("paths.root_dir", "paths.data_dir"), TEXT),
     **dict.fromkeys(
         ("paths.run_dir", "ckpt_path", "video", "input", "output", "index", "query", "package"), TEXT | NULL
     ),
     "paths.log_dir": LOGS,
     "resume": LOGS | NULL,
-    **dict.fromkeys(("test", "validate_before"), FLAG),
+    **dict.fromkeys(("run.latest", "test", "validate_before"), FLAG),
     "matmul_precision": one_of("highest", "high", "medium"),
     "compile": FLAG | TEXT,
     # ---- data
@@ -122,10 +121,10 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "data.batch_size": MANY,
     "data.image_size": PIXELS,
     "data.audio_seconds": SECONDS,
-    "data.holdout_share": number(0, 1, "[)"),
+    **dict.fromkeys(("data.holdout_share", "data.index.test_share"), number(0, 1, "[)")),
     "data.max_gain_db": number(0, 100),
     "data.num_workers": whole(0, 1024) | NULL,
-    "data.hang_seconds": POSITIVE,
+    **dict.fromkeys(("data.hang_seconds", "data.index.seconds"), POSITIVE),
     "data.repeats": MANY,
     **dict.fromkeys(("data.class_balanced", "data.wrong_audio"), FLAG),
     "data.gallery_clips": MILLIONS,
@@ -138,6 +137,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "data.samples.zoom": number(1, 100) | NULL,
     "data.index.lists": TEXTS,
     **{f"data.index.{key}": TEXT for key in INDEX_TEXTS},
+    "data.index.classes": one_of("auto", "folder", "none"),
+    "data.index.split_seed": SEED,
     # ---- model
     **{f"model.net.{stream}.{key}": VIT[key] for stream in ("image", "audio") for key in VIT if key != "input_size"},
     "model.net.image.in_chans": one_of(3),

@@ -37,7 +37,7 @@ from deepavfusion.utils.structure import Maybe
 
 HOLDOUT = "holdout"
 KEYS = {"train": "train_split", "val": "val_split", "test": "eval_split"}
-CHOOSING = ("subset", "lists", "train_frames", "retrieval_list")  # arguments of readers that say what is listed
+CHOOSING = ("subset", "lists", "train_frames", "retrieval_list", "classes", "seconds", "test_share", "split_seed")
 
 
 class ClipDataModule(LightningDataModule):
@@ -277,7 +277,7 @@ class ClipDataModule(LightningDataModule):
         return [self._loader(dataset) for dataset in datasets]
 
     def workers(self, processes: int) -> int:
-        """Decoding workers of each of so many training processes on this machine."""
+        """Decoding workers of each of so many training processes here."""
         return decoding_workers(processes) if self.num_workers is None else self.num_workers
 
     def _dataset(self, role: str, train: bool = False, clips: ClipList | None = None, **kind: int) -> ClipDataset:

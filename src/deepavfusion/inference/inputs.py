@@ -10,17 +10,13 @@ from pathlib import Path
 
 from deepavfusion.data.lists.text import count, read_csv
 from deepavfusion.media import Recording, Source
+from deepavfusion.media.files import AUDIO_ENDINGS, VIDEO_ENDINGS
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import no_file
 from deepavfusion.utils.names import distinct, from_cell
 from deepavfusion.utils.reading import lines_of
 
-MEDIA = (
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
-    ".ts", ".vob", ".webm", ".wmv",
-    ".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
-    ".w64", ".wav", ".wma",
-)  # fmt: skip
+MEDIA = (*VIDEO_ENDINGS, *AUDIO_ENDINGS)
 LISTS = (".csv", ".txt")
 COLUMN = "path"  # of a CSV list
 

@@ -54,11 +54,11 @@ class Container:
         return kind in ELEMENTARY or coded or flac or (kind == "avi" and not is_indexed(self.path))
 
     @cached_property
-    def extents(self) -> dict[str, Extent]:
-        """Where the video and the audio begin and end by their packets, without streams that have none.
+    def streams(self) -> dict[str, Any]:
+        """The video and the audio that can be decoded, by these names, as far as the file has them.
 
         Raises:
-            DecodeError: undecodable; the file is beyond the bounds that all readers share (bounds.py).
+            DecodeError: undecodable; the header is beyond the bounds that all readers share (bounds.py).
         """
         if len(self.av.streams) > bounds.MAX_STREAMS:
             detail = f"the file has {len(self.av.streams)} streams, expected {bounds.MAX_STREAMS} at most"
@@ -70,8 +70,17 @@ class Container:
             bounds.check_size(self.path, *self.size)
         if (audio := streams.get("audio")) is not None:
             bounds.check_audio(self.path, audio.codec_context.sample_rate, audio.codec_context.channels)
-        found = extents(self.path, self.origin, {stream.index: stream for stream in streams.values()})
-        by_kind = {kind: found[stream.index] for kind, stream in streams.items() if stream.index in found}
+        return streams
+
+    @cached_property
+    def extents(self) -> dict[str, Extent]:
+        """Where the video and the audio begin and end by their packets, without streams that have none.
+
+        Raises:
+            DecodeError: undecodable; the file is beyond the bounds that all readers share (bounds.py).
+        """
+        found = extents(self.path, self.origin, {stream.index: stream for stream in self.streams.values()})
+        by_kind = {kind: found[stream.index] for kind, stream in self.streams.items() if stream.index in found}
         bounds.check_times(self.path, by_kind)
         return by_kind
 

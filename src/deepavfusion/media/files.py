@@ -23,6 +23,16 @@ FORMATS = (
     "h264,hevc,av1,ivf,obu,m4v,mjpeg,gif,image2,jpeg_pipe,png_pipe,bmp_pipe,webp_pipe"
 )
 
+# Endings of the names by which files in a folder are taken for videos, or for audio alone; in lower case.
+VIDEO_ENDINGS = (
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".m2t", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+    ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
+)  # fmt: skip
+AUDIO_ENDINGS = (
+    ".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
+    ".w64", ".wav", ".wma",
+)  # fmt: skip
+
 # Metadata in any encoding; since version 19 PyAV reads it so by itself, and the argument is gone.
 METADATA: Any = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 

@@ -80,7 +80,8 @@ class DataReport(EvaluationCallback):
             if len(clips) < clips.listed or not clips.listed:
                 say(f"data: {clips.coverage}", "yellow")
             known = "found by prepare.py command=verify"
-            self._write([Problem(c.id, c.path, KNOWN + why, known, used=False) for c, why in clips.excluded])
+            why_not = {c.id: clips.details.get(c.id, known) for c, _ in clips.excluded}
+            self._write([Problem(c.id, c.path, KNOWN + why, why_not[c.id], used=False) for c, why in clips.excluded])
             self._write([Problem(c.id, c.path, NOT_ON_DISK, "listed, not on disk", used=False) for c in clips.missing])
 
     def _write(self, problems: list[Problem]) -> list[Problem]:

@@ -29,9 +29,10 @@ class ClipList:
     multi_label: bool = False  # whether a clip may have several classes (`Clip.labels`)
     # Ids of the clips to mix, if the protocol fixes them, in the order of the list; some may be missing.
     mixtures: list[tuple[str, ...]] = field(default_factory=list)
-    # On disk but excluded by the report of `command=verify`, with the status.
+    # On disk but excluded, by the report of `command=verify` or by the reader, with the status.
     excluded: list[tuple[Clip, str]] = field(default_factory=list)
     lost_frames: int = 0  # annotated frames that the clips on disk lack
+    details: dict[str, str] = field(default_factory=dict)  # id of an excluded clip -> why, where that is known
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", distinct(self.classes))
@@ -67,12 +68,23 @@ class ClipList:
     def held_out(self, share: float, seed: int) -> tuple[ClipList, ClipList]:
         """Split off a random share of the videos: (the rest, the hold-out).
 
-        The choice depends on the seed and the video id only, not on what is on disk.
+        The choice depends on the seed and the video id only, not on what is on disk. Of two videos or more, there is at
+        least one in either part, where the share is neither 0 nor 1.
         """
+        usable = {clip.video_id for clip in self.clips}
+        every = usable.union(clip.video_id for clip in (*self.missing, *(clip for clip, _ in self.excluded)))
+        draws = {video: zlib.crc32(f"{seed}/{video}".encode(errors="surrogateescape")) for video in every}
+        drawn = {video for video, draw in draws.items() if draw < share * 2**32}
+        if len(usable) > 1 and 0 < share < 1:
+            ordered = sorted(usable, key=lambda video: (draws[video], video))
+            if not drawn & usable:
+                drawn.add(ordered[0])
+            elif usable <= drawn:
+                drawn.remove(ordered[-1])
 
         def part(split: str, chosen: bool) -> ClipList:
             def keep(clip: Clip) -> bool:
-                return (zlib.crc32(f"{seed}/{clip.video_id}".encode()) < share * 2**32) == chosen
+                return (clip.video_id in drawn) == chosen
 
             excluded = [(clip, why) for clip, why in self.excluded if keep(clip)]
             clips, missing = list(filter(keep, self.clips)), list(filter(keep, self.missing))

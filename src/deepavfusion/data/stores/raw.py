@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, Frame, OpenClip
+from deepavfusion.data.stores.store import FRAME_GRID, MASK_CENTRE, Frame, OpenClip, whole_sample
 from deepavfusion.media import Media, Recording, Still
 from deepavfusion.media.stills import read_image, read_mask_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
@@ -29,7 +31,7 @@ class RawStore:
     def open(self, clip: Clip) -> Iterator[OpenClip]:
         with Media(Path(clip.path, "audio.wav") if clip.frames else clip.path) as media:
             media.require("audio")
-            yield FolderClip(clip, media) if clip.frames else MediaClip(media)
+            yield FolderClip(clip, media) if clip.frames else MediaClip(media, clip.start, clip.end)
 
     def blocks(self, clips: Sequence[Clip]) -> None:
         return None
@@ -42,21 +44,35 @@ class RawStore:
 
 
 class MediaClip:
-    """One media file with video and audio."""
+    """One media file with video and audio, or a part of it, whose clock begins with it.
 
-    def __init__(self, media: Media | Still | Recording) -> None:
+    Args:
+        media: the open file.
+        start, end: of the part, s; None: to the end of the file.
+    """
+
+    def __init__(self, media: Media | Still | Recording, start: float = 0.0, end: float | None = None) -> None:
         self.media = media
-        self.audio_end, self.video_end = media.info.audio_end, media.info.video_end
+        self.start = whole_sample(start)
+        self.longest = math.inf if end is None else max(0.0, whole_sample(end) - self.start)  # s
+        self.audio_end, self.video_end = (
+            min(max(min(last, 0.0), last - self.start), self.longest)
+            for last in (media.info.audio_end, media.info.video_end)
+        )
         self.frames_at_once = max(1, FRAMES_BYTES // max(1, 3 * media.info.width * media.info.height))
 
     def frames(self, times: Sequence[float]) -> list[Frame]:
-        return [Frame(Image.fromarray(frame), *frame.shape[:2]) for frame in self.media.frames(times)]
+        frames = self.media.frames([self.start + time for time in times])
+        return [Frame(Image.fromarray(frame), *frame.shape[:2]) for frame in frames]
 
     def frame_times(self) -> list[float]:
         return [n * FRAME_GRID for n in range(int(self.video_end / FRAME_GRID) + 1)]
 
     def audio(self, start: float, seconds: float) -> Tensor:
-        return self.media.audio(start, seconds, SAMPLE_RATE)
+        seconds = min(seconds, self.longest - start)
+        if round(seconds * SAMPLE_RATE) <= 0:
+            return torch.zeros(0)
+        return self.media.audio(self.start + start, seconds, SAMPLE_RATE)
 
     def mask(self, second: int) -> Image.Image:
         raise DecodeError(self.media.path, "bad_mask", "a media file has no masks")

@@ -1,0 +1,180 @@
+"""How long the videos of a folder are, found once and kept in a file beside them.
+
+`.deepavfusion_durations.csv` has a line for each file, which counts as long as its size and time are the same. Where
+the folder cannot be written to, it lies in the user's cache. It may come from anyone, as the videos may: what is wrong
+in it is found anew, and a wrong duration does no more than a wrong header does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from deepavfusion.data.lists.verified import STATUSES
+from deepavfusion.data.lists.videos.find import Video
+from deepavfusion.media.bounds import MAX_SECONDS
+from deepavfusion.media.durations import playable
+from deepavfusion.utils.console import progress_bar, say
+from deepavfusion.utils.errors import DecodeError, UserError
+from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.launch.cores import cores
+from deepavfusion.utils.pool import Lost, call_apart
+from deepavfusion.utils.reading import own_rows
+
+NAME = ".deepavfusion_durations.csv"
+COLUMNS = ("path", "bytes", "modified", "seconds", "content", "status", "detail")
+ENDS = 2**16  # bytes at either end of a file that tell it from others of its size
+SECONDS = 30.0  # a file may take
+MANY = 20  # files, from which on a line says how long it takes
+NUMBER, CONTENT = re.compile(r"-?[0-9]{1,20}"), re.compile(r"([0-9a-f]{16})?")
+LONGEST = 300  # characters of a detail
+
+
+class Known(NamedTuple):
+    """What was found in a file.
+
+    Args:
+        seconds: up to where it has picture and sound, see `playable`; 0 where it cannot be used.
+        content: a hash of its size and both ends, which copies of it and links to it share; empty: it cannot be read.
+        status: "ok", or a status of the verify report.
+        detail: a clause that explains it.
+    """
+
+    seconds: float
+    content: str
+    status: str
+    detail: str = ""
+
+
+def durations(root: Path, videos: Sequence[Video]) -> dict[str, Known]:
+    """Path -> what was found in each file, by what is kept, or by opening it.
+
+    Args:
+        root: the folder that paths are relative to.
+        videos: files below it.
+    """
+    places = (root / NAME, _in_cache(root))
+    kept = {video: known for video in videos if video.size < 0 for known in [_lost()]}
+    kept |= _read(places, [video for video in videos if video.size >= 0])
+    todo = [video for video in videos if video not in kept]
+    if todo:
+        try:
+            for video, known in _open(root, todo):
+                kept[video] = known
+        finally:  # also of what was interrupted
+            _keep(places, kept)
+    return {video.path: kept[video] for video in videos}
+
+
+def _lost() -> Known:
+    return Known(0.0, "", "missing", "there is no such file")
+
+
+def _open(root: Path, videos: Sequence[Video]) -> Iterator[tuple[Video, Known]]:
+    """What is found in files by opening them, in processes that may crash."""
+    with progress_bar() as bar:
+        many = len(videos) >= MANY
+        task = bar.add_task("durations of videos", total=len(videos)) if many else None
+        workers = min(cores(), len(videos))
+        for video, found in call_apart(partial(look_into, root=os.fspath(root)), videos, workers, SECONDS):
+            if isinstance(found, Lost):
+                found = Known(0.0, "", "hung" if found.hung else "undecodable", found.detail[:LONGEST])
+            yield video, found
+            if task is not None:
+                bar.advance(task)
+
+
+def look_into(video: Video, root: str) -> Known:
+    """What is found in a file, without decoding."""
+    path = os.path.join(root, video.path)
+    content = ""
+    try:
+        content = _content(path) if os.path.isfile(path) else ""  # a pipe would be waited for
+        return Known(round(playable(path), 6), content, "ok")
+    except DecodeError as error:
+        return Known(0.0, content, error.reason, " ".join(error.detail.split())[:LONGEST])
+    except OSError as error:
+        return Known(0.0, content, "undecodable", f"it cannot be read ({error.strerror})")
+
+
+def _content(path: str) -> str:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        digest = sha256(f"{size}\n".encode() + file.read(ENDS))
+        file.seek(max(0, size - ENDS))
+        digest.update(file.read(ENDS))
+    return digest.hexdigest()[:16]
+
+
+# ---- what is kept
+
+
+def _in_cache(root: Path) -> Path:
+    """The file for a folder that cannot be written to."""
+    name = sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
+    return Path.home() / ".cache" / "deepavfusion" / "durations" / f"{name}.csv"
+
+
+def _read(places: Iterable[Path], videos: Sequence[Video]) -> dict[Video, Known]:
+    """What is known of these files as they are now; nothing of a place that is damaged."""
+    wanted, found = {video.path: video for video in videos}, dict[Video, Known]()
+    for place in places:
+        if not os.path.lexists(place):
+            continue
+        try:
+            for _, cells in own_rows(place, COLUMNS, "it is made anew", end="\n"):
+                video = wanted.get(cells[0])
+                if video and cells[1:3] == [str(video.size), str(video.modified)]:
+                    known = _known(cells)
+                    if known is None:
+                        raise UserError(f"{place} is damaged: what is in it of {cells[0]!a:.80} cannot be.")
+                    found.setdefault(video, known)
+        except UserError as error:
+            say(f"{str(error).partition(': it is made anew')[0].rstrip('.')}; it is made anew.", "yellow")
+    return found
+
+
+def _known(cells: Sequence[str]) -> Known | None:
+    """The content of a line; None if it is not what `_keep` writes."""
+    _, _, _, seconds, content, status, detail = cells
+    try:
+        number = float(seconds)
+    except ValueError:
+        return None
+    right = 0 < number < MAX_SECONDS if status == "ok" else number == 0 and status in STATUSES
+    if not right or not CONTENT.fullmatch(content) or len(detail) > LONGEST:
+        return None
+    return Known(number, content, status, detail)
+
+
+def _keep(places: Sequence[Path], known: dict[Video, Known]) -> None:
+    """Write what is known to the first place that can be written to."""
+    rows = [
+        (video.path, video.size, video.modified, f"{each.seconds:g}" if not each.seconds else repr(each.seconds),
+         each.content, each.status, each.detail)
+        for video, each in sorted(known.items(), key=lambda item: item[0].path)
+        if video.size >= 0
+    ]  # fmt: skip
+    why = ""
+    for place in places:
+        # A name of its own: several processes may find the same at once, and the last one to be done counts.
+        partial_file = place.with_name(f"{NAME}.{uuid.uuid4().hex[:12]}")
+        try:
+            if place is not places[0]:
+                place.parent.mkdir(parents=True, exist_ok=True)
+            write_csv(partial_file, [COLUMNS, *rows], end="\n")
+            os.replace(partial_file, place)
+            return
+        except OSError as error:
+            why = f"{place}: {error.strerror or error}"
+            with suppress(OSError):
+                partial_file.unlink()
+    say(f"how long the videos are cannot be kept ({why}), so that each start opens them all again.", "yellow")
