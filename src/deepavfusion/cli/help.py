@@ -125,18 +125,19 @@ PAGES = {
         },
     ),
     "convert": Page(
-        "Convert a checkpoint, ours or published, to a .safetensors file of weights, or to a file that runs elsewhere.",
+        "Convert a checkpoint, ours or published: to weights alone, to a folder to share, or to run elsewhere.",
         [
             "input=<checkpoint> output=<file.safetensors>",
+            "input=<checkpoint> output=<folder> card=true [push=hf://<owner>/<name>]",
             "export=onnx input=<checkpoint> output=<file.onnx> [key=value …]",
             "export=torch input=<checkpoint> output=<file.pt2> [key=value …]",
         ],
         {},
-        ["input", "output", "export", "modality", "head", "preprocess", "check"],
+        ["input", "output", "card", "license", "push", "private", "export", "modality", "head", "preprocess", "check"],
         {
             "input=deepavfusion.pth output=deepavfusion.safetensors": "the authors' weights",
             "input=mae_pretrain_vit_base.pth output=mae.safetensors": "for model.image_weights=",
-            "input=logs/pretrain/latest/checkpoints/last.ckpt output=mine.safetensors": "ours, to share",
+            "input=logs/classify/latest/checkpoints/last.ckpt output=shared card=true": "a network, to share",
             "export=onnx input=logs/classify/latest/checkpoints/last.ckpt output=c.onnx": "for onnxruntime",
         },
     ),

@@ -1,4 +1,4 @@
-"""Convert checkpoints to weights, `python src/convert.py input=<checkpoint> output=<file.safetensors>`, or to ONNX."""
+"""Convert checkpoints, `python src/convert.py input=<checkpoint> output=<file.safetensors or folder>`, or to ONNX."""
 
 from __future__ import annotations
 
@@ -28,8 +28,16 @@ def main(cfg: DictConfig) -> None:
         return
     if unread := [key for key, value in options.items() if value != WITHOUT_EXPORT[key]]:
         raise UserError(f"convert.py: only an export reads {unread[0]}: add export=onnx or export=torch, or omit it.")
-    from deepavfusion.weights.weights import describe, read_weights, write_weights  # takes seconds
+    from deepavfusion.sharing.share import is_folder_name, share  # takes seconds
+    from deepavfusion.weights.weights import describe, read_weights, write_weights
 
+    shares = {key: cfg[key] for key in ("card", "license", "push", "private")}
+    if is_folder_name(cfg.output):
+        for line in share(cfg.input, cfg.output, **shares):
+            say(line)
+        return
+    if given := [key for key, value in shares.items() if value]:
+        raise UserError(f"convert.py: {given[0]} is for a folder: add output=<folder>, or omit {given[0]}.")
     weights = read_weights(cfg.input)
     path = write_weights(weights, Path(cfg.output))
     count = sum(tensor.numel() for tensor in weights.tensors.values())

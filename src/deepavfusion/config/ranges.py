@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deepavfusion.config.lookup import ABSENT, node_at, value_at
-from deepavfusion.config.rules import Rule, is_text, is_utf8, list_of, number, one_of, whole
+from deepavfusion.config.rules import SPDX, Rule, is_text, is_utf8, list_of, number, one_of, whole
 from deepavfusion.utils.addresses import bytes_of
 from deepavfusion.utils.errors import UserError
 
@@ -102,11 +102,11 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "run.name": NAME | NULL,
     **dict.fromkeys(("paths.root_dir", "paths.data_dir"), TEXT),
     **dict.fromkeys(
-        ("paths.run_dir", "ckpt_path", "video", "input", "output", "index", "query", "package"), TEXT | NULL
+        ("paths.run_dir", "ckpt_path", "video", "input", "output", "index", "query", "package", "push"), TEXT | NULL
     ),
     "paths.log_dir": LOGS,
     "resume": LOGS | NULL,
-    **dict.fromkeys(("run.latest", "test", "validate_before"), FLAG),
+    **dict.fromkeys(("run.latest", "test", "validate_before", "card", "private"), FLAG),
     "matmul_precision": one_of("highest", "high", "medium"),
     "compile": FLAG | TEXT,
     # ---- data
@@ -234,6 +234,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "pack.clips_per_chunk": MANY,
     # ---- convert.py
     "export": one_of("onnx", "torch") | NULL,
+    "license": SPDX | NULL,
     "modality": one_of("both", "image", "audio"),
     **dict.fromkeys(("head", "preprocess"), FLAG),
     "check": TEXT | NULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,3 +70,9 @@ def is_text(value: Any) -> bool:
 
 def is_utf8(text: str) -> bool:
     return text.encode(errors="replace").decode() == text
+
+
+SPDX = Rule(
+    "an SPDX identifier in lower case such as cc-by-4.0",
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,58}", v)),
+)

@@ -53,6 +53,11 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def escaped(text: str) -> str:
+    """A text inside a line of Markdown, where none of its signs acts: no link, emphasis, cell or HTML."""
+    return re.sub(r"([!-$&-+./:-@\[-`{-~])", r"\\\1", printable(text))
+
+
 def code(text: str) -> str:
     """A text as Markdown that a viewer shows as it is, inside a line."""
     text = printable(text).replace("|", "\\|")  # in a table, too

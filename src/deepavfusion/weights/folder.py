@@ -182,7 +182,7 @@ def config_text(content: Mapping[str, Any], crc32: str, date: str) -> str:
         ValueError: a number is not finite.
     """
     config = {"format": FORMAT, "format_version": VERSION, "crc32": crc32, "date": date, "content": content}
-    return json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(config, indent=2, allow_nan=False) + "\n"
 
 
 def _unlike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

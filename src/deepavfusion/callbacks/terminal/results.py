@@ -40,7 +40,7 @@ def results_table(
         chance: beginning of a name -> its value by chance.
     """
     shown = [name for name in headline if name in metrics or f"{name}_zero_shot" in metrics][:ROWS]
-    rows = {name: _row(name, metrics, chance) for name in shown}
+    rows = {name: row_of(name, metrics, chance) for name in shown}
     titles = [title for title in TITLES if any(title in row for row in rows.values())]
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
@@ -48,18 +48,19 @@ def results_table(
     for column in titles:
         table.add_column(column, justify="right", no_wrap=True)
     for n, (name, row) in enumerate(rows.items()):
-        table.add_row(headline[name], name, *(_number(row.get(title)) for title in titles), style="" if n else "bold")
+        table.add_row(headline[name], name, *(number(row.get(title)) for title in titles), style="" if n else "bold")
     return table
 
 
-def _row(name: str, metrics: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:
-    """Title of a column -> value."""
+def row_of(name: str, metrics: Mapping[str, float], chance: Mapping[str, float]) -> dict[str, float]:
+    """Title of a column -> value, see `results_table`."""
     found = [(CHANCE, value) for start, value in chance.items() if name.partition("/")[2].startswith(start)]
     columns = {"": RESULT, **COMPARED}.items()
     return dict(found) | {title: metrics[name + suffix] for suffix, title in columns if name + suffix in metrics}
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """0.123, 12.3"""
     return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
@@ -69,14 +70,21 @@ def chances(datamodule: Any) -> dict[str, float]:
     For mAP it is the share of positive labels among the test clips.
     """
     classes = len(getattr(datamodule, "classes", []))
-    if not classes:
-        return {}
-    if not datamodule.multi_label:
-        streams = ("fusion", "audio", "image", "combined")  # of knn/… and knn_train/…
-        return dict.fromkeys((*streams, "top1"), 1 / classes) | {"top5": min(1.0, 5 / classes)}
+    if not classes or not datamodule.multi_label:
+        return chances_of(classes, multi_label=False)
     clips = datamodule.lists["test"].clips
     share = sum(len(clip.classes) for clip in clips) / max(1, len(clips)) / classes
-    return {"map": share, "auc": 0.5, "dprime": 0.0}
+    return {"map": share, **chances_of(classes, multi_label=True)}
+
+
+def chances_of(classes: int, multi_label: bool) -> dict[str, float]:
+    """See `chances`, of a number of classes alone."""
+    if not classes:
+        return {}
+    if multi_label:
+        return {"auc": 0.5, "dprime": 0.0}
+    streams = ("fusion", "audio", "image", "combined")  # of knn/… and knn_train/…
+    return dict.fromkeys((*streams, "top1"), 1 / classes) | {"top5": min(1.0, 5 / classes)}
 
 
 def example_video(datamodule: Any) -> str:
