@@ -4,6 +4,44 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False  # without `typing`, whose import takes longer than this module
+if TYPE_CHECKING:
+    from typing import Any
+
+    from deepavfusion import datasets
+    from deepavfusion.api.model import Model, load
+    from deepavfusion.api.results import Classification, Embeddings, Masks, Results, Segmentation, Separation
+    from deepavfusion.media import Recording
+    from deepavfusion.utils.errors import ArgumentError, TaskError, UserError
+
+_MODULES = {  # public name -> where it is; imported when it is asked for, since torch and Lightning take seconds
+    **dict.fromkeys(("Model", "load"), "api.model"),
+    **dict.fromkeys(("Classification", "Embeddings", "Masks", "Results", "Segmentation", "Separation"), "api.results"),
+    **dict.fromkeys(("ArgumentError", "TaskError", "UserError"), "utils.errors"),
+    "Recording": "media",
+}
+__all__ = [
+    "ArgumentError", "Classification", "Embeddings", "Masks", "Model", "Recording", "Results", "Segmentation",
+    "Separation", "TaskError", "UserError", "datasets", "load",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name; see `_MODULES`."""
+    from importlib import import_module
+
+    if name == "datasets":
+        return import_module(f"{__name__}.datasets")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where Python looks for a name, before it asks the system
 
 

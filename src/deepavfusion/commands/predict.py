@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.cli.entry import entry, run
 from deepavfusion.cli.guard import guarded
+from deepavfusion.inference import EXPERIMENTS
 from deepavfusion.runs.directory import BEST, CHECKPOINTS, LAST, choose_run_dir, link_latest, remove_if_empty
 from deepavfusion.utils.console import Bars, say
 from deepavfusion.utils.errors import UserError
@@ -163,13 +164,7 @@ def introduced(task: Any) -> Any:
     return task
 
 
-TASKS = {  # each with an experiment that trains a network for it
-    "separate": (separate, "music_separation"),
-    "segment": (segment, "avsbench_s4"),
-    "classify": (classify, "vggsound_finetune"),
-    "features": (features, "pretrain_vggsound"),
-    "search": (search, "pretrain_vggsound"),
-}
+TASKS = {"separate": separate, "segment": segment, "classify": classify, "features": features, "search": search}
 
 
 def checkpoint(cfg: DictConfig) -> str | Path:
@@ -192,18 +187,16 @@ def checkpoint(cfg: DictConfig) -> str | Path:
     if not path.is_file():
         raise UserError(
             f"no network for task={cfg.task} was trained here, {path} does not exist: train one, "
-            f"python src/train.py experiment={TASKS[cfg.task][1]}, or give ckpt_path=<file.ckpt>."
+            f"python src/train.py experiment={EXPERIMENTS[cfg.task]}, or give ckpt_path=<file.ckpt>."
         )
     return path.resolve()  # the written files name the run, not `latest`
 
 
-def device(cfg: DictConfig) -> str:
+def device(cfg: DictConfig) -> Any:
     """cuda or cpu."""
-    import torch
+    from deepavfusion.inference.encoders import choose_device
 
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but there is no such device here: leave it out, or set device=cpu.")
-    return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return choose_device(cfg.device)
 
 
 @contextmanager
@@ -266,7 +259,7 @@ def main(cfg: DictConfig) -> None:
     output = output_of(cfg)
     folder = output.parent if cfg.task == "features" else output
     try:
-        TASKS[cfg.task][0](cfg, output)
+        TASKS[cfg.task](cfg, output)
     except UserError:
         if not (cfg.output and cfg.task == "features"):  # the folder of a given file is not ours
             remove_if_empty(folder)

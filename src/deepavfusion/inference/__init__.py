@@ -13,7 +13,15 @@ _MODULES = {
     "separate_video": "separate",
     "write_features": "write.features",
 }
-__all__ = list(_MODULES)
+__all__ = ["EXPERIMENTS", *_MODULES]
+
+EXPERIMENTS = {  # that train a network for a task
+    "separate": "music_separation",
+    "segment": "avsbench_s4",
+    "classify": "vggsound_finetune",
+    "features": "pretrain_vggsound",
+    "search": "pretrain_vggsound",
+}
 
 
 def __getattr__(name: str) -> Any:

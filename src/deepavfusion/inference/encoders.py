@@ -15,7 +15,7 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.models.vit import ViT
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import CLIP_SECONDS, FRAMES_PER_SECOND, N_MELS
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import ArgumentError, UserError
 from deepavfusion.weights.compare import check_plan
 from deepavfusion.weights.file import OPTIMIZER, read_file
 from deepavfusion.weights.hub import source_of
@@ -73,6 +73,23 @@ def open_network(path: str | Path, device: str | torch.device = "cpu") -> tuple[
 
 class _NoEncoder(UserError):
     """The tensors do not show the sizes of an encoder."""
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """Where to compute: auto is cuda where there is one, else cpu.
+
+    Raises:
+        ArgumentError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ArgumentError(f"device is {name!r:.80}, expected auto, cpu, cuda, or one such as cuda:1.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ArgumentError(f"device={name}, but there is no such device here: leave it out, or set device=cpu.")
+    return device
 
 
 def sizes_of(encoder: DeepAVFusion) -> tuple[int, float]:

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,10 @@ class GrowingArray:
         self.shape, self.count = tuple(shape), 0
         # The file has no name, so nothing is left of it, however the process ends.
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with its rows, as results are that go to another process; there they are in a file again."""
+        return _grown, (self.shape, self[:].numpy())
 
     def add(self, rows: Tensor) -> None:
         """Append rows [n, *shape]; raises OSError where the disk is full."""
@@ -52,3 +57,9 @@ class GrowingArray:
         shape = (self.count, *self.shape)
         self.file.flush()
         return np.memmap(self.file, np.float32, mode="r+", shape=shape) if self.count else np.empty(shape, np.float32)
+
+
+def _grown(shape: tuple[int, ...], rows: NDArray[np.float32]) -> GrowingArray:
+    array = GrowingArray(shape)
+    array.add(torch.from_numpy(rows))
+    return array

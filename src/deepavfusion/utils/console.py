@@ -129,9 +129,9 @@ def _speed(task: Task) -> str:
     return f"{rate(task.speed)}/s" + (f" · {duration(left)} left" if left else "")
 
 
-def progress_bar() -> Bars:
-    """A bar with count, rate and remaining time, on stderr."""
-    return Bars(Console(stderr=True))
+def progress_bar(transient: bool = False) -> Bars:
+    """A bar with count, rate and remaining time, on stderr; `transient`: removed at the end."""
+    return Bars(Console(stderr=True), transient)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

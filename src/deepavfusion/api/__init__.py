@@ -1,0 +1,1 @@
+"""What `import deepavfusion` offers to other programs: `load`, `Model`, its results, and `datasets`."""

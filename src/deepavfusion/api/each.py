@@ -1,0 +1,117 @@
+"""Calls a function for one source or for each of a list, with a bar, in threads if asked to; checks arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from typing_extensions import TypedDict
+
+from deepavfusion.api.progress import Report, showing
+from deepavfusion.api.results import Result, Results
+from deepavfusion.inference.features import Remark
+from deepavfusion.media import Recording, Source
+from deepavfusion.utils.errors import ArgumentError, UserError
+
+Errors = Literal["raise", "collect"]
+WRAP = "arrays go into deepavfusion.Recording(image=…, waveform=…, sample_rate=…)"
+
+
+class Options(TypedDict, total=False):
+    """What the methods of a `Model` share, see there."""
+
+    batch_size: int
+    num_workers: int
+    device: str | torch.device | None
+    progress: bool | None
+    errors: Errors
+
+
+def for_each(
+    title: str,
+    source: Source | Iterable[Source],
+    one: Callable[[Source, Report], Result],
+    num_workers: int,
+    show: bool | None,
+    errors: Errors,
+) -> Result | Results[Result]:
+    """The result of a source, or those of a list.
+
+    Args:
+        title: of the bar.
+        source: one, or a list.
+        one: gives the result of a source, and reports what is done of it.
+        num_workers: threads, each of which works on one source.
+        show: see `showing`.
+        errors: see `Model.classify`.
+    """
+    if errors not in ("raise", "collect"):
+        raise ArgumentError(f"errors is {errors!r:.80}, expected raise or collect.")
+    check_counts(0, num_workers=num_workers)
+    if is_source(source):
+        with showing(title, show) as bar:
+            return one(source, bar)  # type: ignore[arg-type]
+    given = checked(source)
+    shares = [0.0] * len(given)
+    with showing(title, show) as bar:
+
+        def work(n: int) -> Result | Remark:
+            def share(done: float, total: float) -> None:
+                shares[n] = done / max(total, 1)
+                bar(sum(shares), len(given))
+
+            try:
+                return one(given[n], share)
+            except UserError as error:
+                if errors == "raise":
+                    raise
+                return _failure(given[n], error)
+
+        if min(num_workers, len(given)) < 2:
+            found = [work(n) for n in range(len(given))]
+        else:
+            with ThreadPoolExecutor(min(num_workers, len(given))) as pool:
+                try:
+                    found = list(pool.map(work, range(len(given))))
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    failed = [each for each in found if isinstance(each, Remark)]
+    return Results((each for each in found if not isinstance(each, Remark)), failed)
+
+
+def _failure(source: Source, error: UserError) -> Remark:
+    if isinstance(source, Recording):
+        return Remark(source.path, str(error), "")
+    return Remark(os.fspath(source), str(error), os.path.abspath(source))
+
+
+def is_source(source: object) -> bool:
+    """Whether it is one source, and no list."""
+    return isinstance(source, (str, os.PathLike, Recording))
+
+
+def checked(sources: Any) -> list[Source]:
+    """A list of sources."""
+    if isinstance(sources, (np.ndarray, torch.Tensor, bytes, dict)) or not isinstance(sources, Iterable):
+        raise ArgumentError(
+            f"source is of type {type(sources).__name__}, expected a path, a Recording, or a list of these; {WRAP}."
+        )
+    given = list(sources)
+    for n, each in enumerate(given):
+        if not is_source(each):
+            raise ArgumentError(
+                f"source[{n}] is of type {type(each).__name__}, expected a path or a Recording; {WRAP}."
+            )
+    return given
+
+
+def check_counts(least: int, **counts: Any) -> None:
+    """Raise an `ArgumentError` unless these are whole numbers of at least `least`."""
+    for name, value in counts.items():
+        if type(value) is not int or value < least:
+            raise ArgumentError(f"{name} is {value!r:.80}, expected a whole number, at least {least}.")
