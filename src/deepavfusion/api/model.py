@@ -14,13 +14,13 @@ import torch
 from typing_extensions import Unpack
 
 from deepavfusion.api.each import Errors, Options, check_counts, checked, for_each, is_source
+from deepavfusion.api.file import WeightsFile
 from deepavfusion.api.progress import Report, showing
 from deepavfusion.api.results import Classification, Embeddings, Results, Segmentation, Separation
 from deepavfusion.inference import EXPERIMENTS
 from deepavfusion.inference.classify import classify_video
 from deepavfusion.inference.encoders import choose_device, open_network, sizes_of
 from deepavfusion.inference.features import Level, Passes, extract_features
-from deepavfusion.inference.search.index import hash_of
 from deepavfusion.inference.segment import segment_video
 from deepavfusion.inference.separate import separate_video
 from deepavfusion.media import Source
@@ -80,10 +80,10 @@ class Model:
 
     def __init__(self, network: Task | DeepAVFusion, summary: str, source: str) -> None:
         self.network, self.summary, self.source = network, summary, source
-        self._state, self._sha256 = _state_of(source), ""
+        self._file = WeightsFile(source)
 
     def __repr__(self) -> str:
-        return f"Model({self.summary})"
+        return f"Model({self.origin or self.summary})"
 
     # ---- what it is
 
@@ -184,10 +184,12 @@ class Model:
         if not len(found) and len(found.failed) == 1:
             (failure,) = found.failed
             raise UserError(f"{failure.path} cannot be embedded, {failure.reason}; expected frames, audio or both.")
-        return Embeddings(**vars(found), checkpoint=self.source, sha256=self._hash())
+        return Embeddings(**vars(found), checkpoint=self.source, sha256=self._file.sha256)
 
     @overload
-    def classify(self, source: Source, *, hop_seconds: float = 1.0, **options: Unpack[Options]) -> Classification: ...
+    def classify(  # type: ignore[overload-overlap]  # a str is iterable, too
+        self, source: Source, *, hop_seconds: float = 1.0, **options: Unpack[Options]
+    ) -> Classification: ...
     @overload
     def classify(
         self, source: Iterable[Source], *, hop_seconds: float = 1.0, **options: Unpack[Options]
@@ -225,7 +227,7 @@ class Model:
         return for_each("classifying", source, one, num_workers, progress, errors)
 
     @overload
-    def separate(
+    def separate(  # type: ignore[overload-overlap]
         self,
         source: Source,
         *,
@@ -279,7 +281,9 @@ class Model:
         return for_each("separating", source, one, num_workers, progress, errors)
 
     @overload
-    def segment(self, source: Source, *, masks_per_second: float = 5.0, **options: Unpack[Options]) -> Segmentation: ...
+    def segment(  # type: ignore[overload-overlap]
+        self, source: Source, *, masks_per_second: float = 5.0, **options: Unpack[Options]
+    ) -> Segmentation: ...
     @overload
     def segment(
         self, source: Iterable[Source], *, masks_per_second: float = 5.0, **options: Unpack[Options]
@@ -322,10 +326,10 @@ class Model:
         if isinstance(self.network, kind):
             return self.network
         start = "" if self.task not in (None, "pretrain") else f" model.pretrained={self.source}"
-        what = f"is of a network for {self.task}" if self.task else "holds an encoder alone"
+        what = f"holds a network for {self.task}" if self.task else "holds an encoder alone"
         raise TaskError(
             spoken(
-                f"{self.source} {what}, so it cannot {name}: train a network that can, python src/train.py "
+                f"{self.source} {what}, which cannot {name}: train a network that can, python src/train.py "
                 f"experiment={EXPERIMENTS[name]}{start}, and load the last.ckpt of that run."
             )
         )
@@ -333,17 +337,3 @@ class Model:
     def _move(self, device: str | torch.device | None) -> None:
         if device is not None:
             self.to(device)
-
-    def _hash(self) -> str:
-        """SHA-256 of the file, by which a search knows its index; empty if it is none, or not the one that was read."""
-        if self._state and not self._sha256 and _state_of(self.source) == self._state:
-            self._sha256 = hash_of(Path(self.source))
-        return self._sha256
-
-
-def _state_of(source: str) -> tuple[int, int] | None:
-    """Size and time of a file; None if it is none."""
-    if not os.path.isfile(source):
-        return None
-    status = os.stat(source)
-    return status.st_size, status.st_mtime_ns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -59,8 +59,8 @@ class Embeddings(features.Features):
 class Classification(classify.Classification):
     """The classes of a video over time.
 
-    `scores`, float32 [W, 4, C] in 0…1, by window, head and class: the heads are image, audio and fusion tokens, and all of
-    them; nan where a modality is absent, see `heads`; `mean`, float64 [4, C], over the windows. `classes` are
+    `scores`, float32 [W, 4, C] in 0…1, by window, head and class: heads read image, audio or fusion tokens, or all of
+    them, and are nan where a modality is absent, see `heads`; `mean`, float64 [4, C], over the windows. `classes` are
     the C names, `starts` (s) where the windows of `window` seconds begin, `seconds` where the last one ends. `novelty`
     is above 1 for windows that are unlike the training clips (None: not known), `notes` are remarks.
     """
@@ -121,12 +121,12 @@ class Separation(separate.Separation):
         return write_separation(self, made(Path(folder)), self.network)
 
 
-class Masks(Sequence[NDArray[np.uint8]]):
+class Masks:
     """Masks of one size, uint8 [H, W] each, compressed in memory: a hundredth of the array that `np.asarray` makes."""
 
     def __init__(self, masks: Iterable[NDArray[np.uint8]], height: int, width: int) -> None:
         self.size = height, width
-        self._parts = [zlib.compress(np.ascontiguousarray(mask), 1) for mask in masks]
+        self._parts = [zlib.compress(mask.tobytes(), 1) for mask in masks]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -164,8 +164,8 @@ class Segmentation:
     """The sounding pixels of a video, several times a second.
 
     `masks` is a sequence of N masks, uint8 [H, W] each (`np.asarray` makes [N, H, W]), at `times` (s): values are
-    places in `classes`, whose first is the background; where `classes` is None, 1 sounds and 0 does not. `seconds` is the
-    length of the video or its sound, whichever is longer.
+    places in `classes`, whose first is the background; where `classes` is None, 1 sounds and 0 does not. `seconds` is
+    the length of the video or its sound, whichever is longer.
     """
 
     video: str

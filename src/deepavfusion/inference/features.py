@@ -233,6 +233,7 @@ def _batches(
         sampler=ClipSampler(len(dataset), shuffle=False),
         collate_fn=partial(_collated, Collate(dataset)),
         num_workers=min(num_workers, len(dataset)),
+        generator=torch.Generator(),  # a loader draws a number, which would otherwise be one of the caller's
     )
     for n, batches in enumerate(loader):
         yield batches, min(files, len(dataset) - n * files)
