@@ -20,6 +20,7 @@ from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.audioset import audioset
 from deepavfusion.data.lists.avsbench import avsbench
 from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.folder import folder
 from deepavfusion.data.lists.music import music
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.lists.vggsound_music import vggsound_music
@@ -43,8 +44,8 @@ class ClipSample(NamedTuple):
     label: int  # class, the first of several; −1: none is known
     labels: Tensor  # float32 [C], 1 for each class of the clip
     id: str  # of the clip
-    frame_time: float  # s, in the file
-    window_start: float  # s, in the file
+    frame_time: float  # s, in the clip
+    window_start: float  # s, in the clip
     item: int  # position in the dataset
 
 
@@ -88,6 +89,7 @@ class _Known:
     index: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
     max_gain_db: float = 6.0
+    other_splits: bool = False  # whether the data may have others
 
 
 AVSBENCH = ("train", "val", "test")
@@ -96,6 +98,7 @@ KNOWN = {
     "avsbench_avss": _Known(avsbench, AVSBENCH, FrameDataset, {"subset": "avss"}, {"semantic": True}),
     "avsbench_ms3": _Known(avsbench, AVSBENCH, FrameDataset, {"subset": "ms3"}),
     "avsbench_s4": _Known(avsbench, AVSBENCH, FrameDataset, {"subset": "s4", "train_frames": "first"}),
+    "folder": _Known(folder, (*TRAIN_TEST, "all"), other_splits=True),
     "music": _Known(music, TRAIN_TEST, MixtureDataset, max_gain_db=0.0),
     "vggsound": _Known(vggsound, TRAIN_TEST),
     "vggsound_music": _Known(vggsound_music, TRAIN_TEST, MixtureDataset, max_gain_db=0.0),
@@ -108,7 +111,7 @@ def names() -> list[str]:
 
 
 def splits(name: str) -> list[str]:
-    """The names of a dataset's splits."""
+    """The names of a dataset's splits; a folder may have others, by a table or by sub-folders."""
     return list(_known(name).splits)
 
 
@@ -128,7 +131,7 @@ def open(
     """A split of a dataset, from the files as published or from packed data (docs/datasets.md shows the layouts).
 
     Args:
-        name: see `names`.
+        name: see `names`; "folder" is any folder of videos.
         root: its folder, or that of packed data, also remote (s3://…).
         split: see `splits`; None: the first of them, for training.
         augment: window, frame, crop and loudness are drawn at random, with torch's generator; else the centres are
@@ -148,7 +151,7 @@ def open(
     """
     known = _known(name)
     split = known.splits[0] if split is None else split
-    if split not in known.splits:
+    if split not in known.splits and not known.other_splits:
         raise ArgumentError(f"split is {split!r:.80}, expected one of {', '.join(known.splits)} of {name}.")
     if errors not in ("raise", "return"):
         raise ArgumentError(f"errors is {errors!r:.80}, expected raise or return.")

@@ -1,18 +1,18 @@
-"""The file that a model came from."""
+"""The file or folder that a model came from."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from deepavfusion.inference.search.index import hash_of
+from deepavfusion.weights.hub import CONFIG, MODEL, local
 
 
 class WeightsFile:
-    """Knows the hash of a file as it was when this object was made.
+    """Knows the hash of a checkpoint as it was when this object was made, see `hash_of`.
 
     Args:
-        source: its path, or the name of something else.
+        source: its path, or an address.
     """
 
     def __init__(self, source: str) -> None:
@@ -20,15 +20,16 @@ class WeightsFile:
 
     @property
     def sha256(self) -> str:
-        """In hexadecimal digits; empty if it is no file, or another one by now."""
+        """In hexadecimal digits; empty if it is gone, or another one by now."""
         if self._state and not self._sha256 and _state(self.source) == self._state:
-            self._sha256 = hash_of(Path(self.source))
+            self._sha256 = hash_of(self.source)
         return self._sha256
 
 
-def _state(source: str) -> tuple[int, int] | None:
-    """Size and time of a file; None if it is none."""
-    if not os.path.isfile(source):
-        return None
-    status = os.stat(source)
-    return status.st_size, status.st_mtime_ns
+def _state(source: str) -> list[tuple[int, int]]:
+    """Size and time of the file, or of both files of a folder; none if there is none."""
+    place = local(source)
+    files = [place / CONFIG, place / MODEL] if place.is_dir() else [place]
+    if not all(map(os.path.isfile, files)):
+        return []
+    return [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]

@@ -31,6 +31,7 @@ from deepavfusion.tasks.segment import Segment
 from deepavfusion.tasks.separate import Separate
 from deepavfusion.utils.errors import ArgumentError, TaskError, UserError
 from deepavfusion.utils.program import spoken
+from deepavfusion.weights.hub import source_of
 from deepavfusion.weights.origin import Origin
 
 KINDS: dict[str, type[Task]] = {"classify": Classify, "separate": Separate, "segment": Segment}
@@ -53,9 +54,9 @@ def load(source: str | os.PathLike[str], device: str | torch.device = "auto") ->
     text = os.fspath(source)
     if not isinstance(text, str):
         raise ArgumentError(f"source is {source!r:.80}, expected text or a path.")
-    place = text if "://" in text else Path(text)
-    if isinstance(place, Path) and place.is_symlink():
-        place = place.resolve()  # while a run trains, its last.ckpt names file after file
+    place = source_of(text)
+    if os.path.islink(place):
+        place = Path(place).resolve()  # while a run trains, its last.ckpt names file after file
     network, summary = open_network(place, choose_device(device))
     return Model(network, summary, str(place))
 
