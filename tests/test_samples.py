@@ -15,10 +15,10 @@ from PIL import Image
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.data.collate import Collate
-from deepavfusion.data.datamodule import ClipDataModule, balanced_weights
+from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.loading.loader import ResumableLoader
-from deepavfusion.data.loading.sampler import SHUFFLED_TOGETHER, ClipSampler
+from deepavfusion.data.loading.sampler import SHUFFLED_TOGETHER, ClipSampler, balanced_weights
 from deepavfusion.data.samples import FrameDataset, MixtureDataset, SampleSpec, WindowDataset
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.demo import demo

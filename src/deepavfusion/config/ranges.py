@@ -202,7 +202,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **{f"trainer.{key}": FLAG for key in ("sync_batchnorm", "use_distributed_sampler")},
     # ---- callbacks
     **{f"callbacks.{key}": MANY for key in ("knn.k", "checkpoints.keep", "checkpoints.every_n_epochs")},
-    "callbacks.checkpoints.every_n_train_steps": MANY | NULL,
+    **dict.fromkeys(("callbacks.checkpoints.every_n_train_steps", "data.index.max_windows"), MANY | NULL),
     "callbacks.checkpoints.every_n_minutes": FACTOR | NULL,
     "callbacks.model_summary.max_depth": whole(-1, 1000),
     "callbacks.novelty.max_clips": MANY,

@@ -12,14 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 
 from deepavfusion.data.collate import Collate
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.retrieval import for_reader
 from deepavfusion.data.lists.verified import bad_clips
 from deepavfusion.data.loading.loader import ResumableLoader
-from deepavfusion.data.loading.sampler import ClipSampler, look_ahead
+from deepavfusion.data.loading.sampler import ClipSampler, balanced_weights, look_ahead
 from deepavfusion.data.samples import ClipDataset, SampleSpec, WindowDataset
 from deepavfusion.data.storage.settings import ANSWER_SECONDS, StorageSettings
 from deepavfusion.data.stores.packed import is_packed
@@ -28,7 +27,7 @@ from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.data.stores.store import Store
 from deepavfusion.transforms.audio import CLIP_SECONDS
 from deepavfusion.transforms.device import DeviceTransform
-from deepavfusion.types import Batch, Clip
+from deepavfusion.types import Batch
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.cores import decoding_workers
@@ -37,7 +36,10 @@ from deepavfusion.utils.structure import Maybe
 
 HOLDOUT = "holdout"
 KEYS = {"train": "train_split", "val": "val_split", "test": "eval_split"}
-CHOOSING = ("subset", "lists", "train_frames", "retrieval_list", "classes", "seconds", "test_share", "split_seed")
+CHOOSING = (  # arguments of readers that say what is listed
+    *("subset", "lists", "train_frames", "retrieval_list"),
+    *("classes", "seconds", "max_windows", "test_share", "split_seed"),
+)
 
 
 class ClipDataModule(LightningDataModule):
@@ -338,13 +340,3 @@ class ClipDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return self.device_transform.to(batch.image.device)(batch)
-
-
-def balanced_weights(clips: Sequence[Clip]) -> Tensor:
-    """Chance of each clip to be drawn, float64 [N], sum 1: every class weighs the same, as in AudioSet training.
-
-    The weight of a clip is the sum of 1 / (clips of the class) over its classes.
-    """
-    counts = Counter(label for clip in clips for label in clip.classes)
-    weights = torch.tensor([sum(1 / counts[label] for label in clip.classes) for clip in clips])
-    return weights.double() / weights.sum()

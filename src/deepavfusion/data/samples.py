@@ -223,7 +223,7 @@ class MixtureDataset(ClipDataset):
 
     Args:
         sources: clips per mixture.
-        different_class: partners that are drawn have another class.
+        different_class: partners that are drawn have another class, where the data has classes.
         seed: of the mixtures in evaluation.
     """
 
@@ -239,7 +239,7 @@ class MixtureDataset(ClipDataset):
         seed: int = 0,
     ) -> None:
         super().__init__(clips, store, spec)
-        self.group, self.different_class = sources, different_class
+        self.group, self.different_class = sources, different_class and bool(clips.classes)
         self.mixtures: list[tuple[int, ...]] = []
         self.block_of: dict[int, list[int]] = {}
         if spec.train:

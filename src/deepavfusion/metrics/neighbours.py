@@ -23,24 +23,31 @@ class NeighbourAccuracy(Metric):
         k: neighbours that vote.
         leave_one_out: compare the queries with each other instead of with the gallery.
 
-    Shapes: embeddings {stream: [B, D]}, labels [B], index [B].
+    Leave-one-out also leaves out what is of the query's group: windows of one video are alike. A query without others
+    has no value, and without any class among the labels (all −1), there is nothing to measure.
+
+    Shapes: embeddings {stream: [B, D]}, labels [B], groups [B].
     """
 
     full_state_update = False
     query_label: list[Tensor] | Tensor  # one tensor once processes are synchronised
+    query_group: list[Tensor] | Tensor
 
     def __init__(self, streams: tuple[str, ...], k: int = 1, leave_one_out: bool = True) -> None:
         super().__init__()
         self.streams, self.k, self.leave_one_out = tuple(streams), k, leave_one_out
         for role in ("query", "gallery"):
-            for name in (*self.streams, "label"):
+            for name in (*self.streams, "label", "group"):
                 self.add_state(f"{role}_{name}", default=[], dist_reduce_fx="cat")
 
-    def update(self, embeddings: dict[str, Tensor], labels: Tensor, gallery: bool = False) -> None:
+    def update(
+        self, embeddings: dict[str, Tensor], labels: Tensor, gallery: bool = False, groups: Tensor | None = None
+    ) -> None:
         role = "gallery" if gallery else "query"
         for name in self.streams:
             getattr(self, f"{role}_{name}").append(F.normalize(embeddings[name].detach().float(), dim=-1))
         getattr(self, f"{role}_label").append(labels)
+        getattr(self, f"{role}_group").append(torch.full_like(labels, -1) if groups is None else groups)
 
     def compute(self) -> dict[str, Tensor]:
         """Accuracies in 0…1, one for each stream and for "combined"; empty with too few clips to compare."""
@@ -49,8 +56,9 @@ class NeighbourAccuracy(Metric):
             return {}
         labels = dim_zero_cat(self.query_label)
         gallery_labels = dim_zero_cat(getattr(self, f"{against}_label"))
-        if len(labels) < 1 or len(gallery_labels) < 1 + self.leave_one_out:
+        if len(labels) < 1 or len(gallery_labels) < 1 + self.leave_one_out or (labels < 0).all():
             return {}
+        groups = dim_zero_cat(self.query_group)
         queries = {name: dim_zero_cat(getattr(self, f"query_{name}")) for name in self.streams}
         gallery = {name: dim_zero_cat(getattr(self, f"{against}_{name}")) for name in self.streams}
         hits: dict[str, list[Tensor]] = {name: [] for name in (*self.streams, COMBINED)}
@@ -60,8 +68,12 @@ class NeighbourAccuracy(Metric):
             for name, values in similarity.items():
                 if self.leave_one_out:
                     values = values.scatter(1, rows.unsqueeze(1), float("-inf"))
-                hits[name].append(_vote(values, gallery_labels, self.k) == labels[rows])
-        return {name: torch.cat(values).float().mean() for name, values in hits.items()}
+                    same = (groups[rows].unsqueeze(1) == groups) & (groups[rows].unsqueeze(1) >= 0)
+                    values = values.masked_fill(same, float("-inf"))
+                others = values.isfinite().any(dim=1)
+                hits[name].append((_vote(values, gallery_labels, self.k) == labels[rows])[others])
+        found = {name: torch.cat(values).float() for name, values in hits.items()}
+        return {name: values.mean() for name, values in found.items() if len(values)}
 
 
 def _vote(similarity: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -101,9 +101,9 @@ def unit(embeddings: Tensor, what: str) -> Tensor:
 
 
 def relevant(labels: Tensor, others: Tensor) -> Tensor:
-    """Which of the others share a class: bool [Q, N]; labels as of `rank_pairs`."""
+    """Which of the others share a class: bool [Q, N]; labels as of `rank_pairs`, −1 for none, which nothing shares."""
     if labels.ndim == 1:
-        return labels.unsqueeze(1) == others
+        return (labels.unsqueeze(1) == others) & (labels.unsqueeze(1) >= 0)
     return labels.float() @ others.float().T > 0
 
 

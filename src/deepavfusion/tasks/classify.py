@@ -90,6 +90,13 @@ class Classify(FineTune):
         self.untrained_metrics = ClassificationMetrics(num_classes, multi_label)
 
     def check_data(self, datamodule: Any) -> None:
+        if len(datamodule.classes) < (1 if datamodule.multi_label else 2):
+            classes = ", ".join(map(repr, datamodule.classes)) or "no classes"
+            raise UserError(
+                f"{datamodule.dataset_name} has {classes}, expected two classes or more to tell apart: give data with "
+                "labels (of data=folder, a sub-folder for each class, or a CSV file with a column label), or do "
+                "without them: experiment=folder_pretrain, experiment=vggsound_retrieval."
+            )
         self.check_classes(datamodule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -106,8 +106,9 @@ class Semantics(Task):
     def check_data(self, datamodule: Any) -> None:
         if not datamodule.classes or (not datamodule.multi_label and not any(datamodule.class_counts)):
             raise UserError(
-                f"{datamodule.dataset_name} has no classes, expected some to compare embeddings with: choose other "
-                "data, e.g. data=vggsound."
+                f"{datamodule.dataset_name} has no classes, expected some to compare embeddings with: give data with "
+                "labels (data=vggsound; of data=folder, a sub-folder for each class, or a CSV file with a column "
+                "label); pre-training draws neighbours without (experiment=folder_pretrain)."
             )
 
     @property

@@ -49,7 +49,11 @@ class Lost:
 
 
 def call_apart(
-    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, time_limit: float, tries: int = 1
+    function: Callable[[ItemT], ResultT],
+    items: Iterable[ItemT],
+    workers: int,
+    time_limit: float | Callable[[ItemT], float],
+    tries: int = 1,
 ) -> Iterator[tuple[ItemT, ResultT | Lost]]:
     """function(item) for every item, in any order.
 
@@ -57,7 +61,7 @@ def call_apart(
         function: picklable; an exception it raises becomes a `Lost`.
         items: picklable; read as workers become free.
         workers: processes.
-        time_limit: seconds a call; a process that exceeds it is killed.
+        time_limit: seconds a call, or what gives them for an item; a process that exceeds it is killed.
         tries: how often an item may crash or exceed it. A signal from outside is not its fault.
 
     Raises:
@@ -68,26 +72,29 @@ def call_apart(
     while failed < ATTEMPTS:
         pool = ProcessPool(workers, CALLS, _start_worker, context=_fork_server())
         pending: dict[Future[Any], tuple[ItemT, int]] = {}
+        limits: dict[Future[Any], float] = {}
         try:
             while pool.active and failed < ATTEMPTS:
                 room = 2 * workers - len(pending)  # bounds memory; keeps every worker busy
                 again += [(item, tries) for item in islice(waiting, max(0, room - len(again)))]
                 for item, left in again[:room]:
+                    limit = time_limit(item) if callable(time_limit) else time_limit
                     future: Future[Any] = Future()  # never done if the pool has just broken
                     with suppress(RuntimeError):
-                        future = pool.schedule(_call, (function, item, time_limit), timeout=time_limit)
-                    pending[future] = item, left
+                        future = pool.schedule(_call, (function, item, limit), timeout=limit)
+                    pending[future], limits[future] = (item, left), limit
                 del again[:room]
                 if not pending:
                     return
                 done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)  # a broken pool may leave some undone
                 for future in done:
+                    limit = limits.pop(future)
                     try:
                         result = future.result()
                     except BrokenProcessPool:
                         continue
                     except TimeoutError:
-                        result = Lost("hung", f"not done after {time_limit:g} s")
+                        result = Lost("hung", f"not done after {limit:g} s")
                     except ProcessExpired as error:
                         why: Why = "outside" if -error.exitcode in OUTSIDE else "crashed"
                         result = Lost(why, f"the decoding process {_ending(error.exitcode)}")

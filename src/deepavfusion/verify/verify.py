@@ -51,7 +51,7 @@ def verify(
         report: CSV file that is written or resumed; `<report>_classes.csv` is written beside it.
         audio_seconds: length of the window that training reads.
         label_offset: of the masks' values.
-        time_limit: seconds a clip may take.
+        time_limit: seconds a clip may take; a file of several, windows of it, so much for each.
         force: decode these clips again although the report has them.
         check: applied to each clip, picklable; None: `check_clip`.
         semantic: the masks' values must be classes; otherwise any value but 0 means a sounding pixel.
@@ -128,12 +128,17 @@ def _decode(todo: dict[str, list[Entry]], journal: Journal, check: Check, worker
     with progress_bar() as bar:
         task = bar.add_task("verifying", total=len(todo))
         once = (entries[0][1] for entries in todo.values())
-        for decoded, result in call_apart(check, once, min(workers, len(todo)), time_limit):
+        limit = partial(_limit, {path: time_limit * len(entries) for path, entries in todo.items()})  # a window each
+        for decoded, result in call_apart(check, once, min(workers, len(todo)), limit):
             if isinstance(result, Lost):
                 result = Verdict("hung" if result.hung else "undecodable", result.detail)
             for clips, clip, found in todo[decoded.path]:
                 _record(journal, clips, clip, result, found)
             bar.advance(task)
+
+
+def _limit(limits: dict[str, float], clip: Clip) -> float:
+    return limits[clip.path]
 
 
 def _record(journal: Journal, clips: ClipList, clip: Clip, verdict: Verdict, found: tuple[str, str] = ("", "")) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepavfusion.callbacks.evaluation import EvaluationCallback
+from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
 from deepavfusion.callbacks.show.pretraining_figures import class_names, draw_attention, draw_reconstruction
 from deepavfusion.callbacks.show.tensorboard import classes_of, shown_clips, step_of, unnormalised, writer_of
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
@@ -105,6 +106,7 @@ class KNNProbe(EvaluationCallback):
     """Logs `knn/<stream>` (leave-one-out 1-NN among the test clips) and `knn_train/<stream>` (train → test k-NN).
 
     Streams are image, audio, fusion (means over tokens) and combined (sum of the three cosine similarities).
+    `knn` leaves out all clips of the query's own video.
     It reads {"embeddings": {stream: [B, D]}} from `validation_step`: loader 0 has the test clips, loader 1 the
     gallery of train clips. Sets too small to compare log nothing.
 
@@ -124,7 +126,7 @@ class KNNProbe(EvaluationCallback):
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
         if loader == 0:
-            self.metrics["knn"].update(outputs["embeddings"], batch.label)
+            self.metrics["knn"].update(outputs["embeddings"], batch.label, groups=videos_of(trainer, batch))
         self.metrics["knn_train"].update(outputs["embeddings"], batch.label, gallery=loader == 1)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,4 +138,12 @@ class KNNProbe(EvaluationCallback):
         }
         pl_module.log_dict(found, sync_dist=True)  # equal on all processes
         if trainer.state.fn == "validate" and "knn/fusion" not in found:
-            say_once("knn: fewer than two test clips, so there are no nearest neighbours to compare", "yellow")
+            why = "fewer than two test clips" if classes_of(trainer) else "the clips have no classes"
+            say_once(f"knn: {why}, so there are no nearest neighbours to compare", "yellow")
+
+
+def videos_of(trainer: Trainer, batch: Batch) -> Tensor:
+    """Numbers of the videos that the rows of a batch are cut from, int64 [B]."""
+    clips = first_loader(trainer).dataset.clips
+    numbers = [zlib.crc32(clips[item].video_id.encode(errors="backslashreplace")) for item in batch.item.tolist()]
+    return torch.tensor(numbers, dtype=torch.int64, device=batch.label.device)

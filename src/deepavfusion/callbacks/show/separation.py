@@ -153,6 +153,8 @@ class SeparationReport(Callback):
             if len(finite):
                 writer.add_histogram(f"test_sources/{name}", finite, step)
         classes = classes_of(trainer)
+        if not classes:
+            return
         writer.add_figure("sdr_by_class/test", class_figure(rows, classes), step)
         if len(classes) > NAMED:
             save_figure(class_figure(rows, classes, everything=True), self.run_dir / "sdr_by_class_test.png")

@@ -37,6 +37,7 @@ def folder(
     seconds: float = 10.0,
     test_share: float = 0.2,
     split_seed: int = 0,
+    max_windows: int | None = None,
 ) -> ClipList:
     """Read one split of a folder of videos.
 
@@ -50,6 +51,7 @@ def folder(
         seconds: length of the windows that longer videos are cut into.
         test_share: of the videos, where neither the table nor folders say which are for tests.
         split_seed: of that choice.
+        max_windows: of a video, or of a part that the table names, evenly spread over it; None: all.
 
     Returns:
         The split. Clip: id `<path below the root>@<start>-<end>` in seconds, of the last window of a video `-end`;
@@ -85,6 +87,7 @@ def folder(
     names = assign_splits(base, parts, keys, known, test_share, split_seed)
     check_choice(f"split of {base}", split, [*sorted(names), ALL], SPLIT_KEYS)
     listing = _Listing(base, known, keys, sorted({label for part in parts for label in part.labels}), seconds)
+    listing.most = max_windows
     listing.several = any(len(part.labels) > 1 for part in parts)
     for part in parts:
         if split in (part.split, ALL):
@@ -110,6 +113,7 @@ class _Listing:
     ) -> None:
         self.root, self.known, self.keys, self.classes, self.seconds = root, known, keys, classes, seconds
         self.several = False  # whether a clip may have several labels
+        self.most: int | None = None  # windows of a part
         shown = [printable(unicodedata.normalize("NFC", path)) for path in sorted(known)]
         self.names = dict(zip(sorted(known), distinct(shown), strict=True))  # two may differ in what is not seen
         self.position = {name: n for n, name in enumerate(classes)}
@@ -130,7 +134,7 @@ class _Listing:
             self.late.append(part.path)
         parts = [(part.start, part.end)]
         if status == "ok":
-            parts = windows(known.seconds, self.seconds, part.start, part.end)
+            parts = windows(known.seconds, self.seconds, part.start, part.end, self.most)
         for start, end in parts:
             name = name_of(self.names[part.path], (start, end))
             several = tuple(sorted(labels)) if self.several else ()

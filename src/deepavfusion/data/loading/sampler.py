@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from deepavfusion.types import Draw
+from deepavfusion.types import Clip, Draw
 from deepavfusion.utils.console import say_once
 
 SHUFFLED_TOGETHER = 8  # blocks of packed clips whose order is mixed; the blocks' own order is random, too
@@ -119,3 +120,13 @@ class ClipSampler(Sampler[Draw]):
             near = [item for block in blocks[first : first + SHUFFLED_TOGETHER] for item in block]
             order += [near[n] for n in torch.randperm(len(near), generator=generator).tolist()]
         return order
+
+
+def balanced_weights(clips: Sequence[Clip]) -> Tensor:
+    """Chance of each clip to be drawn, float64 [N], sum 1: every class weighs the same, as in AudioSet training.
+
+    The weight of a clip is the sum of 1 / (clips of the class) over its classes.
+    """
+    counts = Counter(label for clip in clips for label in clip.classes)
+    weights = torch.tensor([sum(1 / counts[label] for label in clip.classes) for clip in clips])
+    return weights.double() / weights.sum()

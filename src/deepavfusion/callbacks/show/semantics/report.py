@@ -99,7 +99,7 @@ class SemanticsReport(Callback):
         self, trainer: Trainer, module: Any, loader: Any, found: Findings, what: str
     ) -> list[tuple[str, str]]:
         """File names and titles."""
-        sheets, read = [], _Clips(trainer, module, loader, found)
+        sheets, read = [], Clips(trainer, module, loader, found)
         chosen = choose(found, self.num_queries, self.num_extremes, module.hparams["seed"])
         for why, queries in chosen.items():
             for place, query in enumerate(queries, 1):
@@ -119,7 +119,7 @@ class SemanticsReport(Callback):
         return sheets
 
 
-class _Clips:
+class Clips:
     """Reads clips again, each once. Called with a position in `found.items`."""
 
     def __init__(self, trainer: Trainer, module: Any, loader: Any, found: Findings) -> None:
@@ -134,6 +134,7 @@ class _Clips:
             if len(batch):
                 assert batch.spectrogram is not None
                 names = " + ".join(_class_names(self.found, n, loader.dataset.list.classes))
+                names = names or Path(batch.id[0]).name
                 mel = 10 * batch.spectrogram[0, 0].float().cpu()
                 self.read[n] = Shown(unnormalised(batch.image[:1])[0], mel, names, batch.id[0])
         return self.read[n]
@@ -141,7 +142,9 @@ class _Clips:
 
 def _class_names(found: Findings, n: int, classes: Sequence[str]) -> list[str]:
     label = found.labels[n]
-    return [classes[int(label)]] if label.ndim == 0 else [classes[c] for c in label.nonzero()[:, 0].tolist()]
+    if label.ndim == 0:
+        return [classes[int(label)]] if label >= 0 else []
+    return [classes[c] for c in label.nonzero()[:, 0].tolist()]
 
 
 # ---- tables

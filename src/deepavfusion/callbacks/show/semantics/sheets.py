@@ -24,7 +24,7 @@ EDGE = 0.035  # inches, from a clip to the line around it
 
 @dataclass
 class Shown:
-    """A clip to draw: frame [3, H, W] in 0…1, spectrogram [M, F] in dB, names of its classes, its id."""
+    """A clip to draw: frame [3, H, W] in 0…1, spectrogram [M, F] in dB, names of its classes or its file, its id."""
 
     frame: Tensor
     spectrogram: Tensor
@@ -72,6 +72,7 @@ def draw_sheet(found: Findings, query: int, clips: Mapping[int, Shown], title: s
     gaps = ([0.02, 0.18] * columns)[:-1]
     figure, axes = grid(len(found.nearest) + 1, PANEL * columns, left=1.35, right=0.15, top=0.62, bottom=0.5,
                         gaps=gaps, down=0.34, width=10.5)  # fmt: skip
+    labelled = bool((found.labels >= 0).any())
     _draw_clip(axes[0][:2], clips[query])
     caption(axes[0][0], "query")
     for axis in axes[0][2:]:
@@ -79,7 +80,7 @@ def draw_sheet(found: Findings, query: int, clips: Mapping[int, Shown], title: s
     for line, (stream, near) in zip(axes[1:], found.nearest.items(), strict=True):
         others = near[query].tolist()
         right = relevant(found.labels[[query]], found.labels[others])[0].tolist()
-        caption(line[0], stream.replace("_", " "), f"{sum(right)} of {len(others)}")
+        caption(line[0], stream.replace("_", " "), f"{sum(right)} of {len(others)}" if labelled else "")
         for place, (other, is_right) in enumerate(zip(others, right, strict=True)):
             pair = line[2 * place : 2 * place + 2]
             if other in clips:
@@ -87,9 +88,10 @@ def draw_sheet(found: Findings, query: int, clips: Mapping[int, Shown], title: s
             if is_right:
                 _frame(figure, pair)
     seconds = clips[query].spectrogram.shape[1] / FRAMES_PER_SECOND
+    framed = "; framed: of the query's class" if labelled else ""
     note = (
-        f"Nearest of all {what} by cosine first; framed: of the query's class. Left the frame, right {seconds:g} s of "
-        "its spectrogram, 0 to 8 kHz. image, audio, fusion, combined: of the joint pass, which sees both."
+        f"Nearest of all {what} by cosine first{framed}. Left the frame, right {seconds:g} s of its spectrogram, 0 to "
+        "8 kHz. image, audio, fusion, combined: of the joint pass, which sees both."
     )
     head(figure, title, note)
     return figure

@@ -40,7 +40,7 @@ def held_out_videos(
 
 
 def windows(
-    seconds: float, each: float, start: float = 0.0, end: float | None = None
+    seconds: float, each: float, start: float = 0.0, end: float | None = None, most: int | None = None
 ) -> list[tuple[float, float | None]]:
     """Start and end (s) of the windows of a video, or of a part of it.
 
@@ -50,6 +50,7 @@ def windows(
         seconds: how long the video is.
         each: length of a window.
         start, end: of the part; None: to the end of the video.
+        most: at most so many of them, evenly spread; None: all.
 
     Returns:
         At least one window; an end of None is that of the video.
@@ -58,7 +59,10 @@ def windows(
     number = max(1, int((last - start) / each + 0.5))
     begins = [start + n * each for n in range(number)]
     final = end if end is not None and end < seconds else None
-    return list(zip(begins, [*begins[1:], final], strict=True))
+    found = list(zip(begins, [*begins[1:], final], strict=True))
+    if most is None or number <= most:
+        return found
+    return [found[int((n + 0.5) * number / most)] for n in range(most)]
 
 
 def name_of(path: str, window: tuple[float, float | None]) -> str:
