@@ -13,8 +13,9 @@ import pytest
 from tensorboard.backend.event_processing.io_wrapper import GetLogdirSubdirectories
 
 from deepavfusion.callbacks.show.dashboard import last_start, plain, run_table, start_weights
-from deepavfusion.callbacks.show.tensorboard import CurveLogger, unlike_rates
 from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.loggers.curves import unlike_rates
+from deepavfusion.loggers.tensorboard import CurveLogger
 from helpers.runs import compose, events
 
 # ---- curves

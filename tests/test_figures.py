@@ -12,10 +12,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
+from deepavfusion.callbacks.show.clips import shown_clips
 from deepavfusion.callbacks.show.pretraining import ReconstructionImages
 from deepavfusion.callbacks.show.pretraining_figures import class_names, draw_attention, draw_reconstruction
 from deepavfusion.callbacks.show.separation import ROWS, class_figure, draw_mixture
-from deepavfusion.callbacks.show.tensorboard import shown_clips
 from deepavfusion.figures.panels import band_of, grid, show_mel
 from deepavfusion.figures.pixels import CORRECT, MISSED, TOO_MUCH, checkered
 from deepavfusion.figures.style import LINES, SMALL, STREAMS, STYLE, ink, new_figure, short, styled

@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from deepavfusion.callbacks.guard import process_watch
 from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.callbacks.guard.process_watch import ProcessWatch
-from deepavfusion.callbacks.show.tensorboard import put_before
 from deepavfusion.cli.entry import one_sentence
+from deepavfusion.loggers.tensorboard import put_before
 from deepavfusion.runs import signing
 from deepavfusion.utils import quiet
 from deepavfusion.utils.errors import UserError, limited

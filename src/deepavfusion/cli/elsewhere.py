@@ -72,6 +72,13 @@ TRAINING = {
     "trainer.profiler=simple": "profile profiling",
     "trainer.sync_batchnorm={}": "sync_bn syncbn",
     "trainer.detect_anomaly=true": "anomaly detect_nan",
+    "logger={}": "report_to log_with logger trackers tracker",
+    "logger=wandb": "wandb use_wandb",
+    "logger=mlflow": "mlflow use_mlflow",
+    "logger=tensorboard": "tensorboard use_tensorboard tb",
+    "logger=wandb logger.wandb.project={}": "wandb_project project",
+    "logger=wandb logger.wandb.entity={}": "wandb_entity entity",
+    "logger=mlflow logger.mlflow.tracking_uri={}": "mlflow_tracking_uri tracking_uri",
     "compile={}": "torchcompile torch_compile jit",
     "debug=fast": "debug dry_run dryrun quick smoke_test fast sanity_check fast_dev",
     "scale=demo": "demo toy tiny",
@@ -158,9 +165,8 @@ SAME = {  # of one script, before the tables above
     "doctor": {"smoke_train={}": "train smoke", "time_limit={}": "timeout"},
 }
 UNUSED = {  # what has no counterpart: why, in a clause
-    "TensorBoard files are written into the run directory, and nothing is sent anywhere": "wandb use_wandb "
-    "wandb_project report_to neptune mlflow comet tensorboard project entity logger log_model visualizer "
-    "use_tensorboard tb wandb_mode",
+    "logger=tensorboard, csv, wandb, mlflow or a list of them says where curves and pictures go": "neptune comet "
+    "log_model visualizer aim clearml",
     "every run has its last checkpoints, and segmentation its best": "early_stopping patience earlystopping monitor "
     "load_best_model_at_end metric_for_best_model",
     "the rate is warmed up and then follows a cosine to 0": "scheduler lr_scheduler sched lr_scheduler_type "
@@ -182,6 +188,7 @@ CHOICES = {  # of config groups and keys; theirs -> ours
         "cpu": "mps none",
         "slurm": "cluster submitit srun",
     },
+    "logger": {"tensorboard": "tb tensorboardx", "none": "null false no off", "wandb": "w&b weights_and_biases"},
     "scale": {"demo": "small tiny toy test debug", "paper": "full large real published"},
     "debug": {"fast": "true 1 yes default on"},
     "trainer.precision": {

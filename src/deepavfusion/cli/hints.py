@@ -229,10 +229,13 @@ def _fix_choice(keys: Keys, key: str, group: str, value: str, many: bool) -> Fix
         if group not in NEEDED or (keys.chosen.get(group) is None and value == "null"):
             return None if value == "null" else Fix(f"there is no {group}={value}", [f"{group}=null"])
         why = "every run needs it; ~callbacks.<name> does without one of them" if group == "callbacks" else ""
-        why = why or next(iter(elsewhere.UNUSED)) if group == "logger" else why or "it is needed"
-        return Fix(f"there is no {group}={value}", why=why)
+        if group == "logger":
+            return Fix(f"there is no {group}={value}", [f"{group}=none"])
+        return Fix(f"there is no {group}={value}", why=why or "it is needed")
     if re.search(r"[(${]|^\[", value):  # a function, an interpolation or a list
         return None
+    if group == "logger" and "," in value and all(part in names for part in value.split(",")):
+        return Fix("several loggers are a list", [f"{group}=[{value}]"])
     if "," in value and all(part in names for part in value.split(",")):
         return Fix(f"{key}={value} are several runs, which need -m", [f"{key}={value}"], runs=True)
     near = nearest(group, value, names)

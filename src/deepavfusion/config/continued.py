@@ -25,6 +25,9 @@ PARTS = {
     **dict.fromkeys(("callbacks.novelty", "callbacks.coverage"), ()),
     **dict.fromkeys(("callbacks.run_summary", "callbacks.step_guard"), ("run_dir",)),
     "logger.tensorboard": ("save_dir", "name", "version"),
+    "logger.csv": ("run_dir",),
+    "logger.wandb": ("run_dir", "project", "entity"),
+    "logger.mlflow": ("run_dir", "tracking_uri", "experiment"),
 }
 REFUSED = {  # key -> why
     "task": "a checkpoint is of one task",
@@ -40,7 +43,7 @@ REFUSED = {  # key -> why
     **dict.fromkeys(
         ("callbacks.dashboard.cards", "callbacks.dashboard.metrics"), "TensorBoard takes it from the start of a run"
     ),
-    "logger.tensorboard.purge_step": "the run sets it itself",
+    **{f"logger.{name}.purge_step": "the run sets it itself" for name in ("tensorboard", "csv", "wandb", "mlflow")},
 }
 APPLIED = (
     # where things are, and what happens beside the training

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deepavfusion.config.loggers import LOGGER_RULES, missing_packages
 from deepavfusion.config.lookup import ABSENT, node_at, value_at
 from deepavfusion.config.rules import SPDX, Rule, is_text, is_utf8, list_of, number, one_of, whole
 from deepavfusion.utils.addresses import bytes_of
@@ -213,6 +214,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "callbacks.step_guard.skip_spikes": FLAG,
     **{f"callbacks.{key}": MILLIONS for key in CALLBACK_COUNTS},
     **dict.fromkeys(("callbacks.dashboard.metrics", "logger.tensorboard.overview"), TEXTS),
+    **LOGGER_RULES,
     # ---- predict.py
     **dict.fromkeys(("batch_size", "top_k", "windows"), MANY),
     "num_workers": whole(0, 1024) | NULL,
@@ -327,6 +329,7 @@ def _misfits(cfg: Mapping[str, Any]) -> Iterator[str]:
                     yield f"{where}.{key} is {_shown(value)}, expected {CASE[key].expected}: change it."
             if case.get("passes", "train_step") == "train_step" and case.get("masked") is False:
                 yield f"{where}.masked is false, but a train_step is always masked: set passes to encoder_forward."
+    yield from missing_packages(value_at(cfg, "logger"))
     net = "model.net"
     dim, heads, ratio, layers = (
         value_at(cfg, f"{net}.{key}")

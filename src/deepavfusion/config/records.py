@@ -27,6 +27,7 @@ GROUPS = (
     *("callbacks", "trainer", "logger", "debug"),
 )
 OPTIONAL = ("experiment", "debug")  # groups that a run does without
+LOCAL_LOGGERS = ("tensorboard", "csv", "none")  # those that ask nobody
 SECTIONS = re.compile(r"(data|model|trainer|callbacks)\..*|seed|test|validate_before|matmul_precision|compile")
 OF_THE_MACHINE = re.compile(
     r"trainer\.(devices|num_nodes|strategy|accelerator|profiler)|data\.(storage\..*|cache_size)"
@@ -94,6 +95,10 @@ def shareable(found: object) -> list[str]:
 
 def _may_choose(override: str, name: str | None) -> bool:
     sign, key, text = split_override(override)
+    if key == "logger":
+        return not sign and all(
+            name.strip() in LOCAL_LOGGERS for name in text.removeprefix("[").removesuffix("]").split(",")
+        )
     if key in GROUPS:
         return not sign and (text in choices(key) or (text == "null" and key in OPTIONAL))
     if sign == "~":

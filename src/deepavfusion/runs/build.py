@@ -27,6 +27,7 @@ from deepavfusion.demo import demo
 from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import write_record
 from deepavfusion.runs.fingerprint import DataHash, coverage_of
+from deepavfusion.runs.loggers import make
 from deepavfusion.runs.provenance import NOT_FINISHED, complete, record_provenance
 from deepavfusion.runs.signing import signed
 from deepavfusion.tasks.base import Task
@@ -97,9 +98,7 @@ def build(
     # Run the progress bar last: it triggers a reduction of metrics on the first process, so every other exchange at the
     # end of an epoch has to come before it, or the processes deadlock.
     callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
-    purge = {"purge_step": resume_step}
-    configured = (cfg.get("logger") or {}).values()
-    loggers = [instantiate(logger, **(purge if "purge_step" in logger else {})) for logger in configured]
+    loggers = make(cfg.get("logger") or {}, resume_step)
     if not loggers:  # Lightning refuses this one without
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     plugins = [instantiate(plugin) for plugin in cfg.trainer.get("plugins") or []]

@@ -174,7 +174,8 @@ def choose_checkpoint(run_dir: Path, asked: str | None) -> tuple[Resumed | None,
     if damaged:
         fix = "" if asked else f" There is no other: give another run.name, or delete {found[0].parent} to start again."
         raise UserError(damaged[0] + fix)
-    return None, 0 if any(run_dir.glob("tensorboard/*")) else None
+    logged = any(any(run_dir.glob(pattern)) for pattern in ("tensorboard/*", "metrics.csv", "wandb/*", "mlflow/*"))
+    return None, 0 if logged else None
 
 
 def _resumed(path: Path, content: Mapping[str, Any]) -> Resumed:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from omegaconf import DictConfig
 
 from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import choose_run_dir, held, in_sweep
 from deepavfusion.runs.fingerprint import DataHash
+from deepavfusion.runs.loggers import ended
 from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
@@ -29,9 +32,10 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     fit_trainer(cfg, overrides)
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, kind="evals")
     cfg.paths.run_dir = str(run_dir)
-    with held(run_dir), DataHash() as data_hash:
+    with held(run_dir), DataHash() as data_hash, ExitStack() as stack:
         opened = Opened.read(cfg.ckpt_path)
         trainer, task, datamodule = build(cfg, overrides, training=False, restored=opened)
+        stack.enter_context(ended(trainer))
         if cfg.task == "pretrain":
             probe = command("train.py experiment=vggsound_linear_probe model.pretrained={path}", path=cfg.ckpt_path)
             raise UserError(

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.runs.build import epoch_batches
+from deepavfusion.runs.loggers import watching
 from deepavfusion.tasks.base import Task, effective_batch, learning_rate
-from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.launch.cores import own_cores
 
@@ -34,8 +34,8 @@ def say_training(cfg: DictConfig, run_dir: Path, trainer: Trainer, task: Task, d
         *(("", line) for line in _other_batch(trainer, task)),
         ("length", _length(trainer, datamodule)),
     ]
-    if trainer.loggers:
-        rows.append(("watch", command("tensorboard --logdir {run_dir}", run_dir=str(run_dir))))
+    commands = watching(trainer.loggers, run_dir)
+    rows += [("" if number else "watch", line) for number, line in enumerate(commands)]
     _say(f"{_experiment(cfg)}: training", rows)
 
 

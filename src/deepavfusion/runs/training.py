@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deepavfusion.runs.build import build, fit_trainer, write_start
 from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, in_sweep, link_latest
 from deepavfusion.runs.fingerprint import DataHash
+from deepavfusion.runs.loggers import ended
 from deepavfusion.runs.overview import say_evaluation, say_training
 from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
@@ -37,19 +39,20 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     fit_trainer(cfg, overrides)
     run_dir = choose_run_dir(cfg.paths.log_dir, cfg.task, cfg.run.name, cfg.resume)
     cfg.paths.run_dir = str(run_dir)
-    with held(run_dir), DataHash() as data_hash:
-        _train(cfg, overrides, run_dir, data_hash)
+    with held(run_dir), DataHash() as data_hash, ExitStack() as stack:
+        _train(cfg, overrides, run_dir, data_hash, stack)
         if in_sweep():
             part()
 
 
-def _train(cfg: DictConfig, overrides: list[str], run_dir: Path, data_hash: DataHash) -> None:
+def _train(cfg: DictConfig, overrides: list[str], run_dir: Path, data_hash: DataHash, stack: ExitStack) -> None:
     # Nothing in the directory of a run that continues is changed before its state is restored: what is refused until
     # then has changed nothing.
     resumed, step = choose_checkpoint(run_dir, cfg.ckpt_path)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     changed = resumed.changes(plain, overrides) if resumed else {}
     trainer, task, datamodule = build(cfg, overrides, resume_step=step, restored=resumed)
+    stack.enter_context(ended(trainer))
     origins: list[dict[str, Any]] = []
     if resumed:
         resumed.check(trainer, task, datamodule)

@@ -236,7 +236,7 @@ class Checkpoints(Checkpoint):
 
     def _point_to(self, written: Path, trainer: Trainer) -> None:
         for logger in trainer.loggers:
-            flush = getattr(getattr(logger, "experiment", None), "flush", None)
+            flush = getattr(logger, "flush", None) or getattr(getattr(logger, "experiment", None), "flush", None)
             if flush is not None:
                 flush()
         if self.unnamed is not None:

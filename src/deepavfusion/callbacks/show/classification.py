@@ -8,14 +8,14 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from deepavfusion.callbacks.evaluation import first_loader, read_again
 from deepavfusion.callbacks.show.classification_figures import Example, draw_classes, draw_confusion, draw_examples
+from deepavfusion.callbacks.show.clips import playable, shown_clips, unnormalised
 from deepavfusion.callbacks.show.predictions import Verdict, choose, names, rows, truth_of, verdicts_of, write_logits
-from deepavfusion.callbacks.show.tensorboard import playable, shown_clips, step_of, unnormalised, writer_of
 from deepavfusion.figures.by_class import EXTREMES, NAMED
 from deepavfusion.figures.style import save_figure
+from deepavfusion.loggers.board import Board, board_of, step_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import HEADS, Batch
 from deepavfusion.utils.files import write_csv
@@ -26,10 +26,10 @@ class ClassificationReport(Callback):
     """Confusion and accuracy by class of every validation and test; after a test the best and worst clips, and files
     with all predictions.
 
-    TensorBoard: `confusion/{val,test}` (one class a clip), `accuracy_by_class/{val,test}` or, for several classes a
+    Shown: `confusion/{val,test}` (one class a clip), `accuracy_by_class/{val,test}` or, for several classes a
     clip, `average_precision_by_class/{val,test}`; `examples/{worst,best}` with audio, in the order of
     `predictions.scores`.
-    Figures in TensorBoard are for its small cards: of many classes, they show the ends. After a test, the whole figures
+    Figures in loggers are for small cards: of many classes, they show the ends. After a test, the whole figures
     are `confusion_test.png` and `{accuracy,average_precision}_by_class_test.png` in the run's directory.
 
     `classification_test.csv`: item, id, classes, the prediction, its probability and that of the truth; the same for
@@ -46,10 +46,10 @@ class ClassificationReport(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """By now the metrics have gathered the clips of all processes."""
-        writer = writer_of(trainer)
-        if writer is not None:
+        board = board_of(trainer)
+        if board is not None:
             classes = first_loader(trainer).dataset.list.classes
-            self._draw(writer, pl_module.val_metrics, classes, "val", step_of(trainer))
+            self._draw(board, pl_module.val_metrics, classes, "val", step_of(trainer))
 
     @torch.no_grad()
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,13 +61,14 @@ class ClassificationReport(Callback):
         if not len(found["item"]):
             return
         verdicts = {stream: verdicts_of(found[stream], found["target"]) for stream in HEADS}
-        write_csv(self.run_dir / "classification_test.csv", rows(found, verdicts, dense, dataset))
+        lines = list(rows(found, verdicts, dense, dataset))
+        write_csv(self.run_dir / "classification_test.csv", lines)
         write_logits(self.run_dir / "predictions_test.npz", found, dense, dataset)
-        writer = writer_of(trainer)
-        if writer is None:
+        board, step, classes = board_of(trainer), step_of(trainer), dataset.list.classes
+        self._draw(board, metrics, classes, "test", step)
+        if board is None:
             return
-        step, classes = step_of(trainer), dataset.list.classes
-        self._draw(writer, metrics, classes, "test", step)
+        board.table("predictions/test", lines, step)
         truth = truth_of(found["target"], len(classes))
         for kind in ("worst", "best"):
             examples = []
@@ -79,13 +80,12 @@ class ClassificationReport(Callback):
             if examples:
                 order = "lowest" if kind == "worst" else "highest"
                 title = f"The {kind} {len(examples)} {shown_clips(pl_module)}, {order} probability of the truth first"
-                writer.add_figure(f"examples/{kind}", draw_examples(examples, title), step)
+                board.figure(f"examples/{kind}", draw_examples(examples, title), step)
             for place, example in enumerate(examples, 1):
-                writer.add_audio(
-                    f"examples/{kind}_{place}_{printable(example.name)}", example.waveform, step, SAMPLE_RATE
-                )
+                tag = f"examples/{kind}_{place}_{printable(example.name)}"
+                board.audio(tag, example.waveform, step, SAMPLE_RATE)
 
-    def _draw(self, writer: SummaryWriter, metrics: Any, classes: list[str], split: str, step: int) -> None:
+    def _draw(self, board: Board | None, metrics: Any, classes: list[str], split: str, step: int) -> None:
         """The figures of a split; none if no clip was evaluated."""
         by_class = {stream: metrics.per_class(stream).tolist() for stream in HEADS}
         target = metrics.table()["target"]
@@ -94,7 +94,8 @@ class ClassificationReport(Callback):
         files = split == "test"
         if not metrics.multi_label:
             counts = metrics.confusion().cpu().numpy()
-            writer.add_figure(f"confusion/{split}", draw_confusion(counts, classes, split), step)
+            if board is not None:
+                board.figure(f"confusion/{split}", draw_confusion(counts, classes, split), step)
             if files and len(classes) > NAMED:
                 figure = draw_confusion(counts, classes, split, everything=True)
                 save_figure(figure, self.run_dir / f"confusion_{split}.png")
@@ -103,7 +104,8 @@ class ClassificationReport(Callback):
         if any(clips):
             shown = (by_class, clips, classes, measure, split)
             name = f"{measure.replace(' ', '_')}_by_class"
-            writer.add_figure(f"{name}/{split}", draw_classes(*shown), step)
+            if board is not None:
+                board.figure(f"{name}/{split}", draw_classes(*shown), step)
             if files and sum(map(bool, clips)) > 2 * EXTREMES + 1:
                 save_figure(draw_classes(*shown, everything=True), self.run_dir / f"{name}_{split}.png")
 

@@ -1,4 +1,4 @@
-"""What a run writes to TensorBoard at its start: the layout of the curves, its settings, and where it comes from."""
+"""What a run shows at its start: the layout of the curves, its settings, and where it comes from."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
-from torch.utils.tensorboard.summary import hparams
 
-from deepavfusion.callbacks.show.tensorboard import writer_of
+from deepavfusion.loggers.board import board_of
 from deepavfusion.runs.directory import CHECKPOINTS, CONFIG, PROVENANCE
-from deepavfusion.utils.names import code, fence_of, printable
+from deepavfusion.utils.names import code, printable
 from deepavfusion.utils.reading import RECORD, read_json
 
 
 class Dashboard(Callback):
-    """Once a run, before its first step: Custom Scalars (several curves a card), HParams and Text.
+    """Once a run, before its first step: its settings, config and origin, and for TensorBoard several curves a card.
 
     Args:
         run_dir: has the config and the provenance of the run.
@@ -39,15 +38,15 @@ class Dashboard(Callback):
         self.run_dir, self.cards, self.settings, self.metrics = Path(run_dir), cards, settings, metrics
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer is None:
+        board = board_of(trainer)
+        if board is None:
             return
         start = last_start(self.run_dir)
         if trainer.global_step:  # a resumed run has written it
             if changed := start.get("changed"):
-                writer.add_text("changed", "\n".join(f"- `{line}`" for line in changed), trainer.global_step)
+                board.text("changed", "\n".join(f"- `{line}`" for line in changed), trainer.global_step)
             return
-        writer.add_custom_scalars(layout(self.cards))
+        board.layout(self.cards)
         recipe, data = pl_module.hparams, cast(Any, pl_module).record["data"]
         more = {
             "data": f"{data['name']}{' (demo)' if data['demo'] else ''}",
@@ -55,25 +54,10 @@ class Dashboard(Callback):
             "batch": recipe["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches,
             "start_weights": start_weights(start),
         }
-        # SummaryWriter.add_hparams would make a second run of its own in a subfolder, and log_hyperparams of the
-        # logger points at step 0. The metrics are those that are logged anyway: only their names are needed here.
         values = {name: plain(value) for name, value in {**dict(self.settings), **more}.items()}
-        experiment, session, _ = hparams(values, dict.fromkeys(self.metrics))
-        for summary in (experiment, session):
-            writer._get_file_writer().add_summary(summary)
-        writer.add_text("about", run_table(self.run_dir, start))
         config = self.run_dir / CONFIG
-        if config.is_file():
-            text = config.read_text()
-            writer.add_text("config", f"{fence_of(text)}yaml\n{text}\n{fence_of(text)}")
-
-
-def layout(cards: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, dict[str, list[Any]]]:
-    """Sections of cards as `SummaryWriter.add_custom_scalars` takes them; it matches the beginnings of names."""
-    return {
-        section: {title: ["Multiline", [f"{curve}$" for curve in curves]] for title, curves in found.items()}
-        for section, found in cards.items()
-    }
+        board.settings(values, self.metrics, config.read_text() if config.is_file() else "")
+        board.text("about", run_table(self.run_dir, start))
 
 
 def plain(value: Any) -> float | int | str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from deepavfusion.callbacks.show.tensorboard import step_of, writer_of
+from deepavfusion.loggers.board import board_of, step_of
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.names import file_names, printable
@@ -36,7 +36,7 @@ class SeparateDuets(Callback):
         except UserError as error:
             say(f"duets: none separated: {error}", "yellow")
             return
-        done, writer = 0, writer_of(trainer)
+        done, board = 0, board_of(trainer)
         some = clips.clips[: self.limit]
         for clip, name in zip(some, file_names(clip.id for clip in some), strict=True):
             try:
@@ -45,9 +45,10 @@ class SeparateDuets(Callback):
                 say(f"duets: {clip.id} skipped: {error}", "yellow")
                 continue
             done += 1
-            if writer is not None:
+            if board is not None:
+                tag = f"duet_{printable(clip.id)}"
                 for n, waveform in enumerate(waveforms, 1):
-                    writer.add_audio(
-                        f"duet_{printable(clip.id)}/source{n}", waveform.unsqueeze(0), step_of(trainer), rate
-                    )
+                    board.audio(f"{tag}/source{n}", waveform, step_of(trainer), rate)
+                for video in sorted((self.folder / name).glob("*.mp4")):
+                    board.video(f"{tag}/{video.stem}", video, step_of(trainer))
         say(f"duets: {done} of {len(clips.clips)} separated, see {self.folder}")

@@ -1,4 +1,4 @@
-"""What a pre-training run shows: nearest neighbours, reconstructions, attention, and the embedding in TensorBoard."""
+"""What a pre-training run shows: nearest neighbours, reconstructions, attention, and the embedding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
+from deepavfusion.callbacks.show.clips import classes_of, shown_clips, unnormalised
 from deepavfusion.callbacks.show.pretraining_figures import class_names, draw_attention, draw_reconstruction
-from deepavfusion.callbacks.show.tensorboard import classes_of, shown_clips, step_of, unnormalised, writer_of
+from deepavfusion.loggers.board import board_of, step_of
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import STREAMS, Batch
@@ -25,7 +26,7 @@ class ReconstructionImages(EvaluationCallback):
     """The same clips in each validation, as images and spectrograms: original, masked, reconstructed; and what the
     fusion tokens of the last fusion layer attend to in them. Their audio once.
 
-    TensorBoard: `reconstruction/{image,audio}`, `attention/fusion`.
+    Shown: `reconstruction/{image,audio}`, `attention/fusion`.
 
     Args:
         num_clips: how many to show, from the first validation batch.
@@ -36,23 +37,23 @@ class ReconstructionImages(EvaluationCallback):
         self.clips: Batch | None = None
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
-        writer = writer_of(trainer)
-        if writer is None or self.clips is not None or loader or not len(batch):
+        board = board_of(trainer)
+        if board is None or self.clips is not None or loader or not len(batch):
             return
         self.clips = batch.first(self.num_clips)
         for clip_id, waveform in zip(self.clips.id, self.clips.waveform, strict=True):
-            writer.add_audio(f"audio/{printable(clip_id)}", waveform.unsqueeze(0), step_of(trainer), SAMPLE_RATE)
+            board.audio(f"audio/{printable(clip_id)}", waveform, step_of(trainer), SAMPLE_RATE)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer is None or self.clips is None:
+        board = board_of(trainer)
+        if board is None or self.clips is None:
             return
         clips, step, module = self.clips, step_of(trainer), cast(Any, pl_module)
         names, what = class_names(clips, classes_of(trainer)), shown_clips(pl_module)
         for stream, drawn in module.draw(clips).items():
             figure = draw_reconstruction(stream, clips, names, drawn["hidden"], drawn["reconstructed"], what)
-            writer.add_figure(f"reconstruction/{stream}", figure, step)
+            board.figure(f"reconstruction/{stream}", figure, step)
         encoder = module.net.encoder
         try:
             maps = encoder.attention_maps(clips.image, clips.spectrogram)
@@ -62,11 +63,11 @@ class ReconstructionImages(EvaluationCallback):
             self.reported = True
             return
         grids = {stream: getattr(encoder, stream).grid for stream in ("image", "audio")}
-        writer.add_figure("attention/fusion", draw_attention(clips, names, grids, maps, what), step)
+        board.figure("attention/fusion", draw_attention(clips, names, grids, maps, what), step)
 
 
 class EmbeddingProjector(EvaluationCallback):
-    """The fusion embedding of the test clips for TensorBoard's projector, with labels and thumbnails.
+    """The fusion embedding of the test clips for a projector, with labels and thumbnails.
 
     Args:
         max_clips: at most so many, the first of loader 0.
@@ -88,17 +89,17 @@ class EmbeddingProjector(EvaluationCallback):
         self.thumbnails.append(F.interpolate(unnormalised(batch.image), size=32, mode="area"))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer is None or len(self.labels) < 2:
+        board = board_of(trainer)
+        if board is None or len(self.labels) < 2:
             return
         classes = classes_of(trainer)
         names = [classes[label] if 0 <= label < len(classes) else str(label) for label in self.labels]
-        writer.add_embedding(
+        board.embedding(
+            "fusion",
             torch.cat(self.embeddings)[: self.max_clips],
-            metadata=names[: self.max_clips],
-            label_img=torch.cat(self.thumbnails)[: self.max_clips],
-            global_step=step_of(trainer),
-            tag="fusion",
+            names[: self.max_clips],
+            torch.cat(self.thumbnails)[: self.max_clips],
+            step_of(trainer),
         )
 
 

@@ -6,7 +6,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from deepavfusion.callbacks.show.tensorboard import unnormalised
+from deepavfusion.callbacks.show.clips import unnormalised
 from deepavfusion.figures.panels import (
     CAPTION_WIDTH,
     DECIBELS,

@@ -17,11 +17,12 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader, read_again
-from deepavfusion.callbacks.show.tensorboard import playable, shown_clips, step_of, unnormalised, writer_of
+from deepavfusion.callbacks.show.clips import playable, shown_clips, unnormalised
 from deepavfusion.figures.by_class import EXTREMES, draw_bars
 from deepavfusion.figures.panels import caption, grid, head, show_image
 from deepavfusion.figures.pixels import CORRECT, MISSED, TOO_MUCH, Pixels, errors, highlight, palette
 from deepavfusion.figures.style import in_legend, save_figure, short, styled
+from deepavfusion.loggers.board import board_of, step_of
 from deepavfusion.transforms.audio import SAMPLE_RATE
 from deepavfusion.types import Batch
 from deepavfusion.utils.files import write_csv
@@ -66,7 +67,7 @@ class SegmentationImages(EvaluationCallback):
         self.seen = 0  # frames in this validation
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
-        if writer_of(trainer) is None or outputs is None:
+        if board_of(trainer) is None or outputs is None:
             return
         frames = first_loader(trainer)
         every = max(1, len(frames.sampler) // self.num_frames)
@@ -75,15 +76,15 @@ class SegmentationImages(EvaluationCallback):
         self.shown += shown(batch, outputs, rows, frames.dataset)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writer = writer_of(trainer)
-        if writer is None or not self.shown:
+        board = board_of(trainer)
+        if board is None or not self.shown:
             return
         frames, step = self.shown[: self.num_frames], step_of(trainer)
         title = f"What sounds in {shown_clips(pl_module, 'validation frames')}: truth and prediction"
-        writer.add_figure("segmentation/frames", draw(frames, _mask_classes(trainer), title), step)
+        board.figure("segmentation/frames", draw(frames, _mask_classes(trainer), title), step)
         if not self.audio_written:
             for frame in frames:
-                writer.add_audio(f"audio/{printable(frame.name)}", frame.waveform, step, SAMPLE_RATE)
+                board.audio(f"audio/{printable(frame.name)}", frame.waveform, step, SAMPLE_RATE)
         self.audio_written, self.shown = True, []
 
 
@@ -91,8 +92,8 @@ class SegmentationReport(Callback):
     """IoU by class of every validation and test; after a test the worst frames, and a table of all frames.
 
     `segmentation_test.csv`: item, id, second, classes, the metrics of each frame, and its IoU with the wrong audio.
-    TensorBoard: `iou_by_class/{val,test}`, `failures/frames` with their audio. Of many classes, TensorBoard shows the
-    best and the worst, and `iou_by_class_test.png` in the run's directory all.
+    Shown: `iou_by_class/{val,test}`, `failures/frames` with their audio. Of many classes, the logger has the best and
+    the worst, and `iou_by_class_test.png` in the run's directory all.
 
     Args:
         run_dir: where the table goes.
@@ -104,11 +105,11 @@ class SegmentationReport(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """By now the metrics have gathered the frames of all processes."""
-        writer = writer_of(trainer)
-        if writer is not None:
+        board = board_of(trainer)
+        if board is not None:
             module: Any = pl_module
             means = iou_by_class(module.val_metrics, first_loader(trainer).dataset)
-            writer.add_figure("iou_by_class/val", draw_classes(means, "val"), step_of(trainer))
+            board.figure("iou_by_class/val", draw_classes(means, "val"), step_of(trainer))
 
     @torch.no_grad()
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,15 +120,14 @@ class SegmentationReport(Callback):
         rows = metrics.rows()
         if not rows:
             return
-        self._write(rows, module.wrong_audio_metrics.rows(), dataset)
-        writer = writer_of(trainer)
-        if writer is None:
-            return
-        step = step_of(trainer)
-        means = iou_by_class(metrics, dataset)
-        writer.add_figure("iou_by_class/test", draw_classes(means, "test"), step)
+        lines = self._write(rows, module.wrong_audio_metrics.rows(), dataset)
+        board, step, means = board_of(trainer), step_of(trainer), iou_by_class(metrics, dataset)
         if len(means) > 2 * EXTREMES + 1:
             save_figure(draw_classes(means, "test", everything=True), self.run_dir / "iou_by_class_test.png")
+        if board is None:
+            return
+        board.table("frames/test", lines, step)
+        board.figure("iou_by_class/test", draw_classes(means, "test"), step)
         worst: dict[int, int] = {}  # clip -> its worst frame
         for row in sorted(rows, key=lambda row: row["iou"]):
             worst.setdefault(dataset.first_clip(row["item"]), row["item"])
@@ -138,11 +138,11 @@ class SegmentationReport(Callback):
                 frames += shown(batch, module.mark(batch), [0], dataset)
         if frames:
             title = f"The worst {shown_clips(pl_module, 'test frames')}: truth and prediction"
-            writer.add_figure("failures/frames", draw(frames, _mask_classes(trainer), title), step)
+            board.figure("failures/frames", draw(frames, _mask_classes(trainer), title), step)
         for place, frame in enumerate(frames, 1):
-            writer.add_audio(f"failures/{place}_{printable(frame.name)}", frame.waveform, step, SAMPLE_RATE)
+            board.audio(f"failures/{place}_{printable(frame.name)}", frame.waveform, step, SAMPLE_RATE)
 
-    def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: Any) -> None:
+    def _write(self, rows: list[dict[str, Any]], wrong: list[dict[str, Any]], dataset: Any) -> list[list[Any]]:
         values = [name for name in rows[0] if name != "item"]
         with_wrong_audio = {row["item"]: row["iou"] for row in wrong}
         lines: list[list[Any]] = [["item", "id", "second", "classes", *values, "iou_wrong_audio"]]
@@ -151,6 +151,7 @@ class SegmentationReport(Callback):
             known = [row["item"], dataset.clips[position].id, second, " + ".join(class_names(dataset, row["item"]))]
             lines.append([*known, *(row[name] for name in values), with_wrong_audio.get(row["item"], "")])
         write_csv(self.run_dir / "segmentation_test.csv", lines)
+        return lines
 
 
 def class_names(dataset: Any, item: int) -> list[str]:

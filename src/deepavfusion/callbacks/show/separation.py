@@ -14,17 +14,11 @@ from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
-from deepavfusion.callbacks.show.tensorboard import (
-    classes_of,
-    playable,
-    shown_clips,
-    step_of,
-    unnormalised,
-    writer_of,
-)
+from deepavfusion.callbacks.show.clips import classes_of, playable, shown_clips, unnormalised
 from deepavfusion.figures.by_class import NAMED, draw_bars, draw_matrix
 from deepavfusion.figures.panels import DECIBELS, LOUDNESS, SHARES, colour_bar, grid, head, show_image, show_mel
 from deepavfusion.figures.style import POWER, VALUE, WIDTH, save_figure, short, styled
+from deepavfusion.loggers.board import board_of, step_of
 from deepavfusion.transforms.audio import LOG_OFFSET, SAMPLE_RATE
 from deepavfusion.types import Batch, SeparationOutput
 from deepavfusion.utils.files import write_csv
@@ -47,8 +41,8 @@ class SeparationImages(EvaluationCallback):
         self.drawn = False
 
     def on_batch(self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Batch, loader: int) -> None:
-        writer = writer_of(trainer)
-        if writer is None or outputs is None or self.drawn:
+        board = board_of(trainer)
+        if board is None or outputs is None or self.drawn:
             return
         step, classes = step_of(trainer), classes_of(trainer)
         what = shown_clips(task, "validation clips")
@@ -61,9 +55,9 @@ class SeparationImages(EvaluationCallback):
                 audio += [(f"truth_{name}", batch.waveform[row]) for row, name in zip(rows, names, strict=True)]
                 audio.append(("mixture", outputs.mixture[mixture]))
             for name, waveform in audio:
-                writer.add_audio(f"mixture_{mixture}/{name}", playable(waveform), step, SAMPLE_RATE)
+                board.audio(f"mixture_{mixture}/{name}", playable(waveform), step, SAMPLE_RATE)
             figure = draw_mixture(batch, outputs, mixture, names, what)
-            writer.add_figure(f"separation/mixture_{mixture}", figure, step)
+            board.figure(f"separation/mixture_{mixture}", figure, step)
         self.drawn = self.truths_written = True
 
 
@@ -109,7 +103,7 @@ class SeparationReport(Callback):
     """Writes the mixtures of a test and the metrics of each source, and draws the SDR by pairs of classes.
 
     `mixtures_test.csv` (before the test): mixture, source, id, class, path. `separation_test.csv` (after it): the same
-    mixtures with all metrics of each source. TensorBoard: histograms, and the mean SDR by the class of the source and
+    mixtures with all metrics of each source. Shown: histograms, and the mean SDR by the class of the source and
     the class it is mixed with; of many classes as `sdr_by_class_test.png` in the run's directory.
 
     Args:
@@ -143,21 +137,19 @@ class SeparationReport(Callback):
         ]
         header = ("mixture", "source", "id", "class", *values)
         write_csv(self.run_dir / "separation_test.csv", [header, *lines])
-        writer = writer_of(trainer)
-        if writer is None:
+        board, step, classes = board_of(trainer), step_of(trainer), classes_of(trainer)
+        if len(classes) > NAMED:
+            save_figure(class_figure(rows, classes, everything=True), self.run_dir / "sdr_by_class_test.png")
+        if board is None:
             return
-        step = step_of(trainer)
+        board.table("sources/test", [header, *lines], step)
         sdr, before = (torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in ("sdr", "sdr_mixture"))
         for name, found in (("sdr", sdr), ("sdr_improvement", sdr - before)):
             finite = found[found.isfinite()]
             if len(finite):
-                writer.add_histogram(f"test_sources/{name}", finite, step)
-        classes = classes_of(trainer)
-        if not classes:
-            return
-        writer.add_figure("sdr_by_class/test", class_figure(rows, classes), step)
-        if len(classes) > NAMED:
-            save_figure(class_figure(rows, classes, everything=True), self.run_dir / "sdr_by_class_test.png")
+                board.histogram(f"test_sources/{name}", finite, step)
+        if classes:
+            board.figure("sdr_by_class/test", class_figure(rows, classes), step)
 
 
 def class_table(rows: list[dict[str, Any]], classes: int) -> NDArray[np.float64]:

@@ -121,16 +121,20 @@ class RunSummary(Callback):
         folder = self.run_dir / CHECKPOINTS
         best = folder / (BEST if (folder / BEST).is_file() else LAST)
         values = {"run_dir": self.run_dir, "last": folder / LAST, "best": best, "tested": trainer.ckpt_path}
+        values |= {"absolute": self.run_dir.resolve()}
         datamodule, name = getattr(trainer, "datamodule", None), task.record.get("task")
         values |= {"task": name, "video": example_video(datamodule), "root": getattr(datamodule, "root", "")}
         given = task.record.get("overrides", [])
         same = [override for override in given if override.startswith(SAME)]
         lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith("data.root=")]}
-        needs = {"{demo}": "scale=demo" in given, "tensorboard": bool(trainer.loggers)}
+        watch = [each for logger in trainer.loggers if (each := getattr(logger, "watch", None))]
+        needs = {"{demo}": "scale=demo" in given, "tensorboard": any(each.startswith("tensorboard") for each in watch)}
         needs |= {"task={task}": name in PREDICTED, "task=search": name == "retrieve"}
         needs |= {"{root}": str(values["video"]).startswith(f"{values['root']}/")}
         needs |= {"{last}": (folder / LAST).exists(), "{best}": best.exists()}
         commands = [each for each in self.next_commands if all(needs[word] for word in needs if word in each[1])]
+        others = [each for each in watch if not each.startswith("tensorboard")]
+        commands = [*(("see its curves, pictures and sounds", each) for each in others), *commands]
         if commands:
             say("Next", "bold")
         for words, template in commands:

@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from deepavfusion.callbacks.evaluation import first_loader, read_again
+from deepavfusion.callbacks.show.clips import shown_clips, unnormalised
 from deepavfusion.callbacks.show.dashboard import last_start
 from deepavfusion.callbacks.show.semantics.figures import (
     MATRICES,
@@ -20,7 +21,6 @@ from deepavfusion.callbacks.show.semantics.figures import (
     draw_tokens,
 )
 from deepavfusion.callbacks.show.semantics.sheets import JUDGED_BY, Shown, choose, draw_sheet
-from deepavfusion.callbacks.show.tensorboard import shown_clips, unnormalised
 from deepavfusion.figures.style import save_figure, short
 from deepavfusion.metrics.semantics import PAIR_MEASURES, SEARCH_MEASURES, STREAM_MEASURES, Findings
 from deepavfusion.utils.console import say

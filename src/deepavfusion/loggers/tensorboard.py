@@ -1,24 +1,24 @@
-"""The TensorBoard logger, and what the callbacks that use it share: the step, the conversion of images and audio."""
+"""The TensorBoard logger, and what TensorBoard shows besides curves."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import torch
-from lightning import LightningModule, Trainer
+import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
-from deepavfusion.transforms.image import Normalise
-
-QUIET, LOUD = -6.0, 2.0  # log10 power of the darkest and the brightest colour
+from deepavfusion.loggers.board import Cards, Shows
+from deepavfusion.loggers.curves import worth_showing
+from deepavfusion.utils.names import fence_of
 
 
 class CurveLogger(TensorBoardLogger):
@@ -43,6 +43,13 @@ class CurveLogger(TensorBoardLogger):
             self._experiment = LateWriter(self.log_dir, **self._kwargs)
         return self._experiment
 
+    def flush(self) -> None:
+        """Write what was logged to the disk."""
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    watch = "tensorboard --logdir {run_dir}"  # what shows it, see `utils.commands.command`
+
     def save(self) -> None:
         if self._experiment is not None and self._experiment.all_writers is not None:
             super().save()
@@ -54,10 +61,8 @@ class CurveLogger(TensorBoardLogger):
         super().finalize(status)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        unlike = unlike_rates(metrics)
-        shown = {name: value for name, value in metrics.items() if not name.startswith("lr/") or name in unlike}
         main = {f"Overview/{name.replace('/', '_')}": metrics[name] for name in self.overview if name in metrics}
-        super().log_metrics({**shown, **main}, step)
+        super().log_metrics({**worth_showing(metrics), **main}, step)
 
 
 class LateWriter(SummaryWriter):
@@ -98,53 +103,44 @@ def put_before(folder: Path, now: int) -> None:
         path.rename(path.with_name(f"events.out.tfevents.{seconds:010d}.{rest}"))
 
 
-def unlike_rates(names: Iterable[str]) -> set[str]:
-    """The learning rates worth a curve: not those without weight decay, which equal those with it, and of the layers,
-    whose rates are multiples of each other, only the lowest and the highest."""
-    rates = {name for name in names if name.startswith("lr/")}
-    rates -= {f"{name}_no_decay" for name in rates}
-    layers = sorted(name for name in rates if name.startswith("lr/layer_"))
-    return rates - set(layers[1:-1])
+class OnTensorBoard(Shows):
+    """What TensorBoard shows.
 
+    Args:
+        logger: has the writer.
+    """
 
-def step_of(trainer: Trainer) -> int:
-    """The last completed step, which Lightning logs under as well: a resumed run overwrites what comes after it."""
-    return max(trainer.global_step - 1, 0)
+    def __init__(self, logger: TensorBoardLogger) -> None:
+        self.writer: SummaryWriter = logger.experiment
 
+    def show_image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
+        self.writer.add_image(tag, image, step, dataformats="HWC")
 
-def writer_of(trainer: Trainer) -> SummaryWriter | None:
-    """The TensorBoard writer, on the process that has one."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            return logger.experiment
-    return None
+    def show_audio(self, tag: str, waveform: NDArray[np.float32], step: int, rate: int) -> None:
+        self.writer.add_audio(tag, waveform, step, sample_rate=rate)
 
+    def show_text(self, tag: str, text: str, step: int) -> None:
+        self.writer.add_text(tag, text, step)
 
-def classes_of(trainer: Trainer) -> list[str]:
-    """Class names of the data module, if it has any."""
-    datamodule: Any = getattr(trainer, "datamodule", None)
-    return getattr(datamodule, "classes", [])
+    def show_histogram(self, tag: str, values: NDArray[np.float64], step: int) -> None:
+        self.writer.add_histogram(tag, values, step)
 
+    def show_embedding(self, tag: str, vectors: Tensor, labels: list[str], thumbnails: Tensor, step: int) -> None:
+        self.writer.add_embedding(vectors, metadata=labels, label_img=thumbnails, global_step=step, tag=tag)
 
-def shown_clips(pl_module: LightningModule, kind: str = "test clips") -> str:
-    """What is in a figure, for its title: test clips; or that they are generated, as a demo's numbers mean little."""
-    record: dict[str, Any] = getattr(pl_module, "record", {})
-    return f"generated {kind} (demo)" if record.get("data", {}).get("demo") else kind
+    def show_settings(self, settings: Mapping[str, Any], metrics: Sequence[str], config: str) -> None:
+        # SummaryWriter.add_hparams would make a second run of its own in a subfolder, and log_hyperparams of the
+        # logger points at step 0. The metrics are those that are logged anyway: only their names are needed here.
+        experiment, session, _ = hparams(dict(settings), dict.fromkeys(metrics))
+        for summary in (experiment, session):
+            self.writer._get_file_writer().add_summary(summary)
+        if config:
+            self.writer.add_text("config", f"{fence_of(config)}yaml\n{config}\n{fence_of(config)}")
 
-
-def playable(waveform: Tensor) -> Tensor:
-    """[T] -> [1, T] on the CPU, scaled down to full scale if it is louder."""
-    waveform = waveform.detach().float().cpu()
-    return (waveform / waveform.abs().max().clamp(min=1.0)).unsqueeze(0)
-
-
-def unnormalised(image: Tensor) -> Tensor:
-    """Input of a network [B, 3, H, W] -> RGB [B, 3, H, W] in 0…1 on the CPU."""
-    return Normalise().to(image.device).reverse(image).float().cpu()
-
-
-def spectrogram_image(spectrogram: Tensor) -> Tensor:
-    """log10 power mel spectrogram [B, 1, M, F] -> RGB [B, 3, M, F] in 0…1, low bands at the bottom."""
-    level = ((spectrogram[:, 0].float() - QUIET) / (LOUD - QUIET)).clamp(0, 1).flip(1)
-    colours = matplotlib.colormaps["magma"](level.cpu().numpy())[..., :3]
-    return torch.from_numpy(colours).permute(0, 3, 1, 2).float()
+    def show_layout(self, cards: Cards) -> None:
+        self.writer.add_custom_scalars(  # it matches the beginnings of names
+            {
+                section: {title: ["Multiline", [f"{curve}$" for curve in curves]] for title, curves in found.items()}
+                for section, found in cards.items()
+            }
+        )

@@ -1,0 +1,55 @@
+"""What is said of a logger that fails: once when it begins, and once at the end. Training goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+
+from deepavfusion.utils.console import say
+
+USER = re.compile(r"(?<=://)[^/\s@]*@")  # of an address: user:password@
+SIGNED = re.compile(r"(?<=\?)[^\s'\")]+")  # a query may hold a signature
+SECRET = re.compile(r"key|token|password|secret", re.IGNORECASE)  # within the name of an environment variable
+
+
+class Trouble:
+    """Of one logger.
+
+    Args:
+        title: of it.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.first = ""  # the first failure
+        self.lost = 0
+
+    def tell(self, error: BaseException | str) -> None:
+        """The first failure is printed."""
+        if not self.first:
+            self.first = in_a_line(error)
+            say(f"{self.title}: {self.first}; training goes on", "yellow")
+
+    def lose(self, count: int = 1, error: BaseException | str = "too much waits for it") -> None:
+        """So many things are not shown."""
+        self.lost += count
+        self.tell(error)
+
+    def say_again(self, remedy: str = "") -> None:
+        """At the end."""
+        if self.lost:
+            what = "1 entry of it is" if self.lost == 1 else f"{self.lost} entries are"
+            say(f"{self.title}: {what} missing, the first because of: {self.first}{remedy}", "yellow")
+        elif self.first:
+            say(f"{self.title}: nothing is missing, though for a while: {self.first}", "dim")
+
+
+def in_a_line(error: BaseException | str) -> str:
+    """The words of a library, without addresses' passwords and the values of secret environment variables."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, "…")
+    text = SIGNED.sub("…", USER.sub("", text))
+    return textwrap.shorten(" ".join(text.split()), 240, placeholder=" …")
