@@ -40,6 +40,7 @@ TABLE = {"applied": APPLIED, "between epochs": BETWEEN_EPOCHS, "refused": REFUSE
 def configs() -> list[dict[str, Any]]:
     """Of every experiment at both scales."""
     found = [compose(f"experiment={name}", f"scale={scale}") for name in EXPERIMENTS for scale in ("paper", "demo")]
+    found.append(compose("logger=[tensorboard,csv,wandb,mlflow]"))
     return [OmegaConf.to_container(cfg, resolve=True) for cfg in found]
 
 

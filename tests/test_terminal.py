@@ -235,7 +235,9 @@ def test_the_next_commands_can_be_copied(tmp_path: Any, monkeypatch: pytest.Monk
         path.touch()
     given = ["scale=demo", "data.root=/d", "trainer.max_epochs=1", "model.net.fusion=dense"]
     task: Any = SimpleNamespace(record={"overrides": given, "task": "segment"})
-    trainer: Any = SimpleNamespace(ckpt_path=None, datamodule=None, loggers=[True])
+    trainer: Any = SimpleNamespace(
+        ckpt_path=None, datamodule=None, loggers=[SimpleNamespace(watch="tensorboard --logdir {run_dir}")]
+    )
     commands = [
         ["a", "predict.py video={video} ckpt_path={best}"],
         ["b", "train.py experiment=x {same} {data} model.pretrained={last}"],

@@ -76,9 +76,6 @@ TRAINING = {
     "logger=wandb": "wandb use_wandb",
     "logger=mlflow": "mlflow use_mlflow",
     "logger=tensorboard": "tensorboard use_tensorboard tb",
-    "logger=wandb logger.wandb.project={}": "wandb_project project",
-    "logger=wandb logger.wandb.entity={}": "wandb_entity entity",
-    "logger=mlflow logger.mlflow.tracking_uri={}": "mlflow_tracking_uri tracking_uri",
     "compile={}": "torchcompile torch_compile jit",
     "debug=fast": "debug dry_run dryrun quick smoke_test fast sanity_check fast_dev",
     "scale=demo": "demo toy tiny",
@@ -167,6 +164,8 @@ SAME = {  # of one script, before the tables above
 UNUSED = {  # what has no counterpart: why, in a clause
     "logger=tensorboard, csv, wandb, mlflow or a list of them says where curves and pictures go": "neptune comet "
     "log_model visualizer aim clearml",
+    "logger=wandb has logger.wandb.project, entity and offline, logger=mlflow has logger.mlflow.tracking_uri": "project "
+    "entity wandb_project wandb_entity wandb_mode tracking_uri mlflow_tracking_uri",
     "every run has its last checkpoints, and segmentation its best": "early_stopping patience earlystopping monitor "
     "load_best_model_at_end metric_for_best_model",
     "the rate is warmed up and then follows a cosine to 0": "scheduler lr_scheduler sched lr_scheduler_type "

@@ -77,13 +77,12 @@ class MlflowLogger(Service):
     def _open(self, state: State) -> Any:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of the tables it creates
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         if self.local is not None:
             self.local.mkdir(parents=True, exist_ok=True)
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of the tables that it creates
         client = MlflowClient(self.tracking_uri)
         if state.id:
             try:

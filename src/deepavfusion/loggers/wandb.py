@@ -24,6 +24,8 @@ from deepavfusion.utils.console import say
 SERVER = "https://api.wandb.ai"
 STEP = "trainer/global_step"  # the axis of the curves, as of Lightning's logger
 MOST_ROWS = 10_000  # of a table, which W&B shows
+FOLDERS = {"WANDB_CACHE_DIR": "cache", "WANDB_DATA_DIR": "data"}  # of each run, which a process may have several of
+_placed: dict[str, str] = {}  # by the last one
 EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 75}
 
 
@@ -79,8 +81,9 @@ class WandbLogger(Service):
         return "wandb sync {run_dir}/wandb" if mode_of(self.offline)[0] == "offline" else None
 
     def _open(self, state: State) -> Any:
-        os.environ.setdefault("WANDB_CACHE_DIR", str(self.run_dir / self.folder / "cache"))
-        os.environ.setdefault("WANDB_DATA_DIR", str(self.run_dir / self.folder / "data"))
+        for name, folder in FOLDERS.items():
+            if os.environ.get(name) in (None, _placed.get(name)):  # the user's own stay
+                os.environ[name] = _placed[name] = str(self.run_dir / self.folder / folder)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         hooks = sys.excepthook, sys.exit
         import wandb
