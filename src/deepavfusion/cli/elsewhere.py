@@ -164,7 +164,7 @@ SAME = {  # of one script, before the tables above
 UNUSED = {  # what has no counterpart: why, in a clause
     "logger=tensorboard, csv, wandb, mlflow or a list of them says where curves and pictures go": "neptune comet "
     "log_model visualizer aim clearml",
-    "logger=wandb has logger.wandb.project, entity and offline, logger=mlflow has logger.mlflow.tracking_uri": "project "
+    "logger=wandb has logger.wandb.project, entity, offline; logger=mlflow has logger.mlflow.tracking_uri": "project "
     "entity wandb_project wandb_entity wandb_mode tracking_uri mlflow_tracking_uri",
     "every run has its last checkpoints, and segmentation its best": "early_stopping patience earlystopping monitor "
     "load_best_model_at_end metric_for_best_model",
