@@ -186,7 +186,7 @@ class Writer:
     def __init__(self):
         self.figures = []
 
-    def add_figure(self, tag, figure, step):
+    def figure(self, tag, figure, step):
         self.figures.append(tag)
 
 
@@ -204,8 +204,8 @@ def test_a_network_without_attention_of_fusion_tokens_is_said_once(monkeypatch, 
             raise UserError("there is no attention of fusion tokens: model.net.fusion_layers is none.")
 
     writer, callback = Writer(), ReconstructionImages()
-    for name in ("writer_of", "step_of", "classes_of"):
-        value = {"writer_of": writer, "step_of": 0, "classes_of": CLASSES}[name]
+    for name in ("board_of", "step_of", "classes_of"):
+        value = {"board_of": writer, "step_of": 0, "classes_of": CLASSES}[name]
         monkeypatch.setattr(f"deepavfusion.callbacks.show.pretraining.{name}", lambda trainer, value=value: value)
     callback.clips = clips()
     for _ in range(2):

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepavfusion.callbacks.evaluation import EvaluationCallback, first_loader
+from deepavfusion.callbacks.show.clips import classes_of, shown_clips
 from deepavfusion.callbacks.show.semantics.report import Clips
 from deepavfusion.callbacks.show.semantics.sheets import draw_sheet
-from deepavfusion.callbacks.show.clips import classes_of, shown_clips
 from deepavfusion.figures.style import save_figure, short
 from deepavfusion.metrics.by_item import Rows
 from deepavfusion.metrics.semantics import Findings
