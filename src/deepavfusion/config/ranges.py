@@ -107,7 +107,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     ),
     "paths.log_dir": LOGS,
     "resume": LOGS | NULL,
-    **dict.fromkeys(("run.latest", "test", "validate_before", "card", "private"), FLAG),
+    **dict.fromkeys(("run.latest", "test", "validate_before", "card", "private", "reference"), FLAG),
     "matmul_precision": one_of("highest", "high", "medium"),
     "compile": FLAG | TEXT,
     # ---- data
@@ -241,7 +241,6 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **dict.fromkeys(("head", "preprocess"), FLAG),
     "check": TEXT | NULL,
     # ---- benchmark.py
-    "reference": FLAG,
     "benchmark.clips": MANY,
     "benchmark.seconds": SECONDS,
     **dict.fromkeys(("benchmark.height", "benchmark.width"), whole(16, 8192)),

@@ -187,6 +187,8 @@ def _file(hub: Any, address: Address, name: str, size: int, sha256: str | None, 
             )
         )
         place = path.resolve()
+        if path.parent.name != address.revision:
+            raise Refused("answers for another commit")
         if cache().resolve() not in place.parents:
             raise Refused("is kept outside of the cache")
         head = b"" if sha256 else f"blob {size}\0".encode()  # as git hashes what is no large file
@@ -255,9 +257,7 @@ def refusal(what: str, error: BaseException) -> UserError:
     if status is not None and status < 500:
         return UserError(f"{what} was refused by {place()} ({status}: {words}): check the address.")
     if status is not None or any(isinstance(each, errors.HTTPError) for each in chain):
-        return TemporaryError(
-            f"{what} cannot be had, since {place()} does not answer as it should ({words}): try later."
-        )
+        return TemporaryError(f"{what} cannot be used, since {place()} does not answer ({words}): try again later.")
     return UserError(f"{what} cannot be used, since {place()} answers as no Hub does ({words}): check HF_ENDPOINT.")
 
 
