@@ -20,6 +20,7 @@ from deepavfusion.utils.structure import DictOf
 
 PREDICTED = ("separate", "segment", "classify")  # tasks of predict.py with the same name
 SAME = ("scale=", "trainer=", "paths.", "model.net.", "model/net=", "data.image_size=")  # also in the next command
+DATA = ("data=", "data.root=", "data.index.")  # overrides that say what data is used
 
 
 class RunSummary(Callback):
@@ -126,7 +127,7 @@ class RunSummary(Callback):
         values |= {"task": name, "video": example_video(datamodule), "root": getattr(datamodule, "root", "")}
         given = task.record.get("overrides", [])
         same = [override for override in given if override.startswith(SAME)]
-        lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith("data.root=")]}
+        lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith(DATA)]}
         watch = [each for logger in trainer.loggers if (each := getattr(logger, "watch", None))]
         needs = {"{demo}": "scale=demo" in given, "tensorboard": any(each.startswith("tensorboard") for each in watch)}
         needs |= {"task={task}": name in PREDICTED, "task=search": name == "retrieve"}

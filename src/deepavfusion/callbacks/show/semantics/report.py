@@ -134,7 +134,7 @@ class Clips:
             if len(batch):
                 assert batch.spectrogram is not None
                 names = " + ".join(_class_names(self.found, n, loader.dataset.list.classes))
-                names = names or Path(batch.id[0]).name
+                names = names or short(Path(batch.id[0]).name.removesuffix("@0-end"), 20)
                 mel = 10 * batch.spectrogram[0, 0].float().cpu()
                 self.read[n] = Shown(unnormalised(batch.image[:1])[0], mel, names, batch.id[0])
         return self.read[n]
