@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich import get_console
 from rich.table import Table
 
 from deepavfusion.figures.style import new_figure, save_figure, styled
-from deepavfusion.runs.provenance import code_state, cpu_name, short
+from deepavfusion.runs.provenance import code_state, cpu_name, short, version_of
 from deepavfusion.utils import files
 from deepavfusion.utils.console import cell
 from deepavfusion.utils.launch.cores import cores
@@ -37,7 +36,7 @@ def environment(repository: Path | None) -> Row:
     """Machine, versions and commit, as columns; `repository`: see `code_state`."""
     code = code_state(repository)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    versions = {"python": platform.python_version(), **{name: version_of(name) for name in LIBRARIES}}
     commit = f"{short(str(code['commit']))}{'-dirty' * (code['dirty'] is True)}"
     return {"machine": cpu_name(), "cores": cores(), "gpu": gpu, **versions, "commit": commit}
 

@@ -7,6 +7,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -16,6 +18,7 @@ from deepavfusion.utils.names import printable
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 PR_SET_PDEATHSIG = 1  # prctl(2)
+LOOK_EVERY = 1.0  # s
 HANGS = 300  # s that a part of a file may take: frames for one request, or seconds of audio
 
 
@@ -31,10 +34,10 @@ def guarded(main: Callable[[], None], inputs: tuple[str, ...], time_limit: int =
         time_limit: of reading a part of a file.
     """
     held_back = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)  # until either side knows what to do
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if not child:
         signals.listen(signals.INTERRUPTED)
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # however its parent ends
+        _end_with(parent)
         processes.reading_limit = time_limit
         main()
         _leave()
@@ -57,6 +60,21 @@ def guarded(main: Callable[[], None], inputs: tuple[str, ...], time_limit: int =
         sys.exit(2)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def _end_with(parent: int) -> None:
+    """Kill this process when its parent ends, however that does."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # on Linux
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_EVERY)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _leave() -> NoReturn:

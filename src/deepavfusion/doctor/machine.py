@@ -8,6 +8,7 @@ import os
 import pwd
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,17 +35,26 @@ CLIPS = 32  # read to measure the speed
 
 def cores_and_memory(group: Path = Path("/sys/fs/cgroup")) -> str:
     """Cores that this process may use, and free memory within the limit of a container."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
+    free, known = _memory()
     limit = group / "memory.max"
     if limit.is_file() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int((group / "memory.current").read_text()))
     if free < MIN_MEMORY:
+        what = "are free" if known else "are all there is"
         raise UserError(
-            f"{free / GIB:.1f} GiB of memory are free, a demo run needs {MIN_MEMORY / GIB:.0f}: end other programs, "
+            f"{free / GIB:.1f} GiB of memory {what}, a demo run needs {MIN_MEMORY / GIB:.0f}: end other programs, "
             "or raise the limit of the container (docker run --memory)."
         )
-    return f"{cores()} of {os.cpu_count()} cores, {free / GIB:.1f} GiB of memory free"
+    return f"{cores()} of {os.cpu_count()} cores, {free / GIB:.1f} GiB of memory{' free' if known else ''}"
+
+
+def _memory() -> tuple[int, bool]:
+    """Bytes of memory that are free; where that is not known, of all."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():  # Linux has it
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), False
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024, True
 
 
 # ---- disks
@@ -122,7 +132,8 @@ def read_rate(files: Iterable[Path]) -> float:
     size, seconds = 0, 1e-9
     for path in files:
         with open(path, "rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if hasattr(os, "posix_fadvise"):  # not on Macs, where the page cache makes it look faster
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             begin = time.perf_counter()
             while block := file.read(BLOCK):
                 size += len(block)
@@ -135,6 +146,8 @@ def read_rate(files: Iterable[Path]) -> float:
 
 def shared_memory(batch_bytes: int, workers: int, folder: Path = Path("/dev/shm")) -> str:
     """The batches that workers prefetch fit into shared memory."""
+    if not folder.is_dir() and sys.platform != "linux":
+        return f"{sys.platform} sets no limit of its own"
     free, needed = shutil.disk_usage(folder).free, batch_bytes * workers * PREFETCHED
     if free < needed:
         raise UserError(

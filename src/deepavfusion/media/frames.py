@@ -5,7 +5,7 @@ to be read first, twice (640 × 360, 10 s: 20 ms of CPU time, with PyAV 12 ms). 
 can be trusted. It numbers packets, so it returns the wrong frame when a packet yields none (clips cut by stream copy,
 open GOPs), and its timestamps start at the first frame, not at the start of the file. The packets' own timestamps, read
 with PyAV, therefore say which frame is wanted, and PyAV decodes whatever decord would misnumber, is slow at (long
-files) or fails on. Both give the same pixels.
+files) or fails on. Both give the same pixels, so that PyAV may read everything, and does where there is no decord.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "1024")
 
 import av
-import decord
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.reformatter import VideoReformatter
@@ -35,7 +34,12 @@ from deepavfusion.media.files import damaged, nothing_in
 from deepavfusion.media.packets import is_listed
 from deepavfusion.utils.errors import DecodeError
 
-decord.logging.set_level(decord.logging.QUIET)
+try:
+    import decord
+except (ImportError, OSError):  # there are wheels for Linux and Windows on x86-64 only; PyAV reads everything
+    decord: Any = None  # type: ignore[no-redef]
+else:
+    decord.logging.set_level(decord.logging.QUIET)
 
 # s; a frame counts as on screen this much early. Containers round timestamps to their ticks (1 ms in Matroska), and
 # n / fps is rounded, too: without slack the frame before the wanted one would be taken about every other time.
@@ -52,7 +56,7 @@ def frames_at(container: Container, times: Sequence[float]) -> NDArray[np.uint8]
     stream = container.require("video")
     check_request(container.path, len(times), *container.size)
     limits = _limits(container, stream, times)
-    if len(times) > 1 and 0 < stream.frames <= DECORD_FRAMES and _is_plain(container, stream):
+    if decord is not None and len(times) > 1 and 0 < stream.frames <= DECORD_FRAMES and _is_plain(container, stream):
         pts = _countable_pts(container, stream)
         if len(pts) == stream.frames:
             wanted = [max(0, bisect_right(pts, limit) - 1) for limit in limits]
@@ -211,7 +215,12 @@ def _sets_format(unit: bytes, codec: str) -> bool:
 
 
 def decord_frames(path: str, wanted: list[int], count: int) -> NDArray[np.uint8] | None:
-    """Frames by number, uint8 [N, H, W, 3]; None when decord fails, or does not count `count` frames in the file."""
+    """Frames by number, uint8 [N, H, W, 3].
+
+    None where there is no decord, and when it fails, or does not count `count` frames in the file.
+    """
+    if decord is None:
+        return None
     try:
         reader = decord.VideoReader(os.path.abspath(path), num_threads=1)  # a bare name could be read as an address
         if len(reader) != count:

@@ -123,7 +123,7 @@ def code_state(repository: Path | None) -> dict[str, str | bool]:
             installed, and `commit` is "version 0.1.0", or the commit, if it was installed from one.
     """
     if repository is None:  # which may lie in a repository of the user's
-        return {"commit": _installed_commit() or f"version {_version('deepavfusion')}", "dirty": False}
+        return {"commit": _installed_commit() or f"version {version_of('deepavfusion')}", "dirty": False}
     try:
         return {
             "commit": _git(repository, "rev-parse", "HEAD"),
@@ -167,12 +167,13 @@ def versions() -> dict[str, str]:
     """Of the project, Python, the libraries that results may depend on, and CUDA."""
     import torch  # here, as entry points without torch import this module
 
-    found = {"deepavfusion": _version("deepavfusion"), "python": platform.python_version()}
-    found |= {name: _version(name) for name in LIBRARIES}
+    found = {"deepavfusion": version_of("deepavfusion"), "python": platform.python_version()}
+    found |= {name: version_of(name) for name in LIBRARIES}
     return found | {"torch_build": torch.__version__, "cuda": torch.version.cuda or "none"}
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """Of an installed package; "unknown" if it is not."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

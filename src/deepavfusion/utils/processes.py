@@ -18,6 +18,7 @@ from deepavfusion.utils.errors import SaidByFirst, UserError
 from deepavfusion.utils.launch.launcher import COUNTS, VARIABLES, by_hand, is_count, launch
 
 reading_limit = 0  # s that reading a part of a file may take in this process before it ends; 0: any (cli/guard.py)
+MAC_FILES = 10_240  # open in a process, where the system calls it no limit and has one: OPEN_MAX of Macs
 MAX_FOLDER = 107 - len("/listener-12345678")  # bytes, of a folder with sockets
 
 
@@ -125,6 +126,8 @@ def check_folder() -> None:
 
 def settle_in() -> None:
     """Let this process open as many files as the system allows."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in (most, max(now, MAC_FILES)):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, most))
+            return

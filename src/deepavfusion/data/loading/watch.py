@@ -119,5 +119,5 @@ def _shortages() -> Iterator[str]:
     if len(os.fsencode(tempfile.gettempdir())) > MAX_FOLDER:
         yield f"the name of {tempfile.gettempdir()} is too long for sockets (TMPDIR=/tmp)"
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if 0 <= files < max(MIN_FILES, len(os.listdir("/proc/self/fd")) + 64):
+    if 0 <= files < max(MIN_FILES, len(os.listdir("/dev/fd")) + 64):
         yield f"{files} files may be open at a time (ulimit -n 4096)"

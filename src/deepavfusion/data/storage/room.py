@@ -168,6 +168,9 @@ def _room(size: int) -> int:
 
 
 def _allocate(file: int, size: int) -> None:
+    if not hasattr(os, "posix_fallocate"):  # Macs lack it
+        os.ftruncate(file, size)
+        return
     try:
         os.posix_fallocate(file, 0, size)
     except OSError as error:

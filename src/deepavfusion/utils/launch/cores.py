@@ -30,7 +30,12 @@ class Cores(NamedTuple):
 def cores() -> int:
     """CPU cores that this process may use: those it is bound to, and no more than the quota of its container; 1 or
     more."""
-    return max(1, int(min([len(os.sched_getaffinity(0)), *(limit for _, limit in quotas())])))
+    return max(1, int(min([len(_seen()), *(limit for _, limit in quotas())])))
+
+
+def _seen(pid: int = 0) -> set[int]:
+    """Cores that a process, or this one, may run on; all of them where the system does not say, as on Macs."""
+    return os.sched_getaffinity(pid) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def own_cores(processes: int = 1) -> Cores:
@@ -43,7 +48,7 @@ def own_cores(processes: int = 1) -> Cores:
         processes: of the run on this machine.
     """
     found = launch()
-    mine = os.sched_getaffinity(0)
+    mine = _seen()
     others = _neighbours(found) if found.by in VARIABLES and found.processes > 1 else {}
     hidden = max(0, max(processes, found.local_processes if found.by in VARIABLES else 1) - 1 - len(others))
     bound = _bound(found, len(mine))
@@ -73,14 +78,14 @@ def _neighbours(found: Launch) -> dict[int, set[int]]:
             pairs = (PROCESSES / str(pid) / "environ").read_bytes().split(b"\0")
             number = next((pair for pair in pairs if pair.startswith(rank + b"=")), b"").partition(b"=")[2].decode()
             if number and number != str(found.rank):
-                cores_of.setdefault(number, (pid, os.sched_getaffinity(pid)))
+                cores_of.setdefault(number, (pid, _seen(pid)))
     return dict(cores_of.values())
 
 
 def _below(ancestor: int) -> Iterator[int]:
     """Children of a process, and theirs: a launcher may start each process in a shell. Nearest first."""
     children: dict[int, list[int]] = {}
-    for path in PROCESSES.iterdir():
+    for path in PROCESSES.iterdir() if PROCESSES.is_dir() else ():  # Linux only
         if path.name.isdecimal():
             with suppress(OSError, IndexError, ValueError):
                 parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
