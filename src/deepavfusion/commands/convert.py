@@ -21,6 +21,8 @@ def main(cfg: DictConfig) -> None:
             raise UserError(f"convert.py: no {key} was given; add {key}=<file>, see configs/convert.yaml.")
     options = {key: cfg[key] for key in ("modality", "head", "preprocess", "check")}
     if cfg.export:
+        if given := [key for key in ("card", "license", "push", "private") if cfg[key]]:
+            raise UserError(f"convert.py: {given[0]} is for a folder, not for export={cfg.export}: omit one of them.")
         from deepavfusion.export.export import export_checkpoint
 
         for line in export_checkpoint(cfg.input, cfg.output, cfg.export, **options).lines():
