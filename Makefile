@@ -105,7 +105,7 @@ notebook: $(STAMP)  #- Run the notebook and store its outputs
 
 .PHONY: test
 test: $(STAMP)  #- Run the quick tests, minutes on two cores
-	$(BIN)/python -m pytest -n 2 --durations=25 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25 $(ARGS)
 
 .PHONY: test-full
 test-full: $(STAMP)  #- Run every test, including the long ones

@@ -43,8 +43,14 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepavfusion.runs.training.say_training", lambda *_: None)
 
 
+QUICK = ("pretrain_vggsound", "vggsound_finetune", "music_separation", "avsbench_ms3", "folder_finetune")
+
+
 @pytest.mark.usefixtures("nothing_is_built")
-@pytest.mark.parametrize("experiment", choices("experiment"))
+@pytest.mark.parametrize(
+    "experiment",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in choices("experiment")],
+)
 def test_what_is_printed_is_what_runs(
     experiment: str, empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,16 @@ def test_compiled_steps_learn_the_same_and_are_compiled_once(data_root, tmp_path
     assert list(found) == list(known)
 
 
-@pytest.mark.parametrize("head", ["classifier", "probe", "separator", "segmenter", "retriever", "frozen retriever"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("classifier", "separator"),
+        *(
+            pytest.param(head, marks=pytest.mark.full)
+            for head in ("probe", "segmenter", "retriever", "frozen retriever")
+        ),
+    ],
+)
 def test_every_head_is_one_graph_with_the_same_outputs_and_gradients(head, fresh):
     torch.manual_seed(0)
     encoder = cases.tiny_encoder()

@@ -110,7 +110,7 @@ def test_one_step_more_than_may_be_left_out_stops_the_run(command, monkeypatch, 
     assert "after 1 skipped" in text
 
 
-@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("skipped", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_gradient_spike_is_told_and_may_be_left_out(command, tmp_path, monkeypatch, capsys, skipped):
     monkeypatch.setattr(step_guard, "REMEMBERED", 8)  # norms of two steps are enough to judge by
     more = [f"callbacks.step_guard.skip_spikes={skipped}", *spoiler([3], value=1e6)]
@@ -256,7 +256,9 @@ def asked(number: int, step: int) -> list[str]:
     return [target, f"+callbacks.asker.number={int(number)}", f"+callbacks.asker.step={step}"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.full) for n in (signal.SIGUSR1, signal.SIGINT))]
+)
 def test_a_run_that_is_asked_to_stop_saves_after_the_step(command, tmp_path, monkeypatch, capfd, number):
     commands = tmp_path / "bin"
     commands.mkdir()

@@ -93,7 +93,9 @@ def _copied(root: Path, copy: Path, broken: bool) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("task", BATCH)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.full) if task in ("classify", "segment") else task for task in BATCH]
+)
 def test_two_processes_train_as_one(task, data_root, music_root, avsbench_root, tmp_path):
     root = {"separate": music_root, "segment": avsbench_root}.get(task)
     root = root or _copied(data_root, tmp_path / "data", broken=task in ("classify", "retrieve"))
