@@ -7,14 +7,19 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import hydra
+import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from deepavfusion.cli.hints import check
 from deepavfusion.cli.words import Word
-from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose
+from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose, instantiate
 from deepavfusion.config.ranges import check_ranges
+from helpers.checkpoints import write_classifier, write_segmenter, write_separator
+from helpers.media import noise, write_video
 
 README = REPOSITORY / "README.md"
 PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -78,6 +83,45 @@ def test_commands_compose(script: str, arguments: str, monkeypatch: pytest.Monke
     check(script, [], [Word(override, override) for override in overrides])
     with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         check_ranges(hydra.compose(script, overrides=[o.replace("scale=auto", "scale=paper") for o in overrides]))
+
+
+PYTHON = {page: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S) for page in PAGES}
+
+
+@pytest.fixture
+def workplace(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the lines of Python of the pages name: a clip, checkpoints, weights, demo data."""
+    for task, write, name in (
+        ("pretrain", write_classifier, "last"), ("classify", write_classifier, "last"),
+        ("separate", write_separator, "last"), ("segment", write_segmenter, "best"),
+    ):  # fmt: skip
+        (checkpoints := tmp_path / "logs" / task / "latest" / "checkpoints").mkdir(parents=True)
+        write(checkpoints / f"{name}.ckpt")
+    vit = {"_target_": "deepavfusion.models.vit.ViT", "embed_dim": 128, "depth": 4, "num_heads": 4}
+    sizes = {"image": {**vit, "input_size": [112, 112]}, "audio": {**vit, "input_size": [128, 192], "in_chans": 1}}
+    fusion = {"num_fusion_tokens": [8, 4, 4], "fusion_attn_ratio": 1.0}
+    demo = instantiate({"_target_": "deepavfusion.models.deepavfusion.DeepAVFusion", **sizes, **fusion})
+    save_file({f"encoder.{name}": value for name, value in demo.state_dict().items()}, tmp_path / "weights.safetensors")
+    write_video(tmp_path / "clip.mp4", noise(4.0), frames=8)
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    (tmp_path / "data" / "demo" / "vggsound").symlink_to(data_root)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if PYTHON[page]], ids=lambda page: page.name)
+def test_python_runs_from_top_to_bottom(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for block in PYTHON[page]:
+        exec(compile(block, f"{page.name}: {block[:60]!r}", "exec"), names)
+    if page.name == "python.md":
+        out = capsys.readouterr().out
+        assert "of the pixels sound" in out
+        assert re.search(r"^(recording|clip\.mp4) \[\('", out, re.M)
+        assert "tensors loaded" in out
+        assert {path.name for path in (workplace / "results").iterdir()} >= {"clip_classes.csv", "clip_timeline.png"}
+        assert len(np.load("embeddings.npz")["path"]) == 24
+        assert len(PYTHON[page]) > 8
 
 
 @pytest.mark.parametrize(("module", "names"), IMPORTS)

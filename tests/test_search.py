@@ -468,7 +468,7 @@ def test_the_examples_of_the_docs_run_as_written(
     shutil.copy(world / "a.ckpt", checkpoints / "last.ckpt")
     shutil.copytree(world / "clips", tmp_path / "data" / "demo" / "vggsound" / "clips")
     monkeypatch.chdir(tmp_path)
-    exec(embedding + nearest, {})
+    exec(f"import deepavfusion\n{embedding}{nearest}", {})
     _, *lines = capsys.readouterr().out.split("data/demo/vggsound/clips/")
     assert lines[0].startswith("0.mp4 image audio [")
     assert [line.split()[0] for line in lines[1:5]].count("0.mp4") == 0  # not its own neighbour

@@ -189,17 +189,17 @@ class Model:
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is iterable, too
-        self, source: Source, *, hop_seconds: float = 1.0, **options: Unpack[Options]
+        self, source: Source, *, hop_seconds: float = 1, **options: Unpack[Options]
     ) -> Classification: ...
     @overload
     def classify(
-        self, source: Iterable[Source], *, hop_seconds: float = 1.0, **options: Unpack[Options]
+        self, source: Iterable[Source], *, hop_seconds: float = 1, **options: Unpack[Options]
     ) -> Results[Classification]: ...
     def classify(
         self,
         source: Source | Iterable[Source],
         *,
-        hop_seconds: float = 1.0,
+        hop_seconds: float = 1,
         batch_size: int = 8,
         num_workers: int = 0,
         device: str | torch.device | None = None,
@@ -283,17 +283,17 @@ class Model:
 
     @overload
     def segment(  # type: ignore[overload-overlap]
-        self, source: Source, *, masks_per_second: float = 5.0, **options: Unpack[Options]
+        self, source: Source, *, masks_per_second: float = 5, **options: Unpack[Options]
     ) -> Segmentation: ...
     @overload
     def segment(
-        self, source: Iterable[Source], *, masks_per_second: float = 5.0, **options: Unpack[Options]
+        self, source: Iterable[Source], *, masks_per_second: float = 5, **options: Unpack[Options]
     ) -> Results[Segmentation]: ...
     def segment(
         self,
         source: Source | Iterable[Source],
         *,
-        masks_per_second: float = 5.0,
+        masks_per_second: float = 5,
         batch_size: int = 8,
         num_workers: int = 0,
         device: str | torch.device | None = None,
