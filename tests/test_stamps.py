@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from deepavfusion.data.lists.avsbench import avsbench
+from deepavfusion.data.lists.folder import folder as folder_of_videos
 from deepavfusion.data.lists.vggsound import vggsound
+from deepavfusion.data.lists.videos import durations
 from deepavfusion.demo import demo, kinds, package
 from deepavfusion.demo.kinds import BACKDROPS, KINDS, THINGS
 from deepavfusion.demo.package import BELOW, INSTALLED, NAME, _sound, read_package
@@ -185,6 +187,24 @@ def test_the_files_follow_from_seed_and_package(folder: Path, unpacked: Path, tm
     assert not set(whole).intersection(hashes(other).values())
     shutil.rmtree(unpacked)  # a set that is there needs the package no more
     assert made(unpacked, tmp_path / "again", counts=fewer) == again
+
+
+def test_it_is_read_as_a_folder_of_videos_with_its_splits(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the reader keeps beside the videos does not make them another's folder."""
+    here = lambda root, videos: ((video, durations.look_into(video, os.fspath(root))) for video in videos)  # noqa: E731
+    monkeypatch.setattr(durations, "_open", here)  # not in processes
+    fewer = replace(COUNTS, stamps_train=1, stamps_s4_train=0, stamps_s4_test=0)
+    root = made(original, tmp_path, counts=fewer)
+    for split in ("train", "test", "other"):
+        clips = folder_of_videos(root, split)
+        assert {os.path.relpath(clip.path, root): CHOSEN[clip.label] for clip in clips.clips} == {
+            row["path"]: row["label"] for row in rows(root / "videos.csv") if row["split"] == split
+        }
+        assert clips.classes == list(CHOSEN)
+    assert (root / ".deepavfusion_durations.csv").exists()
+    assert demo.ensure(tmp_path, ["stamps"], 1, 1, fewer, package=str(original)) == [root]
 
 
 def test_stamps_are_made_only_if_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

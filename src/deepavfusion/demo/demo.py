@@ -39,7 +39,7 @@ VERSION = 3  # increase it whenever the same seed gives other files
 PLANS = {**plans.PLANS, "stamps": stamps.plan_stamps}
 MANIFEST, UNFINISHED, OLD = "manifest.json", ".{}.partial", ".{}.old"
 MOST_FILES = 10**6  # of a manifest
-REPORTS = ("verify.csv", "verify_classes.csv", "verify.csv.partial.jsonl")  # of prepare.py command=verify
+REPORTS = ("verify.csv", "verify_classes.csv", "verify.csv.partial.jsonl", ".deepavfusion_durations.csv")
 
 
 # ---- for the callers
@@ -127,7 +127,7 @@ def _read_manifest(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _files_in(folder: Path) -> Iterator[str]:
-    """Files, and links, below a folder; a report of `command=verify` may lie beside the set's own."""
+    """Files, and links, below a folder; what `command=verify` and data=folder write may lie beside the set's own."""
     for place, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         for path in (os.path.join(place, name) for name in (*names, *links)):
