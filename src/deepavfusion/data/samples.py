@@ -245,7 +245,7 @@ class MixtureDataset(ClipDataset):
         if spec.train:
             self.block_of = {clip: block for block in store.blocks(self.clips) or [] for clip in block}
         else:
-            self.mixtures = evaluation_mixtures(clips, sources, different_class, seed)
+            self.mixtures = evaluation_mixtures(clips, sources, self.different_class, seed)
 
     def __len__(self) -> int:
         return len(self.clips) if self.spec.train else len(self.mixtures)

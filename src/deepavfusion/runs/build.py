@@ -71,8 +71,10 @@ def build(
     if is_demo:
         make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
-    training = training and getattr(locate(cfg.model._target_), "trains", True)
+    kind: Any = locate(cfg.model._target_)
+    training = training and getattr(kind, "trains", True)
     datamodule.setup("fit" if training else "test")
+    getattr(kind, "check_labels", Task.check_labels)(datamodule)
     missing = [key for key in ("num_classes", "multi_label") if key in cfg.model and cfg.model[key] is None]
     from_data = {key: getattr(datamodule, key) for key in missing}
     if restored:

@@ -225,6 +225,10 @@ class Task(LightningModule):
             end_epoch_with(resumed, batches)
         return progress.continued(position.step, last, epochs)
 
+    @classmethod
+    def check_labels(cls, datamodule: Any) -> None:
+        """Raise a `UserError` unless the data has the labels that such a task needs; called before it is built."""
+
     def check_data(self, datamodule: Any) -> None:
         """Raise a `UserError` unless data and network have the same classes."""
 

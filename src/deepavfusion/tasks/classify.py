@@ -89,7 +89,8 @@ class Classify(FineTune):
         self.dense_metrics = ClassificationMetrics(num_classes, multi_label)
         self.untrained_metrics = ClassificationMetrics(num_classes, multi_label)
 
-    def check_data(self, datamodule: Any) -> None:
+    @classmethod
+    def check_labels(cls, datamodule: Any) -> None:
         if len(datamodule.classes) < (1 if datamodule.multi_label else 2):
             classes = ", ".join(map(repr, datamodule.classes)) or "no classes"
             raise UserError(
@@ -97,6 +98,8 @@ class Classify(FineTune):
                 "labels (of data=folder, a sub-folder for each class, or a CSV file with a column label), or do "
                 "without them: experiment=folder_pretrain, experiment=vggsound_retrieval."
             )
+
+    def check_data(self, datamodule: Any) -> None:
         self.check_classes(datamodule)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

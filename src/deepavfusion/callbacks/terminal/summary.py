@@ -130,6 +130,7 @@ class RunSummary(Callback):
         lists = {"same": same, "demo": same, "data": [each for each in given if each.startswith(DATA)]}
         watch = [each for logger in trainer.loggers if (each := getattr(logger, "watch", None))]
         needs = {"{demo}": "scale=demo" in given, "tensorboard": any(each.startswith("tensorboard") for each in watch)}
+        needs |= {"_finetune": bool(getattr(datamodule, "classes", True))}
         needs |= {"task={task}": name in PREDICTED, "task=search": name == "retrieve"}
         needs |= {"{root}": str(values["video"]).startswith(f"{values['root']}/")}
         needs |= {"{last}": (folder / LAST).exists(), "{best}": best.exists()}
