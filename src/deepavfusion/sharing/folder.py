@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ def open_shared(source: str | Path) -> Shared:
             f"{source} is an MAE or AudioMAE ViT, of image or audio alone: a folder holds a network of this project; "
             "expected output=<file.safetensors>."
         )
-    return Shared(source, content, weights, origin_of(source, content))
+    origin = origin_of(source, content)
+    name = origin.data and Path(origin.data).name  # for a path was given as the name
+    return Shared(source, content, weights, replace(origin, data=name))
 
 
 def write_folder(shared: Shared, folder: Path) -> Path:
