@@ -23,7 +23,7 @@ from deepavfusion.config import loggers as needs
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.records import accepted
-from deepavfusion.loggers import board, courier, service
+from deepavfusion.loggers import board, courier, service, wandb, wandb_log
 from deepavfusion.loggers.board import Board, board_of, shown_by
 from deepavfusion.loggers.courier import Courier
 from deepavfusion.loggers.csv import CsvLogger
@@ -456,6 +456,7 @@ def two_starts(make: Any, video: Path) -> None:
     for step in range(4):
         logger.log_metrics({"train/loss": 1.0 / (1 + step)}, step)
     show_all(shown, 3, video)
+    assert logger.courier.flush(100.0)  # a busy machine takes long to open it
     logger.close("stopped")
     logger = make(2)
     for step in range(2, 6):
@@ -473,7 +474,7 @@ def test_wandb_offline_holds_everything_once(tmp_path: Path, video: Path) -> Non
     found = wandb_files.history(run_dir)
     assert found["train/loss"] == [(step, pytest.approx(1 / (1 + step))) for step in range(6)]
     assert wandb_files.exits(run_dir) == [75, 0]
-    ids = {record.run.run_id for record in wandb_files.records(run_dir) if record.HasField("run")}
+    ids = {record.run.run_id for record in wandb_log.records(run_dir / "wandb") if record.HasField("run")}
     assert len(ids) == 1
     (files,) = (path for path in run_dir.glob("wandb/offline-run-*/files") if (path / "media/audio").exists())
     image = Image.open(next(files.glob("media/images/pictures/a_figure_*.png")))
@@ -500,6 +501,31 @@ def test_wandb_offline_holds_everything_once(tmp_path: Path, video: Path) -> Non
     assert wandb_files.config(run_dir)["model"] == {"lr": 0.5, "sizes": [1, 2]}
     assert wandb_files.config(run_dir)["settings"] == {"lr": 0.5, "data": "x"}
     assert "WANDB_SERVICE" not in os.environ  # its process has ended
+
+
+def test_wandb_counts_as_given_what_is_on_disk(tmp_path: Path) -> None:
+    """Its process writes every some seconds, and may have been killed before."""
+    logger = WandbLogger(str(tmp_path), offline=True)
+    for step in range(3):
+        logger.log_metrics({"a": step, "b/c": step}, step)
+    logger.close("finished")
+    assert wandb_log.steps_in(tmp_path / "wandb", wandb.STEP)["b/c"] == 2
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    log.write_bytes(log.read_bytes()[:7])  # nothing but the file's header
+    logger = WandbLogger(str(tmp_path), offline=True, purge_step=1)
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.close("finished")
+    assert wandb_files.history(tmp_path)["a"] == [(1, 1)]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b":W&B", b"x" * 100_000, b":W&B\0\0\0" + b"\0\0\0\0\xff\xff\x02" * 9999], ids=len
+)
+def test_a_log_of_wandb_that_is_none_is_empty_or_an_error(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run-1-x").mkdir()
+    (tmp_path / "run-1-x/run-x.wandb").write_bytes(data)
+    with suppress(Exception):
+        assert wandb_log.steps_in(tmp_path, "step") == {}
 
 
 # ---- MLflow

@@ -65,7 +65,7 @@ class Courier:
             left = len(self.waiting)
             self.waiting.clear()
             if left:
-                self.trouble.lose(left)
+                self.trouble.lose(left, f"not delivered within the {limit:.0f} s that its end may take")
         return not self.thread.is_alive()
 
     def _work(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 import wave
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -213,10 +214,11 @@ class Service(Logger, Shows):
             return
         self.closed = True
         limit = STOPPED if status == "stopped" else self.finish_seconds
+        deadline = time.monotonic() + limit
         self.courier.send(lambda: self._finish(self.opened, status) if self.opened is not None else None)
-        if not self.courier.flush(min(limit, 10.0)) and status != "stopped":
+        if not self.courier.flush(min(limit / 2, 5.0)) and status != "stopped":
             say(f"{self.title}: waiting up to {limit:g} s until everything is delivered …", "dim")
-        if not self.courier.close(limit):
+        if not self.courier.close(max(0.0, deadline - time.monotonic())):
             self.trouble.tell(f"it did not end within {limit:g} s")
         self.trouble.say_again()
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deepavfusion.loggers.service import Service, State, new_id, wav_file
 from deepavfusion.loggers.trouble import in_a_line
+from deepavfusion.loggers.wandb_log import steps_in
 from deepavfusion.utils.console import say
 
 SERVER = "https://api.wandb.ai"
@@ -63,7 +64,7 @@ class WandbLogger(Service):
         finish_seconds: float = 120.0,
     ) -> None:
         super().__init__(run_dir, purge_step, finish_seconds)
-        self.offline = offline
+        self.offline, self.opened_once = offline, False
         self.arguments: dict[str, Any] = {
             "project": project,
             "entity": entity,
@@ -88,6 +89,10 @@ class WandbLogger(Service):
         hooks = sys.excepthook, sys.exit
         import wandb
 
+        if state.before and self.opened_once is False:
+            with suppress(Exception):  # what is on disk says best what there is: W&B's process may have been killed
+                state.before = steps_in(self.run_dir / self.folder, STEP) | {"config": 0}
+        self.opened_once = True
         state.id = state.id or new_id()
         mode, why = mode_of(self.offline)
         for each in dict.fromkeys((mode, "offline")):
@@ -95,15 +100,16 @@ class WandbLogger(Service):
                 run = self._init(wandb, state.id, each)
                 break
             except (wandb.errors.Error, OSError) as error:
+                self._lost()  # or the id would count as being used
                 if each == "offline":
                     raise
-                why = in_a_line(error)
+                mode, why = "offline", in_a_line(error)
         sys.excepthook, sys.exit = hooks  # wandb only notes there how the process ends, which `_finish` says
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         if why:
             say(f"W&B: {why}; the run is kept offline, in {self.run_dir / self.folder}", "yellow")
-        elif run.url:
+        elif mode == "online":
             say(f"W&B: {run.url}")
         return run
 
