@@ -56,8 +56,7 @@ def steps_in(folder: Path, axis: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for record in records(folder):
         if record.HasField("history"):
-            names = {item.nested_key[0] if item.nested_key else item.key for item in record.history.item}
-            step = next((item.value_json for item in record.history.item if item.key == axis), "")
-            if re.fullmatch(r"\d{1,18}", step):
-                found.update((name, max(int(step), found.get(name, -1))) for name in names)
+            row = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            if re.fullmatch(r"\d{1,18}", step := row.get(axis, "")):
+                found.update((name, max(int(step), found.get(name, -1))) for name in row)
     return found
