@@ -22,7 +22,18 @@ def main() -> None:
         from importlib import import_module
 
         del sys.argv[1]  # cli/entry.py puts it back for the processes that a run starts
-        import_module(f"deepavfusion.commands.{name}").start()
+        try:
+            command = import_module(f"deepavfusion.commands.{name}")
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("deepavfusion"):
+                raise
+            print(
+                f"{sys.executable} has no {error.name}, and deepavfusion {name} needs all packages that deepavfusion "
+                "asks for: pip install it without --no-deps.",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        command.start()
         return
     from deepavfusion.cli.streams import secure_streams
 
@@ -56,11 +67,9 @@ def _help(commands: dict[str, str]) -> list[str]:
 def _refuse(name: str, commands: list[str]) -> None:
     from difflib import get_close_matches
 
-    from deepavfusion.utils.names import printable
-
     near = get_close_matches(name.removesuffix(".py"), commands, 1)
     meant = f"did you mean deepavfusion {near[0]}?" if near else "deepavfusion --help says what each does."
-    print(f"there is no command {printable(name)!r}, expected one of {', '.join(commands)}: {meant}", file=sys.stderr)
+    print(f"there is no command {name!r}, expected one of {', '.join(commands)}: {meant}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.export.formats import OPSET
 from deepavfusion.export.graphs import Graph
 from deepavfusion.inference.search.index import hash_of
@@ -21,6 +20,7 @@ from deepavfusion.runs.provenance import code_state, versions
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import FRAMES_PER_SECOND, HOP_LENGTH, LOG_OFFSET, N_FFT, N_MELS, SAMPLE_RATE
 from deepavfusion.transforms.image import EVAL_ZOOM, IMAGENET_MEAN, IMAGENET_STD
+from deepavfusion.utils.program import CLONE
 
 VERSION = 1  # of this description; a number above it may mean other things by the same names
 
@@ -59,7 +59,7 @@ def describe(graph: Graph, network: Any, source: str | Path, kind: str) -> str:
             },
             "source": _source(network, source),
             "made_with": {
-                "commit": code_state(REPOSITORY)["commit"],
+                "commit": code_state(CLONE)["commit"],
                 **{name: versions()[name] for name in ("deepavfusion", "torch")},
                 **({"opset": OPSET} if kind == "onnx" else {}),
             },

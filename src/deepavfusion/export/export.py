@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.config.compose import root_folder
 from deepavfusion.export.check import demo_clip, differences, inputs_of
 from deepavfusion.export.description import describe
 from deepavfusion.export.formats import FORMATS, Format, check_packages
@@ -82,7 +82,7 @@ def export_checkpoint(
     _check_output(form, path)
     network, summary = open_network(source)
     graph = Graph(network, modality, head, preprocess)
-    clip = demo_clip(REPOSITORY / "data") if check is None else Path(check)
+    clip = demo_clip(root_folder() / "data") if check is None else Path(check)
     inputs = inputs_of(graph, clip)
     written = graph
     if kind == "onnx":
