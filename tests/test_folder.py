@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -341,6 +342,18 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyError):
         folder(tmp_path, "all")
     assert opened == ["good.mp4"]
+
+
+def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes would: its files are opened in its own process."""
+    write(tmp_path / "a.mp4", seconds=1.0)
+    script = tmp_path / "mine.py"
+    script.write_text("import deepavfusion\n")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    monkeypatch.setattr(kept, "call_apart", lambda *_: pytest.fail("started processes"))
+    assert len(folder(tmp_path, "all")) == 1
+    script.write_text("if __name__ == '__main__':\n    pass\n")
+    assert kept.can_start_processes()
 
 
 def fake(videos):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
+from multiprocessing import current_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,17 +80,32 @@ def _lost() -> Known:
 
 
 def _open(root: Path, videos: Sequence[Video]) -> Iterator[tuple[Video, Known]]:
-    """What is found in files by opening them, in processes that may crash."""
+    """What is found in files by opening them, in processes that may crash, where there can be some."""
     with progress_bar() as bar:
         many = len(videos) >= MANY
         task = bar.add_task("durations of videos", total=len(videos)) if many else None
-        workers = min(cores(), len(videos))
-        for video, found in call_apart(partial(look_into, root=os.fspath(root)), videos, workers, SECONDS):
+        look: Callable[[Video], Known] = partial(look_into, root=os.fspath(root))
+        answers: Iterable[tuple[Video, Known | Lost]] = ((video, look(video)) for video in videos)
+        if can_start_processes():
+            answers = call_apart(look, videos, min(cores(), len(videos)), SECONDS)
+        for video, found in answers:
             if isinstance(found, Lost):
                 found = Known(0.0, "", "hung" if found.hung else "undecodable", found.detail[:LONGEST])
             yield video, found
             if task is not None:
                 bar.advance(task)
+
+
+def can_start_processes() -> bool:
+    """Whether there can be processes beside this one: not from a worker, nor where they would run the user's script
+    again, which has no `if __name__ == "__main__":`."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if current_process().daemon:
+        return False
+    try:
+        return script is None or "__main__" in Path(script).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def look_into(video: Video, root: str) -> Known:

@@ -80,7 +80,7 @@ def _wrong(where: str, cells: list[str], expected: str) -> UserError:
 
 def _path(root: Path, cell: str, where: str, looks: dict[str, dict[str, str]]) -> str:
     """The path below the root, as the disk spells it."""
-    given = cell.removeprefix(f"{root}/")
+    given = cell.removeprefix(f"{root}/").removeprefix(f"{os.path.abspath(root)}/")
     if not given or leads_out(given):
         raise UserError(
             f"{where}, names the video {cell!r:.{MAX_SHOWN}}; expected a path below {root}: fix the line, or make a "
