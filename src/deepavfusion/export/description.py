@@ -82,8 +82,9 @@ def _meaning(graph: Graph, network: Any) -> dict[str, Any]:
 
 
 def _source(network: Any, source: str | Path) -> dict[str, Any]:
-    """Where the weights come from; of a path, only its name."""
-    path, found = Path(source), {"checkpoint": Path(source).name}
+    """Where the weights come from; of a path on this machine, only the name."""
+    path, shared = Path(source), str(source).startswith("hf://")
+    found = {"checkpoint": str(source) if shared else path.name}
     if path.is_file():
         found["sha256"] = hash_of(path)
     origin = network.origin.described() if isinstance(network, Task) and network.origin else {}
