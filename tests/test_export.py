@@ -352,6 +352,23 @@ def test_a_large_network_has_its_weights_beside_it(
 
 
 @pytest.mark.full
+def test_the_lines_of_the_docs_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (REPOSITORY / "docs" / "python.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    classify, segment = (block for block in blocks if "classifier.onnx" in block or "segmenter.pt2" in block)
+    export_checkpoint(write_classifier(tmp_path / "c.ckpt"), tmp_path / "classifier.onnx", "onnx", check=video)
+    export_checkpoint(write_segmenter(tmp_path / "s.ckpt"), tmp_path / "segmenter.pt2", "torch", check=video)
+    monkeypatch.chdir(tmp_path)
+    exec(classify, {})
+    assert capsys.readouterr().out.strip() in SPOKEN
+    names: dict[str, Any] = {}
+    exec(segment, names)
+    assert names["scores"].shape == (1, 1, 64, 64)
+
+
+@pytest.mark.full
 def test_the_example_classifies_without_this_project(tmp_path: Path) -> None:
     """As `predict.py task=classify`, in a process that can import neither it nor PyTorch."""
     source = write_classifier(tmp_path / "a.ckpt")
