@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -269,6 +270,7 @@ IMAGE, SOUND = np.zeros((8, 8, 3), np.uint8), np.zeros(800, np.float32)
         ({"waveform": SOUND[:0], "sample_rate": 8000}, r"waveform is float32 \[0\]"),
         ({"waveform": SOUND, "sample_rate": 8000.5}, "expected a whole number of Hz"),
         ({"waveform": SOUND, "sample_rate": True}, "sample_rate is True"),
+        ({"waveform": SOUND, "sample_rate": 1}, "sample_rate is 1, expected a whole number of Hz from 1000 to 768000"),
         ({"waveform": SOUND, "sample_rate": 8000, "name": ""}, "name is ''"),
     ],
 )
@@ -335,6 +337,30 @@ def test_a_model_works_in_forked_workers_of_another_loader(world: Path, models: 
         np.testing.assert_array_equal(scores[0], expected[1])
         assert expected[2]
         assert same.all()
+
+
+def test_a_model_works_in_a_fork_of_a_process_with_threads(world: Path, models: dict[str, Model]) -> None:
+    """OpenMP's threads are not forked: a network that waited for them would do so forever."""
+    torch.set_num_threads(2)
+    torch.ones(500, 500) @ torch.ones(500, 500)  # starts them
+    context = multiprocessing.get_context("fork")
+    found: Any = context.Queue()
+
+    def work() -> None:
+        model = models["classify"]
+        found.put([model.classify(world / "clip.mp4"), model.embed(world / "clip.mp4"), torch.get_num_threads()])
+
+    process = context.Process(target=work)
+    process.start()
+    try:
+        classified, embedded, threads = found.get(timeout=60)
+    finally:
+        process.kill()
+        process.join()
+    torch.set_num_threads(1)
+    np.testing.assert_array_equal(classified.scores, models["classify"].classify(world / "clip.mp4").scores)
+    np.testing.assert_array_equal(embedded.fusion, models["classify"].embed(world / "clip.mp4").fusion)
+    assert threads == 2  # as before
 
 
 ELSEWHERE = """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,15 @@ from deepavfusion.media import Recording, Source
 from deepavfusion.utils.errors import ArgumentError, UserError
 
 Errors = Literal["raise", "collect"]
+_forked = False  # whether this process is a fork of one that had this module
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
 WRAP = "arrays go into deepavfusion.Recording(image=…, waveform=…, sample_rate=…)"
 
 
@@ -31,6 +41,21 @@ class Options(TypedDict, total=False):
     errors: Errors
 
 
+@contextmanager
+def fork_safe() -> Iterator[None]:
+    """One thread in a forked process: those of OpenMP were not forked, and it would wait for them forever."""
+    threads = torch.get_num_threads()
+    if not _forked or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@fork_safe()
 def for_each(
     title: str,
     source: Source | Iterable[Source],

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from deepavfusion.api.each import Errors, Options, check_counts, checked, for_each, is_source
+from deepavfusion.api.each import Errors, Options, check_counts, checked, for_each, fork_safe, is_source
 from deepavfusion.api.file import WeightsFile
 from deepavfusion.api.progress import Report, showing
 from deepavfusion.api.results import Classification, Embeddings, Results, Segmentation, Separation
@@ -70,8 +70,8 @@ class Model:
     device: to which the network is moved before, and where it stays; None: where it is.
     progress: whether a bar is shown; None: if it takes longer than two seconds.
 
-    Results equal those of `python src/predict.py` bit for bit, on the same machine with as many threads. Only one of
-    several processes or threads that share a model may move it.
+    Results equal those of `python src/predict.py` bit for bit, on the same machine with as many threads (in a forked
+    process they use one). Only one of several threads that share a model may move it.
 
     Attributes:
         network: the `deepavfusion.tasks.base.Task`, or the encoder of weights alone.
@@ -177,7 +177,7 @@ class Model:
             )
         self._move(device)
         limit = time_limit if num_workers else inf  # a call that reads by itself never ends the program
-        with showing("embedding", progress) as bar:
+        with fork_safe(), showing("embedding", progress) as bar:
             found = extract_features(
                 self.encoder, sources, level, windows, batch_size, num_workers, on_progress=bar, time_limit=limit,
                 passes=passes,

@@ -28,6 +28,10 @@ class GrowingArray:
         # The file has no name, so nothing is left of it, however the process ends.
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()  # maps of it stay
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled with its rows, as results are that go to another process; there they are in a file again."""
         return _grown, (self.shape, self[:].numpy())

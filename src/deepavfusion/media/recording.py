@@ -19,6 +19,7 @@ from deepavfusion.media.media import MediaInfo
 from deepavfusion.utils.errors import ArgumentError, DecodeError
 
 MAX_FPS = 1000.0
+MIN_RATE = 1000  # Hz
 LONGEST_NAME = 255  # characters
 
 
@@ -67,11 +68,11 @@ class Recording:
         self.pixels = None if image is None else _pixels(image, "image", 3)[None]
         self.fps = 0.0
         if frames is not None:
-            self.pixels, self.fps = _pixels(frames, "frames", 4), _rate("fps", fps, MAX_FPS)
+            self.pixels, self.fps = _pixels(frames, "frames", 4), _rate("fps", fps, 0.0, MAX_FPS)
         self.samples: NDArray[np.float32] = np.zeros(0, np.float32)
         self.sample_rate = channels = 0
         if waveform is not None:
-            self.sample_rate = int(_rate("sample_rate", sample_rate, MAX_RATE, whole=True))
+            self.sample_rate = int(_rate("sample_rate", sample_rate, MIN_RATE, MAX_RATE, whole=True))
             self.samples, channels = _mono(waveform, self.sample_rate)
         shown, heard = self._seconds(), len(self.samples) / self.sample_rate if self.sample_rate else 0.0
         for key, seconds in (("frames", shown), ("waveform", heard)):
@@ -191,11 +192,11 @@ def _mono(value: Any, sample_rate: int) -> tuple[NDArray[np.float32], int]:
     return np.ascontiguousarray(mono), channels
 
 
-def _rate(key: str, value: Any, most: float, whole: bool = False) -> float:
+def _rate(key: str, value: Any, least: float, most: float, whole: bool = False) -> float:
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not 0 < number <= most or (whole and number != round(number)):
-        kind = "a whole number of Hz" if whole else "frames a second"
-        raise ArgumentError(f"{key} is {value!r:.80}, expected {kind} above 0 and at most {most:g}.")
+    if not (number > 0 and least <= number <= most) or (whole and number != round(number)):
+        expected = f"a whole number of Hz from {least:g}" if whole else "frames a second above 0"
+        raise ArgumentError(f"{key} is {value!r:.80}, expected {expected} to {most:g}.")
     return number
 
 
