@@ -125,7 +125,7 @@ PAGES = {
         },
     ),
     "convert": Page(
-        "Convert a checkpoint, ours or published: to weights alone, to a folder to share, or to run elsewhere.",
+        "Convert a checkpoint: to weights, to a folder to share, or to run elsewhere.",
         [
             "input=<checkpoint> output=<file.safetensors>",
             "input=<checkpoint> output=<folder> card=true [push=hf://<owner>/<name>]",
