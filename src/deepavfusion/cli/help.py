@@ -136,7 +136,6 @@ PAGES = {
         ["input", "output", "card", "license", "push", "private", "export", "modality", "head", "preprocess", "check"],
         {
             "input=deepavfusion.pth output=deepavfusion.safetensors": "the authors' weights",
-            "input=mae_pretrain_vit_base.pth output=mae.safetensors": "for model.image_weights=",
             "input=logs/classify/latest/checkpoints/last.ckpt output=shared card=true": "a network, to share",
             "export=onnx input=logs/classify/latest/checkpoints/last.ckpt output=c.onnx": "for onnxruntime",
         },
