@@ -164,7 +164,7 @@ def test_lines_of_one_clip_give_it_all_their_labels(tmp_path: Path, lengths: dic
     root = table(files(tmp_path, "a.mp4"), "path,label\na.mp4,x\na.mp4,y\na.mp4,x\n")
     found = folder(root, "all")
     assert labels_of(found) == {"a.mp4": ["x", "y"]}
-    assert any("give a clip further labels" in note for note in found.notes)
+    assert any("1 line of videos.csv gives a clip further labels" in note for note in found.notes)
 
 
 BAD_TABLES = {

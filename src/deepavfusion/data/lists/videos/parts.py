@@ -45,25 +45,25 @@ def by_table(root: Path, table: str, found: Sequence[Video]) -> tuple[list[Part]
                 f"{root / table}, line {row.line}, has a part from {row.start:g} to {row.end:g} s; expected an end "
                 "after its start: fix the line."
             )
-        before = parts.setdefault((row.path, row.start, row.end), Part(row.path, (), row.split, row.start, row.end))
+        key = (row.path, row.start, row.end)
+        if key not in parts:
+            parts[key] = Part(row.path, row.labels, row.split, row.start, row.end)
+            continue
+        before = parts[key]
         if before.split != row.split:
             raise UserError(
                 f"{root / table}, line {row.line}, puts {row.path!a:.200} into the split {row.split!r}, another line "
                 f"into {before.split!r}; expected one: fix the line."
             )
-        if before.labels and row.labels != before.labels:
-            merged.append(row)
-        elif before.labels:
-            repeated.append(row)
+        (repeated if {*row.labels} <= {*before.labels} else merged).append(row)
         before.labels = tuple(dict.fromkeys((*before.labels, *row.labels)))
     notes = []
     if merged:
-        notes.append(
-            f"{count(len(merged), 'line')} of {table} give a clip further labels, e.g. line {merged[0].line}; it has "
-            "all of them."
-        )
+        lines = count(len(merged), f"line of {table} gives", f"lines of {table} give")
+        notes.append(f"{lines} a clip further labels, e.g. line {merged[0].line}; it has all of them.")
     if repeated:
-        notes.append(f"{count(len(repeated), 'line')} of {table} repeat another, e.g. line {repeated[0].line}.")
+        lines = count(len(repeated), f"line of {table} repeats another one", f"lines of {table} repeat others")
+        notes.append(f"{lines}, e.g. line {repeated[0].line}.")
     if left := sorted(on_disk.keys() - named.keys()):
         what = count(len(left), "video on disk is", "videos on disk are")
         notes.append(f"{what} not in {table}, and not used, e.g. {left[0]}.")
