@@ -32,7 +32,7 @@ from deepavfusion.utils.reading import read_json
 STATE = "deepavfusion.json"  # in the logger's folder of a run
 MOST_STATE = 2**23  # bytes in memory
 FLUSH = 5.0  # s that a checkpoint waits for the curves up to its step
-STOPPED = 8.0  # s of those after a signal, see `runs.signals.PATIENCE`
+STOPPED = 5.0  # s of those after a signal, see `runs.signals.PATIENCE`
 LONGEST = 80  # characters of a part of a tag
 STATUSES = ("finished", "failed", "stopped")
 
