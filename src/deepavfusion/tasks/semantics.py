@@ -19,6 +19,7 @@ from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.tasks.base import Task
 from deepavfusion.transforms.audio import N_MELS
 from deepavfusion.types import STREAMS, Batch
+from deepavfusion.utils.console import say_once
 from deepavfusion.utils.errors import UserError
 
 PASSES = {"": ("image", "audio"), "_of_image": ("image",), "_of_audio": ("audio",)}
@@ -109,6 +110,13 @@ class Semantics(Task):
                 f"{datamodule.dataset_name} has no classes, expected some to compare embeddings with: give data with "
                 "labels (data=vggsound; of data=folder, a sub-folder for each class, or a CSV file with a column "
                 "label); pre-training draws neighbours without (experiment=folder_pretrain)."
+            )
+        clips = datamodule.lists["test"].clips if getattr(datamodule, "lists", None) else []
+        if len(videos := {clip.video_id for clip in clips}) < len(clips):
+            say_once(
+                f"note: {len(clips)} clips are of {len(videos)} videos, and those of one find each other (of data=folder, "
+                "data.index.max_windows=1 takes one of each)",
+                "yellow",
             )
 
     @property
