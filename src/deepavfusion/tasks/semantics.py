@@ -114,8 +114,8 @@ class Semantics(Task):
         clips = datamodule.lists["test"].clips if getattr(datamodule, "lists", None) else []
         if len(videos := {clip.video_id for clip in clips}) < len(clips):
             say_once(
-                f"note: {len(clips)} clips are of {len(videos)} videos, and those of one find each other (of data=folder, "
-                "data.index.max_windows=1 takes one of each)",
+                f"note: {len(clips)} clips are of {len(videos)} videos, and those of one find each other (of "
+                "data=folder, data.index.max_windows=1 takes one of each)",
                 "yellow",
             )
 
