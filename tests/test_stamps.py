@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepavfusion.commands import prepare
 from deepavfusion.data.lists.avsbench import avsbench
 from deepavfusion.data.lists.folder import folder as folder_of_videos
 from deepavfusion.data.lists.vggsound import vggsound
@@ -26,6 +27,7 @@ from deepavfusion.demo.package import BELOW, INSTALLED, NAME, _sound, read_packa
 from deepavfusion.demo.plans import SECONDS
 from deepavfusion.media import Media
 from deepavfusion.utils.errors import UserError
+from helpers.runs import compose
 
 CHOSEN = ("bear", "cow", "penguin")
 COUNTS = demo.Counts(
@@ -215,6 +217,9 @@ def test_stamps_are_made_only_if_they_are_named(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=rf"package=.*holds no stamps; expected .*{NAME}"):
         made(tmp_path, tmp_path / "demo")
     assert [path.name for path in (tmp_path / "demo").iterdir()] == [".lock"]
+    with pytest.raises(UserError, match=r"package=x is for the set stamps.*add sets=\[stamps\]"):
+        prepare.make_demo(compose("command=demo", "package=x", f"root={tmp_path}/none", config="prepare"))
+    assert not (tmp_path / "none").exists()
 
 
 def cut(file: Path) -> None:

@@ -28,6 +28,8 @@ def make_demo(cfg: DictConfig) -> None:
     root = root_folder() / cfg.root  # an absolute root stays as it is
     sets = [cfg.sets] if isinstance(cfg.sets, str) else cfg.sets
     chosen = demo.SETS if sets is None else list(sets)
+    if cfg.package is not None and "stamps" not in chosen:
+        raise UserError(f"package={cfg.package} is for the set stamps, which is not chosen; add sets=[stamps].")
     demo.ensure(root, chosen, cfg.seed, workers(cfg), force=cfg.force, package=cfg.package)
 
 

@@ -14,7 +14,7 @@ import fcntl
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -79,9 +79,12 @@ def ensure(
             for folder in ("{}", UNFINISHED, OLD):
                 _check_ours(root / folder.format(name), name)
         if stale:
+            renders: dict[str, Callable[..., None]] = dict.fromkeys(stale, render)
+            if "stamps" in stale:
+                renders["stamps"] = partial(stamps.render, stamps=_checked_package(package))
             text = f"Generating demo data in {root}: {', '.join(stale)}"
             Console(stderr=True).print(printable(text), soft_wrap=True, highlight=False, markup=False)
-            _generate(root, stale, seed, workers or os.cpu_count() or 1, counts, package)
+            _generate(root, renders, seed, workers or os.cpu_count() or 1, counts)
     return [root / name for name in sets]
 
 
@@ -164,18 +167,13 @@ def _remove(folder: Path, name: str) -> None:
             os.rmdir(place)
 
 
-def _generate(
-    root: Path, sets: Sequence[str], seed: int, workers: int, counts: Counts, package: str | None = None
-) -> None:
-    renders: dict[str, Callable[..., None]] = dict.fromkeys(sets, render)
-    if "stamps" in sets:
-        renders["stamps"] = partial(stamps.render, stamps=_checked_package(package))
+def _generate(root: Path, renders: Mapping[str, Callable[..., None]], seed: int, workers: int, counts: Counts) -> None:
     # Spawned processes share nothing with this one, nor its lock.
     context = worker_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=die_with_parent) if workers > 1 else nullcontext() as pool:
         try:
-            for name in sets:
-                _generate_set(root, name, seed, counts, pool, renders[name])
+            for name, write in renders.items():
+                _generate_set(root, name, seed, counts, pool, write)
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():  # or the pool finishes what it has been given
                 worker.kill()
@@ -202,7 +200,7 @@ def _generate_set(
     seed: int,
     counts: Counts,
     pool: ProcessPoolExecutor | None,
-    render: Callable[..., None],
+    write: Callable[..., None],
 ) -> None:
     unfinished, old = root / UNFINISHED.format(name), root / OLD.format(name)
     for leftover in (unfinished, old):
@@ -214,8 +212,8 @@ def _generate_set(
         (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
     for file, content in texts.items():
         (unfinished / file).write_text(content)
-    write = partial(render, folder=unfinished, seed=seed)
-    done = pool.map(write, jobs, chunksize=4) if pool else map(write, jobs)
+    into = partial(write, folder=unfinished, seed=seed)
+    done = pool.map(into, jobs, chunksize=4) if pool else map(into, jobs)
     for _ in track(done, f"making {name}", len(jobs)):
         pass
     if (root / name).exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from deepavfusion.media.media import Media
 from deepavfusion.media.stills import read_cutout
 from deepavfusion.utils.errors import DecodeError, UserError
 from deepavfusion.utils.files import regular_file
+from deepavfusion.utils.names import to_cell
 
 NAME = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
@@ -101,7 +103,7 @@ def sources(stamps: Path) -> list[tuple[str, str, str, str]]:
         told = Path(path).with_suffix(".txt")
         lines = _text(stamps, str(told)).splitlines() if (stamps / told).exists() else []
         digest = hashlib.sha256(_checked(stamps, path).read_bytes()).hexdigest()
-        rows.append((path, used, digest, lines[0].strip() if lines else ""))
+        rows.append((path, used, digest, str(to_cell(lines[0].strip())) if lines else ""))
     return rows
 
 
@@ -161,8 +163,6 @@ def _text(folder: Path, path: str) -> str:
 
 
 def _unzipped(file: Path, data: bytes) -> bytes:
-    import zlib
-
     try:
         return zlib.decompressobj(wbits=31).decompress(data, MOST_TEXT)
     except zlib.error:
