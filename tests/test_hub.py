@@ -282,6 +282,10 @@ def test_pushing_needs_a_token_and_keeps_private_what_is_private(
         list(share(str(checkpoint), str(out), push=f"hf://{NAME}", private=True))
     assert len(hub.repos[NAME].commits) == commits
     assert not hub.large
+    busy = {"error": "Cannot create repo: another conflicting operation is in progress"}
+    hub.twist = lambda method, path: (409, {}, busy) if "create" in path else None
+    with pytest.raises(TemporaryError, match="refused 21 requests in a row"):  # asked again without end
+        list(share(str(checkpoint), str(out), push=f"hf://{NAME}"))
     hub.twist = lambda method, path: (400, {}, {"errors": [{"message": "bad"}]}) if "yaml" in path else None
     with pytest.raises(UserError, match="Invalid metadata"):
         list(share(str(checkpoint), str(out), card=True, push=f"hf://{NAME}"))

@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 ANSWER = 2**24  # bytes of an answer that is not a file
 TIMEOUTS = {"connect": 10.0, "read": 30.0, "write": 60.0, "pool": 10.0}  # s, where the library sets none
 PATIENCE = 60.0  # s without an answer until nothing is asked again
+MOST_REFUSALS = 20  # the library asks again without end after some
 GRACE, SLOWEST = 30.0, 10_000  # an answer takes at most so many s, and one more for so many bytes
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r"[0-9A-Za-z]{1,128}")  # SHA-1 or SHA-256; the library names files by it
@@ -73,6 +74,7 @@ class Guard:
 
         http: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])  # httpx, or its successor
         self.most, self.heard, self.answered = most, False, time.monotonic()
+        self.refusals = 0  # in a row
         self.stream: Any = type("Bounded", (_Bounded, http.SyncByteStream), {})
 
     def request(self, request: Any) -> None:
@@ -87,6 +89,9 @@ class Guard:
         if status == 429:
             wait = headers.get("Retry-After", "")
             raise Refused(f"has had too many requests (429{f', again in {wait:.10} s' if wait else ''})", later=True)
+        self.refusals = self.refusals + 1 if status >= 400 else 0
+        if self.refusals > MOST_REFUSALS:
+            raise Refused(f"has refused {self.refusals} requests in a row ({status})", later=True)
         if status < 500:
             self.heard, self.answered = True, time.monotonic()
         if headers.get("Content-Encoding", "identity").lower() != "identity":
