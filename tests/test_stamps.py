@@ -119,6 +119,12 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def rows_of(path: Path) -> list[list[str]]:
+    """Without a header."""
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
 def hashes(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -133,6 +139,9 @@ def test_one_folder_serves_all_readers_and_says_what_it_is_made_of(original: Pat
         assert read["test"].classes == read["train"].classes == list(CHOSEN)
         paths = {os.path.relpath(clip.path, folder): CHOSEN[clip.label] for clip in read["test"].clips}
         assert paths == {row["path"]: row["label"] for row in rows(folder / "videos.csv") if row["split"] == test}
+    four = rows_of(folder / "annotations/four_kinds.csv")
+    assert four == [row for row in rows_of(folder / "annotations/vggsound.csv") if row[2] == "bear"]
+    assert len(four) == 3
     for split in ("train", "test"):
         masked = avsbench(folder, split, "s4", train_frames="first")
         assert (len(masked), masked.missing, masked.notes) == (3, [], [])

@@ -169,6 +169,8 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
+FOUR = ("bear", "chicken", "gull", "insect")  # that look and sound unlike each other: for short trainings
+
 # Photographs of which clips show an enlarged part as their background: those of train clips, and those of the rest.
 BACKDROPS: dict[bool, tuple[str, ...]] = {
     True: (

@@ -7,6 +7,7 @@ and test clips are made of. One folder serves several readers:
 annotations/vggsound.csv, clips/<kind>/*.mp4   VGGSound. Test clips show the animals of training, before other
                                                backgrounds, and play other parts of their recordings
 annotations/other_animals.csv                  the same, but its test clips show other animals of each kind
+annotations/four_kinds.csv                     the clips of vggsound.csv of four kinds
 videos.csv                                     a folder of videos, with the splits train, test and other
 metadata.csv, label2idx.json, v1s/<uid>/       AVSBench S4. Splits as in vggsound.csv; frames also show a silent animal
 LICENCE.txt, sources.csv, clips.csv            what it is made from
@@ -26,7 +27,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from deepavfusion.demo.clips import write_clip
-from deepavfusion.demo.kinds import BACKDROPS, KINDS, THINGS, Part
+from deepavfusion.demo.kinds import BACKDROPS, FOUR, KINDS, THINGS, Part
 from deepavfusion.demo.plans import SECONDS, SILENT_SHARE, Counts, Job, Texts, choose, csv_text, origin, rng_of
 from deepavfusion.demo.scenes import Scene
 from deepavfusion.demo.sounds import SAMPLE_RATE, Signal, colour, mix
@@ -78,6 +79,7 @@ def plan_stamps(seed: int, counts: Counts) -> tuple[list[Job], Texts]:
                 table.append(_row(job, split))
                 rows[split].append((clip, start, kind, "train" if split == "train" else "test"))
     lists = {"vggsound": [*rows["train"], *rows["test"]], "other_animals": [*rows["train"], *rows["other"]]}
+    lists["four_kinds"] = [row for row in lists["vggsound"] if row[2] in FOUR]
     texts = {f"annotations/{name}.csv": csv_text(sorted(lines)) for name, lines in lists.items()}
     texts["videos.csv"] = csv_text([row[:3] for row in table])
     masked, more = _plan_masks(seed, counts)
