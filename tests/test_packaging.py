@@ -348,7 +348,7 @@ TINY = (
     *("experiment=vggsound_finetune", "scale=demo", "trainer=ddp_sim", "trainer.max_epochs=1", "data.num_workers=1"),
     *("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),
     *("model.net.image.embed_dim=32", "model.net.image.depth=2", "model.net.image.num_heads=2", "data.batch_size=2"),
-    *("model.pretrained=null", "model.warmup_epochs=0", "run.name=a"),
+    *("model.pretrained=null", "model.warmup_epochs=0", "data.holdout_share=0.2", "run.name=a"),
 )
 
 
