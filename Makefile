@@ -129,15 +129,15 @@ soak: $(STAMP)  #- Watch memory and open files during HOURS of training
 
 .PHONY: lint
 lint: $(STAMP)  #- Check style, types and imports
-	$(BIN)/ruff check src tests notebooks
-	$(BIN)/ruff format --check src tests notebooks
+	$(BIN)/ruff check src tests notebooks hubconf.py
+	$(BIN)/ruff format --check src tests notebooks hubconf.py
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 
 .PHONY: format
 format: $(STAMP)  #- Format the code
-	$(BIN)/ruff check --fix src tests notebooks
-	$(BIN)/ruff format src tests notebooks
+	$(BIN)/ruff check --fix src tests notebooks hubconf.py
+	$(BIN)/ruff format src tests notebooks hubconf.py
 
 .PHONY: lock
 lock: $(STAMP)  #- Resolve the dependencies into requirements.lock
