@@ -311,6 +311,7 @@ def test_durations_are_those_of_header_or_packets(tmp_path: Path) -> None:
 
 def test_what_cannot_be_used_is_named_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And found out once, until a file changes."""
+    monkeypatch.setattr(kept, "can_start_processes", lambda: False)  # which takes seconds; test-full has them
     write(tmp_path / "good.mp4", seconds=1.0)
     write(tmp_path / "mute.mp4", seconds=1.0, sound=False)
     (tmp_path / "broken.webm").write_bytes(bytes(500))
@@ -452,8 +453,9 @@ def test_ids_are_unique_and_printable_whatever_the_names(tmp_path: Path, lengths
     assert all(os.path.exists(clip.path) for clip in found.clips)
 
 
-def test_the_folder_of_the_readme_has_what_is_said_of_it(tmp_path: Path) -> None:
+def test_the_folder_of_the_readme_has_what_is_said_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In small: an hour is 360 windows of one video, all on one side."""
+    monkeypatch.setattr(kept, "can_start_processes", lambda: False)  # which takes seconds
     root = make_folder(tmp_path, each=4, kinds=("cats", "größe"), long=12)
     train, test = folder(root, "train"), folder(root, "test")
     windows_of = [

@@ -16,6 +16,7 @@ from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.config.overrides import with_scale
 from deepavfusion.data.lists.folder import folder
 from deepavfusion.metrics.neighbours import NeighbourAccuracy
+from deepavfusion.runs.build import make_demo_data
 from deepavfusion.tasks.classify import Classify
 from helpers.errors import refusal
 from helpers.runs import (
@@ -55,16 +56,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_an_untold_scale_is_not_the_demo(
-    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_untold_scale_is_not_the_demo(tmp_path: Path) -> None:
     """With a root, the experiment's recipe; without, a sentence: there is no generated folder."""
-    said = sentence(monkeypatch, capsys, "experiment=folder_finetune", "trainer=cpu")
-    assert "there is no generated demo of data.name=folder" in said
-    assert "data.root=<folder>" in said
-    assert with_scale("train", ["experiment=folder_finetune", f"data.root={small}"])[1] is None
+    assert with_scale("train", ["experiment=folder_finetune", f"data.root={tmp_path}"])[1] is None
     said = refusal(with_scale, "train", ["experiment=folder_finetune", "data.root=nowhere"])
     assert "data.root=nowhere is not a folder" in said
+    said = refusal(make_demo_data, tmp_path, "folder")
+    assert "there is no generated demo of data.name=folder" in said
+    assert "data.root=<folder>" in said
 
 
 @pytest.mark.parametrize(
@@ -147,16 +146,11 @@ def test_from_forty_videos_to_a_table_by_the_lines_of_the_readme(
     places["<video>"] = str(next(forty.rglob("*quoted* 3.mov")))
     verify, pretrain, finetune, evaluate, predict = lines()
     notes = {"pretrain": recorder(tmp_path / "pretrain.txt"), "finetune": recorder(tmp_path / "finetune.txt")}
+    tiny = ["data.index.max_windows=12", "trainer.max_epochs=1", "data.audio_seconds=3.0"]
     more = {
         "verify": ["workers=2"],
-        "pretrain": [*SMALL, *DECODER, "model.warmup_epochs=0.5", "trainer.max_epochs=1", *notes["pretrain"]],
-        "finetune": [
-            *CLASSIFY,
-            "data.audio_seconds=3.0",
-            "trainer.max_epochs=2",
-            "data.dense_windows=2",
-            *notes["finetune"],
-        ],
+        "pretrain": [*SMALL, *DECODER, "model.warmup_epochs=0.5", *tiny, *notes["pretrain"]],
+        "finetune": [*CLASSIFY, *tiny, "data.dense_windows=2", *notes["finetune"]],
         "evaluate": ["data.num_workers=0"],
         "predict": ["device=cpu"],
     }
@@ -169,11 +163,12 @@ def test_from_forty_videos_to_a_table_by_the_lines_of_the_readme(
     said = capsys.readouterr().out
     assert "2 videos of 40 cannot be used" in said
     assert "top-1 accuracy" in said
-    train_list, test_list = folder(forty, "train"), folder(forty, "test")
+    assert len(folder(forty, "all")) == 37 + 360
+    train_list, test_list = (folder(forty, split, max_windows=12) for split in ("train", "test"))
     tests = {clip.id for clip in test_list.clips}
     videos = {clip.id: clip.video_id for clips in (train_list, test_list) for clip in clips.clips}
     held_out = {videos[each] for each in tests}
-    assert len(videos) == 37 + 360
+    assert len(videos) == 37 + 12
     for name in notes:
         trained = {each for line in (tmp_path / f"{name}.txt").read_text().splitlines() for each in json.loads(line)[2]}
         assert len(trained) > 15
@@ -184,6 +179,7 @@ def test_from_forty_videos_to_a_table_by_the_lines_of_the_readme(
     assert found["data/used"] == len(tests)
     assert found["data/listed"] == test_list.listed
     assert 0 <= found["test/top1"] <= 1
+    assert len((forty / "verify.csv").read_text().splitlines()) == 1 + 37 + 360 + 2
     problems = (run / "data_problems.csv").read_text()
     assert "the file has no audio stream" in problems
     assert "quoted" in problems
