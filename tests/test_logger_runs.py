@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 import wave
 from collections.abc import Iterator
@@ -153,4 +152,3 @@ def test_a_run_that_was_killed_has_each_point_once(data_root: Path, tmp_path: Pa
     ids = {record.run.run_id for record in wandb_log.records(killed / "wandb") if record.HasField("run")}
     assert len(ids) == 1
     assert wandb_files.exits(killed) == [1, 0]
-    assert not math.isnan(dict(of_mlflow(killed)["train/loss"])[0])
