@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from deepavfusion.cli.complete import pinned_sources
+from deepavfusion.config.records import accepted, shareable
 from deepavfusion.inference.encoders import open_network
 from deepavfusion.inference.tasks import load_task
 from deepavfusion.sharing.share import share
@@ -131,6 +132,15 @@ def test_the_command_of_a_run_names_the_commit(hub: Hub, folder: Path) -> None:
     found = pinned_sources(given)
     assert found == [given[0], f"model.pretrained='hf://{NAME}@{commit}'", given[2]]
     assert pinned_sources(found) == found
+
+
+def test_a_record_of_another_user_may_name_a_commit_that_is_not_read_again() -> None:
+    commit = f"model.pretrained='hf://{NAME}@{C}'"
+    assert accepted([commit], [], "x.ckpt") == [commit]
+    assert shareable([commit, "seed=1", f"ckpt_path=hf://{NAME}@{C}"]) == ["seed=1"]
+    for text in (f"hf://{NAME}", f"hf://{NAME}@main", f"https://{NAME}@{C}"):
+        with pytest.raises(UserError, match="records the override"):
+            accepted([f"model.pretrained='{text}'"], [], "x.ckpt")
 
 
 @pytest.mark.parametrize(
