@@ -6,8 +6,8 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.overrides import merged
-from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.records import accepted
 from deepavfusion.runs.directory import OVERRIDES, choose_run_dir, link_latest
 from deepavfusion.utils import errors

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from deepavfusion.cli.hints import check
 from deepavfusion.cli.words import Word
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose, instantiate
-from deepavfusion.config.ranges import check_ranges
 from helpers.checkpoints import write_classifier, write_segmenter, write_separator
 from helpers.media import noise, write_video
 

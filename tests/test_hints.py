@@ -22,9 +22,10 @@ from deepavfusion.cli.targets import parameters_of
 from deepavfusion.cli.unread import TASKS
 from deepavfusion.cli.words import parse
 from deepavfusion.commands import predict, prepare
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import REPOSITORY, choices, compose
 from deepavfusion.config.overrides import literal, merged
-from deepavfusion.config.ranges import RULES, check_ranges
+from deepavfusion.config.ranges import RULES
 from helpers.runs import call, sentence
 
 

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from deepavfusion.config import loggers as needs
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import REPOSITORY, instantiate
-from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.records import accepted
 from deepavfusion.loggers import board, courier, service, wandb, wandb_log
 from deepavfusion.loggers.board import Board, board_of, shown_by

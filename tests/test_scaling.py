@@ -13,8 +13,8 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 from cluster.cases import page_blocks
 from deepavfusion.cli.hints import check
 from deepavfusion.cli.words import Word
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import CONFIG_DIR
-from deepavfusion.config.ranges import check_ranges
 
 BLOCKS = page_blocks()
 OPTIONS = {"--requeue", "--signal=USR1@180", "--open-mode=append", "--ntasks-per-node=8", "--gpus-per-node=8"}

@@ -24,13 +24,13 @@ from deepavfusion.callbacks.terminal import progress
 from deepavfusion.callbacks.terminal.progress import RunProgress
 from deepavfusion.callbacks.terminal.results import chances, results_table
 from deepavfusion.callbacks.terminal.summary import RunSummary
+from deepavfusion.cli.streams import quiet
 from deepavfusion.metrics.row_mean import RowMean
 from deepavfusion.runs.build import build
 from deepavfusion.runs.overview import say_training
 from deepavfusion.utils import console as consoles
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import Bars, duration, from_here, is_live
-from deepavfusion.utils.quiet import quiet
 from helpers.runs import PRETRAIN, compose
 
 HOOKS = ("on_", "setup", "teardown", "state_dict", "load_state_dict")

@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deepavfusion.cli.entry import one_sentence
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import BuildError, choices, instantiate
-from deepavfusion.config.ranges import RULES, check_ranges
+from deepavfusion.config.ranges import RULES
 from deepavfusion.utils.errors import UserError
 from helpers.runs import CONFIGS, call, compose, leaves
 from hostile.conftest import Refused

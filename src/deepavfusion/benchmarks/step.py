@@ -16,9 +16,9 @@ from omegaconf import open_dict
 from deepavfusion.benchmarks import memory
 from deepavfusion.benchmarks.report import BenchmarkReport, stacked_bars
 from deepavfusion.cli.complete import training_overrides
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import compose
 from deepavfusion.config.overrides import value_of
-from deepavfusion.config.ranges import check_ranges
 from deepavfusion.runs.build import build
 from deepavfusion.types import Batch
 from deepavfusion.utils.console import say_once

@@ -25,11 +25,11 @@ from deepavfusion.cli.complete import recorded
 from deepavfusion.cli.help import print_help
 from deepavfusion.cli.hints import check
 from deepavfusion.cli.keys import Keys
-from deepavfusion.cli.streams import secure_streams
+from deepavfusion.cli.streams import quiet, secure_streams
 from deepavfusion.cli.words import parse
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import CONFIG_DIR, TRACEBACK, root_folder
 from deepavfusion.config.overrides import literal, merged, named_apart, overrides_of_job, without_sweep
-from deepavfusion.config.ranges import check_ranges
 from deepavfusion.config.secrets import refuse_secrets, refuse_secrets_in
 from deepavfusion.runs.directory import FinishedError, in_sweep
 from deepavfusion.runs.signals import StopRequested
@@ -40,7 +40,6 @@ from deepavfusion.utils.launch.signals import INTERRUPTED, STOPPED
 from deepavfusion.utils.names import printable
 from deepavfusion.utils.processes import check_counts, check_folder, check_single, settle_in
 from deepavfusion.utils.program import by_program, spoken
-from deepavfusion.utils.quiet import quiet
 
 DEMO = "A tiny network is trained on generated clips; for a real run give data.root=<folder>."
 MANY = {"-m", "--multirun"}

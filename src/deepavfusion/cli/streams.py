@@ -1,14 +1,36 @@
-"""Output that does not end a run: closed or broken pipes, a lost terminal, an encoding without a character."""
+"""What a command prints.
+
+Output does not end a run: closed or broken pipes, a lost terminal, an encoding without a character. And what libraries
+print in every run, and nobody can act on, is silenced, each message by its own words.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
+import threading
+import warnings
 from typing import Any
 
 LOST = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # nobody reads it any more; other errors, as a full disk, are raised
+WARNINGS = (  # how they begin
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning of torch; every run
+    r"The `srun` command is available on your system but is not used",
+    r"The '\w+' does not have many workers which may be a bottleneck",  # data.num_workers follows the cores
+    r"The number of training batches \(\d+\) is smaller than the logging interval",  # a short trial
+    r"Checkpoint directory .* exists and is not empty",  # a run that resumes
+    r"Be aware that when using `ckpt_path`, callbacks",  # a run that resumes names them itself, config/continued.py
+    r"pkg_resources is deprecated as an API",
+)
+NOTICES = (  # loggers that report, at level INFO, what a run's first lines say, and advertise
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning_utilities.core.rank_zero",
+    "lightning.pytorch.accelerators.cuda",
+)
 
 
 class _Stream(io.FileIO):
@@ -45,3 +67,23 @@ def secure_streams() -> None:
             encoding = getattr(stream, "encoding", "utf-8")
             lines = number == 2 or raw.isatty()
             setattr(sys, name, io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=lines))
+
+
+def quiet() -> None:
+    """Silence what both lists name, unless Python was told what to do with warnings (-W, PYTHONWARNINGS)."""
+    if not sys.warnoptions:
+        for message in WARNINGS:
+            warnings.filterwarnings("ignore", message)
+    for name in NOTICES:
+        logging.getLogger(name).addFilter(_is_warning)
+    threading.excepthook = _report_from_thread
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+def _report_from_thread(args: threading.ExceptHookArgs) -> None:
+    """Not what a thread keeps for whoever uses it next, as TensorBoard's writer does on a full disk."""
+    if getattr(args.thread, "exception", None) is not args.exc_value:
+        threading.__excepthook__(args)

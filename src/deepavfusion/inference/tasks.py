@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deepavfusion.config.ranges import check_ranges
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.renamed import renamed_model
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.errors import UserError

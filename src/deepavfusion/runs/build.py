@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from deepavfusion.config.compose import instantiate
 from deepavfusion.config.continued import described, recorded_config
 from deepavfusion.config.overrides import quoted, split_override
+from deepavfusion.config.signing import signed
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.demo import demo
 from deepavfusion.runs.checkpoints import Opened
@@ -29,7 +30,6 @@ from deepavfusion.runs.directory import write_record
 from deepavfusion.runs.fingerprint import DataHash, coverage_of
 from deepavfusion.runs.loggers import make
 from deepavfusion.runs.provenance import NOT_FINISHED, complete, record_provenance
-from deepavfusion.runs.signing import signed
 from deepavfusion.tasks.base import Task
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
