@@ -279,7 +279,7 @@ def test_packed_windows_are_the_raw_ones(forty: Path, tmp_path: Path, monkeypatc
         samples[root] = {dataset.clips[n].id: dataset[n, 0][0] for n in range(len(dataset))}
     raw, packed = samples.values()
     assert raw.keys() == packed.keys()
-    assert len(raw) > 7
+    assert len(raw) >= len(KINDS)  # one of each class, and what else is drawn
     for name, sample in raw.items():
         assert (packed[name].waveform - sample.waveform).abs().max() < 1e-4, name
         assert (packed[name].image.float() - sample.image.float()).abs().mean() < 12, name
