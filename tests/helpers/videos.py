@@ -33,7 +33,8 @@ def write(path: Path, kind: int = 0, seconds: float = 4.0, sound: bool = True, s
         video = file.add_stream(video_codec, rate=FPS, options=options)
         video.width = video.height = side
         video.pix_fmt, video.thread_count = "yuv420p", 1
-        audio = file.add_stream(audio_codec, rate=RATE, layout="mono") if sound else None
+        pns = {"aac_pns": "0"} if audio_codec == "aac" else {}  # or windows depend on where decoding began
+        audio = file.add_stream(audio_codec, rate=RATE, layout="mono", options=pns) if sound else None
         colour = np.array([(220, 30, 30), (30, 220, 30), (30, 30, 220), (220, 220, 30)][kind % 4])
         for n in range(max(1, round(seconds * FPS))):
             pixels = (colour + rng.integers(-30, 30, (side, side, 3))).clip(0, 255).astype(np.uint8)
