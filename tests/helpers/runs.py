@@ -42,7 +42,14 @@ SMALL = [  # of every task
     "data.num_workers=0",
     "data.image_size=64",
 ]
-PRETRAIN = [*SMALL, *DECODER, "trainer.max_epochs=3", "model.warmup_epochs=1", "data.batch_size=6"]
+PRETRAIN = [
+    *SMALL,
+    *DECODER,
+    "trainer.max_epochs=3",
+    "model.warmup_epochs=1",
+    "data.batch_size=6",
+    "callbacks.reconstructions.num_clips=2",  # drawing takes longer than the rest of such a run
+]
 CLASSIFY = [
     *SMALL,
     "model.warmup_epochs=0.5",
@@ -54,12 +61,20 @@ SEPARATE = [
     *SMALL,
     "experiment=music_duet_separation",
     "callbacks.duets.limit=1",
+    "callbacks.images.num_mixtures=2",
     "model.metric_workers=1",
     "data.audio_seconds=1.0",
     "data.batch_size=3",
     "data.holdout_share=0.2",
 ]
-SEGMENT = [*SMALL, "experiment=avsbench_s4", "model.head_dim=16", "model.min_head_dim=8"]
+SEGMENT = [
+    *SMALL,
+    "experiment=avsbench_s4",
+    "model.head_dim=16",
+    "model.min_head_dim=8",
+    "callbacks.images.num_frames=2",
+    "callbacks.report.num_failures=2",
+]
 
 
 class KilledError(Exception):
