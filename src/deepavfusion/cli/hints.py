@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from deepavfusion.cli import elsewhere
 from deepavfusion.cli.fixes import Fix, Hint
-from deepavfusion.cli.keys import Keys, alike, nearest_keys
+from deepavfusion.cli.keys import Keys, alike, nearest_keys, picked
 from deepavfusion.cli.targets import parameters_of
 from deepavfusion.cli.unread import TASKS, fix_unread
 from deepavfusion.cli.words import Word
@@ -224,16 +224,18 @@ def _fix_choice(keys: Keys, key: str, group: str, value: str, many: bool) -> Fix
         if key == group:
             return None
         return Fix(f"{key}={value} would replace a config with a word", [f"{group}={value}"])
-    listed = [part.strip().lower() for part in value[1:-1].split(",")] if value.startswith("[") else []
-    if value.lower() in NOTHING or any(part in NOTHING for part in listed):
+    several = picked(value)
+    if value.lower() in NOTHING or (several != [value] and any(part.lower() in NOTHING for part in several)):
         if group not in NEEDED or (keys.chosen.get(group) is None and value == "null"):
             return None if value == "null" else Fix(f"there is no {group}={value}", [f"{group}=null"])
         why = "every run needs it; ~callbacks.<name> does without one of them" if group == "callbacks" else ""
         if group == "logger":
             return Fix(f"there is no {group}={value}", [f"{group}=none"])
         return Fix(f"there is no {group}={value}", why=why or "it is needed")
-    if re.search(r"[(${]|^\[", value):  # a function, an interpolation or a list
+    if re.search(r"[(${]", value):  # a function or an interpolation
         return None
+    if value.startswith("["):
+        return _fix_choices(group, several, names) if several != [value] else None
     if group == "logger" and "," in value and all(part in names for part in value.split(",")):
         return Fix("several loggers are a list", [f"{group}=[{value}]"])
     if "," in value and all(part in names for part in value.split(",")):
@@ -249,6 +251,16 @@ def _fix_choice(keys: Keys, key: str, group: str, value: str, many: bool) -> Fix
         if other != group and value.lower() not in MEANINGLESS and (found := nearest(other, value, [])):
             return Fix(f"there is no {group}={value}", [f"{other}={found[0]}"])
     return Fix(f"there is no {group}={value}", others=[f"{group}={name}" for name in names])
+
+
+def _fix_choices(group: str, parts: Sequence[str], names: Sequence[str]) -> Fix | None:
+    """Of several at once, as in `logger=[csv,wandb]`."""
+    wrong = [part for part in parts if part not in names]
+    if not wrong:
+        return None
+    near = [[part] if part in names else nearest(group, part, names) for part in parts]
+    better = [f"{group}=[{','.join(found[0] for found in near)}]"] if all(near) else []
+    return Fix(f"there is no {group}={wrong[0]}", better, others=[] if better else [f"{group}={name}" for name in names])
 
 
 def _choices(keys: Keys, key: str) -> Sequence[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,12 +26,13 @@ class Keys:
         self.chosen, self.cfg = _composed(script, ())
         groups = [o for o in overrides if self._picks(o)]
         if groups:
-            self.chosen, self.cfg = _composed(script, tuple(groups))
+            chosen, self.cfg = _composed(script, tuple(groups))
+            self.chosen = {key: value for _, key, value in map(split_override, groups)} | chosen  # Hydra names no lists
         self.names = [*_names(self.cfg), *(group for group in self.chosen if "/" in group or group not in self.cfg)]
 
     def _picks(self, override: str) -> bool:
         sign, key, value = split_override(override)
-        return not sign and key in self.chosen and value in choices(key)
+        return not sign and key in self.chosen and set(picked(value)) <= set(choices(key))
 
     def group(self, key: str) -> str | None:
         """The config group that a key names, also with dots."""
@@ -57,6 +59,12 @@ class Keys:
 
     def __contains__(self, key: str) -> bool:
         return self.node(key) is not Keys
+
+
+def picked(value: str) -> list[str]:
+    """The choices of a config group that a value names: `a`, or several as in `[a,b]`."""
+    several = re.fullmatch(r"\[([^\[\]]*)\]", value)
+    return [part.strip(" \"'") for part in several[1].split(",")] if several else [value]
 
 
 @functools.lru_cache(maxsize=64)
