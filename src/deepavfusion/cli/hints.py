@@ -259,8 +259,9 @@ def _fix_choices(group: str, parts: Sequence[str], names: Sequence[str]) -> Fix 
     if not wrong:
         return None
     near = [[part] if part in names else nearest(group, part, names) for part in parts]
-    better = [f"{group}=[{','.join(found[0] for found in near)}]"] if all(near) else []
-    return Fix(f"there is no {group}={wrong[0]}", better, others=[] if better else [f"{group}={name}" for name in names])
+    if all(near):
+        return Fix(f"there is no {group}={wrong[0]}", [f"{group}=[{','.join(found[0] for found in near)}]"])
+    return Fix(f"there is no {group}={wrong[0]}", others=[f"{group}={name}" for name in names])
 
 
 def _choices(keys: Keys, key: str) -> Sequence[Any]:
