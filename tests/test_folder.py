@@ -13,7 +13,7 @@ import torch
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.data.lists import folder as reader
-from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.clip_list import ClipList, say_lists
 from deepavfusion.data.lists.folder import folder
 from deepavfusion.data.lists.videos import durations as kept
 from deepavfusion.data.lists.videos.durations import Known, look_into
@@ -466,3 +466,14 @@ def test_the_folder_of_the_readme_has_what_is_said_of_it(tmp_path: Path, monkeyp
     assert not {clip.video_id for clip in train.clips} & {clip.video_id for clip in test.clips}
     assert train.listed + test.listed == 8 + 11
     assert [why for clips in (train, test) for _, why in clips.excluded] == ["no_audio"]
+
+
+def test_what_holds_for_every_split_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ClipList("train", [Clip("a", "a.mp4")], [], notes=["1 file is not a video.", "no class."])
+    say_lists([one, ClipList("test", [], [], notes=["1 file is not a video."])])
+    assert capsys.readouterr().out.splitlines() == [
+        "data: 1 file is not a video.",
+        "train: no class.",
+        "train: 1 of 1 clips of the train split are on disk",
+        "test: the test split lists no clip",
+    ]

@@ -61,6 +61,7 @@ def test_an_untold_scale_is_not_the_demo(tmp_path: Path) -> None:
     assert with_scale("train", ["experiment=folder_finetune", f"data.root={tmp_path}"])[1] is None
     said = refusal(with_scale, "train", ["experiment=folder_finetune", "data.root=nowhere"])
     assert "data.root=nowhere is not a folder" in said
+    assert "demo" not in said
     said = refusal(make_demo_data, tmp_path, "folder")
     assert "there is no generated demo of data.name=folder" in said
     assert "data.root=<folder>" in said

@@ -160,7 +160,7 @@ def introduced(task: Any) -> Any:
         )
         say(f"  trained on {len(classes)} classes: {shown}")
     if task.origin.caveat:
-        say(f"  {task.origin.caveat}", "yellow")
+        say(f"  caution: {task.origin.caveat}", "yellow")
     return task
 
 

@@ -66,6 +66,7 @@ def pack_data(cfg: DictConfig) -> None:
     from rich import get_console
     from rich.table import Column, Table
 
+    from deepavfusion.data.lists.clip_list import say_lists
     from deepavfusion.data.stores.pack import PackSettings, pack
     from deepavfusion.utils.commands import command
     from deepavfusion.utils.console import cell, say
@@ -87,8 +88,7 @@ def pack_data(cfg: DictConfig) -> None:
             "command=pack has no place to write to; expected a new folder: add output=<folder>, or s3://<bucket>/<folder>."
         )
     lists = {split: data.read(split)[0] for split in splits(cfg, data)}
-    for clips in lists.values():
-        clips.say()
+    say_lists(lists.values())
     settings, most = PackSettings(**cfg.pack), cfg.time_limit
     name, count = data.dataset_name, workers(cfg)
     counts = pack(lists, cfg.output, name, settings, count, data.reader, most, data.kept.storage)

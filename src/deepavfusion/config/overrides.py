@@ -197,6 +197,8 @@ def _demo_reason(name: str, overrides: list[str]) -> str | None:
     if is_remote(data.root) or Path(str(data.root)).is_dir():  # check_ranges has not seen it yet
         return None
     if "data.root" in keys:
+        if data.name == "folder":
+            raise UserError(f"data.root={data.root} is not a folder: give one that has videos in it, or below it.")
         raise UserError(
             f"data.root={data.root} is not a folder: expected a dataset in the {data.name} layout; give its folder, or "
             f"omit data.root to use generated demo data."

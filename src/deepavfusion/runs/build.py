@@ -170,7 +170,7 @@ def make_demo_data(root: Path, name: str) -> None:
     if name not in demo.SETS:
         raise UserError(
             f"there is no generated demo of data.name={name}, only of {', '.join(demo.SETS)}: "
-            "give data.root=<folder>, where the dataset is."
+            f"give data.root=<folder>, where the {'videos are' if name == 'folder' else 'dataset is'}."
         )
     if not demo.is_complete(root, name):
         root = root.absolute()

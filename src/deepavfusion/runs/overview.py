@@ -76,7 +76,7 @@ def _data(datamodule: ClipDataModule, demo: bool, *roles: str) -> str:
         items, unit = datamodule.count(role)
         of = "" if unit == "clips" else f"{items} {unit} of "
         named = "" if clips.split == role else f" ({clips.split})"
-        shown.append(f"{role} {of}{count} clips{named}")
+        shown.append(f"{role} {of}{count} clip{'' if clips.listed == 1 else 's'}{named}")
     return f"{datamodule.dataset_name}{' (demo)' if demo else ''}: {', '.join(shown)}"
 
 

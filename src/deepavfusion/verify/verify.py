@@ -14,7 +14,7 @@ from pathlib import Path
 from rich import get_console
 from rich.table import Column, Table
 
-from deepavfusion.data.lists.clip_list import ClipList
+from deepavfusion.data.lists.clip_list import ClipList, say_lists
 from deepavfusion.data.lists.verified import STATUSES, USABLE, ReportRow, below, check_statuses, signature, unchanged
 from deepavfusion.types import Clip
 from deepavfusion.utils.console import cell, progress_bar, say
@@ -67,8 +67,7 @@ def verify(
     check = check or partial(check_clip, audio_seconds=audio_seconds, classes=classes, label_offset=label_offset)
     with Journal(report, trust=not force) as journal:
         todo, known = _plan(lists, journal, force, classes, label_offset)
-        for clips in lists:
-            clips.say()
+        say_lists(lists)
         if known:
             say(f"{known} clips are in {report} already and have not changed; force=true decodes them again")
         if todo:

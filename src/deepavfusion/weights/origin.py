@@ -68,7 +68,7 @@ class Origin:
                 f"a demo network, trained on generated clips with drawn instruments ({self.data}): what it predicts "
                 "for other videos means nothing"
             )
-        return next((f"treat its predictions with caution: {doubt}" for doubt in self.doubts()), None)
+        return next(iter(self.doubts()), None)
 
     def described(self) -> dict[str, Any]:
         """For JSON."""

@@ -19,6 +19,7 @@ from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.structure import DictOf
 
 PREDICTED = ("separate", "segment", "classify")  # tasks of predict.py with the same name
+SEARCHED = ("pretrain", "retrieve")  # whose networks a search is for
 SAME = ("scale=", "trainer=", "paths.", "model.net.", "model/net=", "data.image_size=")  # also in the next command
 DATA = ("data=", "data.root=", "data.index.")  # overrides that say what data is used
 
@@ -131,7 +132,7 @@ class RunSummary(Callback):
         watch = [each for logger in trainer.loggers if (each := getattr(logger, "watch", None))]
         needs = {"{demo}": "scale=demo" in given, "tensorboard": any(each.startswith("tensorboard") for each in watch)}
         needs |= {"_finetune": bool(getattr(datamodule, "classes", True))}
-        needs |= {"task={task}": name in PREDICTED, "task=search": name == "retrieve"}
+        needs |= {"task={task}": name in PREDICTED, "task=search": name in SEARCHED}
         needs |= {"{root}": str(values["video"]).startswith(f"{values['root']}/")}
         needs |= {"{last}": (folder / LAST).exists(), "{best}": best.exists()}
         commands = [each for each in self.next_commands if all(needs[word] for word in needs if word in each[1])]

@@ -54,12 +54,6 @@ class ClipList:
         sentence = f"{present} of {self.listed} clips of the {self.split} split are on disk"
         return f"{sentence}, {len(self.excluded)} of them known to be unusable" if self.excluded else sentence
 
-    def say(self) -> None:
-        """Print what there is to know about the list and the files."""
-        for note in self.notes:
-            say(f"{self.split}: {note}", "yellow")
-        say(f"{self.split}: {self.coverage}")
-
     def without(self, bad: Mapping[str, str]) -> ClipList:
         """The same list with the clips in `bad` (id -> status) moved to `excluded`."""
         excluded = self.excluded + [(clip, bad[clip.id]) for clip in self.clips if clip.id in bad]
@@ -91,6 +85,18 @@ class ClipList:
             return replace(self, split=split, clips=clips, missing=missing, excluded=excluded)
 
         return part(self.split, chosen=False), part("holdout", chosen=True)
+
+
+def say_lists(lists: Collection[ClipList]) -> None:
+    """Print what there is to know about the splits of a dataset and the files; what is so in all of them, once."""
+    common = [note for note in next(iter(lists)).notes if all(note in clips.notes for clips in lists)] if lists else []
+    for note in common:
+        say(f"data: {note}", "yellow")
+    for clips in lists:
+        for note in clips.notes:
+            if note not in common:
+                say(f"{clips.split}: {note}", "yellow")
+        say(f"{clips.split}: {clips.coverage}")
 
 
 class Folders:
