@@ -477,3 +477,11 @@ def test_what_holds_for_every_split_is_said_once(capsys: pytest.CaptureFixture[s
         "train: 1 of 1 clips of the train split are on disk",
         "test: the test split lists no clip",
     ]
+
+
+def test_a_list_of_which_nothing_is_there_says_what_to_correct(lengths: dict[str, float], tmp_path: Path) -> None:
+    (tmp_path / "videos.csv").write_text("path\ngone.mp4\n")
+    (tmp_path / "here.mp4").touch()
+    said = refusal(folder, tmp_path, "all")
+    assert "holds here.mp4, videos.csv; correct the paths in the CSV file" in said
+    assert "demo" not in said

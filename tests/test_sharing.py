@@ -145,9 +145,10 @@ def test_a_card_says_what_the_run_recorded_and_nothing_else(tmp_path: Path) -> N
     for words in (
         "| top\\-1 accuracy | `test/top1` | 0.750 | 0.500 | 0.500 |",  # the label's - is no sign of Markdown
         "7 of 8 items were evaluated, with seed 4.",
-        "- Training: 9 of 10 listed clips were on disk (split `train`)",
+        "- Training: 9 of 10 listed clips were there and not known to be damaged (split `train`)",
         "- Test: number and coverage of clips not recorded",
         "- Optimizer steps: 150 of 150",
+        "- Started from: nothing, from scratch",
         f"- Commit of the code: `{'1' * 40}` (with changes that were not committed)",
         "- Hardware: not recorded",
         "- 2 classes: `one`, `two`",

@@ -102,6 +102,7 @@ def export_checkpoint(
         raise UserError(
             f"output {path} cannot be written: {error.strerror or error}; choose another output."
         ) from error
+    summary = summary.removeprefix("encoder of ") if head else summary
     return Exported(files, graph, summary, clip, found, time.monotonic() - begin)
 
 

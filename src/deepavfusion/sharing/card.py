@@ -147,6 +147,8 @@ def _lead(shared: Shared, what: str) -> str:
 
 
 def _named(shared: Shared) -> str:
+    if shared.origin.data == "folder":  # the name of a kind of data
+        return "a folder of videos (`data=folder`)"
     data = code(shared.origin.data) if shared.origin.data else f"data that is {UNKNOWN}"
     return f"generated demo clips in the layout of {data}" if shared.origin.demo else data
 
@@ -168,7 +170,8 @@ def _data(shared: Shared, facts: Facts) -> str:
     for split, title in (("train", "Training"), ("val", "Validation"), ("test", "Test")):
         if split in facts.coverage:
             name, present, listed = facts.coverage[split]
-            lines.append(f"- {title}: {present} of {listed} listed clips were on disk (split {code(name)})")
+            there = f"{present} of {listed} listed clips were there and not known to be damaged"
+            lines.append(f"- {title}: {there} (split {code(name)})")
         else:
             lines.append(f"- {title}: number and coverage of clips {UNKNOWN}")
     data = shared.record.get("data")
@@ -197,7 +200,7 @@ def _training(shared: Shared, facts: Facts) -> str:
     lines = {
         "Optimizer steps": steps,
         "Written": origin.date if shared.record else UNKNOWN,
-        "Started from": started or UNKNOWN,
+        "Started from": started or ("nothing, from scratch" if facts.scratch else UNKNOWN),
         "Seed": UNKNOWN if facts.seed is None else str(facts.seed),
         "Commit of the code": commit,
         "Versions": versions or UNKNOWN,
@@ -232,7 +235,8 @@ def _results(shared: Shared, facts: Facts) -> str:
     beside = "The columns beside the result are what it has to be compared with."
     words.append(beside if bounds else f"Bounds to compare it with: {UNKNOWN}.")
     if any(title == "chance" for title in titles) and facts.chance:
-        words.append("Chance takes classes to be equally frequent.")
+        shares = ", and is the share of positive labels for mAP" if "map" in facts.chance else ""
+        words.append(f"Chance takes classes to be equally frequent{shares}.")
     return f"{table}\n\n{' '.join(words)}"
 
 

@@ -40,6 +40,7 @@ class Facts:
         versions: of libraries.
         hardware: CPU and GPUs.
         started_from: origins of start weights, without paths.
+        scratch: whether there were none.
         base: addresses of start weights on the Hub.
     """
 
@@ -53,6 +54,7 @@ class Facts:
     versions: dict[str, str] = field(default_factory=dict)
     hardware: list[str] = field(default_factory=list)
     started_from: list[str] = field(default_factory=list)
+    scratch: bool = False
     base: list[Address] = field(default_factory=list)
 
 
@@ -73,6 +75,8 @@ def facts_of(shared: Shared) -> Facts:
     if address_of(shared.source) is None and path.parent.name == CHECKPOINTS and path.suffix == ".ckpt":
         _add_provenance(facts, path.parent.parent / PROVENANCE)
         facts.metrics = _metrics_of(path)
+        if "test/map_chance" in facts.metrics:
+            facts.chance["map"] = facts.metrics["test/map_chance"]
     return facts
 
 
@@ -125,6 +129,7 @@ def _add_provenance(facts: Facts, path: Path) -> None:
             name = name[:LONGEST] if isinstance(name, str) and "/" not in name else split
             facts.coverage[split] = name, each["present"], each["listed"]
     weights = first.get("weights")
+    facts.scratch = weights == []
     for each in weights[:4] if isinstance(weights, list) else []:
         _add_start(facts, each)
 

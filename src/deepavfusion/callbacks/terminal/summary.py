@@ -30,7 +30,7 @@ class RunSummary(Callback):
     `metrics.json` maps flat names to finite numbers: the last value of every metric (of an epoch, not of a step);
     `knn/…_before`, from a validation before training; `train/loss_first` and `train/loss_last`, means over the first
     and the last epoch; the number of clips that each split lists and has on disk (`data/<split>_listed`,
-    `data/<split>_present`).
+    `data/<split>_present`); with several labels a clip, `test/map_chance`, the share of positive labels.
 
     Args:
         run_dir: where `metrics.json` goes; its presence marks a run as finished.
@@ -98,6 +98,8 @@ class RunSummary(Callback):
         for split, clips in getattr(getattr(trainer, "datamodule", None), "lists", {}).items():
             self.final[f"data/{split}_listed"] = clips.listed
             self.final[f"data/{split}_present"] = len(clips.clips)
+        if "test/map" in self.final and "map" in (chance := chances(getattr(trainer, "datamodule", None))):
+            self.final["test/map_chance"] = chance["map"]
         finite = {name: value for name, value in sorted(self.final.items()) if math.isfinite(value)}
         write_whole(self.run_dir / METRICS, json.dumps(finite, indent=2) + "\n")
         self.count = len(finite)

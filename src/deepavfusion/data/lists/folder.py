@@ -158,6 +158,7 @@ class _Listing:
             self.classes,
             notes,
             lambda clip: clip.id not in missing,
+            "correct the paths in the CSV file, which are relative to data.root",
             multi_label=self.several,
             excluded=excluded,
             details={name: detail for name, (_, detail) in self.lost.items()},

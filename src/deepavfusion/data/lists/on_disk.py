@@ -178,12 +178,14 @@ def list_clips(
     classes: list[str],
     notes: list[str],
     is_there: Callable[[Clip], bool] | None = None,
+    mend: str = f"set data.root or data.index.clip_pattern to where the clips are, or make demo data with `{DEMO}`",
     **more: Any,
 ) -> ClipList:
     """The list of a split, with its clips on disk apart from the missing ones.
 
     Args:
         is_there: whether a clip is on disk; None: if its file is.
+        mend: what to do if none is.
         more: other fields of the list.
 
     Raises:
@@ -200,8 +202,7 @@ def list_clips(
         expected = missing[0].path[begin:]
         raise UserError(
             f"None of the {len(missing)} clips of the {split} split is on disk: expected for example "
-            f"{folders.root / expected}, but {folders.nearest(expected)}{almost[0] if almost else ''}; set "
-            f"data.root or data.index.clip_pattern to where the clips are, or make demo data with `{DEMO}`."
+            f"{folders.root / expected}, but {folders.nearest(expected)}{almost[0] if almost else ''}; {mend}."
         )
     if almost:
         which = count(len(almost), "missing clip of", "missing clips of")
