@@ -27,7 +27,8 @@ RATES = ("main", "image_encoder", "audio_encoder")
 
 @pytest.fixture
 def command(data_root, tmp_path) -> list[str]:
-    return [*PRETRAIN, f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
+    where = [f"data.root={data_root}", f"paths.log_dir={tmp_path}", "run.latest=false"]
+    return [*PRETRAIN, *where, "~callbacks.reconstructions"]  # which take longer to draw than the steps
 
 
 @pytest.fixture(scope="module")

@@ -67,14 +67,7 @@ SEPARATE = [
     "data.batch_size=3",
     "data.holdout_share=0.2",
 ]
-SEGMENT = [
-    *SMALL,
-    "experiment=avsbench_s4",
-    "model.head_dim=16",
-    "model.min_head_dim=8",
-    "callbacks.images.num_frames=2",
-    "callbacks.report.num_failures=2",
-]
+SEGMENT = [*SMALL, "experiment=avsbench_s4", "model.head_dim=16", "model.min_head_dim=8"]
 
 
 class KilledError(Exception):
