@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ from deepavfusion.config import loggers as needs
 from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.config.records import accepted
-from deepavfusion.loggers import board, courier, service, wandb, wandb_log
-from deepavfusion.loggers.board import Board, board_of, shown_by
+from deepavfusion.loggers import courier, mlflow, service, wandb, wandb_log
+from deepavfusion.loggers.board import Board, Shows, board_of
 from deepavfusion.loggers.courier import Courier
 from deepavfusion.loggers.csv import CsvLogger
 from deepavfusion.loggers.mlflow import MlflowLogger
@@ -109,8 +110,12 @@ def test_what_each_logger_shows_is_documented() -> None:
     )
     found = {name: [cell.strip() != "–" for cell in cells] for name, *cells in rows if name != "kind"}
     assert found.pop("curves") == [True] * 4
-    shown = [shown_by(kind) for kind in (OnTensorBoard, WandbLogger, MlflowLogger)]
-    assert found == {kind: [*(kind in each for each in shown), False] for kind in board.KINDS}
+    kinds = [name for name in vars(Shows) if name.startswith("show_")]
+    shown = {
+        kind: [getattr(each, kind) is not getattr(Shows, kind) for each in (OnTensorBoard, WandbLogger, MlflowLogger)]
+        for kind in kinds
+    }
+    assert found == {kind.removeprefix("show_"): [*shown[kind], False] for kind in kinds}
 
 
 # ---- CSV
@@ -229,12 +234,40 @@ def test_a_service_that_hangs_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPat
     for _ in range(10):
         found.send(free.wait)
     assert not found.flush(0.1)
+    assert not found.flush(100.0)  # once is enough, until it answers
     assert not found.close(0.1)
     assert time.monotonic() - began < 5
     assert trouble.lost == 7 + 3
     found.send(free.wait)  # the run is over
     assert trouble.lost == 10
     free.set()
+
+
+def test_what_is_missing_at_the_end_is_said_once(capsys: Any) -> None:
+    trouble, free = Trouble("X"), threading.Event()
+    found = Courier(trouble, lambda error: True)
+    found.send(free.wait)
+    assert not found.close(0.1)
+    trouble.say_again()
+    free.set()
+    assert capsys.readouterr().out == (
+        "X: 1 entry of it is missing, the first because of: not delivered by the end of the run\n"
+    )
+
+
+def test_loggers_end_at_the_same_time(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=20.0)
+
+    class Slow(Fake):
+        def _finish(self, opened: Any, status: str) -> None:
+            both.wait()
+            super()._finish(opened, status)
+
+    loggers = [Slow(tmp_path / name) for name in "ab"]
+    with ended(SimpleNamespace(loggers=loggers, interrupted=False)):  # type: ignore[arg-type]
+        for logger in loggers:
+            logger.log_metrics({"a": 1}, 1)
+    assert [logger.ends for logger in loggers] == [["finished"]] * 2
 
 
 def test_what_waits_takes_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -566,6 +599,13 @@ def test_the_commands_that_show_a_run(tmp_path: Path, monkeypatch: pytest.Monkey
     synced, shown = watching(made, Path("run"))
     assert synced.endswith("wandb sync run/wandb")
     assert shown.endswith(f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/run/mlflow/mlflow.db")
+    for whole, end in ((None, "sounds"), (mlflow.PackageNotFoundError, "-m pip install mlflow)")):
+        monkeypatch.setattr(mlflow, "distribution", Mock(side_effect=whole))  # mlflow-skinny has no pages
+        assert MlflowLogger("run").purpose.endswith(end)
+    online = WandbLogger("run", offline=False)
+    assert online.watch is None
+    online.mode = "offline"  # its server did not answer
+    assert watching([online], Path("run")) == [synced]
 
 
 # ---- TensorBoard

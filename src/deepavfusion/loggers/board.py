@@ -49,14 +49,6 @@ class Shows:
         """Section -> title of a card -> its curves, as regular expressions of their whole names."""
 
 
-KINDS = tuple(name.removeprefix("show_") for name in vars(Shows) if name.startswith("show_"))
-
-
-def shown_by(logger: type[Shows]) -> list[str]:
-    """The kinds of things that a logger can show."""
-    return [kind for kind in KINDS if getattr(logger, f"show_{kind}") is not getattr(Shows, f"show_{kind}")]
-
-
 class Board:
     """All loggers of a run that show more than curves; see `Shows`.
 

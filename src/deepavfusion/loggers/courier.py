@@ -29,7 +29,7 @@ class Courier:
         self.trouble, self.is_temporary = trouble, is_temporary
         self.waiting: deque[tuple[Callable[[], None], int]] = deque()
         self.bytes = 0
-        self.failing = False  # the first of them has been tried in vain
+        self.failing = False  # the first of them has been tried, or waited for, in vain
         self.until: float | None = None  # the time at which it gives up; None: it works on
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._work, daemon=True, name=f"logger {trouble.title}")
@@ -48,11 +48,15 @@ class Courier:
             self.changed.notify_all()
 
     def flush(self, limit: float) -> bool:
-        """Wait until all is delivered, at most so many seconds, and not at all for a service that does not answer."""
+        """Wait until all is delivered, at most so many seconds, and not at all for a service that does not answer.
+
+        One that has not answered until then is not waited for again before it does.
+        """
         deadline = time.monotonic() + limit
         with self.changed:
             while self.waiting and not self.failing and (left := deadline - time.monotonic()) > 0:
                 self.changed.wait(left)
+            self.failing |= bool(self.waiting)
             return not self.waiting
 
     def close(self, limit: float) -> bool:
@@ -65,7 +69,7 @@ class Courier:
             left = len(self.waiting)
             self.waiting.clear()
             if left:
-                self.trouble.lose(left, f"not delivered within the {limit:.0f} s that its end may take")
+                self.trouble.miss(left, "not delivered by the end of the run")
         return not self.thread.is_alive()
 
     def _work(self) -> None:

@@ -81,7 +81,7 @@ class CsvLogger(Logger):
             if self.rows or (self.purge_step is not None and not self.columns):
                 self._write()
         except OSError as error:
-            self.trouble.lose(len(self.rows), error)
+            self.trouble.miss(len(self.rows), error)
         self.trouble.say_again()
 
     def _write(self) -> None:

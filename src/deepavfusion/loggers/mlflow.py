@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -73,6 +75,10 @@ class MlflowLogger(Service):
         if self.local is not None:
             return "mlflow ui --backend-store-uri sqlite:///{absolute}/mlflow/mlflow.db"
         return None
+
+    @property
+    def purpose(self) -> str:
+        return super().purpose + ("" if _has_pages() else f" (first: {sys.executable} -m pip install mlflow)")
 
     def _open(self, state: State) -> Any:
         for name, value in QUIET.items():
@@ -187,6 +193,15 @@ class MlflowLogger(Service):
             opened.log_batch(self.run_id, params=new[start : start + MOST_AT_ONCE], synchronous=True)
         if config:
             opened.log_text(self.run_id, config, "config.yaml")
+
+
+def _has_pages() -> bool:
+    """Whether all of MLflow is installed; mlflow-skinny has the command that shows runs, but not its pages."""
+    try:
+        distribution("mlflow")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _flat(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -115,6 +115,11 @@ class Service(Logger, Shows):
         """The command that shows the run, see `utils.commands.command`; None: the service has an address."""
         raise NotImplementedError
 
+    @property
+    def purpose(self) -> str:
+        """What that command is for, in words."""
+        return "see its curves, pictures and sounds"
+
     def _open(self, state: State) -> Any:
         """Begin or continue a run; sets `state.id`. In the thread, as the next ones."""
         raise NotImplementedError
@@ -218,8 +223,7 @@ class Service(Logger, Shows):
         self.courier.send(lambda: self._finish(self.opened, status) if self.opened is not None else None)
         if not self.courier.flush(min(limit / 2, 5.0)) and status != "stopped":
             say(f"{self.title}: waiting up to {limit:g} s until everything is delivered …", "dim")
-        if not self.courier.close(max(0.0, deadline - time.monotonic())):
-            self.trouble.tell(f"it did not end within {limit:g} s")
+        self.courier.close(max(0.0, deadline - time.monotonic()))
         self.trouble.say_again()
 
 

@@ -33,14 +33,19 @@ class Trouble:
 
     def lose(self, count: int = 1, error: BaseException | str = "too much waits for it") -> None:
         """So many things are not shown."""
-        self.lost += count
         self.tell(error)
+        self.miss(count, error)
 
-    def say_again(self, remedy: str = "") -> None:
+    def miss(self, count: int, error: BaseException | str) -> None:
+        """The same at the end of the run, of which `say_again` tells."""
+        self.first = self.first or in_a_line(error)
+        self.lost += count
+
+    def say_again(self) -> None:
         """At the end."""
         if self.lost:
             what = "1 entry of it is" if self.lost == 1 else f"{self.lost} entries are"
-            say(f"{self.title}: {what} missing, the first because of: {self.first}{remedy}", "yellow")
+            say(f"{self.title}: {what} missing, the first because of: {self.first}", "yellow")
         elif self.first:
             say(f"{self.title}: nothing is missing, though for a while: {self.first}", "dim")
 

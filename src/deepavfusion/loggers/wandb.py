@@ -20,12 +20,15 @@ from torch import Tensor
 from deepavfusion.loggers.service import Service, State, new_id, wav_file
 from deepavfusion.loggers.trouble import in_a_line
 from deepavfusion.loggers.wandb_log import steps_in
+from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say
 
 SERVER = "https://api.wandb.ai"
 STEP = "trainer/global_step"  # the axis of the curves, as of Lightning's logger
 MOST_ROWS = 10_000  # of a table, which W&B shows
 FOLDERS = {"WANDB_CACHE_DIR": "cache", "WANDB_DATA_DIR": "data"}  # of each run, which a process may have several of
+QUIET = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}  # unless the environment says otherwise
+SYNC = "wandb sync {run_dir}/wandb"  # what sends a run that was kept offline, see `utils.commands.command`
 _placed: dict[str, str] = {}  # by the last one
 EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 75}
 
@@ -65,6 +68,7 @@ class WandbLogger(Service):
     ) -> None:
         super().__init__(run_dir, purge_step, finish_seconds)
         self.offline, self.opened_once = offline, False
+        self.mode = ""  # of `wandb.init`, once it is opened
         self.arguments: dict[str, Any] = {
             "project": project,
             "entity": entity,
@@ -79,13 +83,18 @@ class WandbLogger(Service):
 
     @property
     def watch(self) -> str | None:
-        return "wandb sync {run_dir}/wandb" if mode_of(self.offline)[0] == "offline" else None
+        return SYNC if (self.mode or mode_of(self.offline)[0]) == "offline" else None
+
+    @property
+    def purpose(self) -> str:
+        return "send its curves, pictures and sounds to Weights & Biases"
 
     def _open(self, state: State) -> Any:
         for name, folder in FOLDERS.items():
             if os.environ.get(name) in (None, _placed.get(name)):  # the user's own stay
                 os.environ[name] = _placed[name] = str(self.run_dir / self.folder / folder)
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         hooks = sys.excepthook, sys.exit
         import wandb
 
@@ -104,18 +113,22 @@ class WandbLogger(Service):
                 if each == "offline":
                     raise
                 mode, why = "offline", in_a_line(error)
+        self.mode = mode
         sys.excepthook, sys.exit = hooks  # wandb only notes there how the process ends, which `_finish` says
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         if why:
-            say(f"W&B: {why}; the run is kept offline, in {self.run_dir / self.folder}", "yellow")
+            say(f"W&B: {why}; the run is kept offline, to be sent by: {command(SYNC, run_dir=self.run_dir)}", "yellow")
         elif mode == "online":
             say(f"W&B: {run.url}")
         return run
 
     def _init(self, wandb: Any, run_id: str, mode: str) -> Any:
         settings = wandb.Settings(
-            console="off", silent=True, finish_timeout=self.finish_seconds, init_timeout=min(60.0, self.finish_seconds)
+            console="off",
+            silent=True,
+            finish_timeout=self.finish_seconds,
+            init_timeout=min(60.0, self.finish_seconds / 2),
         )
         given = {"id": run_id, "resume": "allow", "mode": mode, "dir": str(self.run_dir), "reinit": "create_new"}
         return wandb.init(settings=settings, **(given | self.arguments))

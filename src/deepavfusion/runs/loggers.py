@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ def ended(trainer: Trainer) -> Iterator[None]:
     """End what the loggers of a trainer began, whichever way the block ends."""
 
     def close(status: str) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, (Service, CsvLogger)):
-                logger.close(status)
+        open_ones = [logger for logger in trainer.loggers if isinstance(logger, (Service, CsvLogger))]
+        if open_ones:  # all at once: after a signal there is little time, and each may be slow
+            with ThreadPoolExecutor(len(open_ones)) as threads:
+                list(threads.map(lambda logger: logger.close(status), open_ones))
 
     on_leaving(lambda: close("stopped"))
     try:

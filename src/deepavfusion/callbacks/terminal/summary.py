@@ -138,8 +138,8 @@ class RunSummary(Callback):
         needs |= {"{root}": str(values["video"]).startswith(f"{values['root']}/")}
         needs |= {"{last}": (folder / LAST).exists(), "{best}": best.exists()}
         commands = [each for each in self.next_commands if all(needs[word] for word in needs if word in each[1])]
-        others = [each for each in watch if not each.startswith("tensorboard")]
-        commands = [*(("see its curves, pictures and sounds", each) for each in others), *commands]
+        loggers: list[Any] = [logger for logger in trainer.loggers if getattr(logger, "purpose", None)]
+        commands = [*((logger.purpose, logger.watch) for logger in loggers if logger.watch), *commands]
         if commands:
             say("Next", "bold")
         for words, template in commands:
