@@ -207,6 +207,9 @@ class Service(Logger, Shows):
     def _lost(self) -> None:
         """The connection broke; the next value may open a new one."""
 
+    def _abandon(self) -> None:
+        """The service has not answered until the end: the process ends without it."""
+
     def flush(self) -> None:
         """Wait, but not for long, until everything that was logged is delivered."""
         if self.courier is not None:
@@ -223,7 +226,8 @@ class Service(Logger, Shows):
         self.courier.send(lambda: self._finish(self.opened, status) if self.opened is not None else None)
         if not self.courier.flush(min(limit / 2, 5.0)) and status != "stopped":
             say(f"{self.title}: waiting up to {limit:g} s until everything is delivered …", "dim")
-        self.courier.close(max(0.0, deadline - time.monotonic()))
+        if not self.courier.close(max(0.0, deadline - time.monotonic())):
+            self._abandon()
         self.trouble.say_again()
 
 

@@ -153,6 +153,15 @@ class WandbLogger(Service):
         if wandb.run is None:  # nothing else in this process uses it
             wandb.teardown(EXIT_CODES[status])
 
+    def _abandon(self) -> None:
+        with suppress(Exception):
+            from wandb.sdk.wandb_setup import singleton
+
+            service = singleton().ensure_service()
+            if service._proc is not None and service._cleanup is not None:
+                service._cleanup()  # at its exit this process would wait for that one, however long it takes
+                service._proc._process.terminate()
+
     # ---- what it shows
 
     def show_image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
