@@ -29,8 +29,8 @@ from deepavfusion.tasks.base import Task
 from deepavfusion.tasks.classify import Classify
 from deepavfusion.tasks.segment import Segment
 from deepavfusion.tasks.separate import Separate
+from deepavfusion.utils.commands import command
 from deepavfusion.utils.errors import ArgumentError, TaskError, UserError
-from deepavfusion.utils.program import spoken
 from deepavfusion.weights.hub import source_of
 from deepavfusion.weights.origin import Origin
 
@@ -326,13 +326,12 @@ class Model:
         """The network, if it was trained for the task of that name."""
         if isinstance(self.network, kind):
             return self.network
-        start = "" if self.task not in (None, "pretrain") else f" model.pretrained={self.source}"
+        start = "" if self.task not in (None, "pretrain") else " model.pretrained={source}"
+        train = command(f"train.py experiment={EXPERIMENTS[name]}{start}", source=self.source)
         what = f"holds a network for {self.task}" if self.task else "holds an encoder alone"
         raise TaskError(
-            spoken(
-                f"{self.source} {what}, which cannot {name}: train a network that can, python src/train.py "
-                f"experiment={EXPERIMENTS[name]}{start}, and load the last.ckpt of that run."
-            )
+            f"{self.source} {what}, which cannot {name}: train a network that can, {train}, and load the last.ckpt of "
+            "that run."
         )
 
     def _move(self, device: str | torch.device | None) -> None:

@@ -180,9 +180,12 @@ class ClipDataModule(LightningDataModule):
         needed = {None: set(), "test": {"test"}}.get(stage, {"train", *listing})
         for role, clips in self.lists.items():
             if role in needed and not self.count(role)[0]:
+                mend = (
+                    "get or pack its clips, see data.exclude and the verify report" if clips.listed else "give it some"
+                )
                 raise UserError(
-                    f"nothing of the {clips.split} split under {self.root} can be used ({clips.coverage}): get or pack "
-                    f"its clips, see data.exclude and the verify report, or set data.{KEYS[role]}."
+                    f"nothing of the {clips.split} split under {self.root} can be used ({clips.coverage}): {mend}, or "
+                    f"set data.{KEYS[role]}."
                 )
             usable = len(clips) / clips.listed if clips.listed else 1.0
             if role != "train" and usable < self.min_coverage:

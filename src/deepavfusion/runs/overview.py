@@ -131,7 +131,7 @@ def _length(trainer: Trainer, datamodule: ClipDataModule) -> str:
         often = "at the end"
     elif epochs % every:
         often += " and at the end"
-    return f"{_count(epochs, 'epoch')} × {_count(steps, 'step')} = {total} steps, validation {often}"
+    return f"{_count(epochs, 'epoch')} × {_count(steps, 'step')} = {_count(total, 'step')}, validation {often}"
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

@@ -39,7 +39,7 @@ class Origin:
         """logs/pretrain/runs/x/checkpoints/last.ckpt (pretrain on vggsound (demo), 864 steps, 2026-11-28 08:01)"""
         data = self.data and _named(self.data, self.demo)
         trained = " on ".join(word for word in (self.task, data) if word) or "no record of its training"
-        parts = [trained, *([] if self.steps is None else [f"{self.steps} steps"]), self.date]
+        parts = [trained, *([] if self.steps is None else [_steps(self.steps)]), self.date]
         return f"{self.path} ({', '.join(parts)})"
 
     def doubts(self, data: str | None = None, demo: bool = False) -> list[str]:
@@ -53,7 +53,7 @@ class Origin:
         if self.steps is not None and self.planned is not None and self.steps < self.planned:
             found.append(f"the training of these weights is not finished ({self.steps} of {self.planned} steps)")
         elif self.steps is not None and self.steps < FEW_STEPS:
-            found.append(f"these weights were trained for {self.steps} steps only")
+            found.append(f"these weights were trained for {_steps(self.steps)} only")
         if data and self.data and (self.data, self.demo) != (data, demo):
             found.append(
                 f"these weights were trained on {_named(self.data, self.demo)}, this run uses {_named(data, demo)}"
@@ -116,3 +116,7 @@ def _text(value: object) -> str | None:
 
 def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 10**12 else None
+
+
+def _steps(number: int) -> str:
+    return f"{number} step{'' if number == 1 else 's'}"
