@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
 from deepavfusion.data.lists.on_disk import ListedClip, fill_in, list_clips, unique
@@ -91,7 +92,10 @@ def avsbench(
         f"{count(len(paths), 'clip has', 'clips have')} {remark} in the {split} split, e.g. {paths[0]}."
         for remark, paths in sorted(remarks.items())
     ]
-    more = {"multi_label": any(len(set(row.sources)) > 1 for row in rows), "lost_frames": sum(lost.values())}
+    more: dict[str, Any] = {
+        "multi_label": any(len(set(row.sources)) > 1 for row in rows),
+        "lost_frames": sum(lost.values()),
+    }
     return list_clips(folders, split, clips, classes, notes, lambda clip: clip.id in lost, **more)
 
 
