@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -272,9 +273,8 @@ def test_records_name_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert software.code(None) == f"version 0.1.0, installed in {program.PACKAGE}"
     commit = {"vcs_info": {"vcs": "git", "commit_id": "ab" * 20}}
     for text, found in ((json.dumps(commit), "ab" * 20), ("[]", "version 0.1.0"), ("{", "version 0.1.0")):
-        monkeypatch.setattr("importlib.metadata.Distribution.read_text", lambda *_, text=text: text)
-        monkeypatch.setattr("importlib.metadata.version", lambda _: "0.1.0")
-        monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda *_, text=text: text)
+        installed = SimpleNamespace(version="0.1.0", read_text=lambda _, text=text: text)
+        monkeypatch.setattr("importlib.metadata.distribution", lambda _, installed=installed: installed)
         assert code_state(None)["commit"] == found
 
 

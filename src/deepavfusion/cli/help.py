@@ -109,7 +109,6 @@ PAGES = {
         ],
         {
             "command=demo": "about 3 minutes on two cores",
-            "command=demo sets=[stamps]": "real photographs and recordings, from a Debian package",
             "command=verify data=vggsound data.root=/datasets/vggsound": "writes verify.csv, which runs read",
             "command=pack data=music data.root=/datasets/music output=/datasets/packed": "for training to stream",
         },

@@ -213,7 +213,7 @@ def nearest(group: str, value: str, names: Sequence[str]) -> list[str]:
     if plain in names:
         return [plain]
     holding = [name for name in names if len(plain) > 2 and (plain in name or name in plain)]
-    holding.sort(key=lambda name: -difflib.SequenceMatcher(None, plain, name).ratio())
+    holding.sort(key=lambda name: (not name.startswith(plain), -difflib.SequenceMatcher(None, plain, name).ratio()))
     return list(dict.fromkeys([*holding, *difflib.get_close_matches(plain, names, 3, 0.6)]))
 
 
