@@ -256,6 +256,7 @@ def test_several_labels_a_clip_give_map(small: Path, tmp_path: Path) -> None:
     run = finished(tmp_path, "r", *given, "model.pretrained=null", "data.dense_windows=0")
     found = json.loads((run / "metrics.json").read_text())
     assert {"test/map", "test/auc"} <= set(found)
+    assert 0 < found["test/map_chance"] < 1
 
 
 @pytest.mark.full

@@ -126,7 +126,13 @@ def run_of(tmp_path: Path, **more: Any) -> Path:
     """The last checkpoint of a finished run."""
     place = tmp_path / "run" / "checkpoints"
     place.mkdir(parents=True)
-    headline = {"test/top1": "top-1 accuracy", "test/loss": EVIL, "knn/fusion": "1-NN"}
+    headline = {
+        "test/top1": "top-1 accuracy",
+        "test/loss": EVIL,
+        "knn/fusion": "1-NN",
+        "test/map": "mAP",
+        "test/map_fusion": "fusion",
+    }
     config = {"callbacks": {"run_summary": {"headline": headline}}}
     path = written(place / "step_00000150.ckpt", config=config, steps=150, **more)
     (place / "last.ckpt").symlink_to(path.name)
@@ -229,3 +235,13 @@ def test_a_file_takes_no_keys_of_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
         assert end.value.code == 2
         assert words in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.glob("x*"))
+
+
+def test_a_card_shows_chance_of_map_where_the_run_recorded_it(tmp_path: Path) -> None:
+    path = run_of(tmp_path)
+    metrics = {"test/map": 0.75, "test/map_fusion": 0.5, "test/map_chance": 0.25}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    text = card(open_shared(path), "cc-by-4.0")
+    assert "| mAP | `test/map` | 0.750 | 0.250 |" in text
+    assert "| fusion | `test/map_fusion` | 0.500 | 0.250 |" in text
+    assert "the share of positive labels for mAP" in text

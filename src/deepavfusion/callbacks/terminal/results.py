@@ -93,6 +93,6 @@ def example_video(datamodule: Any) -> str:
     paths = [Path(clip.path) for clip in lists["test"].clips[:100]] if "test" in lists else []
     if paths and paths[0].suffix in ("", ".bin"):  # a chunk of packed data
         paths = sorted(Path(datamodule.root).parent.glob("*/clips/*/*.mp4"))
-    videos = [path for path in paths if path.is_file()]
+    videos = [path for path in paths if path.is_file() and "${" not in str(path)]  # which Hydra would look up
     plain = [path for path in videos if not set(" ,=[]{}'\"()") & set(str(path)) and "/-" not in str(path)]
     return str(next(iter(plain or videos), "clip.mp4"))
