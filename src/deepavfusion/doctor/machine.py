@@ -227,6 +227,8 @@ def dataset(config: DictConfig, given: bool, min_speed: float) -> str:
 
         return remote_dataset(instantiate(config), min_speed)
     if not Path(root).is_dir():
+        if config.name == "folder" and given:
+            raise UserError(f"data.root={root} is not a folder: give one that has videos in it, or below it.")
         if given or Path(root).exists():
             raise UserError(
                 f"data.root={root} is not a folder; expected the folder of a dataset: set data.root to it, or leave "
