@@ -285,7 +285,7 @@ def test_packed_windows_are_the_raw_ones(forty: Path, tmp_path: Path, monkeypatc
     assert raw.keys() == packed.keys()
     assert len(raw) >= len(KINDS)  # one of each class, and what else is drawn
     for name, sample in raw.items():
-        # Where timestamps are rounded (mkv, webm), a pass that begins elsewhere is shifted; packing reads from the start
+        # Packing reads from the start: where timestamps are rounded (mkv, webm), a pass from elsewhere is shifted
         first = round(sample.window_start * SAMPLE_RATE)
         whole = read_audio(Path(sample.clip.path), sample.clip.start, sample.window_start + CLIP_SECONDS)[first:]
         assert (packed[name].waveform - whole).abs().max() < 1e-4, name

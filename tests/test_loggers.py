@@ -33,7 +33,7 @@ from deepavfusion.loggers.service import Service, State
 from deepavfusion.loggers.tensorboard import CurveLogger, OnTensorBoard
 from deepavfusion.loggers.trouble import Trouble, in_a_line
 from deepavfusion.loggers.wandb import WandbLogger, mode_of
-from deepavfusion.runs.loggers import ended, watching
+from deepavfusion.runs.build import loggers_ended, watching
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.utils.errors import UserError
 from helpers import wandb_files
@@ -264,7 +264,7 @@ def test_loggers_end_at_the_same_time(tmp_path: Path) -> None:
             super()._finish(opened, status)
 
     loggers = [Slow(tmp_path / name) for name in "ab"]
-    with ended(SimpleNamespace(loggers=loggers, interrupted=False)):  # type: ignore[arg-type]
+    with loggers_ended(SimpleNamespace(loggers=loggers, interrupted=False)):  # type: ignore[arg-type]
         for logger in loggers:
             logger.log_metrics({"a": 1}, 1)
     assert [logger.ends for logger in loggers] == [["finished"]] * 2
@@ -413,7 +413,7 @@ def test_a_state_that_is_none_is_named_or_ignored(text: str, tmp_path: Path) -> 
 def test_loggers_end_as_the_run_does(error: BaseException | None, status: str, tmp_path: Path) -> None:
     logger = Fake(tmp_path)
     trainer: Any = SimpleNamespace(loggers=[logger, object()], interrupted=False)
-    with pytest.raises(type(error)) if error else nullcontext(), ended(trainer):
+    with pytest.raises(type(error)) if error else nullcontext(), loggers_ended(trainer):
         logger.log_metrics({"a": 1}, 1)
         if error is not None:
             raise error

@@ -15,9 +15,9 @@ import yaml
 from deepavfusion.cli.complete import evaluation_overrides, training_overrides
 from deepavfusion.config.ranges import RULES
 from deepavfusion.config.records import UNREAD, accepted
-from deepavfusion.config.signing import is_signed, signed
 from deepavfusion.data.lists.text import read_object
 from deepavfusion.runs.directory import choose_run_dir, write_record
+from deepavfusion.runs.signing import is_signed, signed
 from helpers.errors import refusal
 from hostile.conftest import Refused
 

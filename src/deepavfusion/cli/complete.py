@@ -8,8 +8,8 @@ from typing import Any
 from deepavfusion.config.compose import choices, compose
 from deepavfusion.config.overrides import OF_ONE_RUN, merged, quoted, split_override, value_of, with_scale
 from deepavfusion.config.records import accepted
-from deepavfusion.config.signing import is_signed
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, OVERRIDES, read_overrides
+from deepavfusion.runs.signing import is_signed
 from deepavfusion.utils.console import rank_zero
 from deepavfusion.utils.errors import UserError
 from deepavfusion.weights.hub import address_of, missing, pinned

@@ -1,6 +1,6 @@
 """What a record of overrides may choose: those of a checkpoint, and of a run directory.
 
-A record may come from anyone. What this user's own runs wrote is taken as it is (config/signing.py); of any other, only
+A record may come from anyone. What this user's own runs wrote is taken as it is (runs/signing.py); of any other, only
 what is listed here: choices of config groups by name, and keys with numbers, switches and plain words. It never chooses
 what is called, where something is written, what is read outside the data folder, or whom the network asks. What is
 typed with the command is not checked, and replaces what a record has for the same key.

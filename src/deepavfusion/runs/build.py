@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,23 +18,27 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary, ProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.config.continued import described, recorded_config
 from deepavfusion.config.overrides import quoted, split_override
-from deepavfusion.config.signing import signed
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.demo import demo
+from deepavfusion.loggers.csv import CsvLogger
+from deepavfusion.loggers.service import Service
 from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import write_record
 from deepavfusion.runs.fingerprint import DataHash, coverage_of
-from deepavfusion.runs.loggers import make
 from deepavfusion.runs.provenance import NOT_FINISHED, complete, record_provenance
+from deepavfusion.runs.signals import StopRequested
+from deepavfusion.runs.signing import signed
 from deepavfusion.tasks.base import Task
+from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import TemporaryError, UserError
 from deepavfusion.utils.launch.cores import own_cores
 from deepavfusion.utils.launch.launcher import alone
 from deepavfusion.utils.launch.signals import on_leaving
@@ -100,7 +106,7 @@ def build(
     # Run the progress bar last: it triggers a reduction of metrics on the first process, so every other exchange at the
     # end of an epoch has to come before it, or the processes deadlock.
     callbacks.sort(key=lambda callback: isinstance(callback, ProgressBar))
-    loggers = make(cfg.get("logger") or {}, resume_step)
+    loggers = make_loggers(cfg.get("logger") or {}, resume_step)
     if not loggers:  # Lightning refuses this one without
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     plugins = [instantiate(plugin) for plugin in cfg.trainer.get("plugins") or []]
@@ -210,3 +216,42 @@ def write_start(
             say(sentence, "yellow")
 
     data_hash.find(datamodule.lists, then)
+
+
+# ---- loggers
+
+
+def make_loggers(configured: Mapping[str, Any], resume_step: int | None) -> list[Logger]:
+    """The loggers of a config.
+
+    Args:
+        configured: name -> config.
+        resume_step: what was logged for this step and later ones is replaced; None: nothing was.
+    """
+    purge = {"purge_step": resume_step}
+    return [instantiate(logger, **(purge if "purge_step" in logger else {})) for logger in configured.values()]
+
+
+@contextmanager
+def loggers_ended(trainer: Trainer) -> Iterator[None]:
+    """End what the loggers of a trainer began, whichever way the block ends."""
+
+    def close(status: str) -> None:
+        open_ones = [logger for logger in trainer.loggers if isinstance(logger, (Service, CsvLogger))]
+        if open_ones:  # all at once: after a signal there is little time, and each may be slow
+            with ThreadPoolExecutor(len(open_ones)) as threads:
+                list(threads.map(lambda logger: logger.close(status), open_ones))
+
+    on_leaving(lambda: close("stopped"))
+    try:
+        yield
+    except BaseException as error:
+        close("stopped" if isinstance(error, (StopRequested, TemporaryError, KeyboardInterrupt)) else "failed")
+        raise
+    close("stopped" if trainer.interrupted else "finished")
+
+
+def watching(loggers: Sequence[Logger], run_dir: Path) -> list[str]:
+    """The commands that show what is logged."""
+    templates = (getattr(logger, "watch", None) for logger in loggers)
+    return [command(each, run_dir=str(run_dir), absolute=str(run_dir.resolve())) for each in templates if each]

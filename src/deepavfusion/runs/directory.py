@@ -14,8 +14,8 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from deepavfusion.config.signing import is_signed, signed
 from deepavfusion.runs.lock import locked
+from deepavfusion.runs.signing import is_signed, signed
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import SaidByFirst, UserError
 from deepavfusion.utils.files import link, write_whole

@@ -6,11 +6,10 @@ from contextlib import ExitStack
 
 from omegaconf import DictConfig
 
-from deepavfusion.runs.build import build, fit_trainer, write_start
+from deepavfusion.runs.build import build, fit_trainer, loggers_ended, write_start
 from deepavfusion.runs.checkpoints import Opened
 from deepavfusion.runs.directory import choose_run_dir, held, in_sweep
 from deepavfusion.runs.fingerprint import DataHash
-from deepavfusion.runs.loggers import ended
 from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.console import say_once
@@ -35,7 +34,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
     with held(run_dir), DataHash() as data_hash, ExitStack() as stack:
         opened = Opened.read(cfg.ckpt_path)
         trainer, task, datamodule = build(cfg, overrides, training=False, restored=opened)
-        stack.enter_context(ended(trainer))
+        stack.enter_context(loggers_ended(trainer))
         if cfg.task == "pretrain":
             probe = command("train.py experiment=vggsound_linear_probe model.pretrained={path}", path=cfg.ckpt_path)
             raise UserError(

@@ -13,8 +13,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from omegaconf import DictConfig
 
 from deepavfusion.data.datamodule import ClipDataModule
-from deepavfusion.runs.build import epoch_batches
-from deepavfusion.runs.loggers import watching
+from deepavfusion.runs.build import epoch_batches, watching
 from deepavfusion.tasks.base import Task, effective_batch, learning_rate
 from deepavfusion.utils.console import say_once
 from deepavfusion.utils.launch.cores import own_cores

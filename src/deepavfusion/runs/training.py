@@ -11,11 +11,10 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.continued import described
-from deepavfusion.runs.build import build, fit_trainer, write_start
+from deepavfusion.runs.build import build, fit_trainer, loggers_ended, write_start
 from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
 from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, in_sweep, link_latest
 from deepavfusion.runs.fingerprint import DataHash
-from deepavfusion.runs.loggers import ended
 from deepavfusion.runs.overview import say_evaluation, say_training
 from deepavfusion.runs.start_weights import load_start_weights
 from deepavfusion.utils.console import say_once
@@ -52,7 +51,7 @@ def _train(cfg: DictConfig, overrides: list[str], run_dir: Path, data_hash: Data
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     changed = resumed.changes(plain, overrides) if resumed else {}
     trainer, task, datamodule = build(cfg, overrides, resume_step=step, restored=resumed)
-    stack.enter_context(ended(trainer))
+    stack.enter_context(loggers_ended(trainer))
     origins: list[dict[str, Any]] = []
     if resumed:
         resumed.check(trainer, task, datamodule)
