@@ -17,7 +17,7 @@ from deepavfusion.data.lists.on_disk import list_clips
 from deepavfusion.data.lists.text import SPLIT_KEYS, check_choice, count
 from deepavfusion.data.lists.videos.durations import Known, durations
 from deepavfusion.data.lists.videos.find import find_videos
-from deepavfusion.data.lists.videos.parts import ALL, LEAST, TABLE, Part, assign_splits, by_table, fill_in
+from deepavfusion.data.lists.videos.parts import ALL, LEAST, TABLE, Part, assign_splits, by_table, label_by_folders
 from deepavfusion.data.lists.videos.windows import name_of, windows
 from deepavfusion.media.files import VIDEO_ENDINGS
 from deepavfusion.types import Clip
@@ -80,7 +80,7 @@ def folder(
         endings = ", ".join(VIDEO_ENDINGS)
         what = f"{base / table} lists no video" if listed else f"no file below {base} is named like one ({endings})"
         raise UserError(f"there is no video: {what}; set data.root to the folder that has some.")
-    fill_in(base, parts, classes)
+    label_by_folders(base, parts, classes, table)
     known = durations(base, videos)
     keys = {path: each.content or path for path, each in known.items()}
     notes += [*_copies(keys), *_unusable(known)]

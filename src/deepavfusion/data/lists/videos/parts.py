@@ -70,7 +70,7 @@ def by_table(root: Path, table: str, found: Sequence[Video]) -> tuple[list[Part]
     return list(parts.values()), list(named.values()), notes
 
 
-def fill_in(root: Path, parts: Sequence[Part], classes: str) -> None:
+def label_by_folders(root: Path, parts: Sequence[Part], classes: str, table: str) -> None:
     """Set the labels and splits that follow from folders.
 
     Raises:
@@ -79,8 +79,8 @@ def fill_in(root: Path, parts: Sequence[Part], classes: str) -> None:
     given = any(part.split for part in parts)
     if given and (lacking := next((part for part in parts if not part.split), None)):
         raise UserError(
-            f"{lacking.path!a:.200} has no split, others have one: fill in the column split of each line, or "
-            "leave it out."
+            f"{root / table}: {lacking.path!a:.200} has no split, others have one: fill in the column split of each "
+            "line, or leave it out."
         )
     if reserved := next((part.split for part in parts if part.split in RESERVED), None):
         raise UserError(f"the split {reserved!r} is a name that has another meaning: call it train, val or test.")
@@ -98,8 +98,8 @@ def fill_in(root: Path, parts: Sequence[Part], classes: str) -> None:
         if with_label < len(parts):
             lacking = next(part for part in parts if not part.labels)
             raise UserError(
-                f"{lacking.path!a:.200} has no label, {count(with_label, 'other has', 'others have')} one: fill in the "
-                "column label of each line, or train without, by data.index.classes=none."
+                f"{root / table}: {lacking.path!a:.200} has no label, {count(with_label, 'other has', 'others have')} "
+                "one: fill in the column label of each line, or train without, by data.index.classes=none."
             )
     elif any(below):
         if direct := [part for part, folders in zip(parts, below, strict=True) if not folders]:
