@@ -32,7 +32,8 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs write their record and do nothing."""
-    ran = SimpleNamespace(is_global_zero=True, interrupted=False, callbacks=[], world_size=1, accumulate_grad_batches=1)
+    ran = SimpleNamespace(is_global_zero=True, interrupted=False, callbacks=[], loggers=[])
+    ran.world_size = ran.accumulate_grad_batches = 1
     for name in ("fit", "validate", "test"):
         setattr(ran, name, lambda *_, **__: None)
     ran.checkpoint_callbacks = []

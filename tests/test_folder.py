@@ -350,7 +350,7 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path, monkeypatch: 
     write(tmp_path / "a.mp4", seconds=1.0)
     script = tmp_path / "mine.py"
     script.write_text("import deepavfusion\n")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     monkeypatch.setattr(kept, "call_apart", lambda *_: pytest.fail("started processes"))
     assert len(folder(tmp_path, "all")) == 1
     script.write_text("if __name__ == '__main__':\n    pass\n")

@@ -318,7 +318,7 @@ def test_a_folder_that_links_to_itself(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("nowhere", None, "does not exist: expected a folder of videos, a list"),
-        ("folder/a.txt", b"", "folder holds no video or audio file: none of its 1 file ends in .3gp, .asf, .avi"),
+        ("folder/a.txt", b"", "folder holds no video or audio file: none of its 1 file ends in .3g2, .3gp, .asf, .avi"),
         ("empty.txt", b"# nothing\n\n", "empty.txt lists no video"),
         ("latin.txt", b"caf\xe9.mp4\n", "latin.txt is not UTF-8 text"),
         ("latin.csv", b"caf\xe9.mp4\n", "latin.csv, line 1, is not UTF-8 text"),

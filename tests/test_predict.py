@@ -209,7 +209,7 @@ def test_what_cannot_be_done_is_one_sentence(
     assert "nothing.mp4 cannot be separated, missing" in sentence("task=separate", "video=nothing.mp4")
     assert "checkpoint nothing.ckpt does not exist" in sentence("task=separate", video, "ckpt_path=nothing.ckpt")
     folder = f"ckpt_path={logs.parent}"
-    assert "cannot be read (it is a folder, not a regular file)" in sentence("task=separate", video, folder)
+    assert "cannot be read (it is a folder, not a regular file, and has no " in sentence("task=separate", video, folder)
     assert "192 × 96 pixels" in sentence("task=separate", video, "boxes=[[0,0,999,50]]")
     assert "not a list of boxes" in sentence("task=separate", video, "boxes=left")
     assert "sources is 'two'" in sentence("task=separate", video, "sources=two")

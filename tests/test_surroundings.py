@@ -19,10 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from deepavfusion.callbacks.guard import process_watch
 from deepavfusion.callbacks.guard.checkpoints import Checkpoints
 from deepavfusion.callbacks.guard.process_watch import ProcessWatch
+from deepavfusion.cli import streams
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.loggers.tensorboard import put_before
 from deepavfusion.runs import signing
-from deepavfusion.utils import quiet
 from deepavfusion.utils.errors import UserError, limited
 from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.launch.launcher import COUNTS, PARENT, launch
@@ -68,7 +68,7 @@ def test_error_that_a_thread_keeps_for_others_is_not_printed(capsys: pytest.Capt
         try:
             raise error
         except OSError:
-            quiet._report_from_thread(threading.ExceptHookArgs((*sys.exc_info(), thread)))
+            streams._report_from_thread(threading.ExceptHookArgs((*sys.exc_info(), thread)))
         assert ("no space" in capsys.readouterr().err) is printed
 
 

@@ -13,7 +13,7 @@ _MODULES = {
     "separate_video": "separate",
     "write_features": "write.features",
 }
-__all__ = ["EXPERIMENTS", *_MODULES]
+__all__ = list(_MODULES)
 
 EXPERIMENTS = {  # that train a network for a task
     "separate": "music_separation",
