@@ -163,9 +163,12 @@ def test_a_card_says_what_the_run_recorded_and_nothing_else(tmp_path: Path) -> N
     ):
         assert words.replace("\\-", "-") in text
     data = ModelCard(text).data
-    assert (data.license, data.library_name, data.pipeline_tag) == (
-        "cc-by-4.0", "deepavfusion", "video-classification",
-    )  # fmt: skip
+    found = data.to_dict()
+    assert [found[name] for name in ("license", "library_name", "pipeline_tag")] == [
+        "cc-by-4.0",
+        "deepavfusion",
+        "video-classification",
+    ]
     assert [(each.dataset_name, each.metric_type, each.metric_value) for each in data.eval_results] == [
         ("vggsound", "accuracy", 0.75),
         ("vggsound", "fusion", 0.25),
