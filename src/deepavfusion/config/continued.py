@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepavfusion.config.lookup import ABSENT
+from deepavfusion.config.lookup import ABSENT, node_at
 from deepavfusion.config.overrides import split_override
 from deepavfusion.config.renamed import RENAMED, renamed_key
 from deepavfusion.utils.errors import UserError
@@ -115,7 +115,7 @@ def changes(
     if not before:
         return {}
     typed = {split_override(override)[1].replace("/", ".") for override in {*given} ^ {*recorded}}
-    place, found = _select(now, "paths.run_dir"), {}
+    place, found = node_at(now, "paths.run_dir"), {}
     for key, former, value in _pairs(before, now):
         one_sided = former is ABSENT or value is ABSENT or isinstance(value, Mapping)
         if key.split(".")[0] in UNRECORDED or (one_sided and not _explained(key, typed)):
@@ -141,26 +141,18 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any], section: str = "")
         former = _former(before, key)
         both = isinstance(former, Mapping) and isinstance(value, Mapping)
         yield from _pairs(before, value, f"{key}.") if both else [(key, former, value)]
-    formerly = _select(before, section.rstrip(".")) if section else before
+    formerly = node_at(before, section.rstrip(".")) if section else before
     for name in formerly if isinstance(formerly, Mapping) else ():
         key = f"{section}{name}"
         if name not in now and renamed_key(key) == key:
             yield key, formerly[name], ABSENT
 
 
-def _select(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        if not isinstance(config, Mapping) or name not in config:
-            return ABSENT
-        config = config[name]
-    return config
-
-
 def _former(before: Mapping[str, Any], key: str) -> Any:
     """The value of a key, also under the name that it had."""
     for old, new in (("", ""), *RENAMED.items()):
         if new is not None and f"{key}.".startswith(f"{new}." if new else ""):
-            value = _select(before, old + key.removeprefix(new))
+            value = node_at(before, old + key.removeprefix(new))
             if value is not ABSENT:
                 return value
     return ABSENT
