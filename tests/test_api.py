@@ -159,6 +159,9 @@ def test_the_name_of_a_recording_leads_nowhere_else(models: dict[str, Model], tm
     assert sorted(contents(tmp_path)) == [
         f"here/odd: name_{end}" for end in ("classes.csv", "classes.json", "timeline.png")
     ]
+    for name in ("..", "/", ".", "...mp4"):
+        again.video = name
+        assert Results([again]).save(tmp_path / "own") == [tmp_path / "own" / "_"], name
 
 
 def test_an_image_with_sound_is_a_frame_that_stays(world: Path, models: dict[str, Model]) -> None:
@@ -220,19 +223,33 @@ def test_wrong_arguments_are_said_in_a_sentence(world: Path, models: dict[str, M
     for wrong, said in (
         (lambda: model.classify(np.zeros((2, 2, 3), np.uint8)), "arrays go into deepavfusion.Recording"),
         (lambda: model.classify([clip, 3]), r"source\[1\] is of type int"),
-        (lambda: model.embed(clip, batch_size=0), "batch_size is 0, expected a whole number, at least 1"),
-        (lambda: model.classify(clip, num_workers=-1), "num_workers is -1, expected a whole number, at least 0"),
+        (lambda: model.embed(clip, batch_size=0), "batch_size is 0, expected a whole number from 1 to 100000"),
+        (lambda: model.classify(clip, num_workers=-1), "num_workers is -1, expected a whole number from 0 to 1024"),
         (lambda: model.classify(clip, errors="ignore"), "expected raise or collect"),
-        (lambda: model.embed(clip, level="all"), "expected level pooled or tokens"),
+        (lambda: model.embed(clip, level="all"), "level is 'all', expected pooled or tokens"),
         (lambda: model.classify(clip).top(head="nose"), "head is 'nose', expected one of image, audio, fusion, all"),
         (lambda: model.to("gpu"), "device is 'gpu', expected auto, cpu, cuda"),
         (lambda: model.to("cuda:77"), "there is no such device here"),
+        (lambda: model.classify(clip, device="meta"), "device=meta, but there is no such device here"),
         (lambda: deepavfusion.load(b"a.ckpt"), "expected text or a path"),
+        (lambda: deepavfusion.load(3), "source is 3, expected text or a path"),
+        (lambda: model.embed(""), "source is '', expected text or a path"),
+        (lambda: model.classify([clip, ""]), "source is '', expected text or a path"),
+        (lambda: model.embed(clip, windows=10**9), "windows is 1000000000, expected a whole number from 1 to 1000"),
+        (lambda: model.embed(clip, time_limit=None), "time_limit is None, expected a number above 0"),
+        (lambda: model.classify(clip, num_workers=None), r"num_workers is None, expected a whole number .* 1024\.$"),
+        (lambda: model.classify(clip, hop_seconds="1"), "hop_seconds is '1', expected a number above 0"),
+        (lambda: models["segment"].segment(clip, masks_per_second=None), "masks_per_second is None"),
+        (lambda: models["separate"].separate(clip, sources=99), "sources is 99, expected a whole number from 1 to 64"),
+        (lambda: model.classify(clip).top(0), "count is 0, expected a whole number from 1"),
+        (lambda: model.classify(clip).save(tmp_path, top_k=-1), "top_k is -1, expected a whole number from 1"),
+        (lambda: model.classify(clip).save(""), "folder is '', expected text or a path"),
     ):
         with pytest.raises(ArgumentError, match=said):
             wrong()
-    with pytest.raises(UserError, match=r"no\.mp4 does not exist"):
-        model.embed(world / "no.mp4")
+    for name, said in (("no.mp4", r"source .*no\.mp4 does not exist"), ("a\0b.mp4", r"a\\x00b\.mp4 cannot be read")):
+        with pytest.raises(UserError, match=said):
+            model.embed(world / name)
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(UserError, match=r"text\.mp4 cannot be embedded, undecodable: "):
         model.embed(tmp_path / "text.mp4")
@@ -266,6 +283,9 @@ IMAGE, SOUND = np.zeros((8, 8, 3), np.uint8), np.zeros(800, np.float32)
         ({"waveform": SOUND.astype(np.int16), "sample_rate": 8000}, "divide whole numbers by their range"),
         ({"waveform": SOUND + 20_000, "sample_rate": 8000}, "waveform peaks at 20000"),
         ({"waveform": SOUND * np.nan, "sample_rate": 8000}, "no finite numbers"),
+        ({"waveform": np.full(800, 1e300), "sample_rate": 8000}, "no finite numbers"),
+        ({"waveform": np.stack([SOUND + np.inf, SOUND - np.inf]), "sample_rate": 8000}, "no finite numbers"),
+        ({"waveform": SOUND, "sample_rate": 10**400}, "sample_rate is 1000"),
         ({"waveform": SOUND[:, None], "sample_rate": 8000}, "would be 800 channels.*transpose"),
         ({"waveform": SOUND[:0], "sample_rate": 8000}, r"waveform is float32 \[0\]"),
         ({"waveform": SOUND, "sample_rate": 8000.5}, "expected a whole number of Hz"),

@@ -137,6 +137,58 @@ def test_a_clip_that_does_not_decode_is_named(data_root: Path, tmp_path: Path) -
     assert [problem.id for problem in batches[2].problems] == [data.clips[2].id]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("vggsound", {"split": 3}, "split is 3, expected one of train, test of vggsound."),
+        ("vggsound", {"image_size": 0}, "image_size is 0, expected a whole number from 1 to 4096."),
+        ("vggsound", {"audio_seconds": "3"}, "audio_seconds is '3', expected a number above 0 and at most 600."),
+        ("vggsound", {"augment": "no"}, "augment is 'no', expected True or False."),
+        ("vggsound", {"exclude": "no_audio"}, "exclude is 'no_audio', expected a list, each item hung or "),
+        ("vggsound", {"exclude": None}, "exclude is None, expected a list"),
+        ("vggsound", {"annotations": 3}, "annotations is 3, expected text"),
+        ("vggsound", {"annotations": "no.csv"}, "or set annotations to its place under "),
+        ("vggsound", {"clip_pattern": "{x}"}, ": fix clip_pattern."),
+        ("vggsound", {"verify_report": "/no.csv"}, "verify_report /no.csv does not exist: expected the CSV file"),
+        ("music", {"sources": 1}, "sources is 1, expected a whole number from 2 to 64."),
+        ("music", {"seed": None}, "seed is None, expected a whole number from 0"),
+        ("music", {"sources": 64}, "or set sources lower or different_class=false."),
+        ("folder", {"split": "foo"}, ": set split."),
+        ("folder", {"classes": "x"}, "classes is 'x', expected auto or folder or none."),
+        ("folder", {"seconds": 0.5}, "seconds is 0.5, expected 1 or more, as of a window: change it."),
+        ("folder", {"test_share": 1}, "test_share is 1, expected a number of at least 0 and below 1."),
+        ("folder", {"max_windows": 0}, "max_windows is 0, expected a whole number from 1 to 100000 or None."),
+    ],
+)
+def test_a_wrong_argument_is_named_as_python_has_it(
+    name: str, options: dict[str, Any], said: str, data_root: Path, music_root: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        datasets.open(name, music_root if name == "music" else data_root, **{"split": "test", **options})
+    assert said in str(error.value)
+    assert "data." not in str(error.value).replace(str(data_root), "")
+
+
+def test_what_a_remote_root_needs_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def read(data: ClipDataModule, split: str) -> Any:
+        given.extend([data.kept.storage.anonymous, data.kept.cache_size, split])
+        raise UserError("storage s3://a/b refuses: or set data.storage.anonymous=true, or data.cache_size")
+
+    monkeypatch.setattr(ClipDataModule, "read", read)
+    with pytest.raises(UserError, match=r"refuses: or set anonymous=true, or cache_size$"):
+        datasets.open("vggsound", "s3://a/b", anonymous=True, cache_size="1GB")
+    assert given == [True, "1GB", "train"]
+    with pytest.raises(ArgumentError, match="anonymous is 'x', expected True or False"):
+        datasets.open("vggsound", "s3://a/b", anonymous="x")
+    for root in (None, 3, "", b"x"):
+        with pytest.raises(ArgumentError, match=f"root is {root!r}, expected text or a path"):
+            datasets.open("vggsound", root)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"there is no dataset \['music'\]"):
+        datasets.open(["music"], "x")  # type: ignore[arg-type]
+
+
 def test_what_is_not_there_is_said_in_a_sentence(data_root: Path, tmp_path: Path) -> None:
     for arguments, said in (
         (("vgg", data_root), "there is no dataset 'vgg', expected one of audioset, avsbench_avss,"),
@@ -145,7 +197,9 @@ def test_what_is_not_there_is_said_in_a_sentence(data_root: Path, tmp_path: Path
     ):
         with pytest.raises(ArgumentError, match=said):
             datasets.open(*arguments)
-    with pytest.raises(ArgumentError, match="no option 'annotation', expected some of annotations, clip_pattern"):
+    with pytest.raises(
+        ArgumentError, match=r"expected some of annotations, anonymous, .*clip_pattern"
+    ):
         datasets.open("vggsound", data_root, annotation="x")
     with pytest.raises(ArgumentError, match="errors is 'skip'"):
         datasets.open("vggsound", data_root, errors="skip")  # type: ignore[arg-type]

@@ -10,30 +10,38 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import index
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deepavfusion.api.arguments import check_argument, in_words_of, path_of
+from deepavfusion.config.ranges import FLAG, RULES
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.lists.audioset import audioset
 from deepavfusion.data.lists.avsbench import avsbench
 from deepavfusion.data.lists.clip_list import ClipList
 from deepavfusion.data.lists.folder import folder
 from deepavfusion.data.lists.music import music
+from deepavfusion.data.lists.text import SPLIT_KEYS
 from deepavfusion.data.lists.vggsound import vggsound
 from deepavfusion.data.lists.vggsound_music import vggsound_music
 from deepavfusion.data.samples import ClipDataset, FrameDataset, MixtureDataset, SampleSpec, WindowDataset
+from deepavfusion.data.storage.settings import StorageSettings
 from deepavfusion.transforms.audio import CLIP_SECONDS, SAMPLE_RATE, apply_gain
 from deepavfusion.types import Batch, Problem
 from deepavfusion.types import Sample as OneSample
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import ArgumentError, UserError
+from deepavfusion.utils.files import no_file
 
 IMAGE_SIZE = 224  # pixels
 EXCLUDE = ("no_video", "no_audio", "truncated", "undecodable", "hung", "bad_mask")
 TRAIN_TEST = ("train", "test")
+INDEX, SAMPLES, STORAGE, DATA = "data.index.", "data.samples.", "data.storage.", "data."  # sections of a config
+OWN = ("root", "image_size", "audio_seconds", "verify_report", "exclude")  # arguments of `open` that are keys of data
 
 
 class ClipSample(NamedTuple):
@@ -143,33 +151,50 @@ def open(
         verify_report: CSV file of prepare.py command=verify; None: verify.csv in the root, if there is one.
         exclude: statuses in it whose clips are left out.
         options: arguments of the reader (`annotations`, `clip_pattern`, …) or of the kind of samples (of mixtures
-            `sources`, `different_class`, `seed`; of frames `label_offset`, `zoom`, `jitter`), as in configs/data.
+            `sources`, `different_class`, `seed`; of frames `label_offset`, `zoom`, `jitter`), as in configs/data; of
+            remote data those of `StorageSettings` (`anonymous`, …), `cache_dir` and `cache_size`.
 
     Raises:
-        ArgumentError: another name, split or option.
-        UserError: no data there, or in another layout.
+        ArgumentError: another name, split or option, or a value out of range.
+        UserError: no data there, or in another layout; no such report.
     """
     known = _known(name)
     split = known.splits[0] if split is None else split
-    if split not in known.splits and not known.other_splits:
+    if split not in known.splits and not (known.other_splits and isinstance(split, str)):
         raise ArgumentError(f"split is {split!r:.80}, expected one of {', '.join(known.splits)} of {name}.")
     if errors not in ("raise", "return"):
         raise ArgumentError(f"errors is {errors!r:.80}, expected raise or return.")
-    index, samples = {**known.index}, {**known.samples}
+    exclude = list(exclude) if isinstance(exclude, (list, tuple, set, frozenset)) else exclude
+    given = {"image_size": image_size, "audio_seconds": audio_seconds, "exclude": exclude}
+    for key, value in given.items():
+        check_argument(key, value, RULES[f"data.{key}"])
+    check_argument("augment", augment, FLAG)
+    parts = _options(known)
+    keys = {f"{section}{key}": key for section, names in parts.items() for key in names}
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in parts}
     for key, value in options.items():
-        parts = {**dict.fromkeys(_arguments(known.kind), samples), **dict.fromkeys(_arguments(known.reader), index)}
-        if key not in parts:
-            raise ArgumentError(f"{name} has no option {key!r:.80}, expected some of {', '.join(sorted(parts))}.")
-        parts[key][key] = value
-    place = os.fspath(root)
-    report = os.path.join(place, "verify.csv") if verify_report is None else os.fspath(verify_report)
+        section = next((section for section, names in parts.items() if key in names), None)
+        if section is None:
+            raise ArgumentError(
+                f"{name} has no option {key!r:.80}, expected some of {', '.join(sorted(keys.values()))}."
+            )
+        if rule := RULES.get(f"{section}{key}"):
+            check_argument(key, value, rule)
+        chosen[section][key] = value
+    place = path_of("root", root)
+    report = os.path.join(place, "verify.csv") if verify_report is None else path_of("verify_report", verify_report)
+    if verify_report is not None and (wrong := no_file(report)):
+        raise UserError(f"verify_report {report} {wrong}: expected the CSV file that prepare.py command=verify wrote.")
     data = ClipDataModule(
-        partial(known.reader, **index), place, name.partition("_")[0] if known.reader is avsbench else name,
+        partial(known.reader, **known.index | chosen[INDEX]), place,
+        name.partition("_")[0] if known.reader is avsbench else name,
         verify_report=None if is_remote(place) else report, exclude=exclude,
+        storage=StorageSettings(**chosen[STORAGE]), **chosen[DATA],
     )  # fmt: skip
-    clips, store = data.read(split)
     spec = SampleSpec(image_size, audio_seconds, augment, known.max_gain_db)
-    found = Samples(known.kind(clips, store, spec, **samples), errors)
+    with in_words_of({SPLIT_KEYS: "split", **{f"data.{key}": key for key in OWN}, **keys}):
+        clips, store = data.read(split)
+        found = Samples(known.kind(clips, store, spec, **known.samples | chosen[SAMPLES]), errors)
     if not len(found):
         raise UserError(f"nothing of the {split} split under {place} can be used: {clips.coverage}.")
     return found
@@ -200,6 +225,7 @@ class Samples(Dataset["Sample | Problem"]):
         return len(self.items)
 
     def __getitem__(self, number: int) -> Sample | Problem:
+        number = index(number)  # no slice, and no text
         if not -len(self) <= number < len(self):
             raise IndexError(f"item {number} of {len(self)}")
         seed = int(torch.randint(2**31, ())) if self.items.spec.train else 0
@@ -267,9 +293,19 @@ class Samples(Dataset["Sample | Problem"]):
 
 
 def _known(name: str) -> _Known:
-    if name not in KNOWN:
+    if not isinstance(name, str) or name not in KNOWN:
         raise ArgumentError(f"there is no dataset {name!r:.80}, expected one of {', '.join(names())}.")
     return KNOWN[name]
+
+
+def _options(known: _Known) -> dict[str, list[str]]:
+    """The names of all options, by the section of a config that holds them; the first section with a name has it."""
+    return {
+        INDEX: _arguments(known.reader),
+        SAMPLES: _arguments(known.kind),
+        STORAGE: _arguments(StorageSettings),
+        DATA: ["cache_dir", "cache_size"],
+    }
 
 
 def _arguments(function: Callable[..., Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Calls a function for one source or for each of a list, with a bar, in threads if asked to; checks arguments."""
+"""Calls a function for one source or for each of a list, with a bar, in threads if asked to."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from typing_extensions import TypedDict
 
+from deepavfusion.api.arguments import check_arguments, is_source, listed
 from deepavfusion.api.progress import Report, showing
 from deepavfusion.api.results import Result, Results
 from deepavfusion.inference.features import Remark
@@ -28,7 +28,6 @@ def _note_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_note_fork)
-WRAP = "arrays go into deepavfusion.Recording(image=…, waveform=…, sample_rate=…)"
 
 
 class Options(TypedDict, total=False):
@@ -76,11 +75,11 @@ def for_each(
     """
     if errors not in ("raise", "collect"):
         raise ArgumentError(f"errors is {errors!r:.80}, expected raise or collect.")
-    check_counts(0, num_workers=num_workers)
+    check_arguments(num_workers=num_workers)
     if is_source(source):
         with showing(title, show) as bar:
             return one(source, bar)  # type: ignore[arg-type]
-    given = checked(source)
+    given = listed(source)
     shares = [0.0] * len(given)
     with showing(title, show) as bar:
 
@@ -113,30 +112,3 @@ def _failure(source: Source, error: UserError) -> Remark:
     if isinstance(source, Recording):
         return Remark(source.path, str(error), "")
     return Remark(os.fspath(source), str(error), os.path.abspath(source))
-
-
-def is_source(source: object) -> bool:
-    """Whether it is one source, and no list."""
-    return isinstance(source, (str, os.PathLike, Recording))
-
-
-def checked(sources: Any) -> list[Source]:
-    """A list of sources."""
-    if isinstance(sources, (np.ndarray, torch.Tensor, bytes, dict)) or not isinstance(sources, Iterable):
-        raise ArgumentError(
-            f"source is of type {type(sources).__name__}, expected a path, a Recording, or a list of these; {WRAP}."
-        )
-    given = list(sources)
-    for n, each in enumerate(given):
-        if not is_source(each):
-            raise ArgumentError(
-                f"source[{n}] is of type {type(each).__name__}, expected a path or a Recording; {WRAP}."
-            )
-    return given
-
-
-def check_counts(least: int, **counts: Any) -> None:
-    """Raise an `ArgumentError` unless these are whole numbers of at least `least`."""
-    for name, value in counts.items():
-        if type(value) is not int or value < least:
-            raise ArgumentError(f"{name} is {value!r:.80}, expected a whole number, at least {least}.")

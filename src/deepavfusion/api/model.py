@@ -9,11 +9,11 @@ from math import inf
 from pathlib import Path
 from typing import TypeVar, overload
 
-import numpy as np
 import torch
 from typing_extensions import Unpack
 
-from deepavfusion.api.each import Errors, Options, check_counts, checked, for_each, fork_safe, is_source
+from deepavfusion.api.arguments import check_arguments, is_source, listed, path_of, plain
+from deepavfusion.api.each import Errors, Options, for_each, fork_safe
 from deepavfusion.api.file import WeightsFile
 from deepavfusion.api.progress import Report, showing
 from deepavfusion.api.results import Classification, Embeddings, Results, Segmentation, Separation
@@ -21,9 +21,10 @@ from deepavfusion.inference import EXPERIMENTS
 from deepavfusion.inference.classify import classify_video
 from deepavfusion.inference.encoders import choose_device, open_network, sizes_of
 from deepavfusion.inference.features import Level, Passes, extract_features
+from deepavfusion.inference.inputs import Inputs, read_input, read_names
 from deepavfusion.inference.segment import segment_video
 from deepavfusion.inference.separate import separate_video
-from deepavfusion.media import Source
+from deepavfusion.media import Recording, Source
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.tasks.base import Task
 from deepavfusion.tasks.classify import Classify
@@ -51,10 +52,7 @@ def load(source: str | os.PathLike[str], device: str | torch.device = "auto") ->
     Raises:
         UserError: there is none, it is damaged, or something else; no such device.
     """
-    text = os.fspath(source)
-    if not isinstance(text, str):
-        raise ArgumentError(f"source is {source!r:.80}, expected text or a path.")
-    place = source_of(text)
+    place = source_of(path_of("source", source))
     if os.path.islink(place):
         place = Path(place).resolve()  # while a run trains, its last.ckpt names file after file
     network, summary = open_network(place, choose_device(device))
@@ -163,14 +161,9 @@ class Model:
         Raises:
             UserError: nothing there; the only file cannot be read; tokens of several windows.
         """
-        sources = source if is_source(source) else checked(source)
-        if level not in ("pooled", "tokens") or passes not in ("joint", "unimodal", "all"):
-            raise ArgumentError(
-                f"level is {level!r:.80} and passes is {passes!r:.80}, expected level pooled or tokens, and passes "
-                "joint, unimodal or all."
-            )
-        check_counts(1, windows=windows, batch_size=batch_size)
-        check_counts(0, num_workers=num_workers)
+        sources = _inputs(source)
+        check_arguments(level=level, passes=passes, windows=windows, batch_size=batch_size)
+        check_arguments(num_workers=num_workers, time_limit=time_limit)
         if num_workers and multiprocessing.current_process().daemon:
             raise ArgumentError(
                 f"num_workers is {num_workers} in a process that is a worker itself, which may start none: expected 0."
@@ -218,7 +211,7 @@ class Model:
             UserError: a file or recording cannot be used.
         """
         task = self._task("classify", Classify)
-        check_counts(1, batch_size=batch_size)
+        check_arguments(batch_size=batch_size, hop_seconds=hop_seconds)
         self._move(device)
 
         def one(each: Source, bar: Report) -> Classification:
@@ -271,9 +264,9 @@ class Model:
             UserError: a file or recording cannot be used, or is silent; the boxes are wrong.
         """
         task = self._task("separate", Separate)
-        check_counts(1, batch_size=batch_size, sources=1 if sources is None else sources)
+        check_arguments(batch_size=batch_size, sources=1 if sources is None else sources)
         self._move(device)
-        places = boxes.tolist() if isinstance(boxes, (np.ndarray, torch.Tensor)) else boxes
+        places = plain(boxes)
 
         def one(each: Source, bar: Report) -> Separation:
             found = separate_video(task, each, places, sources, batch_size, on_progress=bar)
@@ -312,7 +305,7 @@ class Model:
             UserError: a file or recording cannot be used, or is silent.
         """
         task = self._task("segment", Segment)
-        check_counts(1, batch_size=batch_size)
+        check_arguments(batch_size=batch_size, masks_per_second=masks_per_second)
         self._move(device)
 
         def one(each: Source, bar: Report) -> Segmentation:
@@ -337,3 +330,9 @@ class Model:
     def _move(self, device: str | torch.device | None) -> None:
         if device is not None:
             self.to(device)
+
+
+def _inputs(source: Source | Iterable[Source]) -> Inputs:
+    if isinstance(source, Recording) or not is_source(source):
+        return read_names([source] if isinstance(source, Recording) else listed(source))
+    return read_input(path_of("source", source), "source")

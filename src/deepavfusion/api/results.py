@@ -12,6 +12,8 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from deepavfusion.api.arguments import check_argument, check_arguments, path_of
+from deepavfusion.config.ranges import RULES
 from deepavfusion.inference import classify, features, segment, separate
 from deepavfusion.media import Source
 from deepavfusion.types import HEADS
@@ -49,7 +51,7 @@ class Embeddings(features.Features):
         """
         from deepavfusion.inference.write.features import check_output, write_features
 
-        path = Path(path)
+        path = Path(path_of("path", path))
         output = check_output(path if path.suffix == ".npz" else path / "features.npz")
         write_features(self, output, self.checkpoint, self.sha256)
         return output
@@ -74,6 +76,7 @@ class Classification(classify.Classification):
             count: how many.
             head: image, audio, fusion or all.
         """
+        check_argument("count", count, RULES["top_k"])
         if head not in self.heads:
             raise ArgumentError(f"head is {head!r:.80}, expected one of {', '.join(self.heads)}.")
         mean = self.mean[HEADS.index(head)]
@@ -91,7 +94,8 @@ class Classification(classify.Classification):
         from deepavfusion.inference.write.classification import write_classification
         from deepavfusion.inference.write.saving import made
 
-        return write_classification(self, made(Path(folder)), top_k, self.network)
+        check_arguments(top_k=top_k)
+        return write_classification(self, made(Path(path_of("folder", folder))), top_k, self.network)
 
 
 @dataclass
@@ -118,7 +122,7 @@ class Separation(separate.Separation):
         from deepavfusion.inference.write.saving import made
         from deepavfusion.inference.write.separation import write_separation
 
-        return write_separation(self, made(Path(folder)), self.network)
+        return write_separation(self, made(Path(path_of("folder", folder))), self.network)
 
 
 class Masks:
@@ -204,7 +208,7 @@ class Segmentation:
             self.video, self.seconds, height, width, self.classes, self.masks_per_second, self.times, iter(self.masks),
             self.source,
         )  # fmt: skip
-        return write_segmentation(again, made(Path(folder)), network=self.network)
+        return write_segmentation(again, made(Path(path_of("folder", folder))), network=self.network)
 
 
 class Results(list[Result]):
@@ -225,7 +229,8 @@ class Results(list[Result]):
         Returns:
             These folders.
         """
-        folders = [Path(folder, name) for name in distinct(stem_of(each.video) for each in self)]
-        for place, each in zip(folders, self, strict=True):
-            each.save(place)
+        place = path_of("folder", folder)
+        folders = [Path(place, name) for name in distinct(stem_of(each.video) for each in self)]
+        for own, each in zip(folders, self, strict=True):
+            each.save(own)
         return folders

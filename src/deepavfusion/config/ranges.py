@@ -208,7 +208,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **dict.fromkeys(("callbacks.dashboard.metrics", "logger.tensorboard.overview"), TEXTS),
     **LOGGER_RULES,
     # ---- predict.py
-    **dict.fromkeys(("batch_size", "top_k", "windows"), MANY),
+    **dict.fromkeys(("batch_size", "top_k"), MANY),
+    "windows": whole(1, 1000),  # of a file, which are in memory together
     "num_workers": whole(0, 1024) | NULL,
     "sources": whole(1, 64) | NULL,
     "masks_per_second": number(0, 1000, "(]"),

@@ -38,7 +38,7 @@ def read_boxes(boxes: Any, width: int, height: int) -> list[Box]:
     expected = (
         f"expected [x0, y0, x1, y1] with 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height} for this video of "
         f"{width} × {height} pixels, or fractions of it from 0 to 1, e.g. "
-        f"boxes='[[0,0,{width // 2},{height}],[{width // 2},0,{width},{height}]]'."
+        f"[[0,0,{width // 2},{height}],[{width // 2},0,{width},{height}]]."
     )
     if not isinstance(boxes, (list, tuple)) or not boxes:
         raise UserError(f"boxes is {boxes!r}, not a list of boxes; {expected}")

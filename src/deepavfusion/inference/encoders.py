@@ -87,9 +87,19 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         raise ArgumentError(f"device is {name!r:.80}, expected auto, cpu, cuda, or one such as cuda:1.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if not _is_here(device):
         raise ArgumentError(f"device={name}, but there is no such device here: leave it out, or set device=cpu.")
     return device
+
+
+def _is_here(device: torch.device) -> bool:
+    """Whether a device can hold a network, which one of another kind would lose half-way."""
+    if device.type in ("cpu", "cuda"):
+        return (device.index or 0) < (torch.cuda.device_count() if device.type == "cuda" else 1)
+    try:
+        return torch.ones(1, device=device).item() == 1
+    except (RuntimeError, AssertionError, ImportError):  # as torch says that a kind is not there, or is "meta"
+        return False
 
 
 def sizes_of(encoder: DeepAVFusion) -> tuple[int, float]:

@@ -183,9 +183,10 @@ def _mono(value: Any, sample_rate: int) -> tuple[NDArray[np.float32], int]:
         raise ArgumentError(
             f"waveform is {_shown(array)}, which would be {channels} channels, expected {expected}: transpose it."
         )
-    samples = array.astype(np.float32, copy=False).reshape(channels, -1)
-    mono = np.full(channels, 1 / channels, np.float32) @ samples if channels > 1 else samples[0]
-    peak = float(np.abs(mono).max())
+    with np.errstate(over="ignore", invalid="ignore"):  # the error below says it
+        samples = array.astype(np.float32, copy=False).reshape(channels, -1)
+        mono = np.full(channels, 1 / channels, np.float32) @ samples if channels > 1 else samples[0]
+        peak = float(np.abs(mono).max())
     if not peak < LOUDEST:  # also where it is not a number
         what = f"peaks at {peak:g}" if math.isfinite(peak) else "has values that are no finite numbers"
         raise ArgumentError(f"waveform {what}, expected {expected}: scale it, 16-bit values by 1 / 32768.")
@@ -193,11 +194,11 @@ def _mono(value: Any, sample_rate: int) -> tuple[NDArray[np.float32], int]:
 
 
 def _rate(key: str, value: Any, least: float, most: float, whole: bool = False) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not (number > 0 and least <= number <= most) or (whole and number != round(number)):
         expected = f"a whole number of Hz from {least:g}" if whole else "frames a second above 0"
         raise ArgumentError(f"{key} is {value!r:.80}, expected {expected} to {most:g}.")
-    return number
+    return float(number)
 
 
 def _shown(array: NDArray[Any]) -> str:

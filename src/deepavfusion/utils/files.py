@@ -33,7 +33,10 @@ def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
     Raises:
         OSError: it does not exist, or is not a regular file, which `strerror` says in a clause.
     """
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a null character, or one that the system has no bytes for
+        raise OSError(errno.EINVAL, f"it is no name of a file: {error}", os.fspath(path)) from None
     if kind := KINDS.get(stat.S_IFMT(status.st_mode)):
         code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENXIO
         raise OSError(code, f"{kind}, not a regular file", os.fspath(path))

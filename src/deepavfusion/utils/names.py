@@ -95,8 +95,10 @@ def file_names(names: Iterable[str]) -> list[str]:
 
 
 def stem_of(path: str | os.PathLike[str]) -> str:
-    """A file's name without suffix, to begin those of its outputs; a long one is cut, and marked by a hash."""
+    """A file's name without suffix, to name its outputs by; a long one is cut, and marked by a hash."""
     stem = Path(path).stem
+    if not stem.strip("."):  # of "/" or "...mp4": as the name of a folder it would lead elsewhere
+        stem = "_"
     whole = os.fsencode(stem)
     if len(whole) <= LONGEST:
         return stem
