@@ -197,9 +197,7 @@ def test_what_is_not_there_is_said_in_a_sentence(data_root: Path, tmp_path: Path
     ):
         with pytest.raises(ArgumentError, match=said):
             datasets.open(*arguments)
-    with pytest.raises(
-        ArgumentError, match=r"expected some of annotations, anonymous, .*clip_pattern"
-    ):
+    with pytest.raises(ArgumentError, match=r"expected some of annotations, anonymous, .*clip_pattern"):
         datasets.open("vggsound", data_root, annotation="x")
     with pytest.raises(ArgumentError, match="errors is 'skip'"):
         datasets.open("vggsound", data_root, errors="skip")  # type: ignore[arg-type]
