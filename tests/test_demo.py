@@ -342,6 +342,11 @@ def test_another_seed_or_version_is_not_what_was_asked_for(tmp_path: Path, monke
     (tmp_path / "vggsound" / "verify.csv").touch()  # a report beside it changes nothing
     assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
     assert not demo.is_complete(tmp_path, "vggsound", seed=1, counts=ONE_SET)
+    monkeypatch.setitem(demo.OWN_VERSIONS, "music", 1)  # another set's
+    assert demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
+    monkeypatch.setitem(demo.OWN_VERSIONS, "vggsound", 1)
+    assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
+    monkeypatch.delitem(demo.OWN_VERSIONS, "vggsound")
     monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
     assert not demo.is_complete(tmp_path, "vggsound", counts=ONE_SET)
 

@@ -25,6 +25,8 @@ from deepavfusion.demo import demo, kinds, package
 from deepavfusion.demo.kinds import BACKDROPS, KINDS, THINGS
 from deepavfusion.demo.package import BELOW, INSTALLED, NAME, _sound, read_package
 from deepavfusion.demo.plans import SECONDS
+from deepavfusion.demo.scenes import COVER, LONGEST, Scene
+from deepavfusion.demo.stamps import background
 from deepavfusion.media import Media
 from deepavfusion.utils.errors import UserError
 from helpers.runs import compose
@@ -169,6 +171,32 @@ def test_masks_are_those_of_the_animal_that_is_heard(folder: Path) -> None:
             green = frame.argmax(axis=-1) == 1
             assert (green & (values > 0)).sum() > 0.9 * (green | (values > 0)).sum()
             assert (frame.argmax(axis=-1) == 0).sum() > 300  # a silent one
+
+
+def test_animals_cover_equal_areas_whatever_their_shape() -> None:
+    """Long and thin, or filling their picture: the same number of pixels; too long ones are as long as they may be."""
+
+    def shown(width: int, height: int) -> tuple[int, int]:
+        whole = Image.new("RGBA", (width, height), (0, 255, 0, 255))
+        scene = Scene(np.random.default_rng(3), ["it"], [[9.0]], draw=lambda *_: whole, even=True)
+        (sprite,) = scene.sprites
+        return sprite.image.width * sprite.image.height, max(sprite.image.size)
+
+    square, long, thread = shown(300, 300), shown(300, 100), shown(300, 5)
+    assert long[0] == pytest.approx(square[0], rel=0.02)
+    assert square[1] < long[1] < thread[1]
+    assert thread[1] == pytest.approx(square[1] * LONGEST / COVER, rel=0.02)
+
+
+def test_backgrounds_are_out_of_focus_and_paler_than_their_photographs() -> None:
+    """Stripes of strong colours become one colour between their grey and their own."""
+    stripes = np.zeros((960, 960, 4), np.uint8)
+    stripes[..., 3], stripes[::2, :, 0], stripes[1::2, :, 2] = 255, 255, 255
+    shown = np.asarray(background(Image.fromarray(stripes), np.random.default_rng(0), 120, 120)).astype(float)
+    assert shown.std(axis=(0, 1)).max() < 3
+    red, green, blue = shown.mean(axis=(0, 1))
+    assert 10 < red - green < 0.5 * 128
+    assert 10 < blue - green < 0.5 * 128
 
 
 def test_test_clips_play_other_parts_of_the_recording(folder: Path) -> None:

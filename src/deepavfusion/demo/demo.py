@@ -36,6 +36,7 @@ from deepavfusion.utils.names import printable
 from deepavfusion.utils.reading import RECORD, read_json
 
 VERSION = 3  # increase it whenever the same seed gives other files
+OWN_VERSIONS = {"stamps": 1}  # added to it: of sets that changed while the others did not
 PLANS = {**plans.PLANS, "stamps": stamps.plan_stamps}
 MANIFEST, UNFINISHED, OLD = "manifest.json", ".{}.partial", ".{}.old"
 MOST_FILES = 10**6  # of a manifest
@@ -101,12 +102,16 @@ def is_complete(root: str | Path, name: str, seed: int = 0, counts: Counts = FUL
 # ---- how a set is generated
 
 
+def _version(name: str) -> int:
+    return VERSION + OWN_VERSIONS.get(name, 0)
+
+
 def _manifest(name: str, seed: int, counts: Counts) -> dict[str, Any]:
     """What manifest.json says: it names every file, so that nothing else is ever removed."""
     jobs, texts = PLANS[name](seed, counts)
     files = [*(file for job in jobs for file in job.files), *texts, MANIFEST]
     numbers = {key: getattr(counts, key) for key in COUNTS[name]}
-    return {"version": VERSION, "seed": seed, "counts": numbers, "files": sorted(files)}
+    return {"version": _version(name), "seed": seed, "counts": numbers, "files": sorted(files)}
 
 
 def _read_manifest(folder: Path, name: str) -> dict[str, Any] | None:
@@ -118,9 +123,9 @@ def _read_manifest(folder: Path, name: str) -> dict[str, Any] | None:
         whole = all(type(n) is int and n >= 0 for n in (count, found["version"], found["seed"], *numbers.values()))
         if set(found) != {"version", "seed", "counts", "files"} or not whole or sum(numbers.values()) > count:
             return None
-        if type(files) is int or found["version"] == VERSION:
+        if type(files) is int or found["version"] == _version(name):
             counts = Counts(**{key: numbers[key] for key in numbers if key in vars(FULL) and count < MOST_FILES})
-            planned = _manifest(name, found["seed"], counts)["files"] if found["version"] == VERSION else []
+            planned = _manifest(name, found["seed"], counts)["files"] if found["version"] == _version(name) else []
             if files not in (planned, len(planned)):
                 return None
             found["files"] = planned

@@ -22,6 +22,7 @@ SHORT_SIDES = (216, 224, 232, 240, 248)  # pixels
 ASPECTS = (1.0, 1.2, 4 / 3, 1.5)  # long side / short side
 SIZE = {1: (0.70, 0.90), 2: (0.56, 0.68), 3: (0.38, 0.48)}  # of the short side, by the number of instruments
 STRETCH = 1.4  # long thin instruments are this much longer
+COVER, LONGEST = 0.8, 1.55  # of that size, for equal areas: the side of a square of this area; the most of a side
 ANGLE = 12.0  # ± degrees
 BRIGHTNESS = 15.0  # ± of 255
 CONTRAST = (0.85, 1.1)
@@ -75,6 +76,7 @@ class Scene:
         onsets: seconds at which each sounding instrument starts a note.
         stage: instruments have their usual colours and stand before something grey.
         draw: gives the pictures of the instruments; None: as drawn.
+        even: pictures cover equal areas, however long and thin; otherwise their longest sides are equal.
         paint: gives the backdrop; None: mixed colours.
     """
 
@@ -86,6 +88,7 @@ class Scene:
         stage: bool = False,
         draw: Draw | None = None,
         paint: Paint | None = None,
+        even: bool = False,
     ) -> None:
         short = int(rng.choice(SHORT_SIDES))
         long = 2 * round(short * rng.choice(ASPECTS) / 2)
@@ -93,10 +96,9 @@ class Scene:
         self.width, self.height = size
         self.onsets = onsets
         low, high = SIZE[len(instruments)]
+        draw = draw or partial(_drawn, stage)
         self.sprites = [
-            _sprite(
-                name, short * rng.uniform(low, high), rng.uniform(-ANGLE, ANGLE), rng, draw or partial(_drawn, stage)
-            )
+            _sprite(name, short * rng.uniform(low, high), rng.uniform(-ANGLE, ANGLE), rng, draw, even)
             for name in instruments
         ]
         _place(self.sprites, self.width, self.height, rng)
@@ -155,10 +157,13 @@ def _drawn(stage: bool, name: str, rng: Generator) -> Image.Image:
     return pen.image
 
 
-def _sprite(name: str, size: float, angle: float, rng: Generator, draw: Draw) -> Sprite:
+def _sprite(name: str, size: float, angle: float, rng: Generator, draw: Draw, even: bool) -> Sprite:
     drawn = draw(name, rng)
     image = drawn.crop(drawn.getbbox())
     scale = size * (STRETCH if name in LONG else 1.0) / max(image.size)
+    if even:
+        covered = float(np.asarray(image.getchannel("A"), np.float64).sum()) / 255  # pixels
+        scale = size * min(COVER / covered**0.5, LONGEST / max(image.size))
     width, height = (max(2, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
     if rng.random() < 0.5:

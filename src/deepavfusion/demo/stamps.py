@@ -1,8 +1,8 @@
 """The set `stamps`: real photographs and real recordings, put together to clips with known masks.
 
-A cut-out photograph of an animal stands before an enlarged part of another photograph; parts of its recording are
-played, and it jumps when one begins. Half of the clips also show a thing that does not sound. kinds.py says what train
-and test clips are made of. One folder serves several readers:
+A cut-out photograph of an animal stands before an enlarged part of another photograph, out of focus and pale; parts of
+its recording are played, and it jumps when one begins. Half of the clips also show a thing that does not sound.
+kinds.py says what train and test clips are made of. One folder serves several readers:
 
 annotations/vggsound.csv, clips/<kind>/*.mp4   VGGSound. Test clips show the animals of training, before other
                                                backgrounds, and play other parts of their recordings
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 
 from deepavfusion.demo.clips import write_clip
 from deepavfusion.demo.kinds import BACKDROPS, FOUR, KINDS, THINGS, Part
@@ -32,12 +32,14 @@ from deepavfusion.demo.plans import SECONDS, SILENT_SHARE, Counts, Job, Texts, c
 from deepavfusion.demo.scenes import Scene
 from deepavfusion.demo.sounds import SAMPLE_RATE, Signal, colour, mix
 
-# How hard it is to recognise a kind; change VERSION in demo.py with them.
+# How hard it is to recognise a kind; change OWN_VERSIONS in demo.py with them.
 SPEED = 2.0  # ± semitones by which a part is played faster or slower
 LONGEST = 1.0  # s of a part that is played at once
 PAUSE = (0.1, 0.6)  # s between parts
 FADE = 0.008  # s
 CROP = (0.25, 0.8)  # of the photograph's shorter side: what is enlarged to a background
+BLUR = 8.0  # pixels, standard deviation: how far a background is out of focus
+SATURATION, CONTRAST = 0.4, 0.6  # of a background, as shares of the photograph's
 OPAQUE = 250
 
 SPLITS = ("train", "test", "other")
@@ -139,7 +141,7 @@ def render(job: Job, folder: Path, seed: int, stamps: Path) -> None:
         return read.pictures[name]
 
     paint = partial(background, read.pictures[job.background])
-    scene = Scene(rng, list(job.pictures), [onsets], draw=draw, paint=paint)
+    scene = Scene(rng, list(job.pictures), [onsets], draw=draw, paint=paint, even=True)
     write_clip(job, folder, scene, waveform, [list(KINDS).index(kind) + 1 for kind in job.sounding])
 
 
@@ -170,7 +172,7 @@ def _played(sound: Signal, speed: float) -> Signal:
 
 
 def background(image: Image.Image, rng: Generator, width: int, height: int) -> Image.Image:
-    """A part of a photograph without transparent pixels, as large as chance finds one, enlarged; RGB."""
+    """A part of a photograph without transparent pixels, as large as chance finds one: enlarged, blurred, pale; RGB."""
     opaque = np.asarray(image.getchannel("A")) >= OPAQUE
     filled = np.pad(opaque.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     largest = min(image.width / width, image.height / height)
@@ -181,4 +183,6 @@ def background(image: Image.Image, rng: Generator, width: int, height: int) -> I
         if inside == w * h:
             break
     part = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, (x, y, x + w, y + h))
-    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
+    part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
+    part = ImageEnhance.Color(part.filter(ImageFilter.GaussianBlur(BLUR))).enhance(SATURATION)
+    return Image.blend(Image.new("RGB", part.size, (128, 128, 128)), part, CONTRAST)
