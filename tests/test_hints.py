@@ -57,6 +57,11 @@ ELSEWHERE = {  # by other projects' names -> by ours
     "train --drop-path 0.1 --smoothing 0.2": "train model.net.image.drop_path=0.1",
     "train experiment=vggsound_finetune --finetune a.pth": "train experiment=vggsound_finetune model.pretrained=a.pth",
     "train --clip-grad 1.0 --amp": "train trainer.gradient_clip_val=1.0 trainer.precision=16-mixed",
+    # in the section where it was written
+    "train data=folder data.root=/v data.index.window=5": "train data=folder data.root=/v data.index.seconds=5",
+    "train data=folder data.root=/v data.window=2": "train data=folder data.root=/v data.audio_seconds=2",
+    "train data=folder data.root=/v data.index.windows=5": "train data=folder data.root=/v data.index.max_windows=5",
+    "train data=folder data.root=/v data.index.seed=5": "train data=folder data.root=/v data.index.split_seed=5",
     # Hugging Face
     "train num_train_epochs=3": "train trainer.max_epochs=3",
     "train per_device_train_batch_size=4": "train data.batch_size=4",
@@ -253,7 +258,7 @@ def test_the_table_names_keys_that_there_are() -> None:
     for script, table in {"train": elsewhere.TRAINING | elsewhere.DATA, **elsewhere.SAME}.items():
         every = [Keys(script, [])]
         if script == "train":
-            every += [Keys(script, [f"experiment={name}"]) for name in hints.KINDS]
+            every += [Keys(script, [f"experiment={name}"]) for name in (*hints.KINDS, "folder_finetune")]
         if script == "benchmark":
             every += [Keys(script, [f"benchmark={name}"]) for name in choices("benchmark")]
         for template in table:

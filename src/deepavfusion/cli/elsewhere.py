@@ -94,6 +94,9 @@ DATA = {
     "data.image_size={}": "img_size imgsz input_size image_size resolution crop_size im_size img_dim res spatial_size",
     "data.audio_seconds={}": "audio_length audio_len clip_length clip_duration audio_duration audio_dur duration "
     "seconds clip_len window",
+    "data.index.seconds={}": "window window_seconds window_size window_length segment_seconds segment_length length "
+    "chunk_seconds clip_seconds clip_len clip_length clip_duration duration",
+    "data.index.annotations={}": "csv csv_file labels_file label_file ann_file annotation annotation_file table",
     "data.train_split={}": "train_set split train train_list",
     "data.val_split={}": "val_set valid_split valid_subset val valid",
     "data.eval_split={}": "test_split test_set eval_set",

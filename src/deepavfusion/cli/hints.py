@@ -125,8 +125,8 @@ def _fix_key(keys: Keys, override: str, key: str, value: str) -> Fix:
     if plain in keys.names:
         fix.better = [f"{plain}={value}"]
         return fix
-    last = plain.rpartition(".")[2]
-    if not others and (known := _elsewhere(keys, last, value)):
+    section, _, last = plain.rpartition(".")
+    if not others and (known := _elsewhere(keys, section, last, value)):
         fix.better = known
         return fix
     for why, theirs in elsewhere.UNUSED.items():
@@ -144,7 +144,7 @@ def _fix_key(keys: Keys, override: str, key: str, value: str) -> Fix:
     if not others and (not near or alike(plain, near[0]) < NEAR_WORD):  # a misspelt word of the table?
         table = elsewhere.words(keys.script)
         for word in difflib.get_close_matches(last, table, 1, NEAR_WORD):
-            if known := _elsewhere(keys, word, value):
+            if known := _elsewhere(keys, section, word, value):
                 fix.better = known
                 return fix
     found = [_fitting(keys, f"{name}={value}") for name in near]
@@ -154,11 +154,11 @@ def _fix_key(keys: Keys, override: str, key: str, value: str) -> Fix:
     return fix
 
 
-def _elsewhere(keys: Keys, word: str, value: str) -> list[str]:
-    """What another project's word means here."""
-    for template in elsewhere.words(keys.script).get(word, []):
-        parts = template.split()
-        names = [split_override(part)[1] for part in parts]
+def _elsewhere(keys: Keys, section: str, word: str, value: str) -> list[str]:
+    """What another project's word means here, in this section of the config rather than in others."""
+    meanings = [(template.split(), _names_in(template)) for template in elsewhere.words(keys.script).get(word, [])]
+    for parts, names in sorted(meanings, key=lambda meaning: meaning[1][0].rpartition(".")[0] != section):
+        template = " ".join(parts)
         if not all(name in keys or keys.group(name) for name in names):
             continue
         if "{" not in template:
@@ -172,6 +172,10 @@ def _elsewhere(keys: Keys, word: str, value: str) -> list[str]:
         if found or keys.group(names[0]) is None:
             return found
     return []
+
+
+def _names_in(template: str) -> list[str]:
+    return [split_override(part)[1] for part in template.split()]
 
 
 def _devices(value: str) -> list[str]:

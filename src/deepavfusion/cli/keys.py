@@ -97,8 +97,12 @@ def nearest_keys(keys: Keys, key: str) -> list[str]:
         value = keys.node(name)
         return not (isinstance(value, str) and value.startswith("${."))
 
-    last = key.rpartition(".")[2]
+    section, _, last = key.rpartition(".")
     exact = [name for name in keys.names if name.rpartition(".")[2] == last]
+    if section and not any(name.startswith(f"{section}.") for name in exact):  # data.index.seed: split_seed
+        beside = [name for name in keys.names if name.rpartition(".")[0] == section]
+        if len(holding := [name for name in beside if last in name.rpartition(".")[2].split("_")]) == 1:
+            return holding
     if len(values := [name for name in exact if own(name) and not str(keys.node(name)).startswith("${")]) == 1:
         return values
     scored = sorted(((alike(key, name), name) for name in keys.names), key=lambda pair: -pair[0])
