@@ -40,6 +40,21 @@ def extents(path: str, origin: float, streams: Mapping[int, Any]) -> dict[int, E
     return {index: found[index] for index in streams if index in found}
 
 
+def last_extents(container: Any, streams: Mapping[int, Any], origin: float) -> dict[int, Extent]:
+    """As `extents`, by the packets from the last key frame before the end that the header claims.
+
+    Only these are read, so that starts and gaps are theirs. Without a stream of which none lies there.
+    """
+    found = {index: _Sum(float(stream.time_base), origin, _longest(stream)) for index, stream in streams.items()}
+    with suppress(av.error.FFmpegError):  # as in `_surveyed`
+        container.seek((container.start_time or 0) + (container.duration or 0))
+        for packet in islice(container.demux(list(streams.values())), MAX_PACKETS):
+            time = packet.dts if packet.pts is None else packet.pts
+            if packet.size and time is not None:
+                found[packet.stream.index].add(time, packet.duration or 0)
+    return {index: packets.extent() for index, packets in found.items() if packets.count}
+
+
 def is_listed(stream: Any) -> bool:
     """Whether the header of an mp4 file lists every packet of the stream (PCM is listed by chunks)."""
     entries = getattr(stream, "index_entries", ())  # PyAV 14 does not show them
