@@ -27,6 +27,7 @@ from deepavfusion.utils.names import distinct, printable
 CLASSES = ("auto", "folder", "none")
 NAMED = 5  # files that cannot be used, in a note
 SHORTEST = 1.0  # s, of the windows
+ROUNDED = 1.0  # s that a part may end after its video, as a table gives ends
 
 
 def folder(
@@ -92,7 +93,8 @@ def folder(
     for part in parts:
         if split in (part.split, ALL):
             listing.add(part)
-    return listing.clips(folders, split, [*notes, *listing.notes(), *_one_sided(parts, keys, names)])
+    notes += [*_splits(parts, keys, names), *_alike(listing.classes), *_one_sided(parts, keys, names)]
+    return listing.clips(folders, split, [*notes, *listing.notes()])
 
 
 # ---- clips
@@ -119,7 +121,8 @@ class _Listing:
         self.position = {name: n for n, name in enumerate(classes)}
         self.found: dict[str, Clip] = {}
         self.lost: dict[str, tuple[str, str]] = {}  # id -> status and detail
-        self.late: list[str] = []
+        self.late: list[str] = []  # paths of parts that begin after the end of the video, or end after it
+        self.cut: list[str] = []
 
     def add(self, part: Part) -> None:
         """Add the windows of a part."""
@@ -134,6 +137,8 @@ class _Listing:
             self.late.append(part.path)
         parts = [(part.start, part.end)]
         if status == "ok":
+            if part.end is not None and part.end > known.seconds + ROUNDED:
+                self.cut.append(f"{part.path}, of {known.seconds:.1f} s, at {part.end:g} s")
             parts = windows(known.seconds, self.seconds, part.start, part.end, self.most)
         for start, end in parts:
             name = name_of(self.names[part.path], (start, end))
@@ -165,10 +170,14 @@ class _Listing:
         )
 
     def notes(self) -> list[str]:
-        if not self.late:
-            return []
-        what = count(len(self.late), "part begins", "parts begin")
-        return [f"{what} after the end of the video, e.g. of {self.late[0]}."]
+        notes = []
+        if self.late:
+            what = count(len(self.late), "part begins", "parts begin")
+            notes.append(f"{what} after the end of the video, e.g. of {self.late[0]}.")
+        if self.cut:
+            what = count(len(self.cut), "part ends", "parts end")
+            notes.append(f"{what} after the video does, e.g. of {self.cut[0]}, and so with the video.")
+        return notes
 
 
 # ---- notes
@@ -190,6 +199,27 @@ def _unusable(known: Mapping[str, Known]) -> list[str]:
     shown = "; ".join(f"{path} ({each.status}: {each.detail})" for path, each in lost[:NAMED])
     more = f"; and {len(lost) - NAMED} more, see data_problems.csv" if len(lost) > NAMED else ""
     return [f"{count(len(lost), 'video')} of {len(known)} cannot be used: {shown}{more}."]
+
+
+def _splits(parts: Iterable[Part], keys: Mapping[str, str], names: set[str]) -> list[str]:
+    """Of splits by other names than train and test: a run reads those that its config names, and no other."""
+    if names <= {"train", "test"}:
+        return []
+    videos: dict[str, set[str]] = defaultdict(set)
+    for part in parts:
+        videos[part.split].add(keys[part.path])
+    shown = ", ".join(f"{name} of {count(len(videos[name]), 'video')}" for name in sorted(names))
+    return [f"there are the splits {shown}; data.train_split, data.val_split and data.eval_split say which are read."]
+
+
+def _alike(classes: Iterable[str]) -> list[str]:
+    """Classes that differ only in case: they may be meant to be one."""
+    first: dict[str, str] = {}
+    pairs = [(name, other) for name in classes if (other := first.setdefault(name.casefold(), name)) != name]
+    if not pairs:
+        return []
+    what = count(len(pairs), "class differs", "classes differ")
+    return [f"{what} from another one only in case, e.g. {pairs[0][0]!r} from {pairs[0][1]!r}; they are kept apart."]
 
 
 def _one_sided(parts: Iterable[Part], keys: Mapping[str, str], names: Iterable[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """How long the videos of a folder are, found once and kept in a file beside them.
 
-`.deepavfusion_durations.csv` has a line for each file, which counts as long as its size and time are the same. Where
-the folder cannot be written to, it lies in the user's cache. It may come from anyone, as the videos may: what is wrong
-in it is found anew, and a wrong duration does no more than a wrong header does.
+`.deepavfusion_durations.csv` has a line for each file that could be read, which counts as long as the file's size and
+time are the same. Where the folder cannot be written to, it lies in the user's cache. It may come from anyone, as the
+videos may: what is wrong in it is found anew, and a wrong duration does no more than a wrong header does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepavfusion.data.lists.verified import STATUSES
-from deepavfusion.data.lists.videos.find import Video
+from deepavfusion.data.lists.videos.find import Video, video_at
 from deepavfusion.media.bounds import MAX_SECONDS
 from deepavfusion.media.durations import playable
 from deepavfusion.utils.console import progress_bar, say
@@ -35,8 +35,9 @@ COLUMNS = ("path", "bytes", "modified", "seconds", "content", "status", "detail"
 ENDS = 2**16  # bytes at either end of a file that tell it from others of its size
 SECONDS = 30.0  # a file may take
 MANY = 20  # files, from which on a line says how long it takes
-NUMBER, CONTENT = re.compile(r"-?[0-9]{1,20}"), re.compile(r"([0-9a-f]{16})?")
+NUMBER, CONTENT = re.compile(r"-?[0-9]{1,20}"), re.compile(r"[0-9a-f]{16}")
 LONGEST = 300  # characters of a detail
+MOST_OTHERS = 100_000  # lines of files that were not asked for, which are kept with the rest
 
 
 class Known(NamedTuple):
@@ -55,6 +56,9 @@ class Known(NamedTuple):
     detail: str = ""
 
 
+MISSING = Known(0.0, "", "missing", "there is no such file")
+
+
 def durations(root: Path, videos: Sequence[Video]) -> dict[str, Known]:
     """Path -> what was found in each file, by what is kept, or by opening it.
 
@@ -63,20 +67,19 @@ def durations(root: Path, videos: Sequence[Video]) -> dict[str, Known]:
         videos: files below it.
     """
     places = (root / NAME, _in_cache(root))
-    kept = {video: known for video in videos if video.size < 0 for known in [_lost()]}
-    kept |= _read(places, [video for video in videos if video.size >= 0])
-    todo = [video for video in videos if video not in kept]
-    if todo:
+    written, others = _read(places, videos)
+    kept = {video: MISSING for video in videos if video.size < 0} | written
+    kept |= {video: known for video in videos if (known := _unwritten.get(root, {}).get(video))}
+    # Why a pipe cannot be read, or a file of somebody else, is said without opening it.
+    unread = [video for video in videos if video not in kept and not _is_readable(root, video)]
+    kept |= {video: look_into(video, os.fspath(root)) for video in unread}
+    if todo := [video for video in videos if video not in kept]:
         try:
             for video, known in _open(root, todo):
                 kept[video] = known
         finally:  # also of what was interrupted
-            _keep(places, kept)
+            _keep(root, places, kept, others)
     return {video.path: kept[video] for video in videos}
-
-
-def _lost() -> Known:
-    return Known(0.0, "", "missing", "there is no such file")
 
 
 def _open(root: Path, videos: Sequence[Video]) -> Iterator[tuple[Video, Known]]:
@@ -94,6 +97,12 @@ def _open(root: Path, videos: Sequence[Video]) -> Iterator[tuple[Video, Known]]:
             yield video, found
             if task is not None:
                 bar.advance(task)
+
+
+def _is_readable(root: Path, video: Video) -> bool:
+    """Whether it is a file, that this user may read; it may still be damaged."""
+    place = root / video.path
+    return os.path.isfile(place) and os.access(place, os.R_OK)
 
 
 def can_start_processes() -> bool:
@@ -140,46 +149,59 @@ def _in_cache(root: Path) -> Path:
     return Path.home() / ".cache" / "deepavfusion" / "durations" / f"{name}.csv"
 
 
-def _read(places: Iterable[Path], videos: Sequence[Video]) -> dict[Video, Known]:
-    """What is known of these files as they are now; nothing of a place that is damaged."""
-    wanted, found = {video.path: video for video in videos}, dict[Video, Known]()
+_unwritten: dict[Path, dict[Video, Known]] = {}  # folder -> what was found in this process and is in no file
+
+
+def _read(places: Iterable[Path], videos: Sequence[Video]) -> tuple[dict[Video, Known], dict[Video, Known]]:
+    """What is known of these files as they are now, and of others; nothing of a place that is damaged from there on."""
+    wanted = {video.path: video for video in videos}
+    found, others = dict[Video, Known](), dict[Video, Known]()
     for place in places:
         if not os.path.lexists(place):
             continue
         try:
             for _, cells in own_rows(place, COLUMNS, "it is made anew", end="\n"):
-                video = wanted.get(cells[0])
-                if video and cells[1:3] == [str(video.size), str(video.modified)]:
-                    known = _known(cells)
-                    if known is None:
-                        raise UserError(f"{place} is damaged: what is in it of {cells[0]!a:.80} cannot be.")
+                line = _line(cells)
+                if line is None:
+                    raise UserError(f"{place} is damaged: what is in it of {cells[0]!a:.80} cannot be.")
+                video, known = line
+                if wanted.get(video.path) == video:
                     found.setdefault(video, known)
+                elif video.path not in wanted and len(others) < MOST_OTHERS:
+                    others.setdefault(video, known)
         except UserError as error:
             say(f"{str(error).partition(': it is made anew')[0].rstrip('.')}; it is made anew.", "yellow")
-    return found
+    return found, others
 
 
-def _known(cells: Sequence[str]) -> Known | None:
+def _line(cells: Sequence[str]) -> tuple[Video, Known] | None:
     """The content of a line; None if it is not what `_keep` writes."""
-    _, _, _, seconds, content, status, detail = cells
+    path, size, modified, length, content, status, detail = cells
+    if not (NUMBER.fullmatch(size) and NUMBER.fullmatch(modified) and CONTENT.fullmatch(content)):
+        return None
     try:
-        number = float(seconds)
+        seconds = float(length)
     except ValueError:
         return None
-    right = 0 < number < MAX_SECONDS if status == "ok" else number == 0 and status in STATUSES
-    if not right or not CONTENT.fullmatch(content) or len(detail) > LONGEST:
+    right = 0 < seconds < MAX_SECONDS if status == "ok" else seconds == 0 and status in STATUSES
+    if not right or len(detail) > LONGEST:
         return None
-    return Known(number, content, status, detail)
+    return Video(path, int(size), int(modified)), Known(seconds, content, status, detail)
 
 
-def _keep(places: Sequence[Path], known: dict[Video, Known]) -> None:
-    """Write what is known to the first place that can be written to."""
+def _keep(root: Path, places: Sequence[Path], kept: dict[Video, Known], others: dict[Video, Known]) -> None:
+    """Write what is known to the first place that can be written to.
+
+    A file that cannot be read, or at which a process crashed or hung, is tried again at the next start.
+    """
+    lost = {video: known for video, known in kept.items() if not known.content}
+    _unwritten[root] = {video: known for video, known in lost.items() if _is_readable(root, video)}
+    there = {video: known for video, known in others.items() if video_at(video.path, root / video.path) == video}
     rows = [
-        (video.path, video.size, video.modified, f"{each.seconds:g}" if not each.seconds else repr(each.seconds),
-         each.content, each.status, each.detail)
-        for video, each in sorted(known.items(), key=lambda item: item[0].path)
-        if video.size >= 0
-    ]  # fmt: skip
+        (video.path, video.size, video.modified, each.seconds, each.content, each.status, each.detail)
+        for video, each in sorted({**kept, **there}.items(), key=lambda item: item[0].path)
+        if each.content
+    ]
     why = ""
     for place in places:
         # A name of its own: several processes may find the same at once, and the last one to be done counts.
@@ -194,4 +216,5 @@ def _keep(places: Sequence[Path], known: dict[Video, Known]) -> None:
             why = f"{place}: {error.strerror or error}"
             with suppress(OSError):
                 partial_file.unlink()
+    _unwritten[root] = kept
     say(f"how long the videos are cannot be kept ({why}), so that each start opens them all again.", "yellow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from deepavfusion.utils.names import printable
 
 MOST = 2_000_000  # files and folders that are looked at
 DEEPEST = 64  # folders below each other
+# Of file systems and sync programs: bins of deleted files, previews. Hidden in their own systems' way.
+SYSTEM = {"lost+found", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "@eaDir", "#recycle"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ def find_videos(root: str) -> tuple[list[Video], list[str]]:
     """The videos below a folder, by their names' endings, and notes on what else there is.
 
     Links are followed; of a folder that is reached in several ways, its own place counts, else the first link. Hidden
-    files and folders are not looked at.
+    files and folders are not looked at, nor those of file systems.
 
     Args:
         root: an existing folder.
@@ -86,7 +89,9 @@ def _entries(root: str, again: list[str]) -> Iterator[tuple[str, os.DirEntry[str
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(place) as scan:
-                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
+                entries = sorted((entry for entry in scan if not _is_hidden(entry.name)), key=lambda e: e.name)
+            if entries and not os.access(place, os.X_OK):  # it can be listed, and no file in it reached
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise UserError(
                 f"the folder {place} cannot be read ({error.strerror}): make it readable, or move it away."
@@ -98,6 +103,10 @@ def _entries(root: str, again: list[str]) -> Iterator[tuple[str, os.DirEntry[str
                 raise UserError(f"{entry.path} lies {depth} folders deep, expected {DEEPEST} at most: move it up.")
             else:
                 (links if entry.is_symlink() else folders).append((f"{prefix}{entry.name}/", entry.path, depth + 1))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -84,6 +84,13 @@ def label_by_folders(root: Path, parts: Sequence[Part], classes: str, table: str
         )
     if reserved := next((part.split for part in parts if part.split in RESERVED), None):
         raise UserError(f"the split {reserved!r} is a name that has another meaning: call it train, val or test.")
+    spelt: dict[str, str] = {}
+    for name in (part.split for part in parts):
+        if (other := spelt.setdefault(name.casefold(), name)) != name:
+            raise UserError(
+                f"{root / table} has the splits {other!r} and {name!r}, which differ only in case: expected one "
+                "spelling of a name, or one of them would not be read; fix the column split."
+            )
     below = _without_common([part.path.split("/")[:-1] for part in parts])
     tops = {folders[0] if folders else "" for folders in below}
     if not given and len(tops) > 1 and "train" in tops and tops <= {*IN_FOLDERS}:

@@ -108,8 +108,8 @@ def _seconds(cell: str, name: str, where: str) -> float | None:
         value = math.nan
     if not 0 <= value <= MAX_SECONDS:
         raise UserError(
-            f"{where}, has the {name} {cell!r:.{MAX_SHOWN}}; expected seconds such as 12.5, at most {MAX_SECONDS:.0f}, "
-            "or nothing: fix the line."
+            f"{where}, has the {name} {cell!r:.{MAX_SHOWN}}; expected seconds such as 12.5, with a point, at most "
+            f"{MAX_SECONDS:.0f}, or nothing: fix the line."
         )
     return value
 
