@@ -136,6 +136,9 @@ def test_arrays_give_what_their_file_gives(world: Path, models: dict[str, Model]
     assert by_file.boxes == by_arrays.boxes
     assert by_arrays.sample_rate == SAMPLE_RATE
     torch.testing.assert_close(by_file.waveforms, by_arrays.waveforms, rtol=0, atol=0)
+    with pytest.raises(IndexError):
+        next(by_arrays.audio(8000, source=2))
+    assert next(by_arrays.audio(8000, source=-1)).shape[0] == 1
     by_file, by_arrays = (models["segment"].segment(source) for source in (path, arrays))
     np.testing.assert_array_equal(by_file.masks, by_arrays.masks)
     assert by_arrays.masks.shape == np.asarray(by_arrays.masks).shape == (15, 64, 64)
@@ -220,6 +223,7 @@ def test_what_a_network_cannot_do_names_the_command_that_trains_one(
 
 def test_wrong_arguments_are_said_in_a_sentence(world: Path, models: dict[str, Model], tmp_path: Path) -> None:
     model, clip = models["classify"], world / "clip.mp4"
+    (tmp_path / "text.mp4").write_text("no video")
     for wrong, said in (
         (lambda: model.classify(np.zeros((2, 2, 3), np.uint8)), "arrays go into deepavfusion.Recording"),
         (lambda: model.classify([clip, 3]), r"source\[1\] is of type int"),
@@ -244,13 +248,22 @@ def test_wrong_arguments_are_said_in_a_sentence(world: Path, models: dict[str, M
         (lambda: model.classify(clip).top(0), "count is 0, expected a whole number from 1"),
         (lambda: model.classify(clip).save(tmp_path, top_k=-1), "top_k is -1, expected a whole number from 1"),
         (lambda: model.classify(clip).save(""), "folder is '', expected text or a path"),
+        (lambda: model.classify(clip).save(None), "folder is None, expected text or a path"),
     ):
         with pytest.raises(ArgumentError, match=said):
             wrong()
-    for name, said in (("no.mp4", r"source .*no\.mp4 does not exist"), ("a\0b.mp4", r"a\\x00b\.mp4 cannot be read")):
+    for name, said in (
+        ("no.mp4", r"source .*no\.mp4 does not exist"),
+        ("a\0b", r"a\\x00b cannot be read"),
+        ("n" * 300, "too long"),
+    ):
         with pytest.raises(UserError, match=said):
             model.embed(world / name)
-    (tmp_path / "text.mp4").write_text("no video")
+    found, embedded = model.classify(clip), model.embed(clip)
+    for name, said in (("a\0b", "cannot be made: embedded null"), ("n" * 300, "too long"), ("text.mp4/x", "Not a dir")):
+        for result in (found, embedded, Results([found])):
+            with pytest.raises(UserError, match=said):
+                result.save(tmp_path / name)
     with pytest.raises(UserError, match=r"text\.mp4 cannot be embedded, undecodable: "):
         model.embed(tmp_path / "text.mp4")
     with pytest.raises(UserError, match="cannot be separated, no audio: the recording was made without waveform"):

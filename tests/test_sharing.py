@@ -21,7 +21,7 @@ from deepavfusion.models.vit import ViT
 from deepavfusion.sharing.card import card
 from deepavfusion.sharing.folder import open_shared, write_folder
 from deepavfusion.sharing.share import share
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import ArgumentError, UserError
 from deepavfusion.weights.weights import Weights, write_weights
 from helpers.checkpoints import write_classifier, write_segmenter, write_separator
 from helpers.hub import invalid
@@ -221,6 +221,12 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has not written it"):
         list(share(str(path), str(out)))
     assert (out / "config.json").read_text() == '{"model_type": "bert"}'
+
+
+def test_a_licence_is_an_identifier(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"license is 'mit.*expected an SPDX identifier"):
+        list(share("x", str(tmp_path / "out"), card=True, license="mit\n---\n# evil"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_takes_no_keys_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

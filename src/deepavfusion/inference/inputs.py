@@ -47,7 +47,7 @@ def read_input(path: str | Path, key: str = "input") -> Inputs:
         UserError: nothing there, no such file in the folder, an empty or unreadable list.
     """
     given, path = path, Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folder(path, key)
     if what := no_file(path):
         raise UserError(

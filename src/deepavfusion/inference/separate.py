@@ -59,9 +59,14 @@ class Separation:
     source: Source = ""
 
     def audio(self, rate: int, source: int | None = None) -> Iterator[Tensor]:
-        """The sources, or one of them, at any rate (Hz), in parts: float32 [sources, T], with content below 8 kHz."""
+        """The sources, or one of them, at any rate (Hz), in parts: float32 [sources, T], with content below 8 kHz.
+
+        Raises:
+            IndexError: there is no source of that number.
+        """
         length = self.length if rate == self.sample_rate else math.ceil(self.length * rate / self.sample_rate)
-        columns = slice(None) if source is None else slice(source, source + 1)
+        number = None if source is None else range(len(self.boxes))[source]
+        columns = slice(None) if number is None else slice(number, number + 1)
         done = 0
         for begin in range(0, len(self.estimates), PART * SAMPLE_RATE):
             end = begin + PART * SAMPLE_RATE

@@ -66,7 +66,10 @@ def load_task(
         raise UserError(f"{path} is a checkpoint of {name}, task={expected} needs one of {expected}; {example}.")
     try:
         model = _checked_model(record["model"], path)
-        check_plan(lambda: _built(model, expected), content["state_dict"])
+        try:
+            check_plan(lambda: _built(model, expected), content["state_dict"])
+        except UserError as error:  # of a constructor, which does not know the file
+            raise _impossible(path, error) from None
         check_finite(content["state_dict"], path)
         task = _built(model, expected)
         task.load_state_dict(content["state_dict"], strict=True)
@@ -128,5 +131,9 @@ def _checked_model(recorded: dict[str, Any], path: str | Path) -> dict[str, Any]
     try:
         check_ranges({"model": model})
     except UserError as error:
-        raise UserError(f"checkpoint {path} records an impossible model: {error}") from None
+        raise _impossible(path, error) from None
     return model
+
+
+def _impossible(path: str | Path, error: UserError) -> UserError:
+    return UserError(f"checkpoint {path} records an impossible model: {error}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from deepavfusion.config.rules import SPDX
 from deepavfusion.sharing.card import write_card
 from deepavfusion.sharing.folder import open_shared, write_folder
 from deepavfusion.sharing.upload import check_upload, target_of, upload, uploaded_words
+from deepavfusion.utils.errors import ArgumentError
 from deepavfusion.weights.hub import CARD, CONFIG, MODEL, PICKLES
 
 FILES = (*PICKLES, ".safetensors", ".onnx", ".pt2", ".json", ".npz")  # a name with such an end is no folder's
@@ -33,13 +35,15 @@ def share(
         source: a checkpoint, see `weights.file.read_file`.
         output: the folder.
         card: whether with README.md.
-        license: of the weights, for the card.
+        license: of the weights, for the card: an SPDX identifier in lower case, or another name like one.
         push: hf://owner/name, where it is uploaded to.
         private: whether only the owner of that may see it.
 
     Raises:
         UserError: see `write_folder`, `write_card` and `upload`; nothing is written where a push could not work.
     """
+    if not (license is None or SPDX.holds(license)):
+        raise ArgumentError(f"license is {license!r:.80}, expected {SPDX.expected}.")
     target = target_of(push) if push else None
     if target:
         check_upload(target)

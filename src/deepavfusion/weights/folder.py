@@ -23,7 +23,7 @@ from deepavfusion.weights.hub import CONFIG, MAX_CONFIG, MODEL, PICKLES
 FORMAT, VERSION = "deepavfusion", 1
 MAX_DEPTH = 32
 EXPECTED = f"a folder that convert.py wrote, with {CONFIG} and {MODEL}"
-DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d")
+DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d", re.ASCII)
 RECORDED = Among(
     {
         "task": "",

@@ -87,7 +87,7 @@ def check_output(output: str | Path) -> Path:
             that are not ours.
     """
     path = Path(output)
-    if path.suffix != ".npz" or path.is_dir():
+    if path.suffix != ".npz" or os.path.isdir(path):
         raise UserError(f"output={output} is not the name of a features file: expected one that ends in .npz.")
     if not os.access(made(path.parent), os.W_OK):
         raise UserError(f"folder {path.parent} cannot be written to; give another output.")

@@ -94,8 +94,9 @@ def made(folder: Path) -> Path:
     """The folder, made with its parents."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {folder} cannot be made: {error.strerror}; give another output.") from None
+    except (OSError, ValueError) as error:  # the latter: no name that a folder may have
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"folder {folder} cannot be made: {why}; give another output.") from None
     return folder
 
 
