@@ -136,7 +136,7 @@ def draw_examples(examples: Sequence[Example], title: str) -> Figure:
     handles = [
         Patch(color=RIGHT, label="✓ the likeliest class, and right"),
         Patch(color=WRONG, label="✗ the likeliest class, and wrong"),
-        Line2D([], [], color=BLACK, linewidth=2.5, label="probability of the true class"),
+        Line2D([], [], color=BLACK, linewidth=2.5, label="the true class; of several, the least likely"),
     ]
     width, height = figure.get_size_inches()
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(2.9 / width, 0.08 / height), borderaxespad=0)
