@@ -35,12 +35,15 @@ def read_audio(path: str, rate: int) -> np.ndarray:
             samples = frame.to_ndarray()
             if not frame.format.is_planar:
                 samples = samples.reshape(-1, frame.layout.nb_channels).T
-            if samples.dtype.kind == "i":
-                samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1)
+            if samples.dtype.kind in "iu":  # of the unsigned, the middle is silence
+                half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+                samples = samples / half - (samples.dtype.kind == "u")
             if not parts and frame.time is not None:  # sound that begins later than the file
                 parts.append(np.zeros(max(0, round((frame.time - origin) * own_rate)), np.float32))
             parts.append(samples.mean(axis=0).astype(np.float32))
         length = round(float((stream.duration or 0) * (stream.time_base or Fraction(1))) * own_rate)
+    if not parts:
+        raise SystemExit(f"{path}: its sound does not decode.")
     sound = np.concatenate(parts)
     if 0 < len(sound) - length <= 0.15 * own_rate and length:  # the last packet is padded
         sound = sound[:length]
@@ -59,7 +62,9 @@ def read_frames(path: str, times: list[float]) -> Iterator[np.ndarray]:
         stream, origin = file.streams.video[0], (file.start_time or 0) / av.time_base
         stream.thread_type = "AUTO"
         frames = file.decode(stream)
-        shown = following = next(frames)
+        shown = following = next(frames, None)
+        if shown is None:
+            raise SystemExit(f"{path}: its frames do not decode.")
         for time in times:
             while following is not None and following.time - origin <= time + EARLY:
                 shown, following = following, next(frames, None)
@@ -105,12 +110,29 @@ def frame_time(start: float, seconds: float, end: float) -> float:
     return min(max(round((start + seconds / 2) / GRID), first), last) * GRID
 
 
+def opened(network: str) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+    """A network, and what its file says of it."""
+    try:
+        session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each kind
+        raise SystemExit(f"{network} does not open as an ONNX file ({' '.join(str(error).split())}).") from None
+    about = json.loads(session.get_modelmeta().custom_metadata_map.get("deepavfusion", "{}"))
+    if about.get("network") != "classifier" or not about["preprocess"] or len(about["modalities"]) < 2:
+        raise SystemExit(f"{network}: expected a classifier of image and audio, exported with preprocess=true.")
+    return session, about
+
+
+def check_streams(video: str) -> None:
+    with av.open(video) as file:
+        for kind, streams in (("frames", file.streams.video), ("sound", file.streams.audio)):
+            if not streams:
+                raise SystemExit(f"{video} has no {kind}: expected a video with frames and sound.")
+
+
 def classify(network: str, video: str) -> tuple[list[str], np.ndarray]:
     """The classes of a network, and their scores: the mean over windows of a video, [heads, classes], 0…1."""
-    session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
-    about: dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map["deepavfusion"])
-    if about["network"] != "classifier" or not about["preprocess"] or len(about["modalities"]) < 2:
-        raise SystemExit(f"{network}: expected a classifier of image and audio, exported with preprocess=true.")
+    session, about = opened(network)
+    check_streams(video)
     rate, window = about["audio"]["sample_rate"], about["audio"]["samples"]
     sound = read_audio(video, rate)
     starts = list(range(0, max(len(sound) - window, 0) + 1, round(HOP * rate)))
@@ -133,7 +155,10 @@ def main() -> None:
     for path in (given.network, given.video):
         if not Path(path).is_file():
             raise SystemExit(f"{path} is no file.")
-    classes, scores = classify(given.network, given.video)
+    try:
+        classes, scores = classify(given.network, given.video)
+    except av.error.FFmpegError as error:
+        raise SystemExit(f"{given.video} does not decode as a video ({error.strerror}).") from None
     by_all = scores[-1]
     for label in np.argsort(-by_all, kind="stable")[:5]:
         print(f"{by_all[label]:6.1%}  {classes[label]}")
