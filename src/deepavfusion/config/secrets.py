@@ -25,6 +25,10 @@ INSTEAD = (
     "give keys and tokens in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or "
     "AWS_PROFILE; see docs/scaling.md)"
 )
+OF_LOGGERS = (
+    "give keys and tokens in the environment (WANDB_API_KEY, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+    "or MLFLOW_TRACKING_TOKEN; see docs/loggers.md)"
+)
 
 
 def refuse_secrets(words: Iterable[str]) -> None:
@@ -46,10 +50,11 @@ def refuse_secrets_in(cfg: DictConfig) -> None:
 
 
 def _refuse(key: str, value: str) -> None:
+    instead = OF_LOGGERS if key.startswith("logger.") else INSTEAD
     given = not key.endswith("._target_") and value not in ("", "null", "None")
     if given and (NAMES.fullmatch(key.rpartition(".")[2].replace("-", "_")) or WITHIN.search(value)):
         key = key if key != value else "the command"
-        raise UserError(f"{key} would be recorded with the run; expected no secret in a command or config: {INSTEAD}.")
+        raise UserError(f"{key} would be recorded with the run; expected no secret in a command or config: {instead}.")
     if given and key.startswith(STORAGE) and key not in RULES:  # perhaps a secret: it is not repeated, as Hydra would
         known = ", ".join(name.removeprefix(STORAGE) for name in RULES if name.startswith(STORAGE))
         raise UserError(
@@ -59,7 +64,7 @@ def _refuse(key: str, value: str) -> None:
     if VALUES.search(value) or (key == f"{STORAGE}endpoint_url" and "@" in value):
         raise UserError(
             f"{key if key != value else 'the command'} holds an address with a password or a signature, which would be "
-            f"recorded; expected <scheme>://<bucket or host>/<folder>: {INSTEAD}."
+            f"recorded; expected <scheme>://<bucket or host>/<folder>: {instead}."
         )
 
 
