@@ -24,6 +24,7 @@ from deepavfusion.config import loggers as needs
 from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.config.records import accepted
+from deepavfusion.config.secrets import refuse_secrets
 from deepavfusion.loggers import courier, mlflow, service, wandb, wandb_log
 from deepavfusion.loggers.board import Board, Shows, board_of
 from deepavfusion.loggers.courier import Courier
@@ -294,6 +295,7 @@ class Fake(Service):
         self.ends: list[str] = []
         self.fails: list[Exception] = []
         self.opens = 0
+        self.broken_connections = 0
 
     def _open(self, state: State) -> Any:
         self.opens += 1
@@ -304,6 +306,9 @@ class Fake(Service):
         if self.fails:
             raise self.fails.pop()
         opened.append((step, dict(values)))
+
+    def _lost(self) -> None:
+        self.broken_connections += 1
 
     def _finish(self, opened: Any, status: str) -> None:
         self.ends.append(status)
@@ -348,6 +353,46 @@ def test_a_point_that_was_lost_is_not_remembered_as_given(tmp_path: Path, capsys
     again.close("finished")
     assert again.taken == [(0, {"a": 0.0})]
     assert "Fake: 1 entry of it is missing, the first because of: ValueError: no" in capsys.readouterr().out
+
+
+def test_a_full_disk_loses_no_connection_and_a_file_that_is_gone_stops_nothing(tmp_path: Path, capsys: Any) -> None:
+    logger = Fake(tmp_path)
+    logger.fails = [BrokenPipeError(32, "broken"), FileNotFoundError(2, "gone"), OSError(28, "No space left on device")]
+    logger.fails.reverse()  # they are taken from the end
+    for step in range(3):
+        logger.log_metrics({"a": step}, step)
+    logger.close("finished")
+    assert (logger.broken_connections, logger.opens) == (1, 1)
+    assert [step for step, _ in logger.taken] == [1, 2]  # of the first one, the second try was refused
+    out = capsys.readouterr().out
+    assert "Fake: 1 entry of it is missing" in out
+
+
+def test_what_was_given_is_not_given_again_where_the_disk_refuses_the_note_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    logger, write = Fake(tmp_path), service.write_whole
+    monkeypatch.setattr(service, "write_whole", Mock(side_effect=OSError(28, "No space left on device")))
+    logger.log_metrics({"a": 0}, 0)
+    logger.flush()
+    monkeypatch.setattr(service, "write_whole", write)
+    logger.log_metrics({"b": 1}, 1)
+    logger.close("finished")
+    assert logger.taken == [(0, {"a": 0.0}), (1, {"b": 1.0})]
+    assert State(tmp_path / "fake" / service.STATE, "here", resumes=True).given == {"a": 0, "b": 1}
+    assert "Fake: nothing is missing, though for a while: OSError: [Errno 28]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.2])
+def test_the_end_takes_no_longer_than_its_limit(limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, given = Fake(tmp_path), []
+    logger.finish_seconds = limit
+    logger.log_metrics({"a": 0}, 0)
+    logger.flush()
+    assert logger.courier is not None
+    monkeypatch.setattr(logger.courier, "close", lambda seconds: given.append(seconds) or True)
+    logger.close("finished")
+    assert given[0] <= limit / 2
 
 
 def test_a_service_that_cannot_be_opened_is_not_tried_again_and_again(tmp_path: Path, capsys: Any) -> None:
@@ -437,6 +482,20 @@ def test_a_message_has_no_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abcdefghij")
     text = "http://me:secret@host/x?sig=123456 abcdefghij\nnot so"
     assert in_a_line(RuntimeError(text)) == "RuntimeError: http://host/x?… … not so"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "logger.wandb.api_key=hidden99",
+        "+logger.wandb.init.a=http://a:hidden99@x",
+        "logger.mlflow.tracking_uri=http://a:hidden99@x",
+    ],
+)
+def test_a_key_in_the_command_is_refused_with_the_variables_that_hold_it(word: str) -> None:
+    with pytest.raises(UserError, match=r"^logger\.\S+ .*\(WANDB_API_KEY, .*docs/loggers\.md") as found:
+        refuse_secrets([word])
+    assert "hidden99" not in str(found.value)
 
 
 # ---- W&B
@@ -536,6 +595,17 @@ def test_wandb_offline_holds_everything_once(tmp_path: Path, video: Path) -> Non
     assert "WANDB_SERVICE" not in os.environ  # its process has ended
 
 
+def test_wandb_says_how_what_its_server_did_not_take_is_sent(tmp_path: Path, capsys: Any) -> None:
+    logger = WandbLogger(str(tmp_path), offline=True)
+    run: Any = Mock()
+    run.finish.side_effect = TimeoutError("Timed out finishing run.")
+    run.settings.sync_dir = str(tmp_path / "wandb" / "run-20260101_000000-abc")
+    logger._finish(run, "finished")
+    out = capsys.readouterr().out
+    assert "W&B: its server did not take everything" in out
+    assert f"wandb sync --include-online {tmp_path}/wandb/run-20260101_000000-abc" in out
+
+
 def test_wandb_counts_as_given_what_is_on_disk(tmp_path: Path) -> None:
     """Its process writes every some seconds, and may have been killed before."""
     logger = WandbLogger(str(tmp_path), offline=True)
@@ -583,7 +653,7 @@ def check_mlflow(client: Any, video: Path, folder: Path) -> None:
     got = Path(client.download_artifacts(run.info.run_id, "", str(folder)))
     assert len(list(got.glob("images/*.png"))) == 1
     assert Image.open(next(got.glob("images/*.png"))).size == (220, 110)
-    (sound,) = got.glob("audio/audio/a/*/step_00000003.wav")
+    (sound,) = got.glob("audio/a/*/step_00000003.wav")
     with wave.open(str(sound)) as file:
         assert (file.getframerate(), file.getnframes()) == (16_000, 1600)
     assert (got / "video/duet/source1/step_00000003.mp4").read_bytes() == video.read_bytes()

@@ -6,7 +6,6 @@ import csv
 import io
 import logging
 import os
-import re
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from deepavfusion.loggers.service import Service, State, wav_file
+from deepavfusion.loggers.trouble import USER
 from deepavfusion.utils.console import say
 from deepavfusion.utils.names import to_cell
 
@@ -30,6 +30,7 @@ STATUSES = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 LATER = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "ABORTED")
 QUIET = {  # unless the environment says otherwise: usage data is not sent, and a server that is down is noticed soon
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # at the end, and with its password
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
@@ -68,7 +69,12 @@ class MlflowLogger(Service):
 
     @property
     def place(self) -> str:
-        return re.sub(r"//[^/\s@]*@", "//", self.tracking_uri) + f" {self.experiment_name}"
+        return f"{self.address} {self.experiment_name}"
+
+    @property
+    def address(self) -> str:
+        """Without a user and password."""
+        return USER.sub("", self.tracking_uri)
 
     @property
     def watch(self) -> str | None:
@@ -95,7 +101,7 @@ class MlflowLogger(Service):
                 found = client.get_run(state.id)
                 if self.local is None or self._is_here(found.info.artifact_uri):
                     client.update_run(state.id, status="RUNNING")
-                    self.run_id = state.id
+                    self._name(state.id, found.info.experiment_id)
                     return client
                 why = "its artifacts are not in this directory, which was moved or copied"
             except MlflowException as error:
@@ -106,8 +112,14 @@ class MlflowLogger(Service):
             state.id, state.before, state.given = "", {}, {}
         experiment = self._experiment(client)
         run = client.create_run(experiment, run_name=self.run_name, tags=self.tags)
-        self.run_id = state.id = run.info.run_id
+        state.id = run.info.run_id
+        self._name(state.id, experiment)
         return client
+
+    def _name(self, run_id: str, experiment: str) -> None:
+        self.run_id = run_id
+        if self.address.startswith("http"):
+            say(f"MLflow: {self.address.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}")
 
     def _experiment(self, client: Any) -> str:
         """Its id; it is created if there is none. Another one of that name may be of a directory that was moved."""
@@ -127,7 +139,7 @@ class MlflowLogger(Service):
         return (place == artifacts or place.startswith(f"{artifacts}/")) and ".." not in place
 
     def is_temporary(self, error: Exception) -> bool:
-        return isinstance(error, OSError) or getattr(error, "error_code", "") in LATER
+        return super().is_temporary(error) or getattr(error, "error_code", "") in LATER
 
     def _give(self, opened: Any, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -153,7 +165,7 @@ class MlflowLogger(Service):
 
         def call(opened: Any, _: set[str]) -> None:
             with wav_file(waveform, rate, f"step_{step:08d}.wav") as path:
-                opened.log_artifact(self.run_id, str(path), f"audio/{tag}")
+                opened.log_artifact(self.run_id, str(path), _folder("audio", tag))
 
         self.send([tag], step, call, waveform.nbytes)
 
@@ -164,7 +176,7 @@ class MlflowLogger(Service):
             with TemporaryDirectory(prefix="deepavfusion-") as folder:
                 named = Path(folder, f"step_{step:08d}{path.suffix}")
                 shutil.copyfile(path, named)
-                opened.log_artifact(self.run_id, str(named), f"video/{tag}")
+                opened.log_artifact(self.run_id, str(named), _folder("video", tag))
 
         self.send([tag], step, call)
 
@@ -193,6 +205,11 @@ class MlflowLogger(Service):
             opened.log_batch(self.run_id, params=new[start : start + MOST_AT_ONCE], synchronous=True)
         if config:
             opened.log_text(self.run_id, config, "config.yaml")
+
+
+def _folder(kind: str, tag: str) -> str:
+    """Of the artifacts of a tag, one for each step: MLflow shows them as a tree."""
+    return tag if tag.startswith(f"{kind}/") else f"{kind}/{tag}"
 
 
 def _has_pages() -> bool:

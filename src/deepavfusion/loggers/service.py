@@ -33,6 +33,7 @@ STATE = "deepavfusion.json"  # in the logger's folder of a run
 MOST_STATE = 2**23  # bytes in memory
 FLUSH = 5.0  # s that a checkpoint waits for the curves up to its step
 STOPPED = 5.0  # s of those after a signal, see `runs.signals.PATIENCE`
+MARGIN = 1.0  # s, the last of a limit, in which what has not ended is left
 LONGEST = 80  # characters of a part of a tag
 STATUSES = ("finished", "failed", "stopped")
 
@@ -132,8 +133,8 @@ class Service(Logger, Shows):
         raise NotImplementedError
 
     def is_temporary(self, error: Exception) -> bool:
-        """Whether the service may take later what it did not take now."""
-        return isinstance(error, OSError)
+        """Whether the service, or the disk, may take later what it did not take now."""
+        return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
     # ---- Lightning's logger
 
@@ -184,10 +185,10 @@ class Service(Logger, Shows):
             if new := self.state.new(names, step):
                 try:
                     call(self.opened, new)
-                except OSError:
+                except ConnectionError:
                     self._lost()
                     raise
-                self.state.write(new, step)
+                self._remember(new, step)
 
         self.courier.send(deliver, size)
 
@@ -199,10 +200,17 @@ class Service(Logger, Shows):
                 resumes = self.purge_step is not None
                 self.state = State(self.run_dir / self.folder / STATE, self.place, resumes)
             self.opened = self._open(self.state)
-            self.state.write()
         except Exception as error:
             self.broken = None if self.is_temporary(error) else error
             raise
+        self._remember()
+
+    def _remember(self, names: Iterable[str] = (), step: int = 0) -> None:
+        assert self.state is not None
+        try:
+            self.state.write(names, step)
+        except OSError as error:  # what was given must not be given again; the next one may be written
+            self.trouble.tell(error)
 
     def _lost(self) -> None:
         """The connection broke; the next value may open a new one."""
@@ -222,7 +230,7 @@ class Service(Logger, Shows):
             return
         self.closed = True
         limit = STOPPED if status == "stopped" else self.finish_seconds
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + max(limit - MARGIN, limit / 2)
         self.courier.send(lambda: self._finish(self.opened, status) if self.opened is not None else None)
         if not self.courier.flush(min(limit / 2, 5.0)) and status != "stopped":
             say(f"{self.title}: waiting up to {limit:g} s until everything is delivered …", "dim")

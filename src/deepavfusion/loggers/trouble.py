@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 
 from deepavfusion.utils.console import say
 
@@ -57,4 +56,5 @@ def in_a_line(error: BaseException | str) -> str:
         if SECRET.search(name) and len(value) >= 8:
             text = text.replace(value, "…")
     text = SIGNED.sub("…", USER.sub("", text))
-    return textwrap.shorten(" ".join(text.split()), 240, placeholder=" …")
+    text = " ".join(text.split())
+    return text if len(text) <= 240 else f"{text[:140]} … {text[-97:]}"  # the cause often stands at the end

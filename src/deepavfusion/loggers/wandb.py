@@ -29,6 +29,8 @@ MOST_ROWS = 10_000  # of a table, which W&B shows
 FOLDERS = {"WANDB_CACHE_DIR": "cache", "WANDB_DATA_DIR": "data"}  # of each run, which a process may have several of
 QUIET = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}  # unless the environment says otherwise
 SYNC = "wandb sync {run_dir}/wandb"  # what sends a run that was kept offline, see `utils.commands.command`
+SYNC_REST = "wandb sync --include-online {run_dir}/wandb/{start}"  # … the rest of a start that was sent in part
+UPLOAD = 0.8  # of the time at the end, for what is not sent yet
 _placed: dict[str, str] = {}  # by the last one
 EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 75}
 
@@ -103,7 +105,7 @@ class WandbLogger(Service):
                 state.before = steps_in(self.run_dir / self.folder, STEP) | {"config": 0}
         self.opened_once = True
         state.id = state.id or new_id()
-        mode, why = mode_of(self.offline)
+        mode, why = (self.mode, "") if self.mode else mode_of(self.offline)  # once offline, a run stays so
         for each in dict.fromkeys((mode, "offline")):
             try:
                 run = self._init(wandb, state.id, each)
@@ -127,7 +129,8 @@ class WandbLogger(Service):
         settings = wandb.Settings(
             console="off",
             silent=True,
-            finish_timeout=self.finish_seconds,
+            finish_timeout=UPLOAD * self.finish_seconds,
+            finish_timeout_raises=True,
             init_timeout=min(60.0, self.finish_seconds / 2),
         )
         given = {"id": run_id, "resume": "allow", "mode": mode, "dir": str(self.run_dir), "reinit": "create_new"}
@@ -147,7 +150,11 @@ class WandbLogger(Service):
     def _finish(self, opened: Any, status: str) -> None:
         if status == "stopped":
             opened.mark_preempting()
-        opened.finish(exit_code=EXIT_CODES[status])
+        try:
+            opened.finish(exit_code=EXIT_CODES[status])
+        except TimeoutError:
+            rest = command(SYNC_REST, run_dir=self.run_dir, start=Path(opened.settings.sync_dir).name)
+            say(f"W&B: its server did not take everything; the rest, which is on disk, is sent by: {rest}", "yellow")
         import wandb
 
         if wandb.run is None:  # nothing else in this process uses it
