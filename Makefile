@@ -37,7 +37,7 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml
 	  { echo "$(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet uv
 	@echo "installing the packages of requirements.lock in $(VENV): 5 GB, some minutes …"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -103,9 +103,10 @@ tensorboard: $(STAMP)  ## Show all runs at localhost:6006; task=pretrain: of one
 notebook: $(STAMP)  #- Run the notebook and store its outputs
 	DEEPAVFUSION_PLAYERS=no $(BIN)/jupyter execute --inplace notebooks/01_data.ipynb
 
+# Tests start many processes: what those import is compiled once, also where the environment says otherwise.
 .PHONY: test
 test: $(STAMP)  #- Run the quick tests, minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --durations=25 $(ARGS)
 
 .PHONY: test-full
 test-full: $(STAMP)  #- Run every test, including the long ones

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,37 +41,50 @@ def real_clips() -> Path:
     return folder
 
 
-def generated(factory: pytest.TempPathFactory, *sets: str, **counts: int) -> Path:
-    """A folder with demo data. Tests that change the data copy them first."""
+def pytest_collection_finish() -> None:
+    """Half a million objects of libraries and tests, which stay, are looked through no more."""
+    gc.collect()
+    gc.freeze()
+
+
+def generated(folder: Path, *sets: str, **counts: int) -> Path:
+    """The folder, with demo data. Tests that change the data copy them first."""
     from deepavfusion.demo import demo
 
-    folder = factory.mktemp("demo")
-    demo.ensure(folder, list(sets), workers=1, counts=demo.Counts(**counts))
+    demo.ensure(folder, list(sets), workers=1, counts=demo.Counts(**counts))  # only one process works at a time
     return folder
 
 
 @pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
+
+
+@pytest.fixture(scope="session")
+def data_root(shared_data: Path) -> Path:
     """16 clips for training and 8 for testing."""
-    return generated(tmp_path_factory, "vggsound", vggsound_train=2, vggsound_test=1) / "vggsound"
+    return generated(shared_data, "vggsound", vggsound_train=2, vggsound_test=1) / "vggsound"
 
 
 @pytest.fixture(scope="session")
-def music_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generated(tmp_path_factory, "music", solos=10, duets=2) / "music"
+def music_root(shared_data: Path) -> Path:
+    return generated(shared_data, "music", solos=10, duets=2) / "music"
 
 
 @pytest.fixture(scope="session")
-def avsbench_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def avsbench_root(shared_data: Path) -> Path:
     counts = {"s4_train": 8, "s4_val": 4, "s4_test": 4, "ms3_train": 4, "ms3_val": 2, "ms3_test": 4}
-    return generated(tmp_path_factory, "avsbench", **counts) / "avsbench"
+    return generated(shared_data, "avsbench", **counts) / "avsbench"
 
 
 @pytest.fixture(scope="session")
 def classify_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demo data, and logs beside it."""
-    counts = {"audioset_balanced": 12, "audioset_unbalanced": 2, "audioset_eval": 8}
-    return generated(tmp_path_factory, "vggsound", "audioset", vggsound_train=3, vggsound_test=1, **counts)
+    counts = {"vggsound_train": 3, "vggsound_test": 1}
+    counts |= {"audioset_balanced": 12, "audioset_unbalanced": 2, "audioset_eval": 8}
+    return generated(tmp_path_factory.mktemp("demo"), "vggsound", "audioset", **counts)
 
 
 @pytest.fixture(scope="session")

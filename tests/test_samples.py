@@ -413,16 +413,13 @@ def test_a_split_without_a_usable_clip_is_an_error_before_anything_runs(folder, 
 # ---------------------------------------------------------------- every dataset config
 
 
-@pytest.fixture(scope="module")
-def demo_root(tmp_path_factory):
-    counts = demo.Counts(
-        vggsound_train=2, vggsound_test=1, vggsound_music_train=2, vggsound_music_test=2, solos=8, duets=2,
-        s4_train=4, s4_val=2, s4_test=2, ms3_train=4, ms3_val=2, ms3_test=2,
-        audioset_balanced=8, audioset_unbalanced=4, audioset_eval=2,
-    )  # fmt: skip
-    root = tmp_path_factory.mktemp("demo")
-    demo.ensure(root, workers=1, counts=counts)
-    return root
+@pytest.fixture
+def demo_folder(config, request, shared_data):
+    """Of the dataset that the config reads."""
+    if config == "vggsound_music":
+        counts = demo.Counts(vggsound_music_train=2, vggsound_music_test=2)
+        return demo.ensure(shared_data, ["vggsound_music"], workers=1, counts=counts)[0]
+    return request.getfixturevalue({"vggsound": "data_root", "music": "music_root"}.get(config, "avsbench_root"))
 
 
 @pytest.mark.parametrize(
@@ -430,19 +427,18 @@ def demo_root(tmp_path_factory):
     [
         ("vggsound", "windows", 16, 8),
         ("vggsound_music", "mixtures", 8, 8),
-        ("music", "mixtures", 28, 4),
-        ("avsbench_s4", "frames", 4 * 10, 2 * 5),
-        ("avsbench_ms3", "frames", 4 * 5 * 100, 2 * 5),
-        ("avsbench_avss", "semantic_frames", (4 + 4 * 5) * 5, 4 * 5),
+        ("music", "mixtures", 36, 4),
+        ("avsbench_s4", "frames", 8 * 10, 4 * 5),
+        ("avsbench_ms3", "frames", 4 * 5 * 100, 4 * 5),
+        ("avsbench_avss", "semantic_frames", (8 + 4 * 5) * 5, 8 * 5),
     ],
 )
-def test_every_dataset_config_streams(demo_root, config, kind, train, test):
-    name = "avsbench" if config.startswith("avsbench") else config
+def test_every_dataset_config_streams(demo_folder, config, kind, train, test):
     group = 2 if kind == "mixtures" else 1
     of_data, of_kind = (compose(f"data={config}", *more, config="prepare") for more in ([], [f"data/samples={kind}"]))
     assert of_data.data.samples == of_kind.data.samples  # the pre-training experiment takes windows of any dataset
     small = ["data.holdout_share=0", "data.image_size=32", "data.num_workers=0", "data.batch_size=3"]
-    cfg = compose(f"data={config}", f"data/samples={kind}", f"data.root={demo_root / name}", "scale=paper", *small)
+    cfg = compose(f"data={config}", f"data/samples={kind}", f"data.root={demo_folder}", "scale=paper", *small)
     data = instantiate(cfg.data)
     data.setup()
     loader = data.train_dataloader()
@@ -451,7 +447,7 @@ def test_every_dataset_config_streams(demo_root, config, kind, train, test):
     batch = next(iter(loader))
     assert (batch.items, batch.group, len(batch)) == (3, group, 3 * group)
     assert batch.item.unflatten(0, (-1, group)).eq(batch.item[::group, None]).all()
-    assert (batch.mask is not None) == (name == "avsbench")
+    assert (batch.mask is not None) == config.startswith("avsbench")
     if config == "avsbench_avss":
         assert int(batch.mask.max()) < len(data.classes)
     whole = list(data.test_dataloader()[0])
