@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deepavfusion.callbacks.show.semantics.unlabelled import nearest_of_others
+from deepavfusion.callbacks.show.semantics.unlabelled import UnlabelledSheets, nearest_of_others
 from deepavfusion.config.compose import REPOSITORY, instantiate
 from deepavfusion.config.overrides import with_scale
 from deepavfusion.data.lists.folder import folder
@@ -91,6 +91,19 @@ def test_neighbours_are_of_other_videos() -> None:
     assert found["image"][0].tolist() == [2, 3, 4, 5]
     assert set(found["combined"][3].tolist()) == {0, 1, 4, 5}
     assert found["combined"][3].tolist()[0] == 4
+
+
+def test_a_single_held_out_video_has_no_neighbours_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = [SimpleNamespace(video_id="one") for _ in range(3)]
+    loader = SimpleNamespace(dataset=SimpleNamespace(clips=clips))
+    sheets = UnlabelledSheets(str(tmp_path))
+    sheets.found, sheets.items = {"image": torch.zeros(3, 2)}, torch.arange(3)
+    trainer = SimpleNamespace(is_global_zero=True, testing=False, val_dataloaders=[loader])
+    sheets.on_fit_end(trainer, None)  # type: ignore[arg-type]
+    assert "no neighbours_<n>.png: the validation clips are of fewer than two videos" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_1nn_leaves_out_the_own_video() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,19 @@ def test_it_is_fitted_after_the_last_epoch_only():
     Trainer.should_stop = True
     with pytest.raises(AttributeError, match="novelty_dataloaders"):
         FitNoveltyDetector().on_train_epoch_end(Trainer(), None)
+
+
+def test_too_few_windows_for_a_detector_are_said(capsys):
+    none = SimpleNamespace(novelty_dataloaders=lambda clips, windows: [[], []])
+    trainer = SimpleNamespace(current_epoch=4, max_epochs=5, should_stop=False, datamodule=none, is_global_zero=True)
+    net = torch.nn.Linear(1, 1)
+    net.embedding_dim = 2
+    task = SimpleNamespace(
+        net=net, device=torch.device("cpu"), eval=lambda: None, train=lambda: None, novelty=None,
+        fit_novelty=lambda train, held_out: None,
+    )  # fmt: skip
+    FitNoveltyDetector().on_train_epoch_end(trainer, task)
+    assert "0 windows of train clips and 0 of validation clips are too few" in " ".join(capsys.readouterr().out.split())
 
 
 def test_parts_are_novel_where_most_of_their_windows_are():

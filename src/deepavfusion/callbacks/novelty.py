@@ -9,13 +9,14 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from deepavfusion.metrics.by_item import Rows
+from deepavfusion.utils.console import say
 
 
 class FitNoveltyDetector(Callback):
     """Fits the novelty detector of a classifier after the last epoch, before its checkpoint is written.
 
     Training clips give the distribution of embeddings, validation clips the threshold; nothing is fitted where these
-    are too few.
+    are too few, which is said.
 
     Args:
         max_clips: of each, evenly spread over the list.
@@ -34,6 +35,12 @@ class FitNoveltyDetector(Callback):
         train, held_out = (_embeddings(pl_module, datamodule, loader) for loader in loaders)
         pl_module.train()
         pl_module.fit_novelty(train, held_out)  # type: ignore[operator]
+        if trainer.is_global_zero and getattr(pl_module, "novelty", None) is None:
+            say(
+                f"novelty: {len(train)} windows of train clips and {len(held_out)} of validation clips are too few, "
+                "or too alike, to tell unknown clips by; predictions mark none",
+                "yellow",
+            )
 
 
 @torch.no_grad()

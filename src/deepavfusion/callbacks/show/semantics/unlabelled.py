@@ -65,7 +65,11 @@ class UnlabelledSheets(EvaluationCallback):
         number = {video: n for n, video in enumerate(dict.fromkeys(clip.video_id for clip in clips))}
         videos = torch.tensor([number[clip.video_id] for clip in clips])
         if len(number) < 2:
-            say("no sheet of neighbours: the validation clips are of fewer than two videos", "yellow")
+            say(
+                "no neighbours_<n>.png: the validation clips are of fewer than two videos; hold out more, "
+                "of a folder by data.index.test_share",
+                "yellow",
+            )
             return
         seed = pl_module.hparams["seed"]
         order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
