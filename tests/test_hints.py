@@ -93,6 +93,7 @@ ELSEWHERE = {  # by other projects' names -> by ours
     "train logger=null": "train logger=none",
     "train 'logger=[tb,wandb]' logger.wandb.projct=x": "train 'logger=[tensorboard,wandb]' logger.wandb.project=x",
     "train 'logger=[csv,xyzzy]'": "train",
+    "train 'logger=[csv,[wandb]]'": "train 'logger=[csv,wandb]'",
     "train logger=tb": "train logger=tensorboard",
     "train 'experiment=[null]' data=true": "train experiment=null",
     "train callbacks.knn=null": "train '~callbacks.knn'",

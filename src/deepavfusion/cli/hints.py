@@ -239,7 +239,10 @@ def _fix_choice(keys: Keys, key: str, group: str, value: str, many: bool) -> Fix
     if re.search(r"[(${]", value):  # a function or an interpolation
         return None
     if value.startswith("["):
-        return _fix_choices(group, several, names) if several != [value] else None
+        if several != [value]:
+            return _fix_choices(group, several, names)
+        flat = ",".join(re.findall(r"[^\[\],\s]+", value))
+        return None if many else Fix(f"{group}={value} is no plain list", [f"{group}=[{flat}]"])
     if group == "logger" and "," in value and all(part in names for part in value.split(",")):
         return Fix("several loggers are a list", [f"{group}=[{value}]"])
     if "," in value and all(part in names for part in value.split(",")):
