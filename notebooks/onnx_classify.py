@@ -138,7 +138,8 @@ def classify(network: str, video: str) -> tuple[list[str], np.ndarray]:
     starts = list(range(0, max(len(sound) - window, 0) + 1, round(HOP * rate)))
     if len(sound) - window - starts[-1] >= LEAST * rate:
         starts.append(len(sound) - window)
-    times = [frame_time(start / rate, window / rate, video_end(video)) for start in starts]
+    end = video_end(video)
+    times = [frame_time(start / rate, window / rate, end) for start in starts]
     scores = []
     for start, frame in zip(starts, read_frames(video, times), strict=True):
         image = square(frame, about["image"]["size"], about["image"]["zoom"])

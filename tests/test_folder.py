@@ -13,12 +13,12 @@ import torch
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.data.lists import folder as reader
-from deepavfusion.data.lists.clip_list import ClipList, say_lists
+from deepavfusion.data.lists.clip_list import ClipList, held_out_videos, say_lists
 from deepavfusion.data.lists.folder import folder
 from deepavfusion.data.lists.videos import durations as kept
 from deepavfusion.data.lists.videos.durations import Known, look_into
 from deepavfusion.data.lists.videos.find import find_videos, video_at
-from deepavfusion.data.lists.videos.windows import held_out_videos, name_of, windows
+from deepavfusion.data.lists.videos.windows import name_of, windows
 from deepavfusion.data.stores.raw import RawStore
 from deepavfusion.types import Clip
 from helpers.errors import refusal
@@ -297,12 +297,12 @@ def test_no_video_is_on_both_sides_and_others_stay_where_they_are(tmp_path: Path
 @pytest.mark.parametrize("seed", range(20))
 def test_each_class_of_two_videos_has_one_on_either_side(seed: int) -> None:
     classes = {f"{name}{n}": [name] for name, count in (("a", 2), ("b", 3), ("c", 1), ("d", 9)) for n in range(count)}
-    found = held_out_videos(classes, 0.2, seed)
+    found = held_out_videos(classes, 0.2, seed, classes)
     for name in "abd":
         members = {key for key in classes if key[0] == name}
         assert members & found
         assert members - found
-    assert held_out_videos(classes, 0.0, seed) == set()
+    assert held_out_videos(classes, 0.0, seed, classes) == set()
     usable = classes.keys() - {"b0", "b1"}
     assert "b2" not in held_out_videos({key: classes[key] for key in ("b0", "b1", "b2")}, 1e-9, seed, usable)
 

@@ -20,11 +20,10 @@ from deepavfusion.api.results import Classification, Embeddings, Results, Segmen
 from deepavfusion.inference import EXPERIMENTS
 from deepavfusion.inference.classify import classify_video
 from deepavfusion.inference.encoders import choose_device, open_network, sizes_of
-from deepavfusion.inference.features import Level, Passes, extract_features
-from deepavfusion.inference.inputs import Inputs, read_input, read_names
+from deepavfusion.inference.features import Level, Passes, extract_features, inputs_of
 from deepavfusion.inference.segment import segment_video
 from deepavfusion.inference.separate import separate_video
-from deepavfusion.media import Recording, Source
+from deepavfusion.media import Source
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.tasks.base import Task
 from deepavfusion.tasks.classify import Classify
@@ -161,7 +160,7 @@ class Model:
         Raises:
             UserError: nothing there; the only file cannot be read; tokens of several windows.
         """
-        sources = _inputs(source)
+        sources = inputs_of(source if is_source(source) else listed(source), "source")
         check_arguments(level=level, passes=passes, windows=windows, batch_size=batch_size)
         check_arguments(num_workers=num_workers, time_limit=time_limit)
         if num_workers and multiprocessing.current_process().daemon:
@@ -330,9 +329,3 @@ class Model:
     def _move(self, device: str | torch.device | None) -> None:
         if device is not None:
             self.to(device)
-
-
-def _inputs(source: Source | Iterable[Source]) -> Inputs:
-    if isinstance(source, Recording) or not is_source(source):
-        return read_names([source] if isinstance(source, Recording) else listed(source))
-    return read_input(path_of("source", source), "source")

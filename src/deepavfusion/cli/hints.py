@@ -232,9 +232,9 @@ def _fix_choice(keys: Keys, key: str, group: str, value: str, many: bool) -> Fix
     if value.lower() in NOTHING or (several != [value] and any(part.lower() in NOTHING for part in several)):
         if group not in NEEDED or (keys.chosen.get(group) is None and value == "null"):
             return None if value == "null" else Fix(f"there is no {group}={value}", [f"{group}=null"])
-        why = "every run needs it; ~callbacks.<name> does without one of them" if group == "callbacks" else ""
-        if group == "logger":
+        if "none" in names:
             return Fix(f"there is no {group}={value}", [f"{group}=none"])
+        why = "every run needs it; ~callbacks.<name> does without one of them" if group == "callbacks" else ""
         return Fix(f"there is no {group}={value}", why=why or "it is needed")
     if re.search(r"[(${]", value):  # a function or an interpolation
         return None

@@ -37,6 +37,7 @@ def describe(graph: Graph, network: Any, source: str | Path, kind: str) -> str:
     with torch.no_grad():
         example = {name: torch.zeros(1, *shape, dtype=dtype) for name, (dtype, shape) in graph.inputs().items()}
         outputs = graph(**example)
+    known = versions()
     return json.dumps(
         {
             "format": VERSION,
@@ -60,7 +61,7 @@ def describe(graph: Graph, network: Any, source: str | Path, kind: str) -> str:
             "source": _source(network, source),
             "made_with": {
                 "commit": code_state(CLONE)["commit"],
-                **{name: versions()[name] for name in ("deepavfusion", "torch")},
+                **{name: known[name] for name in ("deepavfusion", "torch")},
                 **({"opset": OPSET} if kind == "onnx" else {}),
             },
         },

@@ -142,7 +142,7 @@ def extract_features(
             f"means of tokens over windows mean nothing."
         )
     assert passes in PASSES, passes
-    inputs = paths if isinstance(paths, Inputs) else _inputs(paths)
+    inputs = paths if isinstance(paths, Inputs) else inputs_of(paths)
     model = encoder.net.encoder if isinstance(encoder, Task) else encoder
     assert not model.training, "call encoder.eval() first: in training mode branches are dropped at random"
     if device is not None:
@@ -188,9 +188,10 @@ def extract_features(
     )
 
 
-def _inputs(paths: Source | Iterable[Source]) -> Inputs:
+def inputs_of(paths: Source | Iterable[Source], key: str = "input") -> Inputs:
+    """What `extract_features` takes; `key`: what a message calls it."""
     if isinstance(paths, (str, os.PathLike)):
-        return read_input(os.fspath(paths))
+        return read_input(os.fspath(paths), key)
     return read_names([paths] if isinstance(paths, Recording) else paths)
 
 

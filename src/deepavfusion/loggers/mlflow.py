@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from deepavfusion.loggers.service import Service, State, wav_file
-from deepavfusion.loggers.trouble import USER
+from deepavfusion.utils.addresses import USER
 from deepavfusion.utils.console import say
 from deepavfusion.utils.names import to_cell
 

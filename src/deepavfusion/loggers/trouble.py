@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 
+from deepavfusion.utils.addresses import scrubbed
 from deepavfusion.utils.console import say
 
-USER = re.compile(r"(?<=://)[^/\s@]*@")  # of an address: user:password@
-SIGNED = re.compile(r"(?<=\?)[^\s'\")]+")  # a query may hold a signature
 SECRET = re.compile(r"key|token|password|secret", re.IGNORECASE)  # within the name of an environment variable
 
 
@@ -52,9 +51,4 @@ class Trouble:
 def in_a_line(error: BaseException | str) -> str:
     """The words of a library, without addresses' passwords and the values of secret environment variables."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= 8:
-            text = text.replace(value, "…")
-    text = SIGNED.sub("…", USER.sub("", text))
-    text = " ".join(text.split())
-    return text if len(text) <= 240 else f"{text[:140]} … {text[-97:]}"  # the cause often stands at the end
+    return scrubbed(text, (value for name, value in os.environ.items() if SECRET.search(name)))

@@ -65,11 +65,11 @@ class NeighbourAccuracy(Metric):
         for rows in torch.arange(len(labels), device=labels.device).split(CHUNK):
             similarity = {name: queries[name][rows] @ gallery[name].T for name in self.streams}
             similarity[COMBINED] = torch.stack(list(similarity.values())).sum(0)
+            if self.leave_one_out:
+                own = groups[rows].unsqueeze(1)
+                alike = ((own == groups) & (own >= 0)).scatter(1, rows.unsqueeze(1), True)  # itself among them
+                similarity = {name: values.masked_fill(alike, float("-inf")) for name, values in similarity.items()}
             for name, values in similarity.items():
-                if self.leave_one_out:
-                    values = values.scatter(1, rows.unsqueeze(1), float("-inf"))
-                    same = (groups[rows].unsqueeze(1) == groups) & (groups[rows].unsqueeze(1) >= 0)
-                    values = values.masked_fill(same, float("-inf"))
                 others = values.isfinite().any(dim=1)
                 hits[name].append((_vote(values, gallery_labels, self.k) == labels[rows])[others])
         found = {name: torch.cat(values).float() for name, values in hits.items()}

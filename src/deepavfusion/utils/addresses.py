@@ -29,8 +29,10 @@ def bytes_of(text: str) -> int | None:
 
 
 def scrubbed(text: str, secrets: Iterable[str | None]) -> str:
-    """The words of a library in one line, without keys, tokens, passwords and signatures."""
+    """The words of a library in one line, without keys, tokens, passwords and signatures; long ones without a middle,
+    as the cause often stands at the end."""
     for secret in secrets:
         if secret and len(secret) >= SHORTEST:
             text = text.replace(secret, "…")
-    return " ".join(SIGNED.sub("", USER.sub("", text)).split())[:300]
+    text = " ".join(SIGNED.sub("?…", USER.sub("", text)).split())
+    return text if len(text) <= 300 else f"{text[:200]} … {text[-97:]}"

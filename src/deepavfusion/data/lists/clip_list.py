@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
@@ -67,14 +68,7 @@ class ClipList:
         """
         usable = {clip.video_id for clip in self.clips}
         every = usable.union(clip.video_id for clip in (*self.missing, *(clip for clip, _ in self.excluded)))
-        draws = {video: zlib.crc32(f"{seed}/{video}".encode(errors="surrogateescape")) for video in every}
-        drawn = {video for video, draw in draws.items() if draw < share * 2**32}
-        if len(usable) > 1 and 0 < share < 1:
-            ordered = sorted(usable, key=lambda video: (draws[video], video))
-            if not drawn & usable:
-                drawn.add(ordered[0])
-            elif usable <= drawn:
-                drawn.remove(ordered[-1])
+        drawn = held_out_videos(dict.fromkeys(every, ()), share, seed, usable)
 
         def part(split: str, chosen: bool) -> ClipList:
             def keep(clip: Clip) -> bool:
@@ -85,6 +79,37 @@ class ClipList:
             return replace(self, split=split, clips=clips, missing=missing, excluded=excluded)
 
         return part(self.split, chosen=False), part("holdout", chosen=True)
+
+
+def held_out_videos(
+    classes_of: Mapping[str, Sequence[Hashable]], share: float, draw: object, usable: Container[str]
+) -> set[str]:
+    """A share of the videos, such that each class with two or more has some on either side, where that can be.
+
+    Each video is drawn by itself, by its key: others that come or go leave it where it is, but for a class of which
+    all or none would be held out.
+
+    Args:
+        classes_of: key of a video -> its classes; those without any count as one.
+        share: 0…1.
+        draw: what the choice depends on beside the keys, such as a seed.
+        usable: keys of the videos that count where a class needs some on either side.
+    """
+    draws = {key: zlib.crc32(f"{draw}/{key}".encode(errors="surrogateescape")) for key in classes_of}
+    chosen = {key for key, number in draws.items() if number < share * 2**32}
+    if not 0 < share < 1:
+        return chosen
+    members: dict[Hashable, list[str]] = defaultdict(list)
+    for key in filter(usable.__contains__, classes_of):
+        for each in classes_of[key] or (None,):
+            members[each].append(key)
+    for _, keys in sorted(members.items(), key=lambda item: (len(item[1]), str(item[0]))):
+        ordered = sorted(keys, key=lambda key: (draws[key], key))
+        if len(ordered) > 1 and not chosen.intersection(ordered):
+            chosen.add(ordered[0])
+        elif len(ordered) > 1 and chosen.issuperset(ordered):
+            chosen.remove(ordered[-1])
+    return chosen
 
 
 def say_lists(lists: Collection[ClipList]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deepavfusion.data.lists.clip_list import ClipList, Folders
@@ -87,9 +87,7 @@ def folder(
     notes += [*_copies(keys), *_unusable(known)]
     names = assign_splits(base, parts, keys, known, test_share, split_seed)
     check_choice(f"split of {base}", split, [*sorted(names), ALL], SPLIT_KEYS)
-    listing = _Listing(base, known, keys, sorted({label for part in parts for label in part.labels}), seconds)
-    listing.most = max_windows
-    listing.several = any(len(part.labels) > 1 for part in parts)
+    listing = _Listing(base, known, keys, parts, seconds, max_windows)
     for part in parts:
         if split in (part.split, ALL):
             listing.add(part)
@@ -107,18 +105,25 @@ class _Listing:
         root, seconds: see `folder`.
         known: path -> what was found in the file.
         keys: path -> what all names of a video share.
-        classes: all labels.
+        parts: of all splits, with the labels that there are.
+        most: windows of a part; None: all.
     """
 
     def __init__(
-        self, root: Path, known: Mapping[str, Known], keys: Mapping[str, str], classes: list[str], seconds: float
+        self,
+        root: Path,
+        known: Mapping[str, Known],
+        keys: Mapping[str, str],
+        parts: Sequence[Part],
+        seconds: float,
+        most: int | None,
     ) -> None:
-        self.root, self.known, self.keys, self.classes, self.seconds = root, known, keys, classes, seconds
-        self.several = False  # whether a clip may have several labels
-        self.most: int | None = None  # windows of a part
+        self.root, self.known, self.keys, self.seconds, self.most = root, known, keys, seconds, most
+        self.classes = sorted({label for part in parts for label in part.labels})
+        self.several = any(len(part.labels) > 1 for part in parts)  # labels of a clip
         shown = [printable(unicodedata.normalize("NFC", path)) for path in sorted(known)]
         self.names = dict(zip(sorted(known), distinct(shown), strict=True))  # two may differ in what is not seen
-        self.position = {name: n for n, name in enumerate(classes)}
+        self.position = {name: n for n, name in enumerate(self.classes)}
         self.found: dict[str, Clip] = {}
         self.lost: dict[str, tuple[str, str]] = {}  # id -> status and detail
         self.late: list[str] = []  # paths of parts that begin after the end of the video, or end after it

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepavfusion.data.lists.clip_list import held_out_videos
 from deepavfusion.data.lists.text import count
 from deepavfusion.data.lists.videos.durations import Known
 from deepavfusion.data.lists.videos.find import Video, video_at
 from deepavfusion.data.lists.videos.table import Row, read_table
-from deepavfusion.data.lists.videos.windows import held_out_videos
 from deepavfusion.utils.errors import UserError
 
 TABLE = "videos.csv"
@@ -144,7 +144,7 @@ def assign_splits(
         for part in parts:
             classes[keys[part.path]] |= dict.fromkeys(part.labels)
         usable = {keys[path] for path, each in known.items() if each.status == "ok"}
-        tests = held_out_videos({key: [*of_video] for key, of_video in classes.items()}, test_share, seed, usable)
+        tests = held_out_videos({key: [*each] for key, each in classes.items()}, test_share, f"test/{seed}", usable)
         for part in parts:
             part.split = "test" if keys[part.path] in tests else "train"
         return {"train", "test"}

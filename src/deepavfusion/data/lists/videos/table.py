@@ -17,7 +17,6 @@ from deepavfusion.utils.reading import MAX_SHOWN
 COLUMNS = ("path", "start", "end", "label", "split")
 EXPECTED = "path,start,end,label,split"
 KEY = "data.index.annotations"
-LEAST = 0.1  # s, of a part
 MOST_LABELS = 1000  # of a line
 
 

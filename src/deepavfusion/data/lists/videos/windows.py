@@ -1,42 +1,6 @@
-"""Which videos are for tests, and how long ones are cut into windows."""
+"""How long videos are cut into windows."""
 
 from __future__ import annotations
-
-import zlib
-from collections import defaultdict
-from collections.abc import Container, Hashable, Mapping, Sequence
-
-Class = Hashable
-
-
-def held_out_videos(
-    classes_of: Mapping[str, Sequence[Class]], share: float, seed: int, usable: Container[str] | None = None
-) -> set[str]:
-    """A seeded share of the videos, such that each class with two or more has some on either side, where that can be.
-
-    Each video is drawn by itself, by its key: others that come or go leave it where it is, but for a class of which
-    all or none would be held out.
-
-    Args:
-        classes_of: key of a video -> its classes; without classes, none.
-        share: 0…1.
-        usable: keys of the videos that count where a class needs some on either side; None: all.
-    """
-    draws = {key: zlib.crc32(f"test/{seed}/{key}".encode(errors="surrogateescape")) for key in classes_of}
-    chosen = {key for key, draw in draws.items() if draw < share * 2**32}
-    members: dict[Class, list[str]] = defaultdict(list)
-    for key, classes in classes_of.items():
-        for each in (classes or (None,)) if usable is None or key in usable else ():
-            members[each].append(key)
-    if not 0 < share < 1:
-        return chosen
-    for _, keys in sorted(members.items(), key=lambda item: (len(item[1]), str(item[0]))):
-        ordered = sorted(keys, key=lambda key: (draws[key], key))
-        if len(ordered) > 1 and not chosen.intersection(ordered):
-            chosen.add(ordered[0])
-        elif len(ordered) > 1 and chosen.issuperset(ordered):
-            chosen.remove(ordered[-1])
-    return chosen
 
 
 def windows(
