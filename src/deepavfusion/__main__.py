@@ -14,7 +14,7 @@ def main() -> None:
     from deepavfusion.utils.launch.signals import INTERRUPTED, STOPPED, listen
 
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    listen(STOPPED if name in ("train", "eval") else INTERRUPTED)  # before anything else is imported
+    listen(STOPPED if name in ("train", "eval", "study") else INTERRUPTED)  # before anything else is imported
     from deepavfusion.utils.program import COMMANDS, note_program
 
     note_program()

@@ -51,8 +51,10 @@ LOADS = {  # what a script is about to do, which takes seconds before it prints 
     "eval": "loading PyTorch and the checkpoint, then the lists of clips …",
     "predict": "loading PyTorch, then the network …",
     "benchmark": "loading PyTorch …",
+    "study": "loading PyTorch, then the plan …",
 }
 SEVERAL = ("train", "eval")  # scripts that processes of a launcher may work on together
+CONTINUE = (*SEVERAL, "study")  # those that continue where a signal stopped them
 FIRST_SAYS = 5.0  # s that others wait: most errors are everyone's, and the launcher then ends them
 Complete = Callable[[list[str]], tuple[list[str], str | None]]
 
@@ -155,6 +157,7 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
                 return None
             if script not in SEVERAL:
                 check_single(script)
+            if script not in CONTINUE:
                 signals.interrupt()
             overrides, demo_reason = _completed(script, words, complete)
             sys.argv = [sys.argv[0], *overrides]

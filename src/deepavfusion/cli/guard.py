@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from deepavfusion.utils import processes
 from deepavfusion.utils.launch import signals
+from deepavfusion.utils.launch.workers import end_with
 from deepavfusion.utils.names import printable
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
-PR_SET_PDEATHSIG = 1  # prctl(2)
-LOOK_EVERY = 1.0  # s
 HANGS = 300  # s that a part of a file may take: frames for one request, or seconds of audio
 
 
@@ -37,7 +33,7 @@ def guarded(main: Callable[[], None], inputs: tuple[str, ...], time_limit: int =
     parent, child = os.getpid(), os.fork()
     if not child:
         signals.listen(signals.INTERRUPTED)
-        _end_with(parent)
+        end_with(parent)
         processes.reading_limit = time_limit
         main()
         _leave()
@@ -60,21 +56,6 @@ def guarded(main: Callable[[], None], inputs: tuple[str, ...], time_limit: int =
         sys.exit(2)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-
-
-def _end_with(parent: int) -> None:
-    """Kill this process when its parent ends, however that does."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):  # on Linux
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(LOOK_EVERY)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _leave() -> NoReturn:

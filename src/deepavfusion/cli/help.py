@@ -26,6 +26,7 @@ FILES = {  # where the keys of a section are explained
     "trainer": "trainer/auto",
     "paths": "paths/default",
     "benchmark": "benchmark/data",
+    "study": "study/_study",
 }
 
 
@@ -111,6 +112,20 @@ PAGES = {
             "command=demo": "about 3 minutes on two cores",
             "command=verify data=vggsound data.root=/datasets/vggsound": "writes verify.csv, which runs read",
             "command=pack data=music data.root=/datasets/music output=/datasets/packed": "for training to stream",
+        },
+    ),
+    "study": Page(
+        "Answer a question by many runs with several seeds, and report it.",
+        ["study=<name> [study.<key>=value …]", "study=<name> study.list=true"],
+        {"study": "the question"},
+        [
+            *("study.seeds", "study.scale", "study.quick", "study.list", "study.processes", "study.keep_checkpoints"),
+            *("study.overrides", "paths.log_dir"),
+        ],
+        {
+            "study=fusion_depth study.list=true": "what would run, with time and disk",
+            "study=fusion_depth study.seeds=1 study.quick=true": "a first look, in minutes",
+            "study=fusion_depth 'study.seeds=[1,2,3,4,5]'": "the same question with more seeds",
         },
     ),
     "benchmark": Page(

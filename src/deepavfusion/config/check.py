@@ -13,7 +13,7 @@ from deepavfusion.utils.errors import UserError
 
 SECTIONS = (
     *("data", "data.index", "data.samples", "data.storage", "model", "model.net", "model.net.image", "model.net.audio"),
-    *("trainer", "callbacks", "logger", "run", "paths", "pack", "benchmark", "benchmark.recipe"),
+    *("trainer", "callbacks", "logger", "run", "paths", "pack", "benchmark", "benchmark.recipe", "study"),
 )
 # Any text, since no object is built with it
 OPENED_BY_SCRIPTS = ("ckpt_path", "video", "input", "output", "root", "index", "query", "check", "package")

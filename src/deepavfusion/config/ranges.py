@@ -112,6 +112,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "data.image_size": PIXELS,
     "data.audio_seconds": SECONDS,
     "data.holdout_share": number(0, 1, "[)"),
+    "data.train_share": number(0, 1, "(]"),
     "data.max_gain_db": number(0, 100),
     "data.num_workers": whole(0, 1024) | NULL,
     "data.hang_seconds": POSITIVE,
@@ -137,7 +138,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "model.net.image.in_chans": one_of(3),
     "model.net.audio.in_chans": one_of(1),
     "model.net.fusion": TEXT,  # which ones there are: models/fusion.py
-    "model.net.fusion_layers": one_of("all", "none") | list_of(whole(0, 1000)),
+    "model.net.fusion_layers": one_of("all", "last_half", "last", "none") | list_of(whole(0, 1000)),
     "model.net.num_fusion_tokens": list_of(MANY, 3),
     "model.net.fusion_num_heads": VIT["num_heads"] | NULL,
     **dict.fromkeys(("model.net.fusion_attn_ratio", "model.net.fusion_mlp_ratio"), RATIO),
@@ -248,6 +249,15 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "benchmark.overrides": TEXTS,
     **{f"benchmark.recipe.{key}": rule for key, rule in RECIPE.items()},
     "benchmark.recipe.lr": FACTOR,
+    # ---- study.py
+    "study.seeds": MANY | list_of(SEED),
+    "study.scale": one_of("study", "demo", "paper"),
+    **dict.fromkeys(("study.quick", "study.list"), FLAG),
+    "study.processes": MANY | NULL,
+    "study.only": MILLIONS | NULL,
+    "study.keep_checkpoints": one_of("last", "none"),
+    "study.vary": one_of("all", "one"),
+    "study.overrides": TEXTS,
     # Last, since torch is imported for them: to count spectrogram frames, and to see what the machine can do.
     **dict.fromkeys(("model.net.image.input_size", "model.net.audio.input_size"), VIT["input_size"]),
     "trainer.precision": PRECISION | NULL,

@@ -56,7 +56,7 @@ class ClipDataModule(LightningDataModule):
         samples: kind of samples: called as samples(clips, store, spec), with windows=… or wrong_audio=….
         train_split, val_split, eval_split: names of splits; val_split may be "holdout", a seeded share of the train
             videos that is then not trained on.
-        holdout_share: of the train videos.
+        holdout_share, train_share: of the train videos; of the clips to train on, in an epoch as long: `thinned`.
         batch_size: items a step and process.
         image_size: side of the frames, pixels.
         audio_seconds: length of the audio window, s.
@@ -89,6 +89,7 @@ class ClipDataModule(LightningDataModule):
         val_split: str = "test",
         eval_split: str = "test",
         holdout_share: float = 0.05,
+        train_share: float = 1.0,
         batch_size: int = 64,
         image_size: int = 224,
         audio_seconds: float = CLIP_SECONDS,
@@ -117,7 +118,8 @@ class ClipDataModule(LightningDataModule):
         self.gallery_clips, self.dense_windows, self.wrong_audio = gallery_clips, dense_windows, wrong_audio
         self.kept = Kept(storage or StorageSettings(), cache_dir, cache_size)
         self.patience = self.kept.storage.patience_seconds if is_remote(self.root) else 0.0  # s, with what is read
-        self.verify_report, self.holdout_share, self.min_coverage = verify_report, holdout_share, min_coverage
+        self.verify_report, self.min_coverage = verify_report, min_coverage
+        self.holdout_share, self.train_share = holdout_share, train_share
         self.device_transform = DeviceTransform()
         self.lists: dict[str, ClipList] = {}  # "train", "val", "test" -> what it reads
         self.stores: dict[str, Store] = {}
@@ -176,6 +178,9 @@ class ClipDataModule(LightningDataModule):
             self.lists[role], self.stores[role] = found[self.split_of["train"] if split == HOLDOUT else split]
         if self.split_of["val"] == HOLDOUT:
             self.lists["train"], self.lists["val"] = self.lists["train"].held_out(self.holdout_share, self.seed)
+        whole = self.lists["train"]
+        self.lists["train"] = whole.thinned(self.train_share, self.seed)
+        self.repeats = max(1, round(self.repeats * len(whole) / max(1, len(self.lists["train"]))))
         listing = {role for role, clips in self.lists.items() if clips.listed}
         needed = {None: set(), "test": {"test"}}.get(stage, {"train", *listing})
         for role, clips in self.lists.items():

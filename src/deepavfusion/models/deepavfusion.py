@@ -28,8 +28,8 @@ class DeepAVFusion(nn.Module):
     Args:
         image, audio: the two encoders, of equal embed_dim and depth.
         fusion: "factorized" (the paper's), "dense" or "token".
-        fusion_layers: "all", "none", or the list of layers that fuse. A layer without fusion runs the two ViT
-            blocks alone and passes the fusion tokens on.
+        fusion_layers: "all", "last_half", "last", "none", or the list of layers that fuse. A layer without fusion runs
+            the two ViT blocks alone and passes the fusion tokens on.
         num_fusion_tokens: sizes of the groups (fusion, image aggregates, audio aggregates).
         fusion_num_heads: heads of the fusion attention; None: as many as the encoders have.
         fusion_attn_ratio: width of the fusion attention relative to embed_dim.
@@ -180,11 +180,13 @@ def _repeat(tokens: Tensor | None, times: int) -> Tensor | None:
 
 def _layer_list(fusion_layers: str | Sequence[int], depth: int) -> list[int]:
     if isinstance(fusion_layers, str):
-        choices = {"all": list(range(depth)), "none": []}
+        last_half = list(range(depth - depth // 2, depth))
+        choices = {"all": list(range(depth)), "last_half": last_half, "last": [depth - 1], "none": []}
         if fusion_layers in choices:
             return choices[fusion_layers]
     elif all(isinstance(layer, int) and 0 <= layer < depth for layer in fusion_layers):  # others would never run
         return sorted(set(fusion_layers))
     raise UserError(
-        f"model.net.fusion_layers is {fusion_layers!r}: expected all, none, or a list of layers from 0 to {depth - 1}."
+        f"model.net.fusion_layers is {fusion_layers!r}: expected all, last_half, last, none, or a list of layers from "
+        f"0 to {depth - 1}."
     )

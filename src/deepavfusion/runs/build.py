@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from deepavfusion.config.compose import instantiate
 from deepavfusion.config.continued import described, recorded_config
 from deepavfusion.config.overrides import quoted, split_override
 from deepavfusion.data.datamodule import ClipDataModule
+from deepavfusion.data.stores.packed import MANIFEST
 from deepavfusion.demo import demo
 from deepavfusion.loggers.csv import CsvLogger
 from deepavfusion.loggers.service import Service
@@ -46,6 +49,7 @@ from deepavfusion.utils.launch.trainer import Fit, fit, join, meet
 from deepavfusion.utils.program import starting
 from deepavfusion.weights.restored import check_plan_of_task
 
+PACKED = "packed"  # folder in that of the demo data
 SWITCHES = {
     "enable_progress_bar": ProgressBar,
     "enable_model_summary": ModelSummary,
@@ -73,9 +77,12 @@ def build(
         UserError: what the config names cannot be built, or does not fit the checkpoint.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    is_demo = Path(cfg.data.root).parent == Path(cfg.paths.data_dir) / "demo"
+    root, demos = Path(cfg.data.root), Path(cfg.paths.data_dir) / "demo"
+    is_demo = root.parent in (demos, demos / PACKED)
     if is_demo:
-        make_demo_data(Path(cfg.data.root).parent, cfg.data.name)
+        make_demo_data(demos, cfg.data.name)
+        if root.parent.name == PACKED:
+            pack_demo_data(demos / root.name, root, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
     kind: Any = locate(cfg.model._target_)
     training = training and getattr(kind, "trains", True)
@@ -185,6 +192,22 @@ def make_demo_data(root: Path, name: str) -> None:
             on_leaving(making.terminate)
         if making.returncode:
             raise UserError(f"the demo data under {root} could not be made, for the reason above; then run again.")
+
+
+def pack_demo_data(raw: Path, packed: Path, name: str) -> None:
+    """Pack a demo dataset, unless that was done since it was generated; only one process works at a time."""
+    packed.parent.mkdir(exist_ok=True)
+    with (packed.parent / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done, made = packed / MANIFEST, raw / demo.MANIFEST
+        if done.exists() and done.stat().st_mtime > made.stat().st_mtime:
+            return
+        shutil.rmtree(packed, ignore_errors=True)
+        places = [f"data.root={quoted(str(raw.absolute()))}", f"output={quoted(str(packed.absolute()))}"]
+        with subprocess.Popen([*starting("prepare"), "command=pack", f"data={name}", *places], env=alone()) as packing:
+            on_leaving(packing.terminate)
+        if packing.returncode:
+            raise UserError(f"the demo data could not be packed in {packed}, for the reason above; then run again.")
 
 
 def write_start(

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def held(run_dir: Path) -> Iterator[None]:
     """
     try:
         with locked(run_dir):
-            if not in_sweep():  # of which this may not be the last run
+            if not others_follow():
                 on_leaving(lambda: finish(0) if (run_dir / METRICS).exists() else None)
             check_unfinished(run_dir)
             yield
@@ -156,6 +157,24 @@ def _name_of(found: Launch) -> str:
 def in_sweep() -> bool:
     """Whether this is a job of several (-m)."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+_more_follow: ContextVar[bool] = ContextVar("more_follow", default=False)
+
+
+@contextmanager
+def several_runs() -> Iterator[None]:
+    """Runs in the block are not the end of their process, as those of a sweep are not."""
+    token = _more_follow.set(True)
+    try:
+        yield
+    finally:
+        _more_follow.reset(token)
+
+
+def others_follow() -> bool:
+    """Whether this process may have another run after this one."""
+    return in_sweep() or _more_follow.get()
 
 
 def _number_of_job() -> str:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from deepavfusion.runs.build import build, fit_trainer, loggers_ended, write_start
 from deepavfusion.runs.checkpoints import Opened
-from deepavfusion.runs.directory import choose_run_dir, held, in_sweep
+from deepavfusion.runs.directory import choose_run_dir, held, others_follow
 from deepavfusion.runs.fingerprint import DataHash
 from deepavfusion.runs.overview import say_evaluation
 from deepavfusion.utils.commands import command
@@ -49,5 +49,5 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> None:
             say_once(f"note: {doubt}", "yellow")
         say_evaluation(cfg, run_dir, trainer, task, datamodule)
         trainer.test(task, datamodule=datamodule, ckpt_path=opened.hand_over(trainer), verbose=False, weights_only=True)
-        if in_sweep():
+        if others_follow():
             part()

@@ -32,12 +32,17 @@ MOST = 4096  # characters of a lock
 SETTLE = 0.05  # s, until others that take over the same lock have done so
 
 
+class InUseError(UserError):
+    """A run that another start of it is working on."""
+
+
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the lock of a run directory; on processes other than the first, nothing.
 
     Raises:
-        UserError: another start of the run holds it; or it cannot be written.
+        InUseError: another start of the run holds it.
+        UserError: it cannot be written.
     """
     if not rank_zero():
         yield
@@ -129,7 +134,7 @@ class _Lock:
             began = _began(holder.get("pid"))
             if began is None or holder.get("began") not in (None, began):
                 return True
-            raise UserError(self._taken(holder))
+            raise InUseError(self._taken(holder))
         if holder.get("job") == self.me["job"] is not None and holder.get("restart") != self.me["restart"]:
             return True  # SLURM ends all processes of a job before it starts it again
         return self._stands_still(holder, mine)
@@ -154,7 +159,7 @@ class _Lock:
             if _read(self.path) != holder:
                 return False
             if _touched(self.path) != first:
-                raise UserError(self._taken(holder))
+                raise InUseError(self._taken(holder))
         say(f"{_named(holder)} gave no sign of life for {duration(wait)}: this start takes its place", "yellow")
         return True
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from deepavfusion.config.continued import described
 from deepavfusion.runs.build import build, fit_trainer, loggers_ended, write_start
 from deepavfusion.runs.checkpoints import Opened, choose_checkpoint
-from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, in_sweep, link_latest
+from deepavfusion.runs.directory import CHECKPOINTS, LAST, choose_run_dir, held, link_latest, others_follow
 from deepavfusion.runs.fingerprint import DataHash
 from deepavfusion.runs.overview import say_evaluation, say_training
 from deepavfusion.runs.start_weights import load_start_weights
@@ -40,7 +40,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> None:
     cfg.paths.run_dir = str(run_dir)
     with held(run_dir), DataHash() as data_hash, ExitStack() as stack:
         _train(cfg, overrides, run_dir, data_hash, stack)
-        if in_sweep():
+        if others_follow():
             part()
 
 

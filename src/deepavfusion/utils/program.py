@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": "evaluate a checkpoint",
     "predict": "use a trained network: separate, segment, classify, features, or search",
     "prepare": "generate demo data, check a dataset's clips, or pack them",
+    "study": "answer a question by many runs: a report with tables, plots and intervals",
     "benchmark": "measure this machine: reading clips, the networks, the training loop",
     "convert": "convert a checkpoint to a file of weights",
     "doctor": "check whether this machine can train",
@@ -77,6 +78,11 @@ def starting(command: str) -> list[str]:
     if by_program():
         return [sys.executable, "-c", START, command]
     return [sys.executable, str(REPOSITORY / "src" / f"{command}.py")]
+
+
+def calling(command: str) -> list[str]:
+    """What `sys.argv` begins with in a process of a command."""
+    return [sys.argv[0], command] if by_program() else [str(REPOSITORY / "src" / f"{command}.py")]
 
 
 def typed() -> list[str]:

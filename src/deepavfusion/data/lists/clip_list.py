@@ -80,6 +80,20 @@ class ClipList:
 
         return part(self.split, chosen=False), part("holdout", chosen=True)
 
+    def thinned(self, share: float, seed: int) -> ClipList:
+        """The same list with a random share of the clips of each class, at least one; those of a share are among those
+        of every larger one. A clip of several classes counts for the first that it names."""
+        if share >= 1:
+            return self
+        of_class: dict[int, list[Clip]] = {}
+        for clip in self.clips:
+            of_class.setdefault(clip.classes[0] if clip.classes else -1, []).append(clip)
+        kept: set[str] = set()
+        for clips in of_class.values():
+            clips.sort(key=lambda clip: zlib.crc32(f"{seed}/share/{clip.id}".encode(errors="surrogateescape")))
+            kept.update(clip.id for clip in clips[: max(1, round(share * len(clips)))])
+        return replace(self, clips=[clip for clip in self.clips if clip.id in kept])
+
 
 def held_out_videos(
     classes_of: Mapping[str, Sequence[Hashable]], share: float, draw: object, usable: Container[str]

@@ -30,10 +30,10 @@ class Cores(NamedTuple):
 def cores() -> int:
     """CPU cores that this process may use: those it is bound to, and no more than the quota of its container; 1 or
     more."""
-    return max(1, int(min([len(_seen()), *(limit for _, limit in quotas())])))
+    return max(1, int(min([len(usable()), *(limit for _, limit in quotas())])))
 
 
-def _seen(pid: int = 0) -> set[int]:
+def usable(pid: int = 0) -> set[int]:
     """Cores that a process, or this one, may run on; all of them where the system does not say, as on Macs."""
     return os.sched_getaffinity(pid) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
@@ -48,7 +48,7 @@ def own_cores(processes: int = 1) -> Cores:
         processes: of the run on this machine.
     """
     found = launch()
-    mine = _seen()
+    mine = usable()
     others = _neighbours(found) if found.by in VARIABLES and found.processes > 1 else {}
     hidden = max(0, max(processes, found.local_processes if found.by in VARIABLES else 1) - 1 - len(others))
     bound = _bound(found, len(mine))
@@ -78,7 +78,7 @@ def _neighbours(found: Launch) -> dict[int, set[int]]:
             pairs = (PROCESSES / str(pid) / "environ").read_bytes().split(b"\0")
             number = next((pair for pair in pairs if pair.startswith(rank + b"=")), b"").partition(b"=")[2].decode()
             if number and number != str(found.rank):
-                cores_of.setdefault(number, (pid, _seen(pid)))
+                cores_of.setdefault(number, (pid, usable(pid)))
     return dict(cores_of.values())
 
 

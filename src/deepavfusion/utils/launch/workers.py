@@ -7,10 +7,12 @@ ends.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -25,6 +27,8 @@ from multiprocessing.context import (
 )
 from typing import Literal
 
+PR_SET_PDEATHSIG = 1  # prctl(2)
+LOOK_EVERY = 1.0  # s
 GROUP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
@@ -93,5 +97,20 @@ def die_with_parent() -> None:
         assert parent is not None
         parent.join()
         os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with(parent: int) -> None:
+    """Kill this process when its parent ends, however that does."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):  # on Linux
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_EVERY)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,157 @@
+"""What the cells of a study cost: the sizes of their encoders, and an estimate of time and disk before they run."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deepavfusion.config.compose import instantiate
+from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.study.plan import Cell, Composed, Plan, Run, Stage
+from deepavfusion.study.work import costs_of
+
+BYTES = 12  # of a trained parameter in a checkpoint: it, and two moments of AdamW
+ROUNDS = 3  # of timing, after one of warm-up
+
+
+def encoder_of(cfg: DictConfig) -> DeepAVFusion:
+    """The encoder of a config, without memory for its weights."""
+    with torch.device("meta"):
+        found: DeepAVFusion = instantiate(cfg.model.net)
+    return found
+
+
+def size_of(cfg: DictConfig) -> tuple[float, float]:
+    """Millions of parameters of the encoder of a config, and GFLOP for a clip: all tokens of both modalities, matrix
+    products and attention, a multiply-add as two."""
+    encoder = encoder_of(cfg)
+    with FlopCounterMode(display=False) as counter:  # with gradients: without, it asserts that tokens have them
+        encoder(*_inputs(cfg, 1, torch.device("meta")))
+    return sum(p.numel() for p in encoder.parameters()) / 1e6, counter.get_total_flops() / 1e9
+
+
+def sizes(plan: Plan) -> dict[str, tuple[float, float]]:
+    """Name of a cell -> `size_of` its encoder."""
+    found: dict[str, tuple[float, float]] = {}
+    known: dict[str, tuple[float, float]] = {}
+    for cell in plan.cells:
+        cfg = plan.composed(plan.stages_of(cell)[-1], cell).cfg
+        net = OmegaConf.to_yaml(cfg.model.net, resolve=True)
+        if net not in known:
+            known[net] = size_of(cfg)
+        found[cell.name] = known[net]
+    return found
+
+
+def _inputs(cfg: DictConfig, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    sizes: Any = OmegaConf.to_container(cfg.model.net, resolve=True)
+    image, audio = sizes["image"], sizes["audio"]
+    return (
+        torch.zeros(batch, image["in_chans"], *image["input_size"], device=device),
+        torch.zeros(batch, audio["in_chans"], *audio["input_size"], device=device),
+    )
+
+
+# ---- estimates
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a run.
+
+    Args:
+        seconds: that it takes alone.
+        disk: GB that its checkpoints take.
+        measured: whether it is what such a run took here, not a guess from the speed of its encoder.
+    """
+
+    seconds: float
+    disk: float
+    measured: bool
+
+
+class Estimator:
+    """Estimates runs from those of the same stage that are finished, else from the speed of the encoder here.
+
+    Args:
+        costs: stage -> times that it takes as long for a training clip as the encoder does forward and backward
+            (`train`), for an evaluated one (`test`), seconds to read a clip (`read`) and to start (`start`).
+    """
+
+    def __init__(self, plan: Plan, costs: dict[str, dict[str, float]]) -> None:
+        self.plan, self.costs = plan, costs
+        self.speeds: dict[str, float] = {}
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def estimate(self, run: Run, cell: Cell) -> Estimate:
+        composed = self.plan.composed(run.stage, cell)
+        disk = self._disk(composed.cfg)
+        alike = [each.directory for each in self.plan.runs if each.stage == run.stage and each.finished]
+        if taken := [found["seconds"] for each in alike if (found := costs_of(each)).get("parts") == 1]:
+            return Estimate(statistics.median(taken), disk, True)
+        return Estimate(self._seconds(run.stage, composed), disk, False)
+
+    def _seconds(self, stage: Stage, composed: Composed) -> float:
+        cfg, clips = composed.cfg, self.costs["clips"]
+        cost = self.costs.get(stage.name) or self.costs["default"]
+        epochs = cfg.trainer.max_epochs
+        count = clips.get(cfg.data.name, clips["default"]) * OmegaConf.select(cfg, "data.repeats", default=1)
+        limit = cfg.trainer.get("limit_train_batches")
+        trained = limit * cfg.data.batch_size if isinstance(limit, int) else count
+        speed = self._speed(cfg)
+        passes = epochs * trained * (cost["train"] * speed + cost["read"])
+        return cost["start"] + passes + cost["tested"] * (cost["test"] * speed + cost["read"])
+
+    def _speed(self, cfg: DictConfig) -> float:
+        """Seconds that the encoder takes for a clip, forward and backward, on this machine with one of its shares."""
+        key = OmegaConf.to_yaml(cfg.model.net, resolve=True)
+        if key not in self.speeds:
+            self.speeds[key] = _timed(instantiate(cfg.model.net).to(self.device), cfg, self.device)
+        return self.speeds[key]
+
+    def _disk(self, cfg: DictConfig) -> float:
+        parameters = sum(p.numel() for p in encoder_of(cfg).parameters())
+        return cfg.callbacks.checkpoints.keep * parameters * BYTES / 1e9
+
+
+def _timed(encoder: nn.Module, cfg: DictConfig, device: torch.device, batch: int = 8) -> float:
+    times, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1 if device.type == "cpu" else threads)
+    inputs = _inputs(cfg, batch, device)
+    try:
+        for _ in range(ROUNDS + 1):
+            begin = time.perf_counter()
+            found = encoder(*inputs)
+            (found.image.sum() + found.audio.sum() + found.fusion.sum()).backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(times[1:]) / batch
+
+
+def free_gb(folder: Path) -> float:
+    """Of the disk that a folder lies on, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 1e9
+
+
+def makespan(seconds: Sequence[float], processes: int) -> float:
+    """Time until all chains are worked off in their order, several at a time."""
+    ends = [0.0] * processes
+    for each in seconds:
+        first = min(range(processes), key=ends.__getitem__)
+        ends[first] += each
+    return max(ends)

@@ -1,0 +1,172 @@
+"""Work on the chains of a study, several at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from deepavfusion.runs.signals import StopRequested, StopSignals
+from deepavfusion.study.plan import Chain, Plan, Run
+from deepavfusion.study.work import FAILED, failure_of, note_failure
+from deepavfusion.utils.console import duration, progress_bar, say
+from deepavfusion.utils.errors import FULL_DISK, UserError
+from deepavfusion.utils.launch.cores import usable
+from deepavfusion.utils.launch.launcher import alone
+from deepavfusion.utils.launch.signals import STOPPED
+from deepavfusion.utils.program import starting
+
+LOOK_EVERY = 0.5  # s
+LAST_CALL = 35.0  # s from the signal to stop until a chain is killed; it takes 25 by itself
+ATTEMPTS = 2  # at a chain whose process was killed
+LEAST_FREE = 0.5  # GB on the disk of the runs
+
+
+@dataclass
+class Job:
+    """A chain that is being worked on.
+
+    Args:
+        log: what it prints.
+        place: number of its share of the machine.
+    """
+
+    number: int
+    chain: Chain
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    place: int
+
+
+class Executor:
+    """Runs the chains that are not finished.
+
+    Args:
+        words: the overrides of this command, which each chain's is given.
+        processes: chains at a time.
+        gpus: numbers of the GPUs, dealt out among them; empty: on CPUs, which are.
+    """
+
+    def __init__(self, plan: Plan, words: list[str], processes: int, gpus: list[str]) -> None:
+        self.plan, self.words, self.processes, self.gpus = plan, words, processes, gpus
+        self.failures = plan.reports / FAILED
+        self.attempts: Counter[int] = Counter()
+        self.jobs: dict[int, Job] = {}
+
+    def run(self) -> None:
+        """Work until every run is finished or has failed; says how many have.
+
+        Raises:
+            StopRequested: a signal came; the chains have saved what they did.
+            UserError: the disk is full.
+        """
+        shutil.rmtree(self.failures, ignore_errors=True)  # what failed before is tried again
+        (self.plan.reports / "output").mkdir(parents=True, exist_ok=True)
+        waiting = deque(n for n, chain in enumerate(self.plan.chains) if self._left(chain))
+        stop = StopSignals(lambda: None)  # the chains may take as long, and `LAST_CALL` is more
+        stop.listen()
+        begin, total = time.monotonic(), len(self.plan.runs)
+        try:
+            with progress_bar() as bar:
+                task = bar.add_task(f"{self.plan.name}: runs", total=total, completed=self._done())
+                while waiting or self.jobs:
+                    if stop.received is not None:
+                        raise StopRequested(
+                            f"study {self.plan.name} is stopped, with {self._done()} of {total} runs done: the same "
+                            "command continues it."
+                        )
+                    self._check_disk()
+                    for place in range(self.processes):
+                        if waiting and place not in self.jobs:
+                            self._start(waiting.popleft(), place)
+                    time.sleep(LOOK_EVERY)
+                    for job in [job for job in self.jobs.values() if job.process.poll() is not None]:
+                        self._end(job, waiting)
+                    bar.update(task, completed=self._done())
+        finally:
+            self._stop_all()
+            stop.release()
+        say(f"{self._done()} of {total} runs done in {duration(time.monotonic() - begin)}")
+
+    def _left(self, chain: Chain) -> list[Run]:
+        return [run for run in chain.runs if not run.finished and failure_of(run, self.failures) is None]
+
+    def _done(self) -> int:
+        return sum(run.finished for run in self.plan.runs)
+
+    def _start(self, number: int, place: int) -> None:
+        chain = self.plan.chains[number]
+        if not self._left(chain):  # another chain has done what they share
+            return
+        log = (self.plan.reports / "output" / f"{number:03d}.log").open("ab")
+        command = [*starting("study"), *self.words, f"study.only={number}"]
+        environment, every = alone(), usable()
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[place :: self.processes])
+        else:
+            environment.pop("OMP_NUM_THREADS", None)  # as many as it has cores
+        mine = sorted(every)[place :: self.processes] or sorted(every)
+        try:
+            _bind(mine)  # what is started from here on is bound to them, too
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        finally:
+            _bind(every)
+        self.attempts[number] += 1
+        self.jobs[place] = Job(number, chain, process, log, place)
+
+    def _end(self, job: Job, waiting: deque[int]) -> None:
+        """Say what has become of a chain; one whose process was killed is taken up again, once."""
+        del self.jobs[job.place]
+        job.log.close()
+        status, left = job.process.returncode, self._left(job.chain)
+        for run in job.chain.runs:
+            if sentence := failure_of(run, self.failures):
+                say(f"  {run.name} failed: {sentence}", "red")
+        if not left:
+            if all(run.finished for run in job.chain.runs):
+                say(f"  {job.chain.name}: done", "dim")
+            return
+        if self.attempts[job.number] >= ATTEMPTS:
+            how = f"by signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"with status {status}"
+            why = "; the system does that when memory runs out" if status == -signal.SIGKILL else ""
+            note_failure(left[0], self.failures, f"its process was ended {how}{why}: see {job.log.name}")
+            if status not in (-signal.SIGKILL, -signal.SIGSEGV, STOPPED):
+                return
+        waiting.appendleft(job.number)
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self.plan.folder).free / 1e9
+        if free < LEAST_FREE:
+            raise UserError(
+                f"{FULL_DISK}{self.plan.folder} has {free:.1f} GB left: make room and give the same command again, "
+                "which continues the study; study.keep_checkpoints=none needs less."
+            )
+
+    def _stop_all(self) -> None:
+        """Let the chains that are being worked on save what they did."""
+        for job in self.jobs.values():
+            job.process.terminate()
+        until = time.monotonic() + LAST_CALL
+        for job in self.jobs.values():
+            try:
+                job.process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                job.process.kill()
+                job.process.wait()
+            job.log.close()
+        self.jobs.clear()
+
+
+def _bind(cores: set[int] | list[int]) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+
+def log_of(reports: Path, number: int) -> Path:
+    return reports / "output" / f"{number:03d}.log"

@@ -1,0 +1,428 @@
+"""What a study runs: its cells, the stages of each, and the ordinary runs that they are."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from deepavfusion.cli.entry import one_sentence
+from deepavfusion.config.check import check_ranges
+from deepavfusion.config.compose import CONFIG_DIR, choices, compose
+from deepavfusion.config.overrides import merged, quoted, split_override
+from deepavfusion.runs.directory import CHECKPOINTS, LAST, METRICS
+from deepavfusion.utils.addresses import is_remote
+from deepavfusion.utils.errors import UserError
+
+PLACEHOLDER = re.compile(r"\{(\w+)\}")  # the last checkpoint of a stage, of the same cell and seed
+QUICK = 0.4  # of the epochs
+LONGEST = 40  # characters of a name that the values of the axes take
+OF_NO_RESULT = ("run", "paths", "logger", "seed", "resume", "debug")  # sections that do not change what a run finds
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the axes' values.
+
+    Args:
+        labels: axis -> what the value is called.
+        values: axis -> the keys that it sets, and their values.
+    """
+
+    labels: Mapping[str, str]
+    values: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.labels.values())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of each cell.
+
+    Args:
+        experiment: of configs/experiment.
+        overrides: for it; `{pretrain}` is the last checkpoint of the stage of that name.
+        metrics: those of its metrics.json that are reported.
+        without: axes that it does not follow, though it has their keys.
+    """
+
+    name: str
+    experiment: str
+    overrides: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The config of a stage of a cell, without a seed.
+
+    Args:
+        overrides: it is composed from; placeholders are left in them.
+        starts: the stages whose checkpoints it takes.
+        digest: tells runs that find something else apart: of the config and of what it starts from.
+        part: of the name of its runs.
+    """
+
+    cfg: DictConfig
+    overrides: list[str]
+    starts: tuple[str, ...]
+    digest: str
+    part: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """An ordinary run, as train.py makes it.
+
+    Args:
+        directory: of the run.
+        overrides: that it is composed from.
+        starts: the runs whose checkpoints it takes.
+    """
+
+    name: str
+    stage: Stage
+    seed: int
+    directory: Path
+    overrides: tuple[str, ...]
+    starts: tuple[Run, ...] = field(repr=False)
+
+    @property
+    def last(self) -> Path:
+        return self.directory / CHECKPOINTS / LAST
+
+    @property
+    def finished(self) -> bool:
+        return (self.directory / METRICS).exists()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The runs of a cell with a seed, in their order; cells that agree in a stage share its run."""
+
+    cell: Cell
+    seed: int
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name} · seed {self.seed}"
+
+
+class Plan:
+    """See the module.
+
+    Args:
+        study: the section of the config, see configs/study/_study.yaml.
+        log_dir: the folder of all logs.
+        data_dir: the folder of the datasets; None: the default one.
+
+    Raises:
+        UserError: the section does not describe a study, or names what does not exist.
+    """
+
+    def __init__(self, study: DictConfig, log_dir: str | Path, data_dir: str | None = None) -> None:
+        plain: Any = OmegaConf.to_container(study, resolve=True)
+        self.name: str = plain["name"]
+        self.question: str = plain["question"]
+        self.scale: str = plain["scale"]
+        self.quick: bool = plain["quick"]
+        self.overrides: list[str] = plain["overrides"]
+        self.data_dir = data_dir
+        self.folder = Path(log_dir) / "study" / self.name
+        self.seeds = _seeds(plain["seeds"])
+        self.stages = _stages(plain["stages"])
+        self.axes = _axes(plain["axes"])
+        self.cells = _cells(self.axes, plain["baseline"], plain["vary"])
+        self.baseline = _baseline(self.cells, self.axes, plain["baseline"])
+        self._composed: dict[tuple[str, str], Composed] = {}
+        self._bases: dict[str, DictConfig] = {}
+        for axis in self.axes:
+            if not any(self._applies(axis, stage) for stage in self.stages):
+                raise UserError(f"study.axes names {axis}, expected a key, or keys, that one of its stages has.")
+
+    @cached_property
+    def chains(self) -> list[Chain]:
+        return [self.chain(number) for number in range(self.count)]
+
+    @property
+    def count(self) -> int:
+        """Number of chains."""
+        return len(self.cells) * len(self.seeds)
+
+    def chain(self, number: int) -> Chain:
+        """A chain alone. Seeds vary fastest, so that chains that are run at a time seldom wait for a run they share."""
+        cell, seed = divmod(number, len(self.seeds))
+        return self._chain(self.cells[cell], self.seeds[seed])
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs, each once."""
+        return list({run.name: run for chain in self.chains for run in chain.runs}.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells this plan from others of the same study: with more seeds, at another scale."""
+        return sha256("\n".join(sorted(run.name for run in self.runs)).encode()).hexdigest()[:8]
+
+    @property
+    def reports(self) -> Path:
+        """The folder of the report."""
+        quick = "_quick" if self.quick else ""
+        seeds = f"{len(self.seeds)}_seed{'s' * (len(self.seeds) != 1)}"
+        return self.folder / "reports" / f"{self.scale}{quick}_{seeds}_{self.digest}"
+
+    def composed(self, stage: Stage, cell: Cell) -> Composed:
+        """The config of a stage of a cell.
+
+        Raises:
+            UserError: it cannot be composed, or has values that are not allowed.
+        """
+        key = stage.name, cell.name
+        if key not in self._composed:
+            self._composed[key] = self._compose(stage, cell)
+        return self._composed[key]
+
+    def stages_of(self, cell: Cell) -> list[Stage]:
+        """Those that are reported for a cell, and those that they start from."""
+        needed = {stage.name for stage in self.stages if stage.metrics}
+        for stage in reversed(self.stages):
+            if stage.name in needed:
+                needed.update(self.composed(stage, cell).starts)
+        return [stage for stage in self.stages if stage.name in needed]
+
+    def _compose(self, stage: Stage, cell: Cell) -> Composed:
+        mine = [*self._first(stage), *self.overrides, *stage.overrides]
+        axes = [axis for axis in self.axes if self._applies(axis, stage)]
+        mine += [_override(*each) for axis in axes for each in cell.values[axis].items()]
+        starts = tuple(dict.fromkeys(name for each in mine for name in PLACEHOLDER.findall(each)))
+        before = [each.name for each in self.stages[: self.stages.index(stage)]]
+        for name in starts:
+            if name not in before:
+                raise UserError(
+                    f"stage {stage.name} of study {self.name} starts from {{{name}}}, expected a stage before it: "
+                    f"{', '.join(before) or 'there is none'}."
+                )
+        if self.quick:
+            mine += [f"{key}={value:g}" for key, value in _shorter(self._base(stage)).items()]
+        cfg = self._changed(stage, cell, axes, mine)
+        check_ranges(cfg)
+        _check_metrics(stage, cfg)
+        _check_data(stage, cfg)
+        of = {each.name: self.composed(each, cell) for each in self.stages if each.name in starts}
+        kept = {key: value for key, value in cfg.items() if key not in OF_NO_RESULT}
+        text = yaml.safe_dump([OmegaConf.to_container(OmegaConf.create(kept)), *(o for o in mine if "{" in o)])
+        digest = sha256((text + "".join(each.digest for each in of.values())).encode()).hexdigest()[:8]
+        shown = [cell.labels[axis] for axis in self.axes if axis in axes or self._inherits(axis, stage, cell)]
+        return Composed(cfg, mine, starts, digest, "_".join([stage.name, *([_part(shown)] if shown else [])]))
+
+    def _first(self, stage: Stage) -> list[str]:
+        data = [f"paths.data_dir={quoted(self.data_dir)}"] if self.data_dir else []
+        return [f"experiment={stage.experiment}", f"scale={self.scale}", *data]
+
+    def _changed(self, stage: Stage, cell: Cell, axes: Sequence[str], overrides: Sequence[str]) -> DictConfig:
+        """The config of a stage of a cell; composing it takes long, so that of the stage is changed, where that can be.
+
+        Args:
+            axes: that the stage follows.
+            overrides: all of them.
+        """
+        values = {key: value for axis in axes for key, value in cell.values[axis].items()}
+        if any(map(_is_group, values)):
+            return self._train_config(stage, overrides)
+        cfg: DictConfig = copy.deepcopy(self._base(stage))
+        for key, value in values.items():
+            if not PLACEHOLDER.search(str(value)):
+                OmegaConf.update(cfg, key, value, merge=True)
+        for key, value in _shorter(self._base(stage)).items() if self.quick else ():
+            OmegaConf.update(cfg, key, value)
+        return cfg
+
+    def _base(self, stage: Stage) -> DictConfig:
+        """The config of a stage, whatever the cell."""
+        if stage.name not in self._bases:
+            own = [*self._first(stage), *self.overrides, *stage.overrides]
+            self._bases[stage.name] = self._train_config(stage, own)
+        return self._bases[stage.name]
+
+    def _train_config(self, stage: Stage, overrides: Sequence[str]) -> DictConfig:
+        """Of a run with these overrides, but for those with placeholders."""
+        try:
+            return compose("train", merged([each for each in overrides if not PLACEHOLDER.search(each)]))
+        except (HydraException, OmegaConfBaseException) as error:
+            sentence = one_sentence(error)
+            raise UserError(f"stage {stage.name} of study {self.name} cannot be composed: {sentence}") from None
+
+    def _applies(self, axis: str, stage: Stage) -> bool:
+        """Whether a stage has the keys of an axis; one whose values name stages is for those after them."""
+        named = {name for value in self.axes[axis].values() for name in PLACEHOLDER.findall(str(value))}
+        order = [each.name for each in self.stages]
+        if axis in stage.without:
+            return False
+        if named and order.index(stage.name) <= max(order.index(name) for name in named if name in order):
+            return False
+        keys = {key for value in self.axes[axis].values() for key in value}
+        base = self._base(stage)
+        return all(_is_group(key) or OmegaConf.select(base, key, default="") != "" for key in keys)
+
+    def _inherits(self, axis: str, stage: Stage, cell: Cell) -> bool:
+        """Whether a stage that this one starts from depends on an axis."""
+        mine = [*stage.overrides, *(str(cell.values[each]) for each in self.axes if self._applies(each, stage))]
+        names = {name for each in mine for name in PLACEHOLDER.findall(each)}
+        starts = [each for each in self.stages if each.name in names]
+        return any(self._applies(axis, each) or self._inherits(axis, each, cell) for each in starts)
+
+    def _chain(self, cell: Cell, seed: int) -> Chain:
+        runs: dict[str, Run] = {}
+        for stage in self.stages_of(cell):
+            found = self.composed(stage, cell)
+            name = f"{found.part}_s{seed}_{found.digest}"
+            starts = tuple(runs[each] for each in found.starts)
+            places = {each.stage.name: str(each.last) for each in starts}
+            overrides = [_filled(override, places) for override in found.overrides]
+            overrides += [f"seed={seed}", f"run.name={name}", "run.latest=false"]
+            overrides += [f"paths.log_dir={quoted(str(self.folder))}"]
+            directory = self.folder / found.cfg.task / "runs" / name
+            runs[stage.name] = Run(name, stage, seed, directory, tuple(overrides), starts)
+        return Chain(cell, seed, tuple(runs.values()))
+
+
+def _seeds(found: Any) -> list[int]:
+    """A number of seeds, which are 1, 2, …, or the seeds."""
+    return list(range(1, found + 1)) if isinstance(found, int) else list(dict.fromkeys(found))
+
+
+def _stages(found: Mapping[str, Any]) -> list[Stage]:
+    stages = []
+    for name, stage in found.items():
+        lists = ("overrides", "metrics", "without")
+        unknown = set(stage) - {"experiment", *lists}
+        if unknown or stage.get("experiment") not in choices("experiment"):
+            wrong = f"has the key {min(unknown)}" if unknown else f"is of experiment={stage.get('experiment')}"
+            raise UserError(
+                f"study.stages.{name} {wrong}, expected experiment, one of those of train.py --help, and, if any, "
+                "overrides, metrics and without."
+            )
+        stages.append(Stage(name, stage["experiment"], *(tuple(stage.get(key, ())) for key in lists)))
+    if not any(stage.metrics for stage in stages):
+        raise UserError("study.stages names no metrics, expected some of a stage, such as metrics: [test/top1].")
+    return stages
+
+
+def _check_metrics(stage: Stage, cfg: DictConfig) -> None:
+    """Raise a `UserError` if a metric is none of the main ones of a run, nor one of their kinds."""
+    main = list(OmegaConf.select(cfg, "callbacks.run_summary.headline") or [])
+    for name in stage.metrics:
+        if not any(name == each or name.startswith(f"{each}_") for each in main):
+            raise UserError(
+                f"study.stages.{stage.name}.metrics has {name}, expected one of {', '.join(main)}, or such a name with "
+                "an ending."
+            )
+
+
+def _check_data(stage: Stage, cfg: DictConfig) -> None:
+    """Raise a `UserError` if the data of a stage is not there, unless it is a demo's, which is generated."""
+    root = Path(cfg.data.root)
+    demo = root.is_relative_to(Path(cfg.paths.data_dir, "demo"))
+    if not (demo or is_remote(cfg.data.root) or root.is_dir()):
+        raise UserError(
+            f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data there "
+            f"(make datasets), add data.root=<folder> to the overrides of this stage, or use study.scale=study."
+        )
+
+
+def _axes(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Axis -> label -> key -> value. An axis is a key, unless its values say which keys they set."""
+    axes: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, values in found.items():
+        named = values if isinstance(values, dict) else {_label(value): value for value in values or []}
+        if not named:
+            raise UserError(f"study.axes.{key} has no values, expected a list of them, or label: value.")
+        axes[key] = {str(label): value if isinstance(value, dict) else {key: value} for label, value in named.items()}
+    return axes
+
+
+def _cells(axes: Mapping[str, Mapping[str, Any]], baseline: Mapping[str, str], vary: str) -> list[Cell]:
+    """All combinations; vary=one: the baseline, and what differs from it in one axis."""
+    labels = [
+        dict(zip(axes, each, strict=True)) for each in itertools.product(*(list(values) for values in axes.values()))
+    ]
+    if vary == "one":
+        base = {axis: str(baseline.get(axis, next(iter(values)))) for axis, values in axes.items()}
+        labels = [each for each in labels if sum(each[axis] != base[axis] for axis in axes) <= 1]
+    return [Cell(each, {axis: axes[axis][label] for axis, label in each.items()}) for each in labels]
+
+
+def _baseline(cells: Sequence[Cell], axes: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -> Cell:
+    """The cell that others are compared with.
+
+    Raises:
+        UserError: there is none.
+    """
+    for axis, label in given.items():
+        if axis not in axes or str(label) not in axes[axis]:
+            known = ", ".join(axes.get(axis, axes))
+            raise UserError(f"study.baseline has {axis}: {label}, expected one of {known}.")
+    found = [cell for cell in cells if all(cell.labels[axis] == str(label) for axis, label in given.items())]
+    return found[0]
+
+
+def _label(value: Any) -> str:
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def _override(key: str, value: Any) -> str:
+    if isinstance(value, str) and not PLACEHOLDER.search(value) and not _is_group(key):
+        value = quoted(value)
+    return f"{key}={'null' if value is None else _written(value)}"
+
+
+def _written(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[" + ",".join(map(_written, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def _filled(override: str, places: Mapping[str, str]) -> str:
+    """An override with the checkpoints of stages in place of their names."""
+    if not (names := PLACEHOLDER.findall(override)):
+        return override
+    sign, key, value = split_override(override)
+    return f"{sign}{key}={quoted(value.format_map({name: places[name] for name in names}))}"
+
+
+def _shorter(cfg: DictConfig) -> dict[str, float]:
+    """Key -> value for a share of the epochs, at least one."""
+    epochs = max(1, ceil(QUICK * cfg.trainer.max_epochs))
+    found: dict[str, float] = {"trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": epochs}
+    if warmup := OmegaConf.select(cfg, "model.warmup_epochs"):
+        found["model.warmup_epochs"] = QUICK * warmup
+    return found
+
+
+def _is_group(key: str) -> bool:
+    return Path(CONFIG_DIR, key).is_dir()
+
+
+def _part(labels: Sequence[str]) -> str:
+    """Labels as a part of a name; what is left out of a long one is told apart by a number."""
+    whole = "_".join(labels)
+    plain = re.sub(r"[^\w.+=-]+", "-", whole).strip("-")
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 9]}-{zlib.crc32(whole.encode()):08x}"

@@ -1,0 +1,223 @@
+"""The report of a study: results.csv, report.md and plots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepavfusion.figures.style import save_figure
+from deepavfusion.study.plan import Cell, Plan, Stage
+from deepavfusion.study.plots import draw_axis, draw_trade
+from deepavfusion.study.results import Row, score_table, together, values_of, write_results
+from deepavfusion.study.statistics import Interval, deviation, over_clips_and_seeds, over_seeds, p_value
+from deepavfusion.utils.files import write_whole
+
+LOWER_IS_BETTER = ("loss", "rank", "fad")  # parts of names of such metrics
+Sizes = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cell against the baseline, by pairs of runs with the same seed.
+
+    Args:
+        seeds: interval of the mean difference over seeds.
+        clips: over seeds and clips; None where the metric is no mean over clips.
+        p: of the paired t test.
+        pairs: number of seeds.
+    """
+
+    cell: Cell
+    seeds: Interval
+    clips: Interval | None
+    p: float
+    pairs: int
+
+    def in_words(self, metric: str) -> str:
+        if self.pairs < 2:
+            return "one seed says nothing"
+        if not self.seeds.excludes_zero:
+            return "no difference that the seeds support"
+        better = (self.seeds.mean > 0) != lower_is_better(metric)
+        return f"{'better' if better else 'worse'}, supported by {self.pairs} seeds"
+
+
+def lower_is_better(metric: str) -> bool:
+    return any(part in metric for part in LOWER_IS_BETTER)
+
+
+def compare(plan: Plan, rows: Sequence[Row], stage: Stage, metric: str) -> list[Comparison]:
+    """Every other cell against the baseline, where both have results with the same seeds."""
+    base, found = values_of(rows, plan.baseline, (stage.name, metric)), []
+    for cell in plan.cells:
+        mine = values_of(rows, cell, (stage.name, metric))
+        seeds = sorted(set(mine) & set(base))
+        if cell == plan.baseline or not seeds:
+            continue
+        differences = np.array([mine[seed] - base[seed] for seed in seeds])
+        tables = [score_table(plan, each, stage, metric, seeds) for each in (cell, plan.baseline)]
+        clips = None
+        if all(tables):
+            scores, others = together(*tables)
+            clips = over_clips_and_seeds(scores - others) if scores.size else None
+        found.append(Comparison(cell, over_seeds(differences), clips, p_value(differences), len(seeds)))
+    return found
+
+
+def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[str, str], folder: Path) -> None:
+    """Write the report of what is finished into a folder.
+
+    Args:
+        sizes: see `cost.sizes`.
+        about: what the report says of itself: command, commit, machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_results(plan, rows, sizes, folder / "results.csv")
+    lines = [f"# Study: {plan.name}", "", plan.question, "", *_table(("", ""), [(k, v) for k, v in about.items()])]
+    lines += ["", *_state(plan, rows), "", "## Results", "", _legend(plan), ""]
+    lines += _results(plan, rows)
+    lines += ["", f"## Differences from {plan.baseline.name}", "", *_explained(plan)]
+    compared = 0
+    for stage in plan.stages:
+        for metric in stage.metrics:
+            found = compare(plan, rows, stage, metric)
+            compared += len(found)
+            lines += ["", *_differences(stage, metric, found)] if found else []
+    if compared:
+        lines += ["", _by_chance(compared)]
+    lines += ["", "## Cost", "", *_costs(plan, rows, sizes)]
+    pictures = _draw(plan, rows, sizes, folder)
+    lines += ["", "## Plots", ""] + [f"![{title}]({name})" for name, title in pictures]
+    missing = [(f"{row.cell.name}, seed {row.seed}", stage, why) for row in rows for stage, why in row.missing.items()]
+    if missing:
+        lines += ["", "## Not run", "", *_table(("cell", "stage", "why"), missing)]
+    write_whole(folder / "report.md", "\n".join(lines) + "\n")
+
+
+def _state(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    done, commits = sum(run.finished for run in plan.runs), sorted(set().union(*(row.commits for row in rows)))
+    lines = [
+        f"{done} of {len(plan.runs)} runs are finished, of {len(plan.cells)} cells with seeds {_list(plan.seeds)}."
+    ]
+    if len(commits) > 1:
+        lines.append(f"They were made by different commits ({', '.join(commits)}), which may explain differences.")
+    if len(plan.seeds) < 3:
+        lines.append("Fewer than three seeds cannot tell a difference from chance.")
+    return lines
+
+
+def _legend(plan: Plan) -> str:
+    return f"Mean ± standard deviation over seeds {_list(plan.seeds)}; a dash: not run, or one seed only."
+
+
+def _explained(plan: Plan) -> list[str]:
+    return [
+        "Pairs of runs with the same seed; 95 % intervals of the mean difference. Over seeds: Student's t, what other "
+        "seeds would give on these test clips. Over seeds and clips: bootstrap over both, what other clips would give, "
+        "too; a dash where the metric is no mean over clips. A difference counts as supported if the interval over "
+        "seeds excludes 0."
+    ]
+
+
+def _by_chance(compared: int) -> str:
+    return f"Of {compared} comparisons, {0.05 * compared:.1f} would be expected to count as supported by chance alone."
+
+
+def _results(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    keys = [(stage.name, metric) for stage in plan.stages for metric in stage.metrics]
+    head = ["", *(f"{stage}: `{metric}`" for stage, metric in keys)]
+    lines = []
+    for cell in plan.cells:
+        values = [np.array(list(values_of(rows, cell, key).values())) for key in keys]
+        lines.append([cell.name, *map(spread, values)])
+    return _table(head, lines)
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean ± standard deviation, to three digits after the point."""
+    if not len(values):
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.3f} ± –"
+    return f"{values.mean():.3f} ± {deviation(values):.3f}"
+
+
+def _differences(stage: Stage, metric: str, found: Sequence[Comparison]) -> list[str]:
+    head = [f"{stage.name}: `{metric}`", "difference", "95 %, seeds", "95 %, seeds and clips", "p", "in words"]
+    return _table(
+        head,
+        [
+            [
+                each.cell.name,
+                f"{each.seeds.mean:+.3f}",
+                _interval(each.seeds),
+                _interval(each.clips),
+                "–" if math.isnan(each.p) else f"{each.p:.3f}",
+                each.in_words(metric),
+            ]
+            for each in found
+        ],
+    )
+
+
+def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:
+    lines = []
+    for cell in plan.cells:
+        mine = [row for row in rows if row.cell == cell and not row.missing]
+        seconds = [sum(cost["seconds"] for cost in row.costs.values() if "seconds" in cost) for row in mine]
+        memory = [cost["peak_memory_gb"] for row in mine for cost in row.costs.values() if "peak_memory_gb" in cost]
+        parameters, gflop = sizes[cell.name]
+        lines.append(
+            [
+                cell.name,
+                f"{parameters:.2f}",
+                f"{gflop:.3f}",
+                f"{np.mean(seconds):.0f}" if seconds else "–",
+                f"{max(memory):.2f}" if memory else "–",
+            ]
+        )
+    head = (
+        "",
+        "parameters of the encoder, M",
+        "GFLOP of the encoder for a clip",
+        "seconds, all stages",
+        "peak memory, GB",
+    )
+    parts = any(cost.get("parts", 1) > 1 for row in rows for cost in row.costs.values())
+    note = ["", "Runs that were killed are timed from their last start on."] if parts else []
+    return [*_table(head, lines), "", "Seconds: mean over seeds, with everything that a run does.", *note]
+
+
+def _draw(plan: Plan, rows: Sequence[Row], sizes: Sizes, folder: Path) -> list[tuple[str, str]]:
+    """Draw the plots; their file names and titles."""
+    found = []
+    for stage in plan.stages:
+        for metric in stage.metrics:
+            values = {cell.name: list(values_of(rows, cell, (stage.name, metric)).values()) for cell in plan.cells}
+            values = {name: each for name, each in values.items() if each}
+            if not values:
+                continue
+            stem, title = f"{stage.name}_{metric.rpartition('/')[2]}", f"{stage.name}: {metric}"
+            save_figure(draw_axis(values, metric, plan.question), folder / f"{stem}.png")
+            gflop = {name: sizes[name][1] for name in values}
+            save_figure(draw_trade(values, gflop, metric, lower_is_better(metric)), folder / f"{stem}_cost.png")
+            found += [(f"{stem}.png", title), (f"{stem}_cost.png", f"{title} and cost")]
+    return found
+
+
+def _interval(found: Interval | None) -> str:
+    return "–" if found is None or math.isnan(found.low) else f"[{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> list[str]:
+    """A table of Markdown."""
+    rows = [head, ["---"] * len(head), *lines]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]

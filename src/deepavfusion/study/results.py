@@ -1,0 +1,189 @@
+"""What the runs of a study found: a row a cell and seed, and scores of single clips."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepavfusion.runs.directory import METRICS, PROVENANCE
+from deepavfusion.study.plan import Cell, Chain, Plan, Run, Stage
+from deepavfusion.study.statistics import Values
+from deepavfusion.study.work import costs_of, failure_of
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.files import write_csv
+from deepavfusion.utils.reading import RECORD, read_json
+
+SAME = 1e-3  # largest difference of the mean of single scores from the metric that they are thought to be those of
+Line = Mapping[str, str]
+
+
+def _right(column: str) -> Callable[[Line], float]:
+    return lambda line: float(line[column] == line["classes"])
+
+
+def _value(column: str) -> Callable[[Line], float]:
+    return lambda line: float(line[column])
+
+
+# Metrics that are means over clips: the file with a line for each, and the score of a line.
+SCORES: dict[str, tuple[str, Callable[[Line], float]]] = {
+    **{
+        f"test/top1{head}{dense}": ("classification_test.csv", _right(f"predicted{head}{dense}"))
+        for head in ("", "_image", "_audio", "_fusion")
+        for dense in ("", "_dense")
+    },
+    **{f"test/{name}": ("separation_test.csv", _value(name)) for name in ("sdr", "sir", "sar", "si_sdr")},
+    "test/miou_fg": ("segmentation_test.csv", _value("iou")),
+    "test/miou": ("segmentation_test.csv", _value("miou")),
+}
+
+
+@dataclass
+class Row:
+    """A cell with a seed.
+
+    Args:
+        values: (stage, metric) -> value of what is reported.
+        costs: stage -> seconds, peak_memory_gb and parts, see `work.costs_of`.
+        commits: of the code of its runs.
+        missing: stage -> why there is no result.
+    """
+
+    cell: Cell
+    seed: int
+    values: dict[tuple[str, str], float] = field(default_factory=dict)
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    commits: set[str] = field(default_factory=set)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def rows_of(plan: Plan, failures: Path) -> list[Row]:
+    """A row for each chain of the plan, finished or not."""
+    return [_row(plan, chain, failures) for chain in plan.chains]
+
+
+def _row(plan: Plan, chain: Chain, failures: Path) -> Row:
+    row = Row(chain.cell, chain.seed)
+    for run in chain.runs:
+        stage = run.stage.name
+        if not run.finished:
+            row.missing[stage] = failure_of(run, failures) or "not run yet"
+            continue
+        metrics = metrics_of(run)
+        row.costs[stage] = costs_of(run.directory)
+        row.commits.add(commit_of(run))
+        for name in run.stage.metrics:
+            if name in metrics:
+                row.values[stage, name] = metrics[name]
+            else:
+                row.missing[stage] = f"its {METRICS} has no {name}"
+    return row
+
+
+def metrics_of(run: Run) -> dict[str, float]:
+    found: Any = read_json(run.directory / METRICS, RECORD, "the metrics of a run")
+    return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def commit_of(run: Run) -> str:
+    """Of the code that a run was begun with; a star behind it: with changes. Empty: not recorded."""
+    try:
+        start = read_json(run.directory / PROVENANCE, RECORD, "the provenance of a run")["starts"][0]
+        return f"{start['commit'][:7]}{'*' * (start['dirty'] is True)}"
+    except (UserError, KeyError, TypeError, IndexError):
+        return ""
+
+
+def values_of(rows: Sequence[Row], cell: Cell, key: tuple[str, str]) -> dict[int, float]:
+    """Seed -> value of a metric of a stage, where there is one."""
+    return {row.seed: row.values[key] for row in rows if row.cell == cell and key in row.values}
+
+
+def scores_of(run: Run, metric: str) -> dict[str, float] | None:
+    """Clip -> score, where a metric is the mean of such scores and the run has them; None: it does not.
+
+    NaN scores are those that the metric leaves out.
+    """
+    if metric not in SCORES or not run.finished:
+        return None
+    name, score = SCORES[metric]
+    path = run.directory / name
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            lines = list(csv.DictReader(file))
+        found = {_name(line): score(line) for line in lines}
+    except (KeyError, ValueError):
+        return None
+    kept = {clip: value for clip, value in found.items() if math.isfinite(value)}
+    whole = len(found) == len(lines) and kept and abs(np.mean(list(kept.values())) - metrics_of(run)[metric]) < SAME
+    return kept if whole else None
+
+
+def _name(line: Line) -> str:
+    """What tells a line from the others of its file, in any run on the same data."""
+    return "|".join(line[column] for column in ("item", "mixture", "source", "id", "second") if column in line)
+
+
+def score_table(plan: Plan, cell: Cell, stage: Stage, metric: str, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Seed -> clip -> score; empty if a run has no scores."""
+    chains = {chain.seed: chain for chain in plan.chains if chain.cell == cell}
+    found = {}
+    for seed in seeds:
+        run = next(run for run in chains[seed].runs if run.stage == stage)
+        scores = scores_of(run, metric)
+        if scores is None:
+            return {}
+        found[seed] = scores
+    return found
+
+
+def together(*tables: Mapping[int, Mapping[str, float]]) -> list[Values]:
+    """Tables of the same seeds as arrays [S, N], of the clips that all of them have; empty arrays: there are none."""
+    seeds = sorted(tables[0]) if tables else []
+    clips = sorted(set.intersection(*(set(scores) for table in tables for scores in table.values()))) if seeds else []
+    return [
+        np.array([[table[seed][clip] for clip in clips] for seed in seeds]).reshape(len(seeds), -1) for table in tables
+    ]
+
+
+def write_results(plan: Plan, rows: Sequence[Row], costs: Mapping[str, tuple[float, float]], path: Path) -> None:
+    """A line for each row: its place on the axes, seed, metrics, costs, commit, and what is missing.
+
+    Args:
+        costs: name of a cell -> millions of parameters of its encoder, and GFLOP of a clip.
+    """
+    keys = [(stage.name, metric) for stage in plan.stages for metric in stage.metrics]
+    names = [stage.name for stage in plan.stages]
+    head: list[object] = [*plan.axes, "seed", *(f"{stage} {metric}" for stage, metric in keys), "encoder_parameters_m"]
+    head += ["encoder_gflop", "seconds", "peak_memory_gb", *(f"{name} seconds" for name in names), "commit", "missing"]
+    lines: list[list[object]] = [head]
+    for row in rows:
+        seconds = [row.costs.get(name, {}).get("seconds") for name in names]
+        known = [each for each in seconds if each is not None]
+        memory = [each["peak_memory_gb"] for each in row.costs.values() if "peak_memory_gb" in each]
+        lines.append(
+            [
+                *(row.cell.labels[axis] for axis in plan.axes),
+                row.seed,
+                *(_cell(row.values.get(key)) for key in keys),
+                *map(_cell, costs.get(row.cell.name, (None, None))),
+                _cell(sum(known) if known else None),
+                _cell(max(memory) if memory else None),
+                *map(_cell, seconds),
+                " ".join(sorted(row.commits)),
+                "; ".join(f"{stage}: {why}" for stage, why in row.missing.items()),
+            ]
+        )
+    write_csv(path, lines, end="\n")
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

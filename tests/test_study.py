@@ -1,0 +1,193 @@
+"""Studies: the plan of runs, and the report of what they found."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from deepavfusion.config.compose import choices
+from deepavfusion.study.plan import Plan
+from deepavfusion.study.report import compare, write_report
+from deepavfusion.study.results import rows_of, scores_of
+from deepavfusion.study.work import FAILED, note_failure
+from deepavfusion.utils.errors import UserError
+from helpers.runs import compose
+
+PROBE = {"probe": {"experiment": "vggsound_linear_probe", "metrics": ["test/top1"]}}
+RATES = {"model.blr": [0.1, 0.2]}
+
+
+def staged(**probe: Any) -> dict[str, Any]:
+    """A probe that starts from a pre-training, unless it is told otherwise."""
+    start = {"overrides": ["model.pretrained={pretrain}"]}
+    return {"pretrain": {"experiment": "pretrain_vggsound"}, "probe": {**PROBE["probe"], **start, **probe}}
+
+
+def plan(tmp_path: Path, axes: dict[str, Any] = RATES, stages: dict[str, Any] = PROBE, **more: Any) -> Plan:
+    """What configs/study/trial.yaml would say."""
+    base = OmegaConf.to_container(compose(config="study").study)
+    assert isinstance(base, dict)
+    return Plan(
+        OmegaConf.create({**base, "name": "trial", "question": "Which?", "axes": axes, "stages": stages, **more}),
+        tmp_path,
+    )
+
+
+@pytest.fixture(scope="module", params=choices("study"))
+def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    cfg = compose(f"study={request.param}", config="study")
+    assert cfg.study.name == request.param
+    return Plan(cfg.study, tmp_path_factory.mktemp("logs"))
+
+
+def test_every_study_can_be_planned(shipped: Plan) -> None:
+    assert len(shipped.chains) == len(shipped.cells) * 3
+    assert shipped.baseline in shipped.cells
+    assert len({run.name for run in shipped.runs}) == len({run.directory for run in shipped.runs}) == len(shipped.runs)
+    for run in shipped.runs:
+        assert len(run.name) <= 80
+        assert "{" not in "".join(run.overrides)
+
+
+def test_cells_are_all_combinations_with_each_seed(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    assert [chain.name for chain in found.chains] == [
+        *("0.1 · seed 1", "0.1 · seed 2", "0.1 · seed 3", "0.2 · seed 1", "0.2 · seed 2", "0.2 · seed 3")
+    ]
+    assert all(f"model.blr={chain.cell.name}" in chain.runs[0].overrides for chain in found.chains)
+
+
+def test_one_axis_varies_at_a_time_from_the_baseline(tmp_path: Path) -> None:
+    axes = {"model.blr": [0.1, 0.2], "model.layer_decay": [0.5, 0.6], "trainer.max_epochs": [3, 4]}
+    stages = {"tune": {"experiment": "vggsound_finetune", "metrics": ["test/top1"]}}
+    found = plan(tmp_path, axes, stages, baseline={"model.blr": 0.2}, vary="one", seeds=1)
+    assert [cell.name for cell in found.cells] == ["0.1, 0.5, 3", "0.2, 0.5, 3", "0.2, 0.5, 4", "0.2, 0.6, 3"]
+    assert found.baseline.name == "0.2, 0.5, 3"
+
+
+def test_cells_share_the_runs_that_an_axis_does_not_change(tmp_path: Path) -> None:
+    found = plan(tmp_path, {"model.trust_coefficient": [0.001, 0.002]}, staged(), seeds=[7])
+    (one, other) = found.chains
+    assert one.runs[0] == other.runs[0]
+    assert one.runs[1] != other.runs[1]
+    assert f"model.pretrained='{one.runs[0].last}'" in other.runs[1].overrides
+    assert len(found.runs) == 3
+
+
+def test_an_axis_of_starts_leaves_the_stages_alone_that_it_names(tmp_path: Path) -> None:
+    axes = {"model.pretrained": {"scratch": None, "pretrained": "{pretrain}"}}
+    found = plan(tmp_path, axes, staged(overrides=[]))
+    scratch, pretrained = found.chains[0], found.chains[3]
+    assert [run.stage.name for run in scratch.runs] == ["probe"]
+    assert "model.pretrained=null" in scratch.runs[0].overrides
+    assert [run.stage.name for run in pretrained.runs] == ["pretrain", "probe"]
+
+
+def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Path) -> None:
+    def name(**more: Any) -> str:
+        return plan(tmp_path, seeds=1, **more).runs[0].name
+
+    assert name() == name() == name(overrides=["logger=tensorboard"])
+    others = [name(overrides=["trainer.max_epochs=3"]), name(quick=True), name(scale="demo")]
+    assert len({name(), *others}) == 4
+
+
+@pytest.mark.parametrize(
+    ("axes", "stages", "more", "words"),
+    [
+        (RATES, {"a": {"experiment": "nothing", "metrics": ["x"]}}, {}, "experiment=nothing, expected"),
+        (RATES, {"a": {"experiment": "avsbench_s4", "metric": ["x"]}}, {}, "has the key metric"),
+        (RATES, staged(metrics=[]), {}, "names no metrics"),
+        (RATES, staged(metrics=["test/topp1"]), {}, "test/topp1, expected one of test/top1"),
+        ({"model.nothing": [1]}, PROBE, {}, "model.nothing"),
+        ({"model.blr": []}, PROBE, {}, "has no values"),
+        ({"model.blr": [-1]}, PROBE, {}, "model.blr is -1"),
+        (RATES, PROBE, {"baseline": {"model.blr": 7}}, "expected one of 0.1, 0.2"),
+        (RATES, PROBE, {"overrides": ["model.nothing=1"]}, "model.nothing"),
+        (RATES, staged(overrides=["model.pretrained={later}"]), {}, "starts from {later}, expected a stage before it"),
+    ],
+)
+def test_what_is_no_study_is_said_before_anything_runs(axes, stages, more, words, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        assert plan(tmp_path, axes, stages, **more).runs
+    assert words in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+def finish(run: Any, right: list[bool]) -> None:
+    """Write what a classification leaves."""
+    run.directory.mkdir(parents=True)
+    lines = [[n, f"clip{n}", "a", "a" if each else "b"] for n, each in enumerate(right)]
+    with (run.directory / "classification_test.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["item", "id", "classes", "predicted"], *lines])
+    (run.directory / "metrics.json").write_text(json.dumps({"test/top1": sum(right) / len(right)}))
+    (run.directory / "cost.json").write_text(json.dumps({"seconds": 10, "peak_memory_gb": 0.5, "parts": 1}))
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Plan:
+    """Two cells: the second is right on 20 more clips of 100 with every seed."""
+    found = plan(tmp_path)
+    for chain in found.chains:
+        right = 50 + chain.seed + 20 * (chain.cell.name == "0.2")
+        finish(chain.runs[0], [n < right for n in range(100)])
+    return found
+
+
+def report(found: Plan) -> tuple[str, list[dict[str, str]]]:
+    sizes = {cell.name: (1.0, 2.0) for cell in found.cells}
+    write_report(found, rows_of(found, found.reports / FAILED), sizes, {"commit": "abc"}, found.reports)
+    with (found.reports / "results.csv").open(newline="") as file:
+        return (found.reports / "report.md").read_text(), list(csv.DictReader(file))
+
+
+def test_the_report_has_a_row_for_each_cell_and_seed_and_says_what_differs(finished: Plan) -> None:
+    text, lines = report(finished)
+    assert [(line["model.blr"], line["seed"], line["probe test/top1"]) for line in lines] == [
+        *(("0.1", "1", "0.51"), ("0.1", "2", "0.52"), ("0.1", "3", "0.53")),
+        *(("0.2", "1", "0.71"), ("0.2", "2", "0.72"), ("0.2", "3", "0.73")),
+    ]
+    assert {line["seconds"] for line in lines} == {"10"}
+    assert "| 0.1 | 0.520 ± 0.010 |" in text
+    found = re.search(r"\| 0.2 \| (.*) \| (.*) \| \[(.*), (.*)\] \| (.*) \| (.*) \|", text)
+    assert found is not None
+    difference, seeds, low, high, p, words = found.groups()
+    assert (difference, seeds, p, words) == ("+0.200", "[+0.200, +0.200]", "0.000", "better, supported by 3 seeds")
+    assert 0.12 < float(low) < 0.14  # 20 of 100 clips: 0.2 ± 1.96 × 0.04
+    assert 0.26 < float(high) < 0.29
+    assert {path.name for path in finished.reports.glob("*.png")} == {"probe_top1.png", "probe_top1_cost.png"}
+    assert "Not run" not in text
+
+
+def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    for chain in found.chains:
+        finish(chain.runs[0], [n < 50 + chain.seed for n in range(100)])
+    (only,) = compare(found, rows_of(found, tmp_path), found.stages[0], "test/top1")
+    assert (only.p, only.in_words("test/top1")) == (1.0, "no difference that the seeds support")
+
+
+def test_what_failed_or_was_not_run_is_named_and_the_rest_reported(finished: Plan) -> None:
+    first, last = finished.runs[0], finished.runs[-1]
+    for run in (first, last):
+        (run.directory / "metrics.json").unlink()
+    note_failure(first, finished.reports / FAILED, "the disk burned")
+    text, lines = report(finished)
+    assert "| 0.1, seed 1 | probe | the disk burned |" in text
+    assert "| 0.2, seed 3 | probe | not run yet |" in text
+    assert lines[0]["missing"] == "probe: the disk burned"
+    assert "| 0.2 | +0.200 |" in text  # of the pair with seed 2
+    assert "one seed says nothing" in text
+
+
+def test_scores_that_are_not_those_of_the_metric_are_not_used(finished: Plan) -> None:
+    run = finished.runs[0]
+    assert len(scores_of(run, "test/top1") or {}) == 100
+    (run.directory / "metrics.json").write_text(json.dumps({"test/top1": 0.9}))
+    assert scores_of(run, "test/top1") is None
