@@ -149,7 +149,8 @@ class Plan:
         self.seeds = _seeds(plain["seeds"])
         self.stages = _stages(plain["stages"])
         self.axes = _axes(plain["axes"])
-        self.cells = _cells(self.axes, plain["baseline"], plain["vary"])
+        self.vary: str = plain["vary"]
+        self.cells = _cells(self.axes, plain["baseline"], self.vary)
         self.baseline = _baseline(self.cells, self.axes, plain["baseline"])
         self._composed: dict[tuple[str, str], Composed] = {}
         self._bases: dict[str, DictConfig] = {}

@@ -1,60 +1,95 @@
-"""Plots of a study: a metric over the cells, and against what they cost."""
+"""Plots of a study: a metric over the values of an axis, and against what the cells cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deepavfusion.figures.style import BLUE, NOTE, ORANGE, WIDTH, new_figure, short, styled
+from deepavfusion.figures.style import BLUE, LINES, NOTE, WIDTH, new_figure, short, styled
 
 LETTERS = 24  # of the name of a cell
+SPREAD = 0.2  # of the distance of two labels, over which several lines are put side by side
 
-Values = Mapping[str, Sequence[float]]
-"""Name of a cell -> a value for each seed."""
+Seeds = Sequence[float]
+"""A value for each seed."""
 
 
 @styled
-def draw_axis(values: Values, metric: str, title: str) -> Figure:
-    """The mean of each cell with its standard deviation, and each seed as a dot."""
-    figure = new_figure(WIDTH, 3.2, layout="constrained")
+def draw_axis(lines: Mapping[str, Mapping[str, Seeds]], labels: Sequence[str], metric: str, title: str) -> Figure:
+    """The mean at each label with its standard deviation, and each seed as a dot.
+
+    Args:
+        lines: name of a line, empty if there is only one -> label -> values; labels without values are left out.
+        labels: of the axis, in their order.
+        metric: what the values are.
+        title: what one sees.
+    """
+    figure = new_figure(WIDTH, 3.4, layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(values))
-    for place, found in zip(places, values.values(), strict=True):
-        axes.plot([place] * len(found), found, "o", color=ORANGE, markersize=4, alpha=0.8, zorder=2)
-        error = np.std(found, ddof=1) if len(found) > 1 else 0.0
-        axes.errorbar([place], [np.mean(found)], yerr=error, fmt="_", color=BLUE, markersize=16, capsize=4, zorder=3)
-    axes.set_xticks(places, [short(name, LETTERS) for name in values])
-    if len(values) > 4:
+    shifts = np.linspace(-SPREAD / 2, SPREAD / 2, len(lines)) if len(lines) > 1 else [0.0]
+    for shift, colour, (name, found) in zip(shifts, _colours(len(lines)), lines.items(), strict=False):
+        places = [n + shift for n, label in enumerate(labels) if found.get(label)]
+        values = [found[label] for label in labels if found.get(label)]
+        for place, seeds in zip(places, values, strict=True):
+            axes.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.5, zorder=2)
+        means, errors = [np.mean(seeds) for seeds in values], [_error(seeds) for seeds in values]
+        style = "o-" if name else "o"
+        axes.errorbar(places, means, errors, fmt=style, color=colour, capsize=4, zorder=3, label=name or None)
+    axes.set_xticks(range(len(labels)), [short(label, LETTERS) for label in labels])
+    if sum(map(len, labels)) > 60:
         axes.tick_params(axis="x", rotation=30)
-    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_ylabel(metric)
     axes.set_title(title, wrap=True)
     axes.grid(axis="y")
+    if any(lines):
+        figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
 @styled
-def draw_trade(values: Values, gflop: Mapping[str, float], metric: str, lower: bool) -> Figure:
-    """The mean of each cell against GFLOP of its encoder; a line joins those that no cheaper one equals."""
-    figure = new_figure(WIDTH, 3.2, layout="constrained")
-    axes = figure.subplots()
-    means = {name: float(np.mean(found)) for name, found in values.items()}
-    front, best = [], None
-    for name in sorted(means, key=lambda name: (gflop[name], means[name] if lower else -means[name])):
-        if best is None or (means[name] < best if lower else means[name] > best):
-            best = means[name]
-            front.append(name)
-    axes.plot([gflop[name] for name in front], [means[name] for name in front], color=BLUE, zorder=1)
-    for name, found in values.items():
-        error = np.std(found, ddof=1) if len(found) > 1 else 0.0
-        axes.errorbar([gflop[name]], [means[name]], yerr=error, fmt="o", color=BLUE, capsize=3, zorder=2)
-        axes.annotate(
-            short(name, LETTERS), (gflop[name], means[name]), xytext=(5, 5), textcoords="offset points", color=NOTE
-        )
-    axes.set_xlabel("GFLOP of the encoder for a clip")
-    axes.set_ylabel(metric)
-    axes.margins(x=0.15, y=0.15)
-    axes.grid()
+def draw_trade(
+    values: Mapping[str, Seeds], costs: Mapping[str, Mapping[str, float]], metric: str, lower: bool
+) -> Figure:
+    """The mean of each cell against each kind of cost; a line joins those that no cheaper one equals.
+
+    Args:
+        values: name of a cell -> values.
+        costs: kind of cost -> name of a cell -> value.
+        metric: what the values are.
+        lower: whether lower values are better.
+    """
+    figure = new_figure(WIDTH, 3.4, layout="constrained")
+    panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for axes, (kind, cost) in zip(panels, costs.items(), strict=True):
+        _trade(axes, {name: found for name, found in values.items() if name in cost}, cost, lower)
+        axes.set_xlabel(kind)
+    panels[0].set_ylabel(metric)
     return figure
+
+
+def _trade(axes: Axes, values: Mapping[str, Seeds], cost: Mapping[str, float], lower: bool) -> None:
+    means = {name: float(np.mean(found)) for name, found in values.items()}
+    sign = 1 if lower else -1
+    front: list[str] = []
+    for name in sorted(means, key=lambda name: (cost[name], sign * means[name])):
+        if not front or sign * means[name] < sign * means[front[-1]]:
+            front.append(name)
+    axes.plot([cost[name] for name in front], [means[name] for name in front], color=BLUE, zorder=1)
+    for name, found in values.items():
+        axes.errorbar([cost[name]], [means[name]], [_error(found)], fmt="o", color=BLUE, capsize=3, zorder=2)
+        place = {"xytext": (5, 5), "textcoords": "offset points"}
+        axes.annotate(short(name, LETTERS), (cost[name], means[name]), color=NOTE, **place)  # type: ignore[arg-type]
+    axes.margins(x=0.2, y=0.15)
+    axes.grid()
+
+
+def _error(seeds: Seeds) -> float:
+    return float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0
+
+
+def _colours(count: int) -> list[str]:
+    return [LINES[n % len(LINES)] for n in range(count)]

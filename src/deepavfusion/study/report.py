@@ -13,7 +13,7 @@ from deepavfusion.figures.style import save_figure
 from deepavfusion.study.plan import Cell, Plan, Stage
 from deepavfusion.study.plots import draw_axis, draw_trade
 from deepavfusion.study.results import Row, score_table, together, values_of, write_results
-from deepavfusion.study.statistics import Interval, deviation, over_clips_and_seeds, over_seeds, p_value
+from deepavfusion.study.statistics import Interval, Values, deviation, over_clips_and_seeds, over_seeds, p_value
 from deepavfusion.utils.files import write_whole
 
 LOWER_IS_BETTER = ("loss", "rank", "fad")  # parts of names of such metrics
@@ -77,19 +77,15 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_results(plan, rows, sizes, folder / "results.csv")
-    lines = [f"# Study: {plan.name}", "", plan.question, "", *_table(("", ""), [(k, v) for k, v in about.items()])]
-    lines += ["", *_state(plan, rows), "", "## Results", "", _legend(plan), ""]
-    lines += _results(plan, rows)
-    lines += ["", f"## Differences from {plan.baseline.name}", "", *_explained(plan)]
+    lines = [f"# Study: {plan.name}", "", plan.question, "", *_table(("", ""), list(about.items()))]
+    lines += ["", *_state(plan, rows), "", "## Results", "", _legend(plan), "", *_results(plan, rows)]
     compared = 0
     for stage in plan.stages:
         for metric in stage.metrics:
             found = compare(plan, rows, stage, metric)
             compared += len(found)
-            lines += ["", *_differences(stage, metric, found)] if found else []
-    if compared:
-        lines += ["", _by_chance(compared)]
-    lines += ["", "## Cost", "", *_costs(plan, rows, sizes)]
+            lines += ["", f"### {stage.name}: `{metric}`", "", *_details(plan, rows, stage, metric, found)]
+    lines += ["", _explained(plan, compared), "", "## Cost", "", *_costs(plan, rows, sizes)]
     pictures = _draw(plan, rows, sizes, folder)
     lines += ["", "## Plots", ""] + [f"![{title}]({name})" for name, title in pictures]
     missing = [(f"{row.cell.name}, seed {row.seed}", stage, why) for row in rows for stage, why in row.missing.items()]
@@ -114,17 +110,14 @@ def _legend(plan: Plan) -> str:
     return f"Mean ± standard deviation over seeds {_list(plan.seeds)}; a dash: not run, or one seed only."
 
 
-def _explained(plan: Plan) -> list[str]:
-    return [
-        "Pairs of runs with the same seed; 95 % intervals of the mean difference. Over seeds: Student's t, what other "
-        "seeds would give on these test clips. Over seeds and clips: bootstrap over both, what other clips would give, "
-        "too; a dash where the metric is no mean over clips. A difference counts as supported if the interval over "
-        "seeds excludes 0."
-    ]
-
-
-def _by_chance(compared: int) -> str:
-    return f"Of {compared} comparisons, {0.05 * compared:.1f} would be expected to count as supported by chance alone."
+def _explained(plan: Plan, compared: int) -> str:
+    return (
+        f"Differences are from {plan.baseline.name}, of pairs of runs with the same seed. Intervals have 95 %: over "
+        "seeds (Student's t), what other seeds would give on these test clips; over seeds and clips (bootstrap over "
+        "both), what other clips would give, too, a dash where the metric is no mean over clips. A difference counts "
+        f"as supported if the interval over seeds excludes 0. Of the {compared} comparisons here, "
+        f"{0.05 * compared:.1f} would be expected to count as supported by chance alone."
+    )
 
 
 def _results(plan: Plan, rows: Sequence[Row]) -> list[str]:
@@ -146,55 +139,61 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.3f} ± {deviation(values):.3f}"
 
 
-def _differences(stage: Stage, metric: str, found: Sequence[Comparison]) -> list[str]:
-    head = [f"{stage.name}: `{metric}`", "difference", "95 %, seeds", "95 %, seeds and clips", "p", "in words"]
-    return _table(
-        head,
-        [
-            [
-                each.cell.name,
-                f"{each.seeds.mean:+.3f}",
-                _interval(each.seeds),
-                _interval(each.clips),
-                "–" if math.isnan(each.p) else f"{each.p:.3f}",
-                each.in_words(metric),
-            ]
-            for each in found
-        ],
-    )
+def _details(plan: Plan, rows: Sequence[Row], stage: Stage, metric: str, found: Sequence[Comparison]) -> list[str]:
+    """A line for each cell: its mean with intervals, and its difference from the baseline."""
+    compared = {each.cell.name: each for each in found}
+    both = "95 %, seeds and clips"
+    lines = []
+    for cell in plan.cells:
+        values = values_of(rows, cell, (stage.name, metric))
+        table = score_table(plan, cell, stage, metric, sorted(values))
+        scores = together(table)[0] if table else np.empty((0, 0))
+        line = [cell.name, spread(np.array(list(values.values()))), _interval(_bootstrap(scores), "")]
+        if each := compared.get(cell.name):
+            line += [f"{each.seeds.mean:+.3f}", _interval(each.seeds), _interval(each.clips)]
+            line += [_p(each.p), each.in_words(metric)]
+        else:
+            line += ["", "", "", "", "baseline" if cell == plan.baseline else ""]
+        lines.append(line)
+    return _table(["", "mean ± deviation", both, "difference", "95 %, seeds", both, "p", ""], lines)
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _bootstrap(scores: Values) -> Interval | None:
+    return over_clips_and_seeds(scores) if scores.size else None
 
 
 def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:
-    lines = []
+    lines, seconds = [], _seconds(plan, rows)
     for cell in plan.cells:
-        mine = [row for row in rows if row.cell == cell and not row.missing]
-        seconds = [sum(cost["seconds"] for cost in row.costs.values() if "seconds" in cost) for row in mine]
+        mine = [row for row in rows if row.cell == cell]
         memory = [cost["peak_memory_gb"] for row in mine for cost in row.costs.values() if "peak_memory_gb" in cost]
         parameters, gflop = sizes[cell.name]
-        lines.append(
-            [
-                cell.name,
-                f"{parameters:.2f}",
-                f"{gflop:.3f}",
-                f"{np.mean(seconds):.0f}" if seconds else "–",
-                f"{max(memory):.2f}" if memory else "–",
-            ]
-        )
-    head = (
-        "",
-        "parameters of the encoder, M",
-        "GFLOP of the encoder for a clip",
-        "seconds, all stages",
-        "peak memory, GB",
-    )
+        taken = f"{seconds[cell.name]:.0f}" if cell.name in seconds else "–"
+        lines.append([cell.name, f"{parameters:.2f}", f"{gflop:.3f}", taken, f"{max(memory):.2f}" if memory else "–"])
+    head = ["", "encoder: parameters, M", "encoder: GFLOP a clip", "seconds, all stages", "peak memory, GB"]
     parts = any(cost.get("parts", 1) > 1 for row in rows for cost in row.costs.values())
     note = ["", "Runs that were killed are timed from their last start on."] if parts else []
     return [*_table(head, lines), "", "Seconds: mean over seeds, with everything that a run does.", *note]
 
 
+def _seconds(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
+    """Name of a cell -> seconds of all its stages, mean over the seeds that are complete."""
+    found = {}
+    for cell in plan.cells:
+        mine = [row for row in rows if row.cell == cell and not row.missing]
+        each = [sum(cost["seconds"] for cost in row.costs.values() if "seconds" in cost) for row in mine]
+        if each:
+            found[cell.name] = float(np.mean(each))
+    return found
+
+
 def _draw(plan: Plan, rows: Sequence[Row], sizes: Sizes, folder: Path) -> list[tuple[str, str]]:
     """Draw the plots; their file names and titles."""
-    found = []
+    found, seconds = [], _seconds(plan, rows)
     for stage in plan.stages:
         for metric in stage.metrics:
             values = {cell.name: list(values_of(rows, cell, (stage.name, metric)).values()) for cell in plan.cells}
@@ -202,15 +201,37 @@ def _draw(plan: Plan, rows: Sequence[Row], sizes: Sizes, folder: Path) -> list[t
             if not values:
                 continue
             stem, title = f"{stage.name}_{metric.rpartition('/')[2]}", f"{stage.name}: {metric}"
-            save_figure(draw_axis(values, metric, plan.question), folder / f"{stem}.png")
-            gflop = {name: sizes[name][1] for name in values}
-            save_figure(draw_trade(values, gflop, metric, lower_is_better(metric)), folder / f"{stem}_cost.png")
-            found += [(f"{stem}.png", title), (f"{stem}_cost.png", f"{title} and cost")]
+            for number, axis in enumerate(plan.axes, 1):
+                name = f"{stem}.png" if len(plan.axes) == 1 else f"{stem}_{number}.png"
+                lines = _lines(plan, axis, values)
+                save_figure(draw_axis(lines, list(plan.axes[axis]), metric, f"{stage.name}, by {axis}"), folder / name)
+                found.append((name, f"{title}, by {axis}"))
+            costs = {
+                "GFLOP of the encoder for a clip": {name: sizes[name][1] for name in values},
+                "seconds, all stages": {name: each for name, each in seconds.items() if name in values},
+            }
+            known = {kind: cost for kind, cost in costs.items() if cost}
+            save_figure(draw_trade(values, known, metric, lower_is_better(metric)), folder / f"{stem}_cost.png")
+            found.append((f"{stem}_cost.png", f"{title}, and cost"))
     return found
 
 
-def _interval(found: Interval | None) -> str:
-    return "–" if found is None or math.isnan(found.low) else f"[{found.low:+.3f}, {found.high:+.3f}]"
+def _lines(plan: Plan, axis: str, values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
+    """What the cells have on the other axes -> label on this one -> values. Where one axis varies at a time, only the
+    cells of this one."""
+    lines: dict[str, dict[str, Sequence[float]]] = {}
+    for cell in plan.cells:
+        others = {each: label for each, label in cell.labels.items() if each != axis}
+        away = any(plan.baseline.labels[each] != label for each, label in others.items())
+        if cell.name not in values or (plan.vary == "one" and away):
+            continue
+        name = "" if plan.vary == "one" else ", ".join(others.values())
+        lines.setdefault(name, {})[cell.labels[axis]] = values[cell.name]
+    return lines
+
+
+def _interval(found: Interval | None, sign: str = "+") -> str:
+    return "–" if found is None or math.isnan(found.low) else f"[{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 
 
 def _list(seeds: Sequence[int]) -> str:
