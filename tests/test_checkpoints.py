@@ -135,6 +135,20 @@ def test_the_next_checkpoint_waits_for_the_one_before_and_the_end_for_the_last(
     assert (of(tmp_path / "step_00000002.ckpt"), of(tmp_path / "last.ckpt")) == (2.0, 3.0)
 
 
+def test_of_each_milestone_the_nearest_file_is_kept_beside_the_newest(run: Run, disk: SlowDisk, tmp_path: Path):
+    disk.ready.set()
+    run.trainer.estimated_stepping_batches = 10
+    run.callback.milestones = [0.26, 0.5]
+    for step in range(1, 11):
+        run.step()
+        run.start()
+        run.files.wait()
+        run.start()
+        there = [int(name[5:13]) for name in names(tmp_path) if name != "last.ckpt"]
+        assert there == sorted({min(step, 3), min(step, 5), max(1, step - 1), step})
+    assert of(tmp_path / "step_00000005.ckpt") == 5.0
+
+
 @pytest.mark.parametrize("when", ["start", "validation", "step", "end"])
 def test_a_file_that_cannot_be_written_stops_the_run(run: Run, disk: SlowDisk, tmp_path: Path, when: str):
     disk.ready.set()

@@ -197,6 +197,49 @@ def test_datamodule_gives_every_clip_once(vggsound_root, workers):
     assert [p.id for p in batch.problems] == ["clip2_000030"]
 
 
+def share_of(count: int, share: float, seed: int = 0) -> dict[int, set[str]]:
+    """Class -> clips of a thinned list; every class has twice as many as the one before."""
+    clips = [Clip(f"{label}_{n}", "", label) for label in range(4) for n in range(count * 2**label)]
+    thin = ClipList("train", clips, list("abcd")).thinned(share, seed)
+    assert [clip for clip in clips if clip in thin.clips] == thin.clips
+    assert (thin.split, thin.classes) == ("train", list("abcd"))
+    return {label: {clip.id for clip in thin.clips if clip.label == label} for label in range(4)}
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.05, [1, 2, 4, 8]), (0.2, [4, 8, 16, 32]), (0.001, [1, 1, 1, 1])])
+def test_a_share_of_the_clips_is_that_of_each_class_and_at_least_one(share, counts):
+    assert [len(clips) for clips in share_of(20, share).values()] == counts
+
+
+def test_the_clips_of_a_share_follow_from_the_seed_and_are_among_those_of_a_larger_one():
+    small, large, whole = (share_of(20, share) for share in (0.1, 0.3, 1.0))
+    assert small == share_of(20, 0.1) != share_of(20, 0.1, seed=1)
+    assert all(small[label] < large[label] < whole[label] for label in whole)
+
+
+def test_a_clip_of_several_classes_counts_for_the_first():
+    clips = [Clip(str(n), "", labels=(n % 2, 2)) for n in range(20)]
+    thin = ClipList("train", clips, list("abc"), multi_label=True).thinned(0.2, seed=0)
+    assert sorted(clip.labels[0] for clip in thin.clips) == [0, 0, 1, 1]
+
+
+def test_an_epoch_of_a_share_of_the_clips_is_as_long(vggsound_root):
+    def data(**more: float) -> ClipDataModule:
+        found = ClipDataModule(
+            vggsound, str(vggsound_root), "vggsound", batch_size=1, image_size=SIZE, num_workers=0, **more
+        )
+        found.setup()
+        return found
+
+    whole, share = data(), data(train_share=0.4, repeats=2)
+    clips = share.lists["train"].clips
+    assert 0 < len(clips) < len(whole.lists["train"].clips)
+    assert len({clip.label for clip in clips}) == len({clip.label for clip in whole.lists["train"].clips})
+    passes = len(whole.train_dataloader()) * 2 / len(clips)
+    assert len(share.train_dataloader()) == round(passes) * len(clips)
+    assert share.lists["test"].clips == whole.lists["test"].clips
+
+
 def test_gallery_is_spread_over_the_list(vggsound_root):
     data = ClipDataModule(vggsound, str(vggsound_root), "vggsound", image_size=SIZE, num_workers=0, gallery_clips=2)
     data.setup()

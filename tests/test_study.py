@@ -15,6 +15,7 @@ from deepavfusion.config.compose import choices
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.report import compare, write_report
 from deepavfusion.study.results import rows_of, scores_of
+from deepavfusion.study.starts import checkpoint, place
 from deepavfusion.study.work import FAILED, note_failure
 from deepavfusion.utils.errors import UserError
 from helpers.runs import compose
@@ -89,6 +90,55 @@ def test_an_axis_of_starts_leaves_the_stages_alone_that_it_names(tmp_path: Path)
     assert [run.stage.name for run in pretrained.runs] == ["pretrain", "probe"]
 
 
+def test_a_run_may_start_from_the_middle_of_another(tmp_path: Path) -> None:
+    axes = {"model.pretrained": {"half": "{pretrain@0.5}", "whole": "{pretrain}"}}
+    found = plan(tmp_path, axes, staged(overrides=[]), seeds=1)
+    (half, whole) = found.chains
+    assert half.runs[0] == whole.runs[0]
+    assert "callbacks.checkpoints.milestones=[0.5]" in half.runs[0].overrides
+    assert half.runs[1].midway == ((half.runs[0].directory, 0.5),)
+    assert f"model.pretrained='{checkpoint(half.runs[0].directory, 0.5)}'" in half.runs[1].overrides
+    assert whole.runs[1].midway == ()
+    assert half.runs[1].name != whole.runs[1].name
+    ordinary = plan(tmp_path, RATES, staged(), seeds=1).chains[0].runs[0]
+    assert not any("milestones" in each for each in ordinary.overrides)
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "taken"), [([50, 100], 0.5, 50), ([45, 58, 90, 100], 0.5, 45), ([10, 90, 100], 0.1, 10)]
+)
+def test_the_checkpoint_nearest_to_a_share_of_the_steps_is_taken(steps, share, taken, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in steps:
+        (folder / f"step_{step:08d}.ckpt").write_text(str(step))
+    (folder / "last.ckpt").symlink_to(f"step_{steps[-1]:08d}.ckpt")
+    for _ in range(2):
+        place(tmp_path, share)
+        assert checkpoint(tmp_path, share).read_text() == str(taken)
+
+
+@pytest.mark.parametrize(("steps", "words"), [([], "none at all"), ([95, 100], "only those after 95, 100")])
+def test_a_checkpoint_that_is_missing_is_said(steps, words, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for step in steps:
+        (tmp_path / "checkpoints" / f"step_{step:08d}.ckpt").touch()
+    with pytest.raises(UserError, match=f"no checkpoint near 50% of its steps, {words}"):
+        place(tmp_path, 0.5)
+
+
+def test_cells_are_compared_with_those_that_are_alike_on_the_other_axes(tmp_path: Path) -> None:
+    axes = {"model.momentum": [0.8, 0.9], "model.blr": [0.1, 0.2]}
+    found = plan(tmp_path, axes, baseline={"model.momentum": 0.8}, seeds=2)
+    for chain in found.chains:
+        value = {"0.1": 0.5, "0.2": 0.7}[chain.cell.labels["model.blr"]] + float(chain.cell.labels["model.momentum"])
+        finish(chain.runs[0], [n < 100 * (value - 0.8) for n in range(100)])
+    compared = compare(found, rows_of(found, tmp_path), found.stages[0], "test/top1")
+    assert [(each.cell.name, round(each.seeds.mean, 6)) for each in compared] == [("0.9, 0.1", 0.1), ("0.9, 0.2", 0.1)]
+    text, _ = report(found)
+    assert "Differences are from 0.8, at the same model.blr, of pairs" in text
+
+
 def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Path) -> None:
     def name(**more: Any) -> str:
         return plan(tmp_path, seeds=1, **more).runs[0].name
@@ -110,6 +160,7 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
         ({"model.blr": [-1]}, PROBE, {}, "model.blr is -1"),
         (RATES, PROBE, {"baseline": {"model.blr": 7}}, "expected one of 0.1, 0.2"),
         (RATES, PROBE, {"overrides": ["model.nothing=1"]}, "model.nothing"),
+        (RATES, staged(overrides=["model.pretrained={pretrain@1.5}"]), {}, "such as {pretrain@0.5}"),
         (RATES, staged(overrides=["model.pretrained={later}"]), {}, "starts from {later}, expected a stage before it"),
     ],
 )

@@ -88,7 +88,7 @@ def _show_plan(plan: Any, cfg: DictConfig, processes: int) -> None:
         done = sum(each.finished for each in runs)
         table.add_row(stage.name, stage.experiment, str(len(runs)), str(done), each_takes, ", ".join(stage.metrics))
     get_console().print(table)
-    say(f"{len(plan.cells)} cells: {'; '.join(cell.name for cell in plan.cells)}; baseline: {plan.baseline.name}")
+    say(f"{len(plan.cells)} cells: {'; '.join(cell.name for cell in plan.cells)}; baseline: {plan.baseline_name}")
     seen: set[str] = set()
     chains = []
     for chain in plan.chains:

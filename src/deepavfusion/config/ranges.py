@@ -198,6 +198,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **{f"callbacks.{key}": MANY for key in ("knn.k", "checkpoints.keep", "checkpoints.every_n_epochs")},
     "callbacks.checkpoints.every_n_train_steps": MANY | NULL,
     "callbacks.checkpoints.every_n_minutes": FACTOR | NULL,
+    "callbacks.checkpoints.milestones": list_of(SHARE),
     "callbacks.model_summary.max_depth": whole(-1, 1000),
     "callbacks.novelty.max_clips": MANY,
     "callbacks.novelty.windows": whole(1, 1000),

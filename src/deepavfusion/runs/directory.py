@@ -49,6 +49,12 @@ class FinishedError(UserError):
         self.run_dir = run_dir
 
 
+def saved_after(path: Path) -> int:
+    """Optimizer steps that a checkpoint of `STEPS` was saved after; 0: of another name."""
+    digits = path.stem.rpartition("_")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
 def choose_run_dir(
     log_dir: str | Path, task: str, name: str | None = None, resume: str | None = None, kind: str = "runs"
 ) -> Path:

@@ -121,7 +121,8 @@ class Estimator:
 
     def _disk(self, cfg: DictConfig) -> float:
         parameters = sum(p.numel() for p in encoder_of(cfg).parameters())
-        return cfg.callbacks.checkpoints.keep * parameters * BYTES / 1e9
+        kept = cfg.callbacks.checkpoints
+        return (kept.keep + len(kept.milestones)) * parameters * BYTES / 1e9
 
 
 def _timed(encoder: nn.Module, cfg: DictConfig, device: torch.device, batch: int = 8) -> float:

@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import CONFIG_DIR, choices, compose
-from deepavfusion.config.overrides import merged, quoted, split_override
-from deepavfusion.runs.directory import CHECKPOINTS, LAST, METRICS
+from deepavfusion.config.overrides import merged, quoted
+from deepavfusion.runs.directory import METRICS
+from deepavfusion.study.starts import PLACEHOLDER, checkpoint, filled, named
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 
-PLACEHOLDER = re.compile(r"\{(\w+)\}")  # the last checkpoint of a stage, of the same cell and seed
 QUICK = 0.4  # of the epochs
 LONGEST = 40  # characters of a name that the values of the axes take
 OF_NO_RESULT = ("run", "paths", "logger", "seed", "resume", "debug")  # sections that do not change what a run finds
@@ -56,7 +56,7 @@ class Stage:
 
     Args:
         experiment: of configs/experiment.
-        overrides: for it; `{pretrain}` is the last checkpoint of the stage of that name.
+        overrides: for it, with placeholders, see `starts`.
         metrics: those of its metrics.json that are reported.
         without: axes that it does not follow, though it has their keys.
     """
@@ -94,6 +94,7 @@ class Run:
         directory: of the run.
         overrides: that it is composed from.
         starts: the runs whose checkpoints it takes.
+        midway: directory of a run -> the share of its steps after which it takes its checkpoint.
     """
 
     name: str
@@ -102,10 +103,11 @@ class Run:
     directory: Path
     overrides: tuple[str, ...]
     starts: tuple[Run, ...] = field(repr=False)
+    midway: tuple[tuple[Path, float], ...] = ()
 
     @property
     def last(self) -> Path:
-        return self.directory / CHECKPOINTS / LAST
+        return checkpoint(self.directory)
 
     @property
     def finished(self) -> bool:
@@ -152,8 +154,11 @@ class Plan:
         self.vary: str = plain["vary"]
         self.cells = _cells(self.axes, plain["baseline"], self.vary)
         self.baseline = _baseline(self.cells, self.axes, plain["baseline"])
+        one = self.vary == "one" or not plain["baseline"]
+        self._held = self.baseline.labels if one else {axis: str(label) for axis, label in plain["baseline"].items()}
         self._composed: dict[tuple[str, str], Composed] = {}
         self._bases: dict[str, DictConfig] = {}
+        self._configs: dict[tuple[str, ...], DictConfig] = {}
         for axis in self.axes:
             if not any(self._applies(axis, stage) for stage in self.stages):
                 raise UserError(f"study.axes names {axis}, expected a key, or keys, that one of its stages has.")
@@ -189,6 +194,18 @@ class Plan:
         seeds = f"{len(self.seeds)}_seed{'s' * (len(self.seeds) != 1)}"
         return self.folder / "reports" / f"{self.scale}{quick}_{seeds}_{self.digest}"
 
+    def baseline_of(self, cell: Cell) -> Cell:
+        """What a cell is compared with: on the axes that the study's `baseline` does not name, it is as the cell is."""
+        labels = {**cell.labels, **self._held}
+        return next(each for each in self.cells if each.labels == labels)
+
+    @property
+    def baseline_name(self) -> str:
+        """Of the cells that others are compared with."""
+        same = [axis for axis in self.axes if axis not in self._held]
+        name = ", ".join(self.baseline.labels[axis] for axis in self._held)
+        return f"{name}, at the same {' and '.join(same)}" if same else self.baseline.name
+
     def composed(self, stage: Stage, cell: Cell) -> Composed:
         """The config of a stage of a cell.
 
@@ -212,7 +229,7 @@ class Plan:
         mine = [*self._first(stage), *self.overrides, *stage.overrides]
         axes = [axis for axis in self.axes if self._applies(axis, stage)]
         mine += [_override(*each) for axis in axes for each in cell.values[axis].items()]
-        starts = tuple(dict.fromkeys(name for each in mine for name in PLACEHOLDER.findall(each)))
+        starts = tuple(dict.fromkeys(name for name, _ in named(mine)))
         before = [each.name for each in self.stages[: self.stages.index(stage)]]
         for name in starts:
             if name not in before:
@@ -235,7 +252,10 @@ class Plan:
 
     def _first(self, stage: Stage) -> list[str]:
         data = [f"paths.data_dir={quoted(self.data_dir)}"] if self.data_dir else []
-        return [f"experiment={stage.experiment}", f"scale={self.scale}", *data]
+        texts = [*self.overrides, *(text for each in self.stages for text in each.overrides), str(self.axes)]
+        shares = sorted({share for name, share in named(texts) if name == stage.name and share is not None})
+        kept = [f"callbacks.checkpoints.milestones={shares}"] if shares else []
+        return [f"experiment={stage.experiment}", f"scale={self.scale}", *data, *kept]
 
     def _changed(self, stage: Stage, cell: Cell, axes: Sequence[str], overrides: Sequence[str]) -> DictConfig:
         """The config of a stage of a cell; composing it takes long, so that of the stage is changed, where that can be.
@@ -263,20 +283,23 @@ class Plan:
         return self._bases[stage.name]
 
     def _train_config(self, stage: Stage, overrides: Sequence[str]) -> DictConfig:
-        """Of a run with these overrides, but for those with placeholders."""
-        try:
-            return compose("train", merged([each for each in overrides if not PLACEHOLDER.search(each)]))
-        except (HydraException, OmegaConfBaseException) as error:
-            sentence = one_sentence(error)
-            raise UserError(f"stage {stage.name} of study {self.name} cannot be composed: {sentence}") from None
+        """Of a run with these overrides, but for those with placeholders; not to be changed."""
+        known = tuple(each for each in overrides if not PLACEHOLDER.search(each))
+        if known not in self._configs:
+            try:
+                self._configs[known] = compose("train", merged(list(known)))
+            except (HydraException, OmegaConfBaseException) as error:
+                sentence = one_sentence(error)
+                raise UserError(f"stage {stage.name} of study {self.name} cannot be composed: {sentence}") from None
+        return self._configs[known]
 
     def _applies(self, axis: str, stage: Stage) -> bool:
         """Whether a stage has the keys of an axis; one whose values name stages is for those after them."""
-        named = {name for value in self.axes[axis].values() for name in PLACEHOLDER.findall(str(value))}
+        starts = {name for name, _ in named([str(value) for value in self.axes[axis].values()])}
         order = [each.name for each in self.stages]
         if axis in stage.without:
             return False
-        if named and order.index(stage.name) <= max(order.index(name) for name in named if name in order):
+        if starts and order.index(stage.name) <= max(order.index(name) for name in starts if name in order):
             return False
         keys = {key for value in self.axes[axis].values() for key in value}
         base = self._base(stage)
@@ -285,7 +308,7 @@ class Plan:
     def _inherits(self, axis: str, stage: Stage, cell: Cell) -> bool:
         """Whether a stage that this one starts from depends on an axis."""
         mine = [*stage.overrides, *(str(cell.values[each]) for each in self.axes if self._applies(each, stage))]
-        names = {name for each in mine for name in PLACEHOLDER.findall(each)}
+        names = {name for name, _ in named(mine)}
         starts = [each for each in self.stages if each.name in names]
         return any(self._applies(axis, each) or self._inherits(axis, each, cell) for each in starts)
 
@@ -295,12 +318,13 @@ class Plan:
             found = self.composed(stage, cell)
             name = f"{found.part}_s{seed}_{found.digest}"
             starts = tuple(runs[each] for each in found.starts)
-            places = {each.stage.name: str(each.last) for each in starts}
-            overrides = [_filled(override, places) for override in found.overrides]
+            directories = {each.stage.name: each.directory for each in starts}
+            midway = dict.fromkeys((directories[each], share) for each, share in named(found.overrides) if share)
+            overrides = [filled(override, directories) for override in found.overrides]
             overrides += [f"seed={seed}", f"run.name={name}", "run.latest=false"]
             overrides += [f"paths.log_dir={quoted(str(self.folder))}"]
             directory = self.folder / found.cfg.task / "runs" / name
-            runs[stage.name] = Run(name, stage, seed, directory, tuple(overrides), starts)
+            runs[stage.name] = Run(name, stage, seed, directory, tuple(overrides), starts, tuple(midway))
         return Chain(cell, seed, tuple(runs.values()))
 
 
@@ -399,14 +423,6 @@ def _written(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "[" + ",".join(map(_written, value)) + "]" if isinstance(value, list) else str(value)
-
-
-def _filled(override: str, places: Mapping[str, str]) -> str:
-    """An override with the checkpoints of stages in place of their names."""
-    if not (names := PLACEHOLDER.findall(override)):
-        return override
-    sign, key, value = split_override(override)
-    return f"{sign}{key}={quoted(value.format_map({name: places[name] for name in names}))}"
 
 
 def _shorter(cfg: DictConfig) -> dict[str, float]:

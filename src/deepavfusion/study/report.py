@@ -51,15 +51,16 @@ def lower_is_better(metric: str) -> bool:
 
 
 def compare(plan: Plan, rows: Sequence[Row], stage: Stage, metric: str) -> list[Comparison]:
-    """Every other cell against the baseline, where both have results with the same seeds."""
-    base, found = values_of(rows, plan.baseline, (stage.name, metric)), []
+    """Every other cell against its baseline, where both have results with the same seeds."""
+    found = []
     for cell in plan.cells:
-        mine = values_of(rows, cell, (stage.name, metric))
+        baseline = plan.baseline_of(cell)
+        mine, base = (values_of(rows, each, (stage.name, metric)) for each in (cell, baseline))
         seeds = sorted(set(mine) & set(base))
-        if cell == plan.baseline or not seeds:
+        if cell == baseline or not seeds:
             continue
         differences = np.array([mine[seed] - base[seed] for seed in seeds])
-        tables = [score_table(plan, each, stage, metric, seeds) for each in (cell, plan.baseline)]
+        tables = [score_table(plan, each, stage, metric, seeds) for each in (cell, baseline)]
         clips = None
         if all(tables):
             scores, others = together(*tables)
@@ -112,7 +113,7 @@ def _legend(plan: Plan) -> str:
 
 def _explained(plan: Plan, compared: int) -> str:
     return (
-        f"Differences are from {plan.baseline.name}, of pairs of runs with the same seed. Intervals have 95 %: over "
+        f"Differences are from {plan.baseline_name}, of pairs of runs with the same seed. Intervals have 95 %: over "
         "seeds (Student's t), what other seeds would give on these test clips; over seeds and clips (bootstrap over "
         "both), what other clips would give, too, a dash where the metric is no mean over clips. A difference counts "
         f"as supported if the interval over seeds excludes 0. Of the {compared} comparisons here, "
@@ -153,7 +154,7 @@ def _details(plan: Plan, rows: Sequence[Row], stage: Stage, metric: str, found: 
             line += [f"{each.seeds.mean:+.3f}", _interval(each.seeds), _interval(each.clips)]
             line += [_p(each.p), each.in_words(metric)]
         else:
-            line += ["", "", "", "", "baseline" if cell == plan.baseline else ""]
+            line += ["", "", "", "", "baseline" if cell == plan.baseline_of(cell) else ""]
         lines.append(line)
     return _table(["", "mean ± deviation", both, "difference", "95 %, seeds", both, "p", ""], lines)
 

@@ -18,6 +18,7 @@ from deepavfusion.runs.directory import FinishedError, several_runs
 from deepavfusion.runs.lock import InUseError
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.study.plan import Chain, Run
+from deepavfusion.study.starts import place
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_whole
@@ -46,6 +47,8 @@ def work(chain: Chain, failures: Path) -> None:
                     note_failure(run, failures, f"not run, since {lacking.name}, which it starts from, failed")
                     break
                 try:
+                    for directory, share in run.midway:
+                        place(directory, share)
                     with _measured(run.directory):
                         _train(run)
                 except InUseError:  # another chain, which shares it

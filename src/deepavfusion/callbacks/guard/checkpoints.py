@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
 from deepavfusion.callbacks.guard.checkpoint_io import SyncedCheckpointIO
-from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN
+from deepavfusion.runs.directory import LAST, STEPS, STEPS_PATTERN, saved_after
 from deepavfusion.runs.signals import StopRequested, StopSignals
 from deepavfusion.utils.commands import command
 from deepavfusion.utils.errors import TemporaryError, UserError
@@ -47,6 +48,7 @@ class Checkpoints(Checkpoint):
         every_n_train_steps: also after so many optimizer steps, within epochs; None: do not count.
         every_n_minutes: also after so much time without a checkpoint; None: do not time.
         keep: newest files to keep.
+        milestones: shares of all steps, 0…1; of each, the nearest file is kept, too.
     """
 
     def __init__(
@@ -56,13 +58,14 @@ class Checkpoints(Checkpoint):
         every_n_train_steps: int | None = None,
         every_n_minutes: float | None = 30.0,
         keep: int = 2,
+        milestones: Sequence[float] = (),
     ) -> None:
         super().__init__()
         assert every_n_epochs >= 1, every_n_epochs
         assert keep >= 1, keep
         self.folder = Path(dirpath)
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
-        self.every_n_minutes, self.keep = every_n_minutes, keep
+        self.every_n_minutes, self.keep, self.milestones = every_n_minutes, keep, list(milestones)
         self.signals = StopSignals(self._leave)
         self.stopping = 0  # the signal, once all processes know it
         self.written: Path | None = None  # or being written; `last` does not point to it yet
@@ -247,8 +250,12 @@ class Checkpoints(Checkpoint):
                 shutil.copyfile(written, partial)
         steps = sorted(self.folder.glob(STEPS_PATTERN))
         until_now = [path for path in steps if path.name <= written.name]
+        kept = set(until_now[-self.keep :])
+        if self.milestones:
+            total = trainer.estimated_stepping_batches
+            kept.update(min(until_now, key=lambda path: abs(saved_after(path) - m * total)) for m in self.milestones)
         for path in steps:  # newer ones are from a killed run, or damaged: this run did not resume from them
-            if path not in until_now[-self.keep :]:
+            if path not in kept:
                 path.unlink()
 
     # ---- stopping
