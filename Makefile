@@ -77,6 +77,10 @@ retrieve: $(STAMP)  ## Learn to find images by audio and audio by images, on the
 datasets:  ## Show docs/datasets.md: lists, layouts, counts, download
 	@cat docs/datasets.md
 
+.PHONY: study
+study: $(STAMP)  ## A first look at an open question, by many runs (ARGS=study=…)
+	$(BIN)/python src/study.py study=fusion_depth study.seeds=1 study.quick=true $(ARGS)
+
 .PHONY: benchmark
 benchmark: $(STAMP)  ## Measure reading; ARGS=benchmark=model (or step): others
 	$(BIN)/python src/benchmark.py $(ARGS)

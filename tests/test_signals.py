@@ -150,7 +150,7 @@ def test_a_signal_that_was_held_back_until_the_first_line_is_heard() -> None:
     assert "stopped by SIGUSR1" in process.communicate(timeout=30)[1]
 
 
-@pytest.mark.parametrize("script", ["train", "eval", "predict", "prepare", "convert", "benchmark", "doctor"])
+@pytest.mark.parametrize("script", ["train", "eval", "predict", "prepare", "convert", "study", "benchmark", "doctor"])
 def test_every_script_listens_before_it_imports_anything(script: str) -> None:
     lines = [line for line in (REPOSITORY / "src" / f"{script}.py").read_text().split("\n") if line]
     imports = [n for n, line in enumerate(lines) if line.lstrip().startswith(("import ", "from "))]

@@ -162,6 +162,14 @@ SAME = {  # of one script, before the tables above
         "export={}": "format to export_format",
         "check={}": "verify video test_input",
     },
+    "study": {
+        "study={}": "name experiment sweep ablation",
+        "study.seeds={}": "seed seeds n_seeds num_seeds repeats trials",
+        "study.list=true": "list dry_run dryrun plan show",
+        "study.quick=true": "quick fast debug smoke_test demo toy",
+        "study.processes={}": "processes jobs n_jobs num_jobs workers num_workers parallel",
+        "study.scale={}": "scale",
+    },
     "doctor": {"smoke_train={}": "train smoke", "time_limit={}": "timeout"},
 }
 UNUSED = {  # what has no counterpart: why, in a clause

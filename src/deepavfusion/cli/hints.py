@@ -30,7 +30,7 @@ from deepavfusion.utils.program import called
 
 KINDS = ("music_separation", "music_duet_separation", "avsbench_s4", "vggsound_finetune", "vggsound_linear_probe")
 NEAR_WORD = 0.84  # how alike two names are, from 0 to 1
-NEEDED = ("data", "model", "model/net", "trainer", "callbacks", "logger", "paths", "benchmark", "data/samples")
+NEEDED = ("data", "model", "model/net", "trainer", "callbacks", "logger", "paths", "benchmark", "study", "data/samples")
 OPEN = ("callbacks", "logger")  # sections that take further entries
 NOTHING = ("null", "none", "false", "no", "off", "")
 OFF = (*NOTHING, "0")

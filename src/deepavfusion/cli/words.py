@@ -141,8 +141,8 @@ def _meant(script: str, word: str) -> Iterator[str]:
     for (name, chooser), names in TASKS.items():
         if script == name and stem in names:
             yield f"{chooser}={stem}"
-    if script == "benchmark" and stem in choices("benchmark"):
-        yield f"benchmark={stem}"
+    if script in ("benchmark", "study") and stem in choices(script):
+        yield f"{script}={stem}"
     if script in ("prepare", "doctor") and stem in choices("data"):
         yield f"data={stem}"
     if script == "predict" and word.lower().endswith(MEDIA):

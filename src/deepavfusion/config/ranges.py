@@ -138,7 +138,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "model.net.image.in_chans": one_of(3),
     "model.net.audio.in_chans": one_of(1),
     "model.net.fusion": TEXT,  # which ones there are: models/fusion.py
-    "model.net.fusion_layers": one_of("all", "last_half", "last", "none") | list_of(whole(0, 1000)),
+    "model.net.fusion_layers": one_of("all", "none", "last_half", "last") | list_of(whole(0, 1000)),
     "model.net.num_fusion_tokens": list_of(MANY, 3),
     "model.net.fusion_num_heads": VIT["num_heads"] | NULL,
     **dict.fromkeys(("model.net.fusion_attn_ratio", "model.net.fusion_mlp_ratio"), RATIO),

@@ -28,7 +28,7 @@ class DeepAVFusion(nn.Module):
     Args:
         image, audio: the two encoders, of equal embed_dim and depth.
         fusion: "factorized" (the paper's), "dense" or "token".
-        fusion_layers: "all", "last_half", "last", "none", or the list of layers that fuse. A layer without fusion runs
+        fusion_layers: "all", "none", "last_half", "last", or the list of layers that fuse. A layer without fusion runs
             the two ViT blocks alone and passes the fusion tokens on.
         num_fusion_tokens: sizes of the groups (fusion, image aggregates, audio aggregates).
         fusion_num_heads: heads of the fusion attention; None: as many as the encoders have.
@@ -187,6 +187,6 @@ def _layer_list(fusion_layers: str | Sequence[int], depth: int) -> list[int]:
     elif all(isinstance(layer, int) and 0 <= layer < depth for layer in fusion_layers):  # others would never run
         return sorted(set(fusion_layers))
     raise UserError(
-        f"model.net.fusion_layers is {fusion_layers!r}: expected all, last_half, last, none, or a list of layers from "
+        f"model.net.fusion_layers is {fusion_layers!r}: expected all, none, last_half, last, or a list of layers from "
         f"0 to {depth - 1}."
     )
