@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -158,7 +158,6 @@ class Plan:
         self._held = self.baseline.labels if one else {axis: str(label) for axis, label in plain["baseline"].items()}
         self._composed: dict[tuple[str, str], Composed] = {}
         self._bases: dict[str, DictConfig] = {}
-        self._configs: dict[tuple[str, ...], DictConfig] = {}
         for axis in self.axes:
             if not any(self._applies(axis, stage) for stage in self.stages):
                 raise UserError(f"study.axes names {axis}, expected a key, or keys, that one of its stages has.")
@@ -283,15 +282,12 @@ class Plan:
         return self._bases[stage.name]
 
     def _train_config(self, stage: Stage, overrides: Sequence[str]) -> DictConfig:
-        """Of a run with these overrides, but for those with placeholders; not to be changed."""
-        known = tuple(each for each in overrides if not PLACEHOLDER.search(each))
-        if known not in self._configs:
-            try:
-                self._configs[known] = compose("train", merged(list(known)))
-            except (HydraException, OmegaConfBaseException) as error:
-                sentence = one_sentence(error)
-                raise UserError(f"stage {stage.name} of study {self.name} cannot be composed: {sentence}") from None
-        return self._configs[known]
+        """Of a run with these overrides, but for those with placeholders."""
+        try:
+            return _composed(tuple(merged([each for each in overrides if not PLACEHOLDER.search(each)])))
+        except (HydraException, OmegaConfBaseException) as error:
+            sentence = one_sentence(error)
+            raise UserError(f"stage {stage.name} of study {self.name} cannot be composed: {sentence}") from None
 
     def _applies(self, axis: str, stage: Stage) -> bool:
         """Whether a stage has the keys of an axis; one whose values name stages is for those after them."""
@@ -326,6 +322,12 @@ class Plan:
             directory = self.folder / found.cfg.task / "runs" / name
             runs[stage.name] = Run(name, stage, seed, directory, tuple(overrides), starts, tuple(midway))
         return Chain(cell, seed, tuple(runs.values()))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """The config of a run, which is not to be changed: composing it takes long."""
+    return compose("train", overrides)
 
 
 def _seeds(found: Any) -> list[int]:
