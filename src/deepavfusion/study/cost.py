@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.study.plan import Cell, Composed, Plan, Run, Stage
+from deepavfusion.study.definition import Cell, Stage
+from deepavfusion.study.plan import Composed, Plan, Run
 from deepavfusion.study.work import costs_of
 
 BYTES = 12  # of a trained parameter in a checkpoint: it, and two moments of AdamW

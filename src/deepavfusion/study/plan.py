@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from hashlib import sha256
@@ -21,9 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.config.check import check_ranges
-from deepavfusion.config.compose import CONFIG_DIR, choices, compose
+from deepavfusion.config.compose import CONFIG_DIR, compose
 from deepavfusion.config.overrides import merged, quoted
 from deepavfusion.runs.directory import METRICS
+from deepavfusion.study.definition import Cell, Stage, axes_of, baseline_cell, cells_of, seeds_of, stages_of
 from deepavfusion.study.starts import PLACEHOLDER, checkpoint, filled, named
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
@@ -31,41 +31,6 @@ from deepavfusion.utils.errors import UserError
 QUICK = 0.4  # of the epochs
 LONGEST = 40  # characters of a name that the values of the axes take
 OF_NO_RESULT = ("run", "paths", "logger", "seed", "resume", "debug")  # sections that do not change what a run finds
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination of the axes' values.
-
-    Args:
-        labels: axis -> what the value is called.
-        values: axis -> the keys that it sets, and their values.
-    """
-
-    labels: Mapping[str, str]
-    values: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def name(self) -> str:
-        return ", ".join(self.labels.values())
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run of each cell.
-
-    Args:
-        experiment: of configs/experiment.
-        overrides: for it, with placeholders, see `starts`.
-        metrics: those of its metrics.json that are reported.
-        without: axes that it does not follow, though it has their keys.
-    """
-
-    name: str
-    experiment: str
-    overrides: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,12 +113,12 @@ class Plan:
         self.overrides: list[str] = plain["overrides"]
         self.data_dir = data_dir
         self.folder = Path(log_dir) / "study" / self.name
-        self.seeds = _seeds(plain["seeds"])
-        self.stages = _stages(plain["stages"])
-        self.axes = _axes(plain["axes"])
+        self.seeds = seeds_of(plain["seeds"])
+        self.stages = stages_of(plain["stages"])
+        self.axes = axes_of(plain["axes"])
         self.vary: str = plain["vary"]
-        self.cells = _cells(self.axes, plain["baseline"], self.vary)
-        self.baseline = _baseline(self.cells, self.axes, plain["baseline"])
+        self.cells = cells_of(self.axes, plain["baseline"], self.vary)
+        self.baseline = baseline_cell(self.cells, self.axes, plain["baseline"])
         one = self.vary == "one" or not plain["baseline"]
         self._held = self.baseline.labels if one else {axis: str(label) for axis, label in plain["baseline"].items()}
         self._composed: dict[tuple[str, str], Composed] = {}
@@ -330,28 +295,6 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
     return compose("train", overrides)
 
 
-def _seeds(found: Any) -> list[int]:
-    """A number of seeds, which are 1, 2, …, or the seeds."""
-    return list(range(1, found + 1)) if isinstance(found, int) else list(dict.fromkeys(found))
-
-
-def _stages(found: Mapping[str, Any]) -> list[Stage]:
-    stages = []
-    for name, stage in found.items():
-        lists = ("overrides", "metrics", "without")
-        unknown = set(stage) - {"experiment", *lists}
-        if unknown or stage.get("experiment") not in choices("experiment"):
-            wrong = f"has the key {min(unknown)}" if unknown else f"is of experiment={stage.get('experiment')}"
-            raise UserError(
-                f"study.stages.{name} {wrong}, expected experiment, one of those of train.py --help, and, if any, "
-                "overrides, metrics and without."
-            )
-        stages.append(Stage(name, stage["experiment"], *(tuple(stage.get(key, ())) for key in lists)))
-    if not any(stage.metrics for stage in stages):
-        raise UserError("study.stages names no metrics, expected some of a stage, such as metrics: [test/top1].")
-    return stages
-
-
 def _check_metrics(stage: Stage, cfg: DictConfig) -> None:
     """Raise a `UserError` if a metric is none of the main ones of a run, nor one of their kinds."""
     main = list(OmegaConf.select(cfg, "callbacks.run_summary.headline") or [])
@@ -372,46 +315,6 @@ def _check_data(stage: Stage, cfg: DictConfig) -> None:
             f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data there "
             f"(make datasets), add data.root=<folder> to the overrides of this stage, or use study.scale=study."
         )
-
-
-def _axes(found: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Axis -> label -> key -> value. An axis is a key, unless its values say which keys they set."""
-    axes: dict[str, dict[str, dict[str, Any]]] = {}
-    for key, values in found.items():
-        named = values if isinstance(values, dict) else {_label(value): value for value in values or []}
-        if not named:
-            raise UserError(f"study.axes.{key} has no values, expected a list of them, or label: value.")
-        axes[key] = {str(label): value if isinstance(value, dict) else {key: value} for label, value in named.items()}
-    return axes
-
-
-def _cells(axes: Mapping[str, Mapping[str, Any]], baseline: Mapping[str, str], vary: str) -> list[Cell]:
-    """All combinations; vary=one: the baseline, and what differs from it in one axis."""
-    labels = [
-        dict(zip(axes, each, strict=True)) for each in itertools.product(*(list(values) for values in axes.values()))
-    ]
-    if vary == "one":
-        base = {axis: str(baseline.get(axis, next(iter(values)))) for axis, values in axes.items()}
-        labels = [each for each in labels if sum(each[axis] != base[axis] for axis in axes) <= 1]
-    return [Cell(each, {axis: axes[axis][label] for axis, label in each.items()}) for each in labels]
-
-
-def _baseline(cells: Sequence[Cell], axes: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -> Cell:
-    """The cell that others are compared with.
-
-    Raises:
-        UserError: there is none.
-    """
-    for axis, label in given.items():
-        if axis not in axes or str(label) not in axes[axis]:
-            known = ", ".join(axes.get(axis, axes))
-            raise UserError(f"study.baseline has {axis}: {label}, expected one of {known}.")
-    found = [cell for cell in cells if all(cell.labels[axis] == str(label) for axis, label in given.items())]
-    return found[0]
-
-
-def _label(value: Any) -> str:
-    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
 
 
 def _override(key: str, value: Any) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from deepavfusion.figures.style import save_figure
-from deepavfusion.study.plan import Cell, Plan, Stage
+from deepavfusion.study.definition import Cell, Stage
+from deepavfusion.study.plan import Plan
 from deepavfusion.study.plots import draw_axis, draw_trade
 from deepavfusion.study.results import Row, score_table, together, values_of, write_results
 from deepavfusion.study.statistics import Interval, Values, deviation, over_clips_and_seeds, over_seeds, p_value

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from deepavfusion.runs.directory import METRICS, PROVENANCE
-from deepavfusion.study.plan import Cell, Chain, Plan, Run, Stage
+from deepavfusion.study.definition import Cell, Stage
+from deepavfusion.study.plan import Chain, Plan, Run
 from deepavfusion.study.statistics import Values
 from deepavfusion.study.work import costs_of, failure_of
 from deepavfusion.utils.errors import UserError

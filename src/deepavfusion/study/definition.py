@@ -1,0 +1,113 @@
+"""What a study asks: the cells that its axes make, and the stages that each of them goes through."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepavfusion.config.compose import choices
+from deepavfusion.utils.errors import UserError
+
+Axes = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Axis -> label -> key -> value."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the axes' values.
+
+    Args:
+        labels: axis -> what the value is called.
+        values: axis -> the keys that it sets, and their values.
+    """
+
+    labels: Mapping[str, str]
+    values: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.labels.values())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of each cell.
+
+    Args:
+        experiment: of configs/experiment.
+        overrides: for it, with placeholders, see `starts`.
+        metrics: those of its metrics.json that are reported.
+        without: axes that it does not follow, though it has their keys.
+    """
+
+    name: str
+    experiment: str
+    overrides: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+def seeds_of(found: Any) -> list[int]:
+    """A number of seeds, which are 1, 2, …, or the seeds."""
+    return list(range(1, found + 1)) if isinstance(found, int) else list(dict.fromkeys(found))
+
+
+def stages_of(found: Mapping[str, Any]) -> list[Stage]:
+    stages = []
+    for name, stage in found.items():
+        lists = ("overrides", "metrics", "without")
+        unknown = set(stage) - {"experiment", *lists}
+        if unknown or stage.get("experiment") not in choices("experiment"):
+            wrong = f"has the key {min(unknown)}" if unknown else f"is of experiment={stage.get('experiment')}"
+            raise UserError(
+                f"study.stages.{name} {wrong}, expected experiment, one of those of train.py --help, and, if any, "
+                "overrides, metrics and without."
+            )
+        stages.append(Stage(name, stage["experiment"], *(tuple(stage.get(key, ())) for key in lists)))
+    if not any(stage.metrics for stage in stages):
+        raise UserError("study.stages names no metrics, expected some of a stage, such as metrics: [test/top1].")
+    return stages
+
+
+def axes_of(found: Mapping[str, Any]) -> Axes:
+    """The axes of a study. An axis is a key, unless its values say which keys they set."""
+    axes: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, values in found.items():
+        labelled = values if isinstance(values, dict) else {_label(value): value for value in values or []}
+        if not labelled:
+            raise UserError(f"study.axes.{key} has no values, expected a list of them, or label: value.")
+        axes[key] = {
+            str(label): value if isinstance(value, dict) else {key: value} for label, value in labelled.items()
+        }
+    return axes
+
+
+def cells_of(axes: Axes, baseline: Mapping[str, str], vary: str) -> list[Cell]:
+    """All combinations; vary=one: the baseline, and what differs from it in one axis."""
+    labels = [
+        dict(zip(axes, each, strict=True)) for each in itertools.product(*(list(values) for values in axes.values()))
+    ]
+    if vary == "one":
+        base = {axis: str(baseline.get(axis, next(iter(values)))) for axis, values in axes.items()}
+        labels = [each for each in labels if sum(each[axis] != base[axis] for axis in axes) <= 1]
+    return [Cell(each, {axis: axes[axis][label] for axis, label in each.items()}) for each in labels]
+
+
+def baseline_cell(cells: Sequence[Cell], axes: Axes, given: Mapping[str, str]) -> Cell:
+    """The cell that others are compared with.
+
+    Raises:
+        UserError: there is none.
+    """
+    for axis, label in given.items():
+        if axis not in axes or str(label) not in axes[axis]:
+            known = ", ".join(axes.get(axis, axes))
+            raise UserError(f"study.baseline has {axis}: {label}, expected one of {known}.")
+    found = [cell for cell in cells if all(cell.labels[axis] == str(label) for axis, label in given.items())]
+    return found[0]
+
+
+def _label(value: Any) -> str:
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
