@@ -110,12 +110,16 @@ def _measured(directory: Path) -> Iterator[None]:
         CLEAR.write_text(PEAK)
     if gpu:
         torch.cuda.reset_peak_memory_stats()
+    known = True
     try:
         yield
+    except (InUseError, FinishedError):  # the costs are another chain's
+        known = False
+        raise
     finally:
         seconds = time.monotonic() - begin
         memory = torch.cuda.max_memory_allocated() / 1e9 if gpu else _peak_gb()
-        if directory.is_dir():
+        if known and directory.is_dir():
             found = {
                 "seconds": round(before.get("seconds", 0.0) + seconds, 2),
                 "peak_memory_gb": round(max(before.get("peak_memory_gb", 0.0), memory), 3),
