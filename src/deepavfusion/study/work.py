@@ -14,7 +14,7 @@ from typing import Any
 from deepavfusion.cli.complete import training_overrides
 from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import compose
-from deepavfusion.runs.directory import FinishedError, several_runs
+from deepavfusion.runs.directory import OVERRIDES, FinishedError, several_runs
 from deepavfusion.runs.lock import InUseError
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.study.plan import Chain, Run
@@ -119,7 +119,7 @@ def _measured(directory: Path) -> Iterator[None]:
     finally:
         seconds = time.monotonic() - begin
         memory = torch.cuda.max_memory_allocated() / 1e9 if gpu else _peak_gb()
-        if known and directory.is_dir():
+        if known and (directory / OVERRIDES).exists():  # without, it is no run's yet
             found = {
                 "seconds": round(before.get("seconds", 0.0) + seconds, 2),
                 "peak_memory_gb": round(max(before.get("peak_memory_gb", 0.0), memory), 3),
