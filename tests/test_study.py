@@ -16,7 +16,7 @@ from deepavfusion.study.plan import Plan
 from deepavfusion.study.report import compare, write_report
 from deepavfusion.study.results import rows_of, scores_of
 from deepavfusion.study.starts import checkpoint, place
-from deepavfusion.study.work import FAILED, note_failure
+from deepavfusion.study.work import note_failure
 from deepavfusion.utils.errors import UserError
 from helpers.runs import compose
 
@@ -197,7 +197,7 @@ def interval(text: str) -> tuple[float, ...]:
 
 def report(found: Plan) -> tuple[str, list[dict[str, str]]]:
     sizes = {cell.name: (1.0, 2.0) for cell in found.cells}
-    write_report(found, rows_of(found, found.reports / FAILED), sizes, {"commit": "abc"}, found.reports)
+    write_report(found, rows_of(found, found.failures), sizes, {"commit": "abc"}, found.reports)
     with (found.reports / "results.csv").open(newline="") as file:
         return (found.reports / "report.md").read_text(), list(csv.DictReader(file))
 
@@ -232,7 +232,7 @@ def test_what_failed_or_was_not_run_is_named_and_the_rest_reported(finished: Pla
     first, last = finished.runs[0], finished.runs[-1]
     for run in (first, last):
         (run.directory / "metrics.json").unlink()
-    note_failure(first, finished.reports / FAILED, "the disk burned")
+    note_failure(first, finished.failures, "the disk burned")
     text, lines = report(finished)
     assert "| 0.1, seed 1 | probe | the disk burned |" in text
     assert "| 0.2, seed 3 | probe | not run yet |" in text

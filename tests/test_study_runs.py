@@ -20,7 +20,7 @@ from deepavfusion.runs.signals import StopRequested
 from deepavfusion.study import execute
 from deepavfusion.study.execute import Executor
 from deepavfusion.study.plan import Plan
-from deepavfusion.study.work import FAILED, failure_of, work
+from deepavfusion.study.work import failure_of, work
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.launcher import alone
 from helpers.runs import DECODER, SMALL
@@ -56,7 +56,7 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(execute, "LOOK_EVERY", 0.05)
 
     def prepare(processes: int = 2, **todo: dict[str, Any]) -> Executor:
-        failures = found.reports / FAILED
+        failures = found.failures
         told = [
             [
                 (

@@ -23,19 +23,22 @@ def main(cfg: DictConfig) -> None:
     from deepavfusion.study.execute import Executor
     from deepavfusion.study.plan import Plan
     from deepavfusion.study.results import rows_of
-    from deepavfusion.study.work import FAILED, work
+    from deepavfusion.study.work import forget, work
     from deepavfusion.utils.launch.workers import end_with
 
     if cfg.study.name is None:
         raise UserError(f"study=<name> is missing: expected one of {', '.join(choices('study'))}.")
     plan = Plan(cfg.study, cfg.paths.log_dir, cfg.paths.data_dir)
-    failures = plan.reports / FAILED
+    failures = plan.failures
     if cfg.study.only is not None:
         if cfg.study.only >= plan.count:
             raise UserError(f"study.only is {cfg.study.only}, expected a number below {plan.count}.")
-        if not in_sweep():
+        chain = plan.chain(cfg.study.only)
+        if in_sweep():
+            forget(chain, failures)
+        else:
             end_with(os.getppid())
-        work(plan.chain(cfg.study.only), failures)
+        work(chain, failures)
         if in_sweep():  # whichever job is the last one completes it
             _report(plan, cfg)
         return
@@ -112,7 +115,6 @@ def _report(plan: Any, cfg: DictConfig) -> None:
     from deepavfusion.study.cost import sizes
     from deepavfusion.study.report import write_report
     from deepavfusion.study.results import rows_of
-    from deepavfusion.study.work import FAILED
     from deepavfusion.utils.files import link
     from deepavfusion.utils.program import CLONE
 
@@ -125,7 +127,7 @@ def _report(plan: Any, cfg: DictConfig) -> None:
         "scale": f"{plan.scale}{', quick' if plan.quick else ''}",
         "date": found["date"],
     }
-    write_report(plan, rows_of(plan, plan.reports / FAILED), sizes(plan), about, plan.reports)
+    write_report(plan, rows_of(plan, plan.failures), sizes(plan), about, plan.reports)
     link(plan.folder / "latest", os.path.relpath(plan.reports, plan.folder))
     say(f"report: {plan.folder / 'latest' / 'report.md'}")
 

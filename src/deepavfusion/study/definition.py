@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from deepavfusion.config.compose import choices
+from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 
 Axes = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -111,3 +115,25 @@ def baseline_cell(cells: Sequence[Cell], axes: Axes, given: Mapping[str, str]) -
 
 def _label(value: Any) -> str:
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def check_metrics(stage: Stage, cfg: DictConfig) -> None:
+    """Raise a `UserError` if a metric is none of the main ones of a run, nor one of their kinds."""
+    main = list(OmegaConf.select(cfg, "callbacks.run_summary.headline") or [])
+    for name in stage.metrics:
+        if not any(name == each or name.startswith(f"{each}_") for each in main):
+            raise UserError(
+                f"study.stages.{stage.name}.metrics has {name}, expected one of {', '.join(main)}, or such a name with "
+                "an ending."
+            )
+
+
+def check_data(stage: Stage, cfg: DictConfig) -> None:
+    """Raise a `UserError` if the data of a stage is not there, unless it is a demo's, which is generated."""
+    root = Path(cfg.data.root)
+    demo = root.is_relative_to(Path(cfg.paths.data_dir, "demo"))
+    if not (demo or is_remote(cfg.data.root) or root.is_dir()):
+        raise UserError(
+            f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data there "
+            f"(make datasets), add data.root=<folder> to the overrides of this stage, or use study.scale=study."
+        )

@@ -14,7 +14,7 @@ from typing import IO
 
 from deepavfusion.runs.signals import StopRequested, StopSignals
 from deepavfusion.study.plan import Chain, Plan, Run
-from deepavfusion.study.work import FAILED, failure_of, note_failure
+from deepavfusion.study.work import failure_of, note_failure
 from deepavfusion.utils.console import duration, progress_bar, say
 from deepavfusion.utils.errors import FULL_DISK, UserError
 from deepavfusion.utils.launch.cores import usable
@@ -55,7 +55,7 @@ class Executor:
 
     def __init__(self, plan: Plan, words: list[str], processes: int, gpus: list[str]) -> None:
         self.plan, self.words, self.processes, self.gpus = plan, words, processes, gpus
-        self.failures = plan.reports / FAILED
+        self.failures = plan.failures
         self.attempts: Counter[int] = Counter()
         self.jobs: dict[int, Job] = {}
 

@@ -23,9 +23,18 @@ from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import CONFIG_DIR, compose
 from deepavfusion.config.overrides import merged, quoted
 from deepavfusion.runs.directory import METRICS
-from deepavfusion.study.definition import Cell, Stage, axes_of, baseline_cell, cells_of, seeds_of, stages_of
+from deepavfusion.study.definition import (
+    Cell,
+    Stage,
+    axes_of,
+    baseline_cell,
+    cells_of,
+    check_data,
+    check_metrics,
+    seeds_of,
+    stages_of,
+)
 from deepavfusion.study.starts import PLACEHOLDER, checkpoint, filled, named
-from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 
 QUICK = 0.4  # of the epochs
@@ -158,6 +167,11 @@ class Plan:
         seeds = f"{len(self.seeds)}_seed{'s' * (len(self.seeds) != 1)}"
         return self.folder / "reports" / f"{self.scale}{quick}_{seeds}_{self.digest}"
 
+    @property
+    def failures(self) -> Path:
+        """The folder that says why runs failed, see `work.failure_of`."""
+        return self.folder / "failed"
+
     def baseline_of(self, cell: Cell) -> Cell:
         """What a cell is compared with: on the axes that the study's `baseline` does not name, it is as the cell is."""
         labels = {**cell.labels, **self._held}
@@ -205,8 +219,8 @@ class Plan:
             mine += [f"{key}={value:g}" for key, value in _shorter(self._base(stage)).items()]
         cfg = self._changed(stage, cell, axes, mine)
         check_ranges(cfg)
-        _check_metrics(stage, cfg)
-        _check_data(stage, cfg)
+        check_metrics(stage, cfg)
+        check_data(stage, cfg)
         of = {each.name: self.composed(each, cell) for each in self.stages if each.name in starts}
         kept = {key: value for key, value in cfg.items() if key not in OF_NO_RESULT}
         text = yaml.safe_dump([OmegaConf.to_container(OmegaConf.create(kept)), *(o for o in mine if "{" in o)])
@@ -293,28 +307,6 @@ class Plan:
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     """The config of a run, which is not to be changed: composing it takes long."""
     return compose("train", overrides)
-
-
-def _check_metrics(stage: Stage, cfg: DictConfig) -> None:
-    """Raise a `UserError` if a metric is none of the main ones of a run, nor one of their kinds."""
-    main = list(OmegaConf.select(cfg, "callbacks.run_summary.headline") or [])
-    for name in stage.metrics:
-        if not any(name == each or name.startswith(f"{each}_") for each in main):
-            raise UserError(
-                f"study.stages.{stage.name}.metrics has {name}, expected one of {', '.join(main)}, or such a name with "
-                "an ending."
-            )
-
-
-def _check_data(stage: Stage, cfg: DictConfig) -> None:
-    """Raise a `UserError` if the data of a stage is not there, unless it is a demo's, which is generated."""
-    root = Path(cfg.data.root)
-    demo = root.is_relative_to(Path(cfg.paths.data_dir, "demo"))
-    if not (demo or is_remote(cfg.data.root) or root.is_dir()):
-        raise UserError(
-            f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data there "
-            f"(make datasets), add data.root=<folder> to the overrides of this stage, or use study.scale=study."
-        )
 
 
 def _override(key: str, value: Any) -> str:

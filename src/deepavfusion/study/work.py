@@ -25,7 +25,6 @@ from deepavfusion.utils.files import write_whole
 from deepavfusion.utils.program import calling
 
 COST = "cost.json"  # in the directory of a run
-FAILED = "failed"  # folder beside the report: why a run failed, in a file of its name
 LOOK_EVERY = 2.0  # s
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 PEAK = "5"  # forget the highest use of memory so far: proc(5)
@@ -88,6 +87,12 @@ def failure_of(run: Run, failures: Path) -> str | None:
         return (failures / f"{run.name}.txt").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
+
+
+def forget(chain: Chain, failures: Path) -> None:
+    """Let the runs of a chain that failed be tried again."""
+    for run in chain.runs:
+        (failures / f"{run.name}.txt").unlink(missing_ok=True)
 
 
 def note_failure(run: Run, failures: Path, sentence: str) -> None:
