@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from deepavfusion.config.compose import REPOSITORY
@@ -20,11 +22,20 @@ from deepavfusion.runs.signals import StopRequested
 from deepavfusion.study import execute
 from deepavfusion.study.execute import Executor
 from deepavfusion.study.plan import Plan
-from deepavfusion.study.work import failure_of, work
+from deepavfusion.study.results import rows_of
+from deepavfusion.study.work import (
+    COST,
+    costs_of,
+    failure_of,
+    forget,
+    note_failure,
+    remove_checkpoints,
+    work,
+)
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.launcher import alone
 from helpers.runs import DECODER, SMALL
-from test_study import plan, staged
+from test_study import PROBE, plan, staged
 
 WORKER = """
 import json, os, signal, sys, time
@@ -139,24 +150,126 @@ def test_what_fails_is_noted_and_what_starts_from_it_is_not_run(tmp_path: Path) 
     assert second == f"not run, since {chain.runs[0].name}, which it starts from, failed"
 
 
+def start(run: Any, last: bool = True) -> None:
+    """A finished run, as far as others see it."""
+    run.last.parent.mkdir(parents=True, exist_ok=True)
+    if last:
+        run.last.touch()
+    (run.directory / "metrics.json").write_text('{"test/top1": 0.5}')
+
+
+def test_checkpoints_are_removed_once_no_run_starts_from_them(tmp_path: Path) -> None:
+    (first, second), (_, other) = (
+        chain.runs for chain in plan(tmp_path, {"model.momentum": [0.9, 0.8]}, staged(), seeds=1).chains
+    )
+    runs = [first, second, other]
+    start(first)
+    start(second)
+    remove_checkpoints(runs)
+    assert (first.last.exists(), second.last.exists()) == (True, False)
+    start(other)
+    remove_checkpoints(runs)
+    assert not first.last.exists()
+    assert all(run.finished for run in runs)
+
+
+def test_a_run_that_starts_from_removed_checkpoints_says_so(tmp_path: Path) -> None:
+    (chain,) = plan(tmp_path / "logs", {"model.momentum": [0.9]}, staged(), seeds=1).chains
+    start(chain.runs[0], last=False)
+    work(chain, tmp_path / "failed")
+    assert f"remove {chain.runs[0].directory} to train it again" in (
+        failure_of(chain.runs[1], tmp_path / "failed") or ""
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"seconds": -1, "parts": "x"}', '{"seconds": 1e999, "parts": true}'])
+def test_costs_that_are_none_are_not_taken_for_some(tmp_path: Path, text: str) -> None:
+    (tmp_path / COST).write_text(text)
+    assert costs_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "is no table of names and values"),
+        ('{"test/top1": NaN}', "has nan for"),
+    ],
+)
+def test_metrics_that_are_none_are_missing_in_the_report(tmp_path: Path, text: str, said: str) -> None:
+    found = plan(tmp_path, {"model.momentum": [0.9, 0.8]}, seeds=1)
+    for run in found.runs:
+        start(run)
+    (found.runs[0].directory / "metrics.json").write_text(text)
+    rows = rows_of(found, tmp_path)
+    assert said in rows[0].missing["probe"]
+    assert rows[1].values
+
+
+def test_a_note_of_a_failure_that_cannot_be_read_is_one_of_a_failure(tmp_path: Path) -> None:
+    (run,) = plan(tmp_path, {"model.momentum": [0.9]}, seeds=1).runs
+    note = tmp_path / f"{run.name}.txt"
+    assert failure_of(run, tmp_path) is None
+    note.write_bytes(b"\xff half\n a line")
+    assert failure_of(run, tmp_path) == "\ufffd half a line"
+    note.write_text("")
+    assert "does not say why" in (failure_of(run, tmp_path) or "")
+    note.unlink()
+    note.mkdir()
+    assert "cannot be read" in (failure_of(run, tmp_path) or "")
+
+
+def test_a_job_of_a_cluster_tries_again_what_failed_before_it(tmp_path: Path) -> None:
+    (chain,) = plan(tmp_path, {"model.momentum": [0.9]}, seeds=1).chains
+    note_failure(chain.runs[0], tmp_path, "now")
+    forget(chain, tmp_path)
+    assert failure_of(chain.runs[0], tmp_path) == "now"
+    os.utime(tmp_path / f"{chain.runs[0].name}.txt", (1, 1))
+    forget(chain, tmp_path)
+    assert failure_of(chain.runs[0], tmp_path) is None
+
+
+def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+
+    monkeypatch.setattr("deepavfusion.study.work._train", refuse)
+    (chain,) = plan(tmp_path / "logs", {"model.momentum": [0.9]}, seeds=1).chains
+    work(chain, tmp_path / "failed")
+    said = failure_of(chain.runs[0], tmp_path / "failed") or ""
+    assert said.startswith("last.ckpt could not be written")
+
+
 @pytest.mark.full
 def test_a_study_that_is_killed_five_times_ends_with_the_same_report(data_root: Path, tmp_path: Path) -> None:
-    small = [*SMALL, "trainer.max_epochs=4", f"data.root={data_root}", "data.holdout_share=0", "logger=none"]
-    warm = "model.warmup_epochs=1"
-    more = {"pretrain": quoted([*DECODER, warm]), "probe": quoted(["model.pretrained={pretrain}", warm])}
-    pretrain = f"{{experiment: pretrain_vggsound, overrides: {more['pretrain']}, metrics: [knn/combined]}}"
-    probe = f"{{experiment: vggsound_linear_probe, overrides: {more['probe']}, metrics: [test/top1]}}"
-    words = [
-        *("study.name=trial", "study.question=Which", "study.seeds=1", "study.scale=demo"),
-        f"study.overrides={quoted([each for each in small if each != 'scale=demo'])}",
-        "+study.axes={model.net.fusion: [factorized, token]}",
-        f"+study.stages={{pretrain: {pretrain}, probe: {probe}}}",
-    ]
+    """The main process, a worker or all of them are killed, soon after something new was saved."""
+    small = [*(each for each in SMALL if each != "scale=demo"), f"data.root={data_root}", "data.holdout_share=0"]
+    small += ["logger=none", "trainer.max_epochs=6", "model.warmup_epochs=1"]
+    stages = {
+        "pretrain": {"experiment": "pretrain_vggsound", "overrides": DECODER, "metrics": ["knn/combined"]},
+        "probe": {**PROBE["probe"], "overrides": ["model.pretrained={pretrain}"]},
+    }
+    study = {
+        "defaults": ["_study", "_self_"],
+        "name": "trial",
+        "question": "Which?",
+        "seeds": 1,
+        "scale": "demo",
+        "overrides": small,
+        "stages": stages,
+        "axes": {"model.net.fusion": ["factorized", "token"]},
+    }
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "mine.yaml").write_text(json.dumps(study))
 
-    def start(logs: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "src/study.py", *words, f"paths.log_dir={tmp_path / logs}"]
+    def begin(logs: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "src/study.py", "--config-dir", str(tmp_path), "study=mine"]
+        command += [f"paths.log_dir={tmp_path / logs}"]
         log = (tmp_path / f"{logs}.txt").open("ab")
-        return subprocess.Popen(command, cwd=REPOSITORY, env=alone(), stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=REPOSITORY, env=alone(), stdout=log, stderr=log, start_new_session=True)
+
+    def saved() -> set[Path]:
+        return set((tmp_path / "killed").glob("study/trial/*/runs/*/checkpoints/step_*.ckpt"))
 
     def results(logs: str) -> list[dict[str, str]]:
         with (tmp_path / logs / "study" / "trial" / "latest" / "results.csv").open(newline="") as file:
@@ -165,20 +278,23 @@ def test_a_study_that_is_killed_five_times_ends_with_the_same_report(data_root: 
                 for line in csv.DictReader(file)
             ]
 
-    assert start("whole").wait() == 0, (tmp_path / "whole.txt").read_text()
-    draw, kills = random.Random(0), 0
-    for _ in range(5):
-        process = start("killed")
-        try:
-            process.wait(draw.uniform(10, 30))
-        except subprocess.TimeoutExpired:
-            process.kill()
+    draw = random.Random(0)
+    for who in ("main", "all", "worker", "all", "main"):
+        process, before = begin("killed"), saved()
+        while not saved() - before:
+            assert process.poll() is None, (tmp_path / "killed.txt").read_text()
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 1.5))
+        assert process.poll() is None, "over before it was killed"
+        if who == "worker":
+            psutil.Process(process.pid).children()[0].kill()
+            time.sleep(1)
+            os.kill(process.pid, signal.SIGTERM)
+            assert process.wait() == 75
+        else:
+            (os.killpg if who == "all" else os.kill)(process.pid, signal.SIGKILL)
             process.wait()
-            kills += 1
-    assert kills >= 3
-    assert start("killed").wait() == 0, (tmp_path / "killed.txt").read_text()
+    assert begin("killed").wait() == 0, (tmp_path / "killed.txt").read_text()
+    assert begin("whole").wait() == 0, (tmp_path / "whole.txt").read_text()
     assert results("killed") == results("whole")
-
-
-def quoted(overrides: list[str]) -> str:
-    return "[" + ",".join(f'"{each}"' for each in overrides) + "]"
+    assert not any(line["missing"] for line in results("whole"))

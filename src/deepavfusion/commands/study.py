@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 from rich.table import Table
@@ -20,12 +22,14 @@ from deepavfusion.utils.launch.cores import cores
 @entry("study")
 def main(cfg: DictConfig) -> None:
     from deepavfusion.runs.lock import locked
-    from deepavfusion.study.execute import Executor
+    from deepavfusion.study.execute import PARENT, Executor
     from deepavfusion.study.plan import Plan
     from deepavfusion.study.results import rows_of
-    from deepavfusion.study.work import forget, work
+    from deepavfusion.study.work import failure_of, forget, remove_checkpoints, work
     from deepavfusion.utils.launch.workers import end_with
 
+    if parent := os.environ.get(PARENT):
+        end_with(int(parent))
     if cfg.study.name is None:
         raise UserError(f"study=<name> is missing: expected one of {', '.join(choices('study'))}.")
     plan = Plan(cfg.study, cfg.paths.log_dir, cfg.paths.data_dir)
@@ -34,13 +38,17 @@ def main(cfg: DictConfig) -> None:
         if cfg.study.only >= plan.count:
             raise UserError(f"study.only is {cfg.study.only}, expected a number below {plan.count}.")
         chain = plan.chain(cfg.study.only)
-        if in_sweep():
+        if not parent:  # which has done so
             forget(chain, failures)
-        else:
-            end_with(os.getppid())
         work(chain, failures)
-        if in_sweep():  # whichever job is the last one completes it
-            _report(plan, cfg)
+        left = [run for run in chain.runs if not run.finished]
+        if in_sweep():
+            if cfg.study.keep_checkpoints == "none":
+                remove_checkpoints(plan.runs)
+            _report(plan, cfg)  # whichever job is the last one completes it
+        more = any(not run.finished and failure_of(run, failures) is None for run in plan.runs)
+        if left and not (in_sweep() and more and "SUBMITIT_EXECUTOR" not in os.environ):  # where this would end others
+            raise UserError(f"{len(left)} of {len(chain.runs)} runs of {chain.name} failed: see {failures}.")
         return
     gpus = _gpus()
     processes = min(cfg.study.processes or (len(gpus) or cores()), plan.count)
@@ -50,7 +58,8 @@ def main(cfg: DictConfig) -> None:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with locked(plan.folder):
         try:
-            Executor(plan, overrides_of_run(), processes, gpus).run()
+            words = [*_own_configs(), *overrides_of_run()]
+            Executor(plan, words, processes, gpus, cfg.study.keep_checkpoints == "last").run()
             failed = sum(not run.finished for run in plan.runs)
         finally:
             if any(row.values for row in rows_of(plan, failures)):
@@ -59,6 +68,12 @@ def main(cfg: DictConfig) -> None:
         raise UserError(
             f"{failed} of {len(plan.runs)} runs failed, as the report says; the same command tries them again."
         )
+
+
+def _own_configs() -> list[str]:
+    """The words for a folder of configs that the command named."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={Path(each.path).resolve()}" for each in sources if each.provider == "command-line"]
 
 
 def _gpus() -> list[str]:
@@ -72,7 +87,7 @@ def _gpus() -> list[str]:
 
 def _show_plan(plan: Any, cfg: DictConfig, processes: int) -> None:
     """Print what is going to run, with an estimate of time and disk."""
-    from deepavfusion.study.cost import Estimator, free_gb, makespan
+    from deepavfusion.study.cost import Estimator, free_gb, makespan, room_of, shares
 
     costs: Any = OmegaConf.to_container(cfg.study.costs, resolve=True)
     estimator, seconds, disk = Estimator(plan, costs), {}, {}
@@ -92,13 +107,17 @@ def _show_plan(plan: Any, cfg: DictConfig, processes: int) -> None:
         table.add_row(stage.name, stage.experiment, str(len(runs)), str(done), each_takes, ", ".join(stage.metrics))
     get_console().print(table)
     say(f"{len(plan.cells)} cells: {'; '.join(cell.name for cell in plan.cells)}; baseline: {plan.baseline_name}")
-    seen: set[str] = set()
-    chains = []
-    for chain in plan.chains:
-        mine = [each.name for each in chain.runs if each.name in seconds and each.name not in seen]
-        seen.update(mine)
-        chains.append(sum(seconds[name] for name in mine))
-    room = sum(disk.values())
+    chains = shares(plan, seconds)
+    if cfg.study.list:
+        table = Table(title="Jobs", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for title in ("study.only", "cell", "seed", "runs", "left", "takes"):
+            table.add_column(title)
+        for number, (chain, each) in enumerate(zip(plan.chains, chains, strict=True)):
+            left = [run for run in chain.runs if not run.finished]
+            numbers = [str(chain.seed), str(len(chain.runs)), str(len(left)), f"about {duration(each)}" if each else ""]
+            table.add_row(str(number), chain.cell.name, *numbers)
+        get_console().print(table)
+    room = room_of(plan, disk, processes, cfg.study.keep_checkpoints == "last")
     say(
         f"{len(seconds)} of {len(plan.runs)} runs are left, {processes} at a time: about "
         f"{duration(makespan(chains, processes))} and {room:.1f} GB in {plan.folder}"

@@ -24,6 +24,7 @@ NAME = Rule(
     lambda v: isinstance(v, str) and 0 < len(v) <= 80 and v.isprintable() and "/" not in v and v not in (".", ".."),
     literal=True,
 )
+KEYS = Rule("keys below it", lambda v: isinstance(v, dict))
 OBJECT = Rule("a config with a _target_", lambda v: isinstance(v, dict) and "_target_" in v)
 TIME = Rule(
     "days:hours:minutes:seconds such as 00:12:00:00",
@@ -251,14 +252,18 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **{f"benchmark.recipe.{key}": rule for key, rule in RECIPE.items()},
     "benchmark.recipe.lr": FACTOR,
     # ---- study.py
-    "study.seeds": MANY | list_of(SEED),
+    "study.name": NAME | NULL,
+    "study.question": TEXT | NULL,
+    **dict.fromkeys(("study.axes", "study.baseline", "study.costs"), KEYS),
+    "study.stages": Rule("stages with keys", lambda v: KEYS.holds(v) and all(isinstance(s, dict) for s in v.values())),
+    "study.seeds": MANY | Rule("a list of some, each of them above", lambda v: bool(v) and list_of(SEED).holds(v)),
     "study.scale": one_of("study", "demo", "paper"),
     **dict.fromkeys(("study.quick", "study.list"), FLAG),
     "study.processes": MANY | NULL,
     "study.only": MILLIONS | NULL,
     "study.keep_checkpoints": one_of("last", "none"),
     "study.vary": one_of("all", "one"),
-    "study.overrides": TEXTS,
+    "study.overrides": Rule('overrides in quotes, such as ["logger=tensorboard"]', TEXTS.holds),
     # Last, since torch is imported for them: to count spectrogram frames, and to see what the machine can do.
     **dict.fromkeys(("model.net.image.input_size", "model.net.audio.input_size"), VIT["input_size"]),
     "trainer.precision": PRECISION | NULL,

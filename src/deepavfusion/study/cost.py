@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.study.definition import Cell, Stage
+from deepavfusion.study.definition import Cell
 from deepavfusion.study.plan import Composed, Plan, Run
 from deepavfusion.study.work import costs_of
 
@@ -85,8 +86,9 @@ class Estimator:
     """Estimates runs from those of the same stage that are finished, else from the speed of the encoder here.
 
     Args:
-        costs: stage -> times that it takes as long for a training clip as the encoder does forward and backward
-            (`train`), for an evaluated one (`test`), seconds to read a clip (`read`) and to start (`start`).
+        costs: task, or probe -> times that it takes as long for a training clip as the encoder does forward and
+            backward (`train`; 0: it does not train), for an evaluated one (`test`); clips that are evaluated
+            (`tested`); seconds to read a clip (`read`) and to start (`start`); and `clips`, the number of training clips of data.
     """
 
     def __init__(self, plan: Plan, costs: dict[str, dict[str, float]]) -> None:
@@ -98,20 +100,24 @@ class Estimator:
         composed = self.plan.composed(run.stage, cell)
         disk = self._disk(composed.cfg)
         alike = [each.directory for each in self.plan.runs if each.stage == run.stage and each.finished]
-        if taken := [found["seconds"] for each in alike if (found := costs_of(each)).get("parts") == 1]:
+        if taken := [
+            found["seconds"] for each in alike if (found := costs_of(each)).get("parts") == 1 and "seconds" in found
+        ]:
             return Estimate(statistics.median(taken), disk, True)
-        return Estimate(self._seconds(run.stage, composed), disk, False)
+        return Estimate(self._seconds(composed), disk, False)
 
-    def _seconds(self, stage: Stage, composed: Composed) -> float:
-        cfg, clips = composed.cfg, self.costs["clips"]
-        cost = self.costs.get(stage.name) or self.costs["default"]
-        epochs = cfg.trainer.max_epochs
-        count = clips.get(cfg.data.name, clips["default"]) * OmegaConf.select(cfg, "data.repeats", default=1)
+    def _seconds(self, composed: Composed) -> float:
+        """From the speed of the encoder; a task that does not train only evaluates."""
+        cfg = composed.cfg
+        kind = "probe" if OmegaConf.select(cfg, "model.frozen") is True else cfg.task
+        cost = {**self.costs["default"], **self.costs.get(kind, {})}
+        counts = self.costs["clips"]["demo" if _is_demo(cfg) else "published"]
+        count = counts.get(cfg.data.name, counts["default"]) * OmegaConf.select(cfg, "data.repeats", default=1)
         limit = cfg.trainer.get("limit_train_batches")
-        trained = limit * cfg.data.batch_size if isinstance(limit, int) else count
+        trained = cfg.trainer.max_epochs * (limit * cfg.data.batch_size if isinstance(limit, int) else count)
         speed = self._speed(cfg)
-        passes = epochs * trained * (cost["train"] * speed + cost["read"])
-        return cost["start"] + passes + cost["tested"] * (cost["test"] * speed + cost["read"])
+        seconds = trained * (cost["train"] * speed + cost["read"]) if cost["train"] else 0.0
+        return float(cost["start"] + seconds + cost["tested"] * (cost["test"] * speed + cost["read"]))
 
     def _speed(self, cfg: DictConfig) -> float:
         """Seconds that the encoder takes for a clip, forward and backward, on this machine with one of its shares."""
@@ -126,18 +132,23 @@ class Estimator:
         return (kept.keep + len(kept.milestones)) * parameters * BYTES / 1e9
 
 
+def _is_demo(cfg: DictConfig) -> bool:
+    return Path(cfg.data.root).is_relative_to(Path(cfg.paths.data_dir, "demo"))
+
+
 def _timed(encoder: nn.Module, cfg: DictConfig, device: torch.device, batch: int = 8) -> float:
     times, threads = [], torch.get_num_threads()
+    clock = time.perf_counter if device.type == "cuda" else time.process_time  # others may use the CPU meanwhile
     torch.set_num_threads(1 if device.type == "cpu" else threads)
     inputs = _inputs(cfg, batch, device)
     try:
         for _ in range(ROUNDS + 1):
-            begin = time.perf_counter()
+            begin = clock()
             found = encoder(*inputs)
             (found.image.sum() + found.audio.sum() + found.fusion.sum()).backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - begin)
+            times.append(clock() - begin)
     finally:
         torch.set_num_threads(threads)
     return statistics.median(times[1:]) / batch
@@ -148,6 +159,37 @@ def free_gb(folder: Path) -> float:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / 1e9
+
+
+def shares(plan: Plan, seconds: Mapping[str, float]) -> list[float]:
+    """Seconds that each chain takes for the runs that no chain before it does.
+
+    Args:
+        seconds: name -> that a run takes; of those that are left.
+    """
+    seen: set[str] = set()
+    found = []
+    for chain in plan.chains:
+        mine = [run.name for run in chain.runs if run.name not in seen]
+        seen.update(mine)
+        found.append(sum(seconds.get(name, 0.0) for name in mine))
+    return found
+
+
+def room_of(plan: Plan, disk: Mapping[str, float], processes: int, keep: bool) -> float:
+    """GB that the checkpoints of the runs take at most at a time.
+
+    Args:
+        disk: name -> GB of a run; of those that are left.
+        processes: chains at a time.
+        keep: whether checkpoints are kept that no run starts from any more.
+    """
+    if keep:
+        return sum(disk.values())
+    of = Counter(run.name for chain in plan.chains for run in chain.runs)
+    shared = sum(size for name, size in disk.items() if of[name] > 1)
+    own = [sum(disk.get(run.name, 0.0) for run in chain.runs if of[run.name] == 1) for chain in plan.chains]
+    return shared + sum(sorted(own)[-processes:])
 
 
 def makespan(seconds: Sequence[float], processes: int) -> float:

@@ -14,7 +14,7 @@ from typing import IO
 
 from deepavfusion.runs.signals import StopRequested, StopSignals
 from deepavfusion.study.plan import Chain, Plan, Run
-from deepavfusion.study.work import failure_of, note_failure
+from deepavfusion.study.work import failure_of, note_failure, remove_checkpoints
 from deepavfusion.utils.console import duration, progress_bar, say
 from deepavfusion.utils.errors import FULL_DISK, UserError
 from deepavfusion.utils.launch.cores import usable
@@ -26,6 +26,7 @@ LOOK_EVERY = 0.5  # s
 LAST_CALL = 35.0  # s from the signal to stop until a chain is killed; it takes 25 by itself
 ATTEMPTS = 2  # at a chain whose process was killed
 LEAST_FREE = 0.5  # GB on the disk of the runs
+PARENT = "DEEPAVFUSION_STUDY"  # environment variable: number of the process that a chain's ends with
 
 
 @dataclass
@@ -51,10 +52,11 @@ class Executor:
         words: the overrides of this command, which each chain's is given.
         processes: chains at a time.
         gpus: numbers of the GPUs, dealt out among them; empty: on CPUs, which are.
+        keep: whether the checkpoints of runs are kept that no other run starts from any more.
     """
 
-    def __init__(self, plan: Plan, words: list[str], processes: int, gpus: list[str]) -> None:
-        self.plan, self.words, self.processes, self.gpus = plan, words, processes, gpus
+    def __init__(self, plan: Plan, words: list[str], processes: int, gpus: list[str], keep: bool = True) -> None:
+        self.plan, self.words, self.processes, self.gpus, self.keep = plan, words, processes, gpus, keep
         self.failures = plan.failures
         self.attempts: Counter[int] = Counter()
         self.jobs: dict[int, Job] = {}
@@ -88,11 +90,17 @@ class Executor:
                     time.sleep(LOOK_EVERY)
                     for job in [job for job in self.jobs.values() if job.process.poll() is not None]:
                         self._end(job, waiting)
+                    self._tidy()
                     bar.update(task, completed=self._done())
         finally:
             self._stop_all()
+            self._tidy()
             stop.release()
         say(f"{self._done()} of {total} runs done in {duration(time.monotonic() - begin)}")
+
+    def _tidy(self) -> None:
+        if not self.keep:
+            remove_checkpoints(self.plan.runs)
 
     def _left(self, chain: Chain) -> list[Run]:
         return [run for run in chain.runs if not run.finished and failure_of(run, self.failures) is None]
@@ -106,7 +114,7 @@ class Executor:
             return
         log = (self.plan.reports / "output" / f"{number:03d}.log").open("ab")
         command = [*starting("study"), *self.words, f"study.only={number}"]
-        environment, every = alone(), usable()
+        environment, every = {**alone(), PARENT: str(os.getpid())}, usable()
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[place :: self.processes])
         else:

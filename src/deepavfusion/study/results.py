@@ -76,19 +76,25 @@ def _row(plan: Plan, chain: Chain, failures: Path) -> Row:
         if not run.finished:
             row.missing[stage] = failure_of(run, failures) or "not run yet"
             continue
-        metrics = metrics_of(run)
+        try:
+            metrics = metrics_of(run)
+        except UserError as error:
+            row.missing[stage] = f"{error} Remove {run.directory} to train it again."
+            continue
         row.costs[stage] = costs_of(run.directory)
         row.commits.add(commit_of(run))
         for name in run.stage.metrics:
-            if name in metrics:
+            if math.isfinite(metrics.get(name, 0.0)) and name in metrics:
                 row.values[stage, name] = metrics[name]
             else:
-                row.missing[stage] = f"its {METRICS} has no {name}"
+                row.missing[stage] = f"its {METRICS} has {metrics.get(name, 'no value')} for {name}"
     return row
 
 
 def metrics_of(run: Run) -> dict[str, float]:
     found: Any = read_json(run.directory / METRICS, RECORD, "the metrics of a run")
+    if not isinstance(found, dict):
+        raise UserError(f"{run.directory / METRICS} is no table of names and values: expected the metrics of a run.")
     return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 

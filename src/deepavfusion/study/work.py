@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from deepavfusion.cli.complete import training_overrides
+from deepavfusion.cli.entry import one_sentence
 from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import compose
-from deepavfusion.runs.directory import OVERRIDES, FinishedError, several_runs
+from deepavfusion.runs.directory import CHECKPOINTS, OVERRIDES, FinishedError, several_runs
 from deepavfusion.runs.lock import InUseError
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.study.plan import Chain, Run
 from deepavfusion.study.starts import place
 from deepavfusion.utils.console import say
-from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.errors import UserError, explained, limited
 from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.launch.launcher import began_at
 from deepavfusion.utils.program import calling
+from deepavfusion.utils.reading import RECORD, read_json
 
 COST = "cost.json"  # in the directory of a run
 LOOK_EVERY = 2.0  # s
@@ -45,6 +54,9 @@ def work(chain: Chain, failures: Path) -> None:
                 if lacking := next((each for each in run.starts if not each.finished), None):
                     note_failure(run, failures, f"not run, since {lacking.name}, which it starts from, failed")
                     break
+                if lacking := next((each for each in run.starts if not each.last.exists()), None):
+                    note_failure(run, failures, _removed(lacking))
+                    break
                 try:
                     for directory, share in run.midway:
                         place(directory, share)
@@ -59,9 +71,19 @@ def work(chain: Chain, failures: Path) -> None:
                 except UserError as error:
                     note_failure(run, failures, str(error))
                 except Exception as error:  # the other runs go on
-                    traceback.print_exc()
-                    words = " ".join(f"{type(error).__name__}: {error}".split())
-                    note_failure(run, failures, f"an error of the program: {words[:300]}")
+                    note_failure(run, failures, _sentence(error, run))
+
+
+def _sentence(error: Exception, run: Run) -> str:
+    """What went wrong; an error that no one foresaw is printed with its traceback, too."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return one_sentence(error)
+    said = explained(error, {}, [str(run.directory)]) if isinstance(error, OSError) else None
+    if said := said or limited(error):
+        return said
+    traceback.print_exc()
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"an error of the program: {words[:300]}"
 
 
 def _train(run: Run) -> None:
@@ -83,22 +105,47 @@ def _train(run: Run) -> None:
 
 def failure_of(run: Run, failures: Path) -> str | None:
     """Why a run failed, in a sentence; None: it has not."""
+    path = failures / f"{run.name}.txt"
     try:
-        return (failures / f"{run.name}.txt").read_text(encoding="utf-8").strip()
+        return " ".join(path.read_text(encoding="utf-8", errors="replace").split()) or f"{path} does not say why"
     except FileNotFoundError:
         return None
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
 
 
 def forget(chain: Chain, failures: Path) -> None:
-    """Let the runs of a chain that failed be tried again."""
+    """Let the runs of a chain be tried again that failed before this process began."""
+    began = began_at(os.getpid()) or time.time()
     for run in chain.runs:
-        (failures / f"{run.name}.txt").unlink(missing_ok=True)
+        path = failures / f"{run.name}.txt"
+        with suppress(OSError):
+            if path.stat().st_mtime < began:
+                path.unlink()
 
 
 def note_failure(run: Run, failures: Path, sentence: str) -> None:
     say(f"{run.name}: {sentence}", "red")
     failures.mkdir(parents=True, exist_ok=True)
     write_whole(failures / f"{run.name}.txt", f"{sentence}\n")
+
+
+# ---- checkpoints
+
+
+def remove_checkpoints(runs: Sequence[Run]) -> None:
+    """Remove those of finished runs, but for what unfinished ones of them start from."""
+    needed = {start.name for run in runs if not run.finished for start in run.starts}
+    for run in runs:
+        if run.finished and run.name not in needed:
+            shutil.rmtree(run.directory / CHECKPOINTS, ignore_errors=True)
+
+
+def _removed(run: Run) -> str:
+    return (
+        f"it starts from {run.name}, whose checkpoints are no longer there (study.keep_checkpoints=none): remove "
+        f"{run.directory} to train it again with the same command"
+    )
 
 
 # ---- costs
@@ -136,10 +183,11 @@ def _measured(directory: Path) -> Iterator[None]:
 def costs_of(directory: Path) -> dict[str, float]:
     """What `work` measured of a run; empty if that is not known."""
     try:
-        found: Any = json.loads((directory / COST).read_text())
-    except (OSError, ValueError):
+        found: Any = read_json(directory / COST, RECORD, "seconds and memory of a run")
+    except UserError:
         return {}
-    return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
+    known = found.items() if isinstance(found, dict) else ()
+    return {key: float(value) for key, value in known if type(value) in (int, float) and 0 <= value < math.inf}
 
 
 def _peak_gb() -> float:

@@ -106,6 +106,8 @@ def end_with(parent: int) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):  # on Linux
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
+            os.kill(os.getpid(), signal.SIGKILL)
         return
 
     def watch() -> None:
