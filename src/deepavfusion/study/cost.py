@@ -88,10 +88,11 @@ class Estimator:
     Args:
         costs: task, or probe -> times that it takes as long for a training clip as the encoder does forward and
             backward (`train`; 0: it does not train), for an evaluated one (`test`); clips that are evaluated
-            (`tested`); seconds to read a clip (`read`) and to start (`start`); and `clips`, the number of training clips of data.
+            (`tested`); seconds to read a clip (`read`) and to start (`start`); and `clips`, the number of training
+            clips of data.
     """
 
-    def __init__(self, plan: Plan, costs: dict[str, dict[str, float]]) -> None:
+    def __init__(self, plan: Plan, costs: dict[str, dict[str, Any]]) -> None:
         self.plan, self.costs = plan, costs
         self.speeds: dict[str, float] = {}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
