@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deepavfusion.demo import plans, stamps
+from deepavfusion.demo import pairs, plans, stamps
 from deepavfusion.demo.clips import write_clip
 from deepavfusion.demo.plans import COUNTS, FULL, SETS, STAGE, Counts, Job, rng_of
 from deepavfusion.demo.scenes import Scene
@@ -37,7 +37,7 @@ from deepavfusion.utils.reading import RECORD, read_json
 
 VERSION = 3  # increase it whenever the same seed gives other files
 OWN_VERSIONS = {"stamps": 1}  # added to it: of sets that changed while the others did not
-PLANS = {**plans.PLANS, "stamps": stamps.plan_stamps}
+PLANS = {**plans.PLANS, "pairs": pairs.plan_pairs, "stamps": stamps.plan_stamps}
 MANIFEST, UNFINISHED, OLD = "manifest.json", ".{}.partial", ".{}.old"
 MOST_FILES = 10**6  # of a manifest
 REPORTS = ("verify.csv", "verify_classes.csv", "verify.csv.partial.jsonl", ".deepavfusion_durations.csv")
@@ -81,6 +81,8 @@ def ensure(
                 _check_ours(root / folder.format(name), name)
         if stale:
             renders: dict[str, Callable[..., None]] = dict.fromkeys(stale, render)
+            if "pairs" in stale:
+                renders["pairs"] = pairs.render
             if "stamps" in stale:
                 renders["stamps"] = partial(stamps.render, stamps=_checked_package(package))
             text = f"Generating demo data in {root}: {', '.join(stale)}"

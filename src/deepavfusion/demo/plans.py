@@ -40,7 +40,8 @@ STAGE = list(OWN_REGISTER)  # the instruments of all sets but VGGSound and Audio
 
 @dataclass(frozen=True)
 class Counts:
-    """How many clips: of each class for VGGSound, VGGSound-Music, the solos and stamps, altogether for the rest."""
+    """How many clips: of each class for VGGSound, VGGSound-Music, the solos and stamps, fours of each two details for
+    pairs, altogether for the rest."""
 
     vggsound_train: int = 48
     vggsound_test: int = 32
@@ -57,6 +58,8 @@ class Counts:
     audioset_balanced: int = 384
     audioset_unbalanced: int = 192
     audioset_eval: int = 160
+    pairs_train: int = 16
+    pairs_test: int = 8
     stamps_train: int = 24
     stamps_test: int = 12
     stamps_other: int = 8
@@ -74,9 +77,11 @@ COUNTS = {
     "music": ("solos", "duets"),
     "avsbench": ("s4_train", "s4_val", "s4_test", "ms3_train", "ms3_val", "ms3_test"),
     "audioset": ("audioset_balanced", "audioset_unbalanced", "audioset_eval"),
+    "pairs": ("pairs_train", "pairs_test"),
     "stamps": tuple(name for name in vars(FULL) if name.startswith("stamps_")),
 }
-OPTIONAL = ("stamps",)  # made if they are named: they need files that are not ours
+OPTIONAL = ("pairs", "stamps")  # made if they are named, or a run reads them
+NOT_OURS = ("stamps",)  # need files that are not ours
 SETS = tuple(name for name in COUNTS if name not in OPTIONAL)
 
 

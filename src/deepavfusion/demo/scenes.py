@@ -108,7 +108,7 @@ class Scene:
         for sprite in self.sprites:
             sprite.image = sprite.image.point([*levels, *range(256)])
             sprite.turned.clear()
-        self.backdrop = (paint or partial(_backdrop, stage))(rng, self.width, self.height).point(levels)
+        self.backdrop = (paint or partial(backdrop, stage))(rng, self.width, self.height).point(levels)
         for sprite in self.sprites[len(onsets) :]:
             image, corner = sprite.posed((0, 0))
             self.backdrop.paste(image, corner, image)
@@ -195,7 +195,7 @@ def _place(sprites: list[Sprite], width: int, height: int, rng: Generator) -> No
         sprite.x, sprite.y = place
 
 
-def _backdrop(stage: bool, rng: Generator, width: int, height: int) -> Image.Image:
+def backdrop(stage: bool, rng: Generator, width: int, height: int) -> Image.Image:
     """Two to four colours mixed by a smooth noise, a gradient, stripes or blobs."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / min(width, height)
     kind = rng.choice(["noise", "gradient", "stripes", "blobs"])

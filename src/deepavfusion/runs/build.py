@@ -30,6 +30,7 @@ from deepavfusion.config.overrides import quoted, split_override
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.stores.packed import MANIFEST
 from deepavfusion.demo import demo
+from deepavfusion.demo.plans import NOT_OURS
 from deepavfusion.loggers.csv import CsvLogger
 from deepavfusion.loggers.service import Service
 from deepavfusion.runs.checkpoints import Opened
@@ -79,8 +80,8 @@ def build(
     seed_everything(cfg.seed, workers=True, verbose=False)
     root, demos = Path(cfg.data.root), Path(cfg.paths.data_dir) / "demo"
     is_demo = root.parent in (demos, demos / PACKED)
-    if is_demo:
-        make_demo_data(demos, cfg.data.name)
+    if is_demo and (root.name in demo.PLANS or not root.is_dir()):  # what else lies there is read as it is
+        make_demo_data(demos, root.name)
         if root.parent.name == PACKED:
             pack_demo_data(demos / root.name, root, cfg.data.name)
     datamodule: ClipDataModule = instantiate(cfg.data)
@@ -179,13 +180,19 @@ def _drop_incomplete_step(trainer: Trainer, datamodule: ClipDataModule) -> None:
 
 
 def make_demo_data(root: Path, name: str) -> None:
-    """Generate a demo dataset that is missing, in a process of its own so that its workers do without torch."""
-    if name not in demo.SETS:
+    """Generate a demo dataset that is missing, in a process of its own so that its workers do without torch.
+
+    Args:
+        root: folder of the demo data.
+        name: of the folder in it that a run reads.
+    """
+    if name not in demo.PLANS:
         raise UserError(
-            f"there is no generated demo of data.name={name}, only of {', '.join(demo.SETS)}: "
+            f"there is no generated demo of data.name={name}, only of {', '.join(demo.PLANS)}: "
             f"give data.root=<folder>, where the {'videos are' if name == 'folder' else 'dataset is'}."
         )
-    if not demo.is_complete(root, name):
+    given = name in NOT_OURS and (root / name).is_dir()  # was asked for by name, with a seed of its own
+    if not given and not demo.is_complete(root, name):
         root = root.absolute()
         command = [*starting("prepare"), "command=demo", f"root={quoted(str(root))}", f"sets=[{name}]"]
         with subprocess.Popen(command, env=alone()) as making:
