@@ -22,6 +22,7 @@ from deepavfusion.utils.errors import UserError
 
 OF_ONE_RUN = ("resume=", "run.", "ckpt_path=", "compile=")  # overrides that do not affect an evaluation
 LONGEST_PART = 60  # characters of a name that the values of a sweep take
+PACKED = "packed"  # folder in that of the demo data
 DECIDING = ("experiment", "data", "paths", "scale")  # keys that begin so decide the scale
 
 
@@ -193,10 +194,13 @@ def _demo_reason(name: str, overrides: list[str]) -> str | None:
     auto = (value_of(overrides, "scale") or "auto") == "auto" and "paths.data_dir" not in keys
     if not auto and "data.root" not in keys:
         return None
-    data = compose(name, overrides).data
+    cfg = compose(name, overrides)
+    data = cfg.data
     if is_remote(data.root) or Path(str(data.root)).is_dir():  # check_ranges has not seen it yet
         return None
     if "data.root" in keys:
+        if in_demo_data(str(data.root), cfg.paths.data_dir):
+            return None  # it is generated, or refused, where the run is built
         if data.name == "folder":
             raise UserError(f"data.root={data.root} is not a folder: give one that has videos in it, or below it.")
         raise UserError(
@@ -204,3 +208,9 @@ def _demo_reason(name: str, overrides: list[str]) -> str | None:
             f"omit data.root to use generated demo data."
         )
     return f"no data.root was given and {from_here(str(data.root))} does not exist"
+
+
+def in_demo_data(root: str, data_dir: str) -> bool:
+    """Whether a root is that of a demo set, or of a packed one."""
+    demos = Path(data_dir, "demo").absolute()
+    return Path(root).absolute().parent in (demos, demos / PACKED)

@@ -1,11 +1,12 @@
 """The set `pairs`: only the pairing of a detail of the picture with a detail of the sound decides.
 
-A clip shows two guitars, one above the other, that differ only in the colour of their sound holes, each of four. One
-guitar is heard, in one of four registers; each colour has its own. The label says which: upper, lower. Nothing moves.
+A clip shows two guitars, one above the other, that differ only in the colour of their bodies: one is red, one is blue.
+One of them is heard, the red one in a low register, the blue one in a high one. The label says which: upper, lower.
+Nothing moves.
 
-Clips come in fours, from two pictures of the same two colours, one with each above, and two tunes in their registers:
-each picture with each tune. So whatever looks at pictures alone or listens alone is right about half of the clips,
-exactly. The classes lie above each other, not side by side, since training mirrors images.
+Clips come in fours, from two pictures, one with each colour above, and two tunes, one in each register: each picture
+with each tune. So whatever looks at pictures alone or listens alone is right about half of the clips, exactly. The
+classes lie above each other, not side by side, since training mirrors images.
 
 annotations/vggsound.csv, clips/<upper, lower>/*.mp4   VGGSound
 clips.csv                                              what is seen and heard in each clip
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from deepavfusion.demo.clips import FPS
 from deepavfusion.demo.drawings import DRAWINGS, USUAL, Colour, Pen
@@ -33,12 +34,8 @@ from deepavfusion.media.encode import write_mp4
 # How hard it is to tell the details apart; change OWN_VERSIONS in demo.py with them.
 DETAILS: dict[str, tuple[Colour, tuple[float, float]]] = {  # colour, and the lowest notes of a tune, MIDI numbers
     "red": ((225, 30, 40), (37.0, 40.0)),
-    "yellow": ((250, 225, 30), (52.0, 55.0)),
-    "green": ((20, 170, 60), (67.0, 70.0)),
     "blue": ((40, 70, 235), (82.0, 85.0)),
 }
-HOLE = 0.065  # radius of the sound hole, of the guitar's length
-CENTRE = (0.36, 0.5)  # of the sound hole, on the drawing
 LENGTH = (0.78, 0.84)  # of a guitar, of the frame's height
 PLACES = (0.29, 0.71)  # heights of the upper and the lower guitar, of the frame's
 SHIFT, ANGLE = 0.02, 5.0  # ± of the frame's height, ± degrees
@@ -104,14 +101,13 @@ def render(job: Job, folder: Path, seed: int) -> None:
 
 
 def draw(rng: Generator, seen: tuple[str, str]) -> NDArray[np.uint8]:
-    """Two guitars, equal but for the sound holes; uint8 [H, W, 3]."""
+    """Two guitars, equal but for their bodies' colours; uint8 [H, W, 3]."""
     width, height = SIZES[int(rng.integers(len(SIZES)))]
     image = backdrop(True, rng, width, height)
-    pen = Pen("guitar", rng, USUAL)
-    DRAWINGS["guitar"](pen, rng)
+    pen, form = Pen("guitar", rng, USUAL), int(rng.integers(2**31))
     mirrored = rng.random() < 0.5
     for detail, place in zip(seen, PLACES, strict=True):
-        guitar = _with_hole(pen, DETAILS[detail][0])
+        guitar = _guitar(pen, DETAILS[detail][0], form)
         side = round(height * rng.uniform(*LENGTH))
         guitar = guitar.resize((side, side), Image.Resampling.LANCZOS)
         guitar = guitar.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else guitar
@@ -121,12 +117,12 @@ def draw(rng: Generator, seen: tuple[str, str]) -> NDArray[np.uint8]:
     return np.array(image)
 
 
-def _with_hole(pen: Pen, fill: Colour) -> Image.Image:
-    plain = pen.image.copy()
-    pen.oval(*CENTRE, HOLE, HOLE, fill)
-    drawn, pen.image = pen.image, plain
-    pen.draw = type(pen.draw)(plain)
-    return drawn
+def _guitar(pen: Pen, body: Colour, form: int) -> Image.Image:
+    """In the other colours of the pen; the same form looks the same."""
+    pen.image = Image.new("RGBA", pen.image.size)
+    pen.draw, pen.body = ImageDraw.Draw(pen.image), body
+    DRAWINGS["guitar"](pen, np.random.default_rng(form))
+    return pen.image
 
 
 def play(rng: Generator, heard: str) -> Signal:

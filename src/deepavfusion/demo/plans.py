@@ -40,8 +40,9 @@ STAGE = list(OWN_REGISTER)  # the instruments of all sets but VGGSound and Audio
 
 @dataclass(frozen=True)
 class Counts:
-    """How many clips: of each class for VGGSound, VGGSound-Music, the solos and stamps, fours of each two details for
-    pairs, altogether for the rest."""
+    """How many clips: of each class for VGGSound, VGGSound-Music, the solos and stamps, in fours for pairs,
+    altogether for the rest.
+    """
 
     vggsound_train: int = 48
     vggsound_test: int = 32
@@ -58,8 +59,8 @@ class Counts:
     audioset_balanced: int = 384
     audioset_unbalanced: int = 192
     audioset_eval: int = 160
-    pairs_train: int = 16
-    pairs_test: int = 8
+    pairs_train: int = 96
+    pairs_test: int = 48
     stamps_train: int = 24
     stamps_test: int = 12
     stamps_other: int = 8
@@ -81,7 +82,7 @@ COUNTS = {
     "stamps": tuple(name for name in vars(FULL) if name.startswith("stamps_")),
 }
 OPTIONAL = ("pairs", "stamps")  # made if they are named, or a run reads them
-NOT_OURS = ("stamps",)  # need files that are not ours
+NOT_OURS = ("stamps",)  # of them, those that need files that are not ours
 SETS = tuple(name for name in COUNTS if name not in OPTIONAL)
 
 

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.config.continued import described, recorded_config
-from deepavfusion.config.overrides import quoted, split_override
+from deepavfusion.config.overrides import PACKED, in_demo_data, quoted, split_override
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.data.stores.packed import MANIFEST
 from deepavfusion.demo import demo
@@ -50,7 +50,6 @@ from deepavfusion.utils.launch.trainer import Fit, fit, join, meet
 from deepavfusion.utils.program import starting
 from deepavfusion.weights.restored import check_plan_of_task
 
-PACKED = "packed"  # folder in that of the demo data
 SWITCHES = {
     "enable_progress_bar": ProgressBar,
     "enable_model_summary": ModelSummary,
@@ -78,8 +77,8 @@ def build(
         UserError: what the config names cannot be built, or does not fit the checkpoint.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    root, demos = Path(cfg.data.root), Path(cfg.paths.data_dir) / "demo"
-    is_demo = root.parent in (demos, demos / PACKED)
+    root, demos = Path(cfg.data.root).absolute(), Path(cfg.paths.data_dir).absolute() / "demo"
+    is_demo = in_demo_data(cfg.data.root, cfg.paths.data_dir)
     if is_demo and (root.name in demo.PLANS or not root.is_dir()):  # what else lies there is read as it is
         make_demo_data(demos, root.name)
         if root.parent.name == PACKED:
