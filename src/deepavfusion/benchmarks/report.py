@@ -30,6 +30,7 @@ class BenchmarkReport:
     title: str  # of the table
     draw: Callable[[Path], None]  # writes the figure (PNG)
     summary: list[str] = field(default_factory=list)  # lines to print below the table
+    shown: Sequence[str] = ()  # columns of the table; empty: all
 
 
 def environment(repository: Path | None) -> Row:

@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     write_csv([row | machine for row in report.rows], run_dir / "results.csv")
     report.draw(run_dir / "results.png")
     link_latest(run_dir)
-    show(report.rows, report.title)
+    show([{name: row[name] for name in report.shown or row} for row in report.rows], report.title)
     for line in report.summary:
         say(line)
     say(f"written to {run_dir}/results.csv and results.png")

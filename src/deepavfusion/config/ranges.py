@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from deepavfusion.config.loggers import LOGGER_RULES
-from deepavfusion.config.rules import SPDX, Rule, is_text, is_utf8, list_of, number, one_of, whole
+from deepavfusion.config.rules import SPDX, Rule, is_text, is_utf8, list_of, number, one_of, some_of, whole
 from deepavfusion.utils.addresses import bytes_of
 
 NULL, FLAG = one_of(None), one_of(True, False)
@@ -60,6 +60,12 @@ VIT = {
     "num_heads": whole(1, 1024),
     "mlp_ratio": RATIO,
     "drop_path": number(0, 1, "[)"),
+}
+FUSION = {
+    "fusion": TEXT,  # which ones there are: models/fusion.py
+    "fusion_layers": one_of("all", "none", "last_half", "last") | list_of(whole(0, 1000)),
+    "num_fusion_tokens": list_of(MANY, 3),
+    **dict.fromkeys(("fusion_attn_ratio", "fusion_mlp_ratio"), RATIO),
 }
 RECIPE = {  # of a pre-training, and of the benchmark that measures it
     **{f"decoder_{key}": VIT[key] for key in ("embed_dim", "depth", "num_heads")},
@@ -138,11 +144,8 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     **{f"model.net.{stream}.{key}": VIT[key] for stream in ("image", "audio") for key in VIT if key != "input_size"},
     "model.net.image.in_chans": one_of(3),
     "model.net.audio.in_chans": one_of(1),
-    "model.net.fusion": TEXT,  # which ones there are: models/fusion.py
-    "model.net.fusion_layers": one_of("all", "none", "last_half", "last") | list_of(whole(0, 1000)),
-    "model.net.num_fusion_tokens": list_of(MANY, 3),
+    **{f"model.net.{key}": rule for key, rule in FUSION.items()},
     "model.net.fusion_num_heads": VIT["num_heads"] | NULL,
-    **dict.fromkeys(("model.net.fusion_attn_ratio", "model.net.fusion_mlp_ratio"), RATIO),
     "model.net.drop_path": VIT["drop_path"],
     "model.net.checkpoint_layers": FLAG,
     **{f"model.{key}": rule for key, rule in RECIPE.items()},
@@ -248,6 +251,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "benchmark.experiment": TEXT,
     "benchmark.scale": one_of("auto", "paper", "demo"),
     **{f"benchmark.cases.{device}": CASES for device in ("cpu", "cuda")},
+    **{f"benchmark.vary.{key}": some_of(rule) for key, rule in FUSION.items()},
     "benchmark.overrides": TEXTS,
     **{f"benchmark.recipe.{key}": rule for key, rule in RECIPE.items()},
     "benchmark.recipe.lr": FACTOR,

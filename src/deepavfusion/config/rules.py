@@ -58,6 +58,11 @@ def list_of(rule: Rule, count: int | None = None) -> Rule:
     return Rule(words, lambda v: isinstance(v, list) and count in (None, len(v)) and all(map(rule.holds, v)))
 
 
+def some_of(rule: Rule) -> Rule:
+    """A list of at least one value."""
+    return Rule(f"a list of at least one, each {rule.expected}", lambda v: v != [] and list_of(rule).holds(v))
+
+
 def is_text(value: Any) -> bool:
     if not isinstance(value, str) or "\0" in value:
         return False
