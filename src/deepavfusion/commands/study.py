@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from deepavfusion.utils.launch.cores import cores
 
 @entry("study")
 def main(cfg: DictConfig) -> None:
-    from deepavfusion.runs.lock import locked
+    from deepavfusion.runs.lock import InUseError, locked
     from deepavfusion.study.execute import PARENT, Executor
     from deepavfusion.study.plan import Plan
     from deepavfusion.study.results import rows_of
@@ -56,7 +57,12 @@ def main(cfg: DictConfig) -> None:
     if cfg.study.list:
         return
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with locked(plan.folder):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(plan.folder))
+        except InUseError as error:
+            where = str(error).removeprefix("run ").partition(": wait")[0]
+            raise UserError(f"study {where}: wait until that ends, or stop it, and give the same command.") from None
         try:
             words = [*_own_configs(), *overrides_of_run()]
             Executor(plan, words, processes, gpus, cfg.study.keep_checkpoints == "last").run()
