@@ -138,5 +138,5 @@ def draw(rows: list[Row], names: Sequence[str], path: Path) -> None:
         axes.margins(x=0.15)
     panels[0].set_yticks(range(len(rows)), labels)
     panels[0].invert_yaxis()
-    panels[0].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     save_figure(figure, path)
