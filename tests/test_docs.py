@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import save_file
 
 from deepavfusion.cli.hints import check
@@ -78,11 +79,20 @@ def test_code_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize(("script", "arguments"), COMMANDS, ids=[" ".join(c) for c in COMMANDS])
 def test_commands_compose(script: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With names of files in place of `<root>` and the like."""
-    overrides = [word for word in shlex.split(re.sub(r"<[^>]+>", "name", arguments)) if "=" in word]
-    check(script, [], [Word(override, override) for override in overrides])
+    """With names of files in place of `<root>` and the like; of a sweep the first job."""
+    words = shlex.split(re.sub(r"<[^>]+>", "name", arguments))
+    overrides = [word for word in words if "=" in word]
+    check(script, [word for word in words if word == "-m"], [Word(override, override) for override in overrides])
+    overrides = [first_of(override) for override in overrides] if "-m" in words else overrides
     with hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         check_ranges(hydra.compose(script, overrides=[o.replace("scale=auto", "scale=paper") for o in overrides]))
+
+
+def first_of(override: str) -> str:
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override():
+        return override
+    return f"{parsed.get_key_element()}={next(iter(parsed.sweep_string_iterator()))}"
 
 
 PYTHON = {page: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S) for page in PAGES}
