@@ -162,7 +162,9 @@ def test_the_first_thing_is_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "listen", listen)
     for name in COMMANDS:
         call(monkeypatch, name)
-    assert heard == [signals.STOPPED if name in ("train", "eval") else signals.INTERRUPTED for name in COMMANDS]
+    assert heard == [
+        signals.STOPPED if name in ("train", "eval", "study") else signals.INTERRUPTED for name in COMMANDS
+    ]
 
 
 def test_it_says_what_is_typed(installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

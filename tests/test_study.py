@@ -40,7 +40,11 @@ def plan(tmp_path: Path, axes: dict[str, Any] = RATES, stages: dict[str, Any] = 
     )
 
 
-@pytest.fixture(scope="module", params=choices("study"))
+QUICK = ("fusion_depth", "masking")  # the others take seconds each
+SHIPPED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in choices("study")]
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
 def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     cfg = compose(f"study={request.param}", config="study")
     assert cfg.study.name == request.param
