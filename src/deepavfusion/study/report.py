@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from deepavfusion.figures.style import save_figure
+from deepavfusion.runs.provenance import provenance, short
+from deepavfusion.study.cost import sizes
 from deepavfusion.study.definition import Cell, Stage
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.plots import draw_axis, draw_trade
-from deepavfusion.study.results import Row, score_table, together, values_of, write_results
+from deepavfusion.study.results import Row, rows_of, score_table, together, values_of, write_results
 from deepavfusion.study.statistics import Interval, Values, deviation, over_clips_and_seeds, over_seeds, p_value
-from deepavfusion.utils.files import write_whole
+from deepavfusion.utils.console import say
+from deepavfusion.utils.files import link, write_whole
+from deepavfusion.utils.program import CLONE
 
 LOWER_IS_BETTER = ("loss", "rank", "fad")  # parts of names of such metrics
 Sizes = Mapping[str, tuple[float, float]]
@@ -68,6 +73,23 @@ def compare(plan: Plan, rows: Sequence[Row], stage: Stage, metric: str) -> list[
             clips = over_clips_and_seeds(scores - others) if scores.size else None
         found.append(Comparison(cell, over_seeds(differences), clips, p_value(differences), len(seeds)))
     return found
+
+
+def report(plan: Plan) -> None:
+    """Write the report of what is finished, and point `latest` to it."""
+    found = provenance(CLONE)
+    machine = found["machine"]
+    about = {
+        "command": f"`{found['command']}`",
+        "commit": short(found["commit"]) + (", with changes" if found["dirty"] is True else ""),
+        "machine": ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]]),
+        "scale": f"{plan.scale}{', quick' if plan.quick else ''}",
+        "date": found["date"],
+    }
+    write_report(plan, rows_of(plan, plan.failures), sizes(plan), about, plan.reports)
+    latest = plan.folder / "latest"
+    shown = latest if link(latest, os.path.relpath(plan.reports, plan.folder)) else plan.reports
+    say(f"report: {shown / 'report.md'}")
 
 
 def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[str, str], folder: Path) -> None:

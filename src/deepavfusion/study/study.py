@@ -1,0 +1,90 @@
+"""A study, or one chain of it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from deepavfusion.runs.directory import in_sweep
+from deepavfusion.runs.lock import InUseError, locked
+from deepavfusion.study.execute import PARENT, Executor
+from deepavfusion.study.plan import Plan
+from deepavfusion.study.preview import preview
+from deepavfusion.study.report import report
+from deepavfusion.study.results import rows_of
+from deepavfusion.study.work import failure_of, forget, remove_checkpoints, work
+from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.launch.cores import cores
+from deepavfusion.utils.launch.workers import end_with
+
+
+def answer(plan: Plan, words: list[str], costs: dict[str, Any], processes: int | None, jobs: bool, keep: bool) -> None:
+    """Run what is left of a study, and report it.
+
+    Args:
+        words: those that each chain's process is given.
+        costs: see `cost.Estimator`.
+        processes: chains at a time; None: one for each GPU, or each core.
+        jobs: only list what would run.
+        keep: see `execute.Executor`.
+
+    Raises:
+        UserError: another command works on it, the disk is full, or some runs failed.
+        StopRequested: a signal came.
+    """
+    gpus = _gpus()
+    processes = min(processes or (len(gpus) or cores()), plan.count)
+    preview(plan, costs, processes, jobs, keep)
+    if jobs:
+        return
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(plan.folder))
+        except InUseError as error:
+            where = str(error).removeprefix("run ").partition(": wait")[0]
+            raise UserError(f"study {where}: wait until that ends, or stop it, and give the same command.") from None
+        try:
+            Executor(plan, words, processes, gpus, keep).run()
+        finally:
+            if any(row.values for row in rows_of(plan, plan.failures)):
+                report(plan)
+    if failed := sum(not run.finished for run in plan.runs):
+        raise UserError(
+            f"{failed} of {len(plan.runs)} runs failed, as the report says; the same command tries them again."
+        )
+
+
+def work_on(plan: Plan, number: int, keep: bool) -> None:
+    """Run what is left of one chain: as a process of a study, as a job of a sweep, or by itself.
+
+    Raises:
+        UserError: there is no such chain, or some of its runs failed.
+        StopRequested: a signal came.
+    """
+    if number >= plan.count:
+        raise UserError(f"study.only is {number}, expected a number below {plan.count}.")
+    chain = plan.chain(number)
+    if parent := os.environ.get(PARENT):
+        end_with(int(parent))
+    else:
+        forget(chain, plan.failures)
+    work(chain, plan.failures)
+    left = [run for run in chain.runs if not run.finished]
+    if in_sweep():
+        if not keep:
+            remove_checkpoints(plan.runs)
+        report(plan)  # whichever job is the last one completes it
+    more = any(not run.finished and failure_of(run, plan.failures) is None for run in plan.runs)
+    if left and not (in_sweep() and more and "SUBMITIT_EXECUTOR" not in os.environ):  # where this would end others
+        raise UserError(f"{len(left)} of {len(chain.runs)} runs of {chain.name} failed: see {plan.failures}.")
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process sees, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else list(map(str, range(count)))
