@@ -182,7 +182,7 @@ def finish(run: Any, right: list[bool]) -> None:
     with (run.directory / "classification_test.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["item", "id", "classes", "predicted"], *lines])
     (run.directory / "metrics.json").write_text(json.dumps({"test/top1": sum(right) / len(right)}))
-    (run.directory / "cost.json").write_text(json.dumps({"seconds": 10, "peak_memory_gb": 0.5, "parts": 1}))
+    (run.directory / "cost.json").write_text(json.dumps({"seconds": 10, "peak_memory_gb": 1, "parts": 1, "steps": 60}))
 
 
 @pytest.fixture
@@ -222,6 +222,14 @@ def test_the_report_has_a_row_for_each_cell_and_seed_and_says_what_differs(finis
     assert interval(paired) == pytest.approx((0.12, 0.28), abs=0.01)  # 20 of 100 clips: ± 1.96 × 0.04
     assert {path.name for path in finished.reports.glob("*.png")} == {"probe_top1.png", "probe_top1_cost.png"}
     assert "Not run" not in text
+
+
+def test_the_report_says_whether_all_cells_took_the_same_steps(finished: Plan) -> None:
+    text, lines = report(finished)
+    assert "- probe: 60 optimizer steps in every cell." in text
+    assert {line["probe steps"] for line in lines} == {"60"}
+    (finished.runs[-1].directory / "cost.json").write_text('{"seconds": 10, "steps": 30}')
+    assert "- probe: optimizer steps **differ**: 30 (0.2); 60 (0.1, 0.2)." in report(finished)[0]
 
 
 def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:

@@ -201,7 +201,28 @@ def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:
     head = ["", "encoder: parameters, M", "encoder: GFLOP a clip", "seconds, all stages", "peak memory, GB"]
     parts = any(cost.get("parts", 1) > 1 for row in rows for cost in row.costs.values())
     note = ["", "Runs that were killed are timed from their last start on."] if parts else []
-    return [*_table(head, lines), "", "Seconds: mean over seeds, with everything that a run does.", *note]
+    return [
+        *_table(head, lines),
+        *("", "Seconds: mean over seeds, with everything that a run does."),
+        *note,
+        *("", *_steps(plan, rows)),
+    ]
+
+
+def _steps(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    """Whether the cells trained for the same number of steps."""
+    lines = []
+    for stage in plan.stages:
+        of: dict[int, list[str]] = {}
+        for row in rows:
+            if "steps" in (cost := row.costs.get(stage.name, {})):
+                of.setdefault(int(cost["steps"]), []).append(row.cell.name)
+        if len(of) == 1:
+            lines.append(f"- {stage.name}: {next(iter(of))} optimizer steps in every cell.")
+        elif of:
+            each = (f"{steps} ({', '.join(dict.fromkeys(names))})" for steps, names in sorted(of.items()))
+            lines.append(f"- {stage.name}: optimizer steps **differ**: {'; '.join(each)}.")
+    return lines
 
 
 def _seconds(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:

@@ -51,7 +51,7 @@ class Row:
 
     Args:
         values: (stage, metric) -> value of what is reported.
-        costs: stage -> seconds, peak_memory_gb and parts, see `work.costs_of`.
+        costs: stage -> seconds, peak_memory_gb, parts and steps, see `work.costs_of`.
         commits: of the code of its runs.
         missing: stage -> why there is no result.
     """
@@ -170,7 +170,8 @@ def write_results(plan: Plan, rows: Sequence[Row], costs: Mapping[str, tuple[flo
     keys = [(stage.name, metric) for stage in plan.stages for metric in stage.metrics]
     names = [stage.name for stage in plan.stages]
     head: list[object] = [*plan.axes, "seed", *(f"{stage} {metric}" for stage, metric in keys), "encoder_parameters_m"]
-    head += ["encoder_gflop", "seconds", "peak_memory_gb", *(f"{name} seconds" for name in names), "commit", "missing"]
+    head += ["encoder_gflop", "seconds", "peak_memory_gb", *(f"{name} seconds" for name in names)]
+    head += [*(f"{name} steps" for name in names), "commit", "missing"]
     lines: list[list[object]] = [head]
     for row in rows:
         seconds = [row.costs.get(name, {}).get("seconds") for name in names]
@@ -185,6 +186,7 @@ def write_results(plan: Plan, rows: Sequence[Row], costs: Mapping[str, tuple[flo
                 _cell(sum(known) if known else None),
                 _cell(max(memory) if memory else None),
                 *map(_cell, seconds),
+                *(_cell(row.costs.get(name, {}).get("steps")) for name in names),
                 " ".join(sorted(row.commits)),
                 "; ".join(f"{stage}: {why}" for stage, why in row.missing.items()),
             ]

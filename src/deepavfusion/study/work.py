@@ -21,7 +21,14 @@ from deepavfusion.cli.complete import training_overrides
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import compose
-from deepavfusion.runs.directory import CHECKPOINTS, OVERRIDES, FinishedError, several_runs
+from deepavfusion.runs.directory import (
+    CHECKPOINTS,
+    OVERRIDES,
+    STEPS_PATTERN,
+    FinishedError,
+    saved_after,
+    several_runs,
+)
 from deepavfusion.runs.lock import InUseError
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.study.plan import Chain, Run
@@ -153,7 +160,8 @@ def _removed(run: Run) -> str:
 
 @contextmanager
 def _measured(directory: Path) -> Iterator[None]:
-    """Write seconds and peak memory of the block to the directory of a run; those of all its parts, if it resumes."""
+    """Write seconds, peak memory and optimizer steps of the block to the directory of a run; those of all its parts, if
+    it resumes."""
     import torch
 
     before = costs_of(directory)
@@ -176,18 +184,25 @@ def _measured(directory: Path) -> Iterator[None]:
                 "seconds": round(before.get("seconds", 0.0) + seconds, 2),
                 "peak_memory_gb": round(max(before.get("peak_memory_gb", 0.0), memory), 3),
                 "parts": int(before.get("parts", 0)) + 1,
-            }
+            } | _steps(directory)
             write_whole(directory / COST, json.dumps(found) + "\n")
 
 
 def costs_of(directory: Path) -> dict[str, float]:
-    """What `work` measured of a run; empty if that is not known."""
+    """What `work` measured of a run, as far as that is known."""
     try:
-        found: Any = read_json(directory / COST, RECORD, "seconds and memory of a run")
+        found: Any = read_json(directory / COST, RECORD, "what a run cost")
     except UserError:
-        return {}
+        found = {}
     known = found.items() if isinstance(found, dict) else ()
-    return {key: float(value) for key, value in known if type(value) in (int, float) and 0 <= value < math.inf}
+    right = {key: float(value) for key, value in known if type(value) in (int, float) and 0 <= value < math.inf}
+    return {**_steps(directory), **right}
+
+
+def _steps(directory: Path) -> dict[str, float]:
+    """Optimizer steps of a run, while its checkpoints are there."""
+    steps = max(map(saved_after, (directory / CHECKPOINTS).glob(STEPS_PATTERN)), default=0)
+    return {"steps": float(steps)} if steps else {}
 
 
 def _peak_gb() -> float:
