@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 
 import pytest
 import torch
+from filelock import FileLock
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +27,17 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_state(shared: Path) -> None:
     """The key that signs records is one of the tests, also in the processes that they start."""
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    os.environ["XDG_STATE_HOME"] = str(shared / "state")
 
 
 @pytest.fixture(scope="session")
@@ -56,35 +64,28 @@ def generated(folder: Path, *sets: str, **counts: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all processes of a test run."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
-
-
-@pytest.fixture(scope="session")
-def data_root(shared_data: Path) -> Path:
+def data_root(shared: Path) -> Path:
     """16 clips for training and 8 for testing."""
-    return generated(shared_data, "vggsound", vggsound_train=2, vggsound_test=1) / "vggsound"
+    return generated(shared / "demo", "vggsound", vggsound_train=2, vggsound_test=1) / "vggsound"
 
 
 @pytest.fixture(scope="session")
-def music_root(shared_data: Path) -> Path:
-    return generated(shared_data, "music", solos=10, duets=2) / "music"
+def music_root(shared: Path) -> Path:
+    return generated(shared / "demo", "music", solos=10, duets=2) / "music"
 
 
 @pytest.fixture(scope="session")
-def avsbench_root(shared_data: Path) -> Path:
+def avsbench_root(shared: Path) -> Path:
     counts = {"s4_train": 8, "s4_val": 4, "s4_test": 4, "ms3_train": 4, "ms3_val": 2, "ms3_test": 4}
-    return generated(shared_data, "avsbench", **counts) / "avsbench"
+    return generated(shared / "demo", "avsbench", **counts) / "avsbench"
 
 
 @pytest.fixture(scope="session")
-def classify_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def classify_data(shared: Path) -> Path:
     """Demo data, and logs beside it."""
     counts = {"vggsound_train": 3, "vggsound_test": 1}
     counts |= {"audioset_balanced": 12, "audioset_unbalanced": 2, "audioset_eval": 8}
-    return generated(tmp_path_factory.mktemp("demo"), "vggsound", "audioset", **counts)
+    return generated(shared / "classify", "vggsound", "audioset", **counts)
 
 
 @pytest.fixture(scope="session")
@@ -93,19 +94,34 @@ def pretrained(classify_data: Path) -> Path:
     from deepavfusion.config.compose import instantiate
     from helpers.runs import CLASSIFY, compose
 
+    path = classify_data / "pretrained.ckpt"
     of_classification = ("model.warmup_epochs", "data.dense", "data.holdout", "~")
     given = (value for value in CLASSIFY if not value.startswith(of_classification))
-    torch.manual_seed(5)
-    state = instantiate(compose("experiment=pretrain_vggsound", *given).model).state_dict()
-    torch.save({"state_dict": state}, classify_data / "pretrained.ckpt")
-    return classify_data / "pretrained.ckpt"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            torch.manual_seed(5)
+            state = instantiate(compose("experiment=pretrain_vggsound", *given).model).state_dict()
+            torch.save({"state_dict": state}, path)
+    return path
+
+
+def trained(logs: Path, name: str, *overrides: str) -> Path:
+    """The directory of a finished run, which only one process trains; tests do not change it."""
+    from helpers.runs import finished
+
+    logs.mkdir(exist_ok=True)
+    with FileLock(logs / f"{name}.lock"):
+        for run_dir in logs.glob(f"*/runs/{name}"):
+            if (run_dir / "metrics.json").exists():
+                return run_dir
+        return finished(logs, name, *overrides)
 
 
 def classified(data: Path, experiment: str, name: str, pretrained: Path) -> Path:
-    from helpers.runs import CLASSIFY, finished
+    from helpers.runs import CLASSIFY
 
     given = [*CLASSIFY, f"experiment={experiment}", f"data.root={data / experiment.split('_')[0]}"]
-    return finished(data / "logs", name, *given, f"model.pretrained={pretrained}")
+    return trained(data / "logs", name, *given, f"model.pretrained={pretrained}")
 
 
 @pytest.fixture(scope="session")
@@ -130,17 +146,17 @@ def retrieved(classify_data: Path, pretrained: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def separated(music_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from helpers.runs import SEPARATE, finished
+def separated(shared: Path, music_root: Path) -> Path:
+    from helpers.runs import SEPARATE
 
-    return finished(tmp_path_factory.mktemp("logs"), "whole", *SEPARATE, f"data.root={music_root}")
+    return trained(shared / "logs", "separated", *SEPARATE, f"data.root={music_root}")
 
 
 @pytest.fixture(scope="session")
-def segmented(avsbench_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from helpers.runs import SEGMENT, finished
+def segmented(shared: Path, avsbench_root: Path) -> Path:
+    from helpers.runs import SEGMENT
 
-    return finished(tmp_path_factory.mktemp("logs"), "whole", *SEGMENT, f"data.root={avsbench_root}")
+    return trained(shared / "logs", "segmented", *SEGMENT, f"data.root={avsbench_root}")
 
 
 @pytest.fixture(scope="session")

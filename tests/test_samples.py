@@ -414,11 +414,11 @@ def test_a_split_without_a_usable_clip_is_an_error_before_anything_runs(folder, 
 
 
 @pytest.fixture
-def demo_folder(config, request, shared_data):
+def demo_folder(config, request, shared):
     """Of the dataset that the config reads."""
     if config == "vggsound_music":
         counts = demo.Counts(vggsound_music_train=2, vggsound_music_test=2)
-        return demo.ensure(shared_data, ["vggsound_music"], workers=1, counts=counts)[0]
+        return demo.ensure(shared / "demo", ["vggsound_music"], workers=1, counts=counts)[0]
     return request.getfixturevalue({"vggsound": "data_root", "music": "music_root"}.get(config, "avsbench_root"))
 
 

@@ -98,6 +98,14 @@ def test_every_chain_is_worked_on_and_what_is_finished_is_not_repeated(faked: An
     assert set(starts_of(executor.plan).values()) == {1}
 
 
+def test_the_time_left_is_that_of_the_runs_that_are_left(faked: Any) -> None:
+    executor = faked()
+    executor.seconds = {run.name: 60.0 for run in executor.plan.runs}
+    assert executor.time_left() == 120.0  # four runs, two at a time
+    executor.run()
+    assert executor.time_left() == 0.0
+
+
 def test_a_chain_whose_process_was_killed_is_taken_up_again(faked: Any) -> None:
     executor = faked(pretrain_0={"killed": 1})
     executor.run()

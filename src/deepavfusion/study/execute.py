@@ -8,8 +8,8 @@ import signal
 import subprocess
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from deepavfusion.runs.signals import StopRequested, StopSignals
@@ -53,10 +53,20 @@ class Executor:
         processes: chains at a time.
         gpus: numbers of the GPUs, dealt out among them; empty: on CPUs, which are.
         keep: whether the checkpoints of runs are kept that no other run starts from any more.
+        seconds: name -> that a run is thought to take, of those that are left.
     """
 
-    def __init__(self, plan: Plan, words: list[str], processes: int, gpus: list[str], keep: bool = True) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        words: list[str],
+        processes: int,
+        gpus: list[str],
+        keep: bool = True,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
         self.plan, self.words, self.processes, self.gpus, self.keep = plan, words, processes, gpus, keep
+        self.seconds = seconds or {}
         self.failures = plan.failures
         self.attempts: Counter[int] = Counter()
         self.jobs: dict[int, Job] = {}
@@ -91,7 +101,7 @@ class Executor:
                     for job in [job for job in self.jobs.values() if job.process.poll() is not None]:
                         self._end(job, waiting)
                     self._tidy()
-                    bar.update(task, completed=self._done())
+                    bar.update(task, completed=self._done(), left=self.time_left())
         finally:
             self._stop_all()
             self._tidy()
@@ -107,6 +117,10 @@ class Executor:
 
     def _done(self) -> int:
         return sum(run.finished for run in self.plan.runs)
+
+    def time_left(self) -> float:
+        """Seconds, as far as they can be foreseen."""
+        return sum(self.seconds.get(run.name, 0.0) for run in self.plan.runs if not run.finished) / self.processes
 
     def _start(self, number: int, place: int) -> None:
         chain = self.plan.chains[number]
@@ -174,7 +188,3 @@ class Executor:
 def _bind(cores: set[int] | list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-
-
-def log_of(reports: Path, number: int) -> Path:
-    return reports / "output" / f"{number:03d}.log"

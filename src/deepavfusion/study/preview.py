@@ -13,7 +13,7 @@ from deepavfusion.utils.console import duration, say
 from deepavfusion.utils.errors import UserError
 
 
-def preview(plan: Plan, costs: dict[str, Any], processes: int, jobs: bool, keep: bool) -> None:
+def preview(plan: Plan, costs: dict[str, Any], processes: int, jobs: bool, keep: bool) -> dict[str, float]:
     """Print what is going to run, with an estimate of time and disk.
 
     Args:
@@ -21,6 +21,9 @@ def preview(plan: Plan, costs: dict[str, Any], processes: int, jobs: bool, keep:
         processes: chains at a time.
         jobs: whether the chains are listed.
         keep: see `execute.Executor`.
+
+    Returns:
+        Name -> seconds that a run is thought to take, of those that are left.
 
     Raises:
         UserError: the disk has less room than the study needs, unless the chains are listed.
@@ -63,3 +66,4 @@ def preview(plan: Plan, costs: dict[str, Any], processes: int, jobs: bool, keep:
             f"the disk of {plan.folder} has {free_gb(plan.folder):.1f} GB left, and the study needs about {room:.1f}: "
             "make room, set paths.log_dir, or study.keep_checkpoints=none."
         )
+    return seconds

@@ -37,7 +37,7 @@ def answer(plan: Plan, words: list[str], costs: dict[str, Any], processes: int |
     """
     gpus = _gpus()
     processes = min(processes or (len(gpus) or cores()), plan.count)
-    preview(plan, costs, processes, jobs, keep)
+    seconds = preview(plan, costs, processes, jobs, keep)
     if jobs:
         return
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def answer(plan: Plan, words: list[str], costs: dict[str, Any], processes: int |
             where = str(error).removeprefix("run ").partition(": wait")[0]
             raise UserError(f"study {where}: wait until that ends, or stop it, and give the same command.") from None
         try:
-            Executor(plan, words, processes, gpus, keep).run()
+            Executor(plan, words, processes, gpus, keep, seconds).run()
         finally:
             if any(row.values for row in rows_of(plan, plan.failures)):
                 report(plan)

@@ -95,6 +95,8 @@ class _Rate(ProgressColumn):
 class Bars(Progress):
     """Bars with count, rate and remaining time; a line every so often where none can be redrawn.
 
+    Where the field `left` of a task has seconds, they are shown in place of both.
+
     Args:
         console: to draw on.
         transient: remove the bars at the end.
@@ -123,6 +125,8 @@ class Bars(Progress):
 
 
 def _speed(task: Task) -> str:
+    if given := task.fields.get("left"):  # items that are long, and differ
+        return f"about {duration(given)} left"
     if not task.speed:
         return ""
     left = task.time_remaining
