@@ -160,8 +160,11 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
         (RATES, staged(metrics=[]), {}, "names no metrics"),
         (RATES, staged(metrics=["test/topp1"]), {}, "test/topp1, expected one of test/top1"),
         ({"model.nothing": [1]}, PROBE, {}, "model.nothing"),
-        ({"model.blr": []}, PROBE, {}, "has no values"),
-        ({"model.blr": [-1]}, PROBE, {}, "model.blr is -1"),
+        (RATES, staged(metrics=[7]), {}, "study.stages.probe.metrics is [7], expected a list of texts"),
+        (RATES, staged(overrides=[{"model.momentum": 0.8}]), {}, "study.stages.probe.overrides is [{"),
+        ({"model.blr": []}, PROBE, {}, "study.axes.model.blr is [], expected a list of values"),
+        ({"model.blr": 0.1}, PROBE, {}, "study.axes.model.blr is 0.1, expected a list of values"),
+        ({"model.blr": [0.1, -1]}, PROBE, {}, "stage probe of cell -1: model.blr is -1"),
         (RATES, PROBE, {"baseline": {"model.blr": 7}}, "expected one of 0.1, 0.2"),
         (RATES, PROBE, {"overrides": ["model.nothing=1"]}, "model.nothing"),
         (RATES, staged(overrides=["model.pretrained={pretrain@1.5}"]), {}, "such as {pretrain@0.5}"),
@@ -225,11 +228,18 @@ def test_the_report_has_a_row_for_each_cell_and_seed_and_says_what_differs(finis
 
 
 def test_the_report_says_whether_all_cells_took_the_same_steps(finished: Plan) -> None:
-    text, lines = report(finished)
-    assert "- probe: 60 optimizer steps in every cell." in text
-    assert {line["probe steps"] for line in lines} == {"60"}
-    (finished.runs[-1].directory / "cost.json").write_text('{"seconds": 10, "steps": 30}')
-    assert "- probe: optimizer steps **differ**: 30 (0.2); 60 (0.1, 0.2)." in report(finished)[0]
+    def with_steps(*steps: int) -> str:
+        for run, each in zip(finished.runs, steps, strict=True):
+            (run.directory / "cost.json").write_text(json.dumps({"seconds": 10, "steps": each}))
+        text, lines = report(finished)
+        assert [line["probe steps"] for line in lines] == [str(each) for each in steps]
+        return next(line for line in text.splitlines() if "optimizer steps" in line)
+
+    assert with_steps(*[60] * 6) == "- probe: 60 optimizer steps, the same in every cell."
+    assert (
+        with_steps(60, 62, 62, 60, 62, 62) == "- probe: 60 to 62 optimizer steps, by the seed, the same in every cell."
+    )
+    assert with_steps(60, 60, 60, 30, 60, 60) == "- probe: optimizer steps **differ**: 30 (0.2); 60 (0.1, 0.2)."
 
 
 def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:

@@ -226,6 +226,12 @@ def test_any_value_passes_or_is_refused_briefly(key: str, value: Any) -> None:
     assert 0 < len(message) < 600
 
 
+def test_a_list_in_place_of_keys_is_said() -> None:
+    with pytest.raises(HydraException) as found:
+        compose("+model.net=[1]")
+    assert one_sentence(found.value).startswith("model.net is a list, expected keys below it")
+
+
 # ---------------------------------------------------------------- what no table foresees
 
 

@@ -227,6 +227,9 @@ def one_sentence(error: Exception) -> str:
     text = str(error).split("Config search path")[0].replace("\n\nAvailable options", "; available options")
     if found := re.match(r"(.*interpolation.*)\s+full_key: (\S+)", text, re.IGNORECASE | re.DOTALL):
         return f"{found[2]} cannot be read: {' '.join(found[1].split())}; give it a value, or the name it refers to."
+    if "Cannot merge DictConfig with ListConfig" in str(error.__cause__):
+        key = text.removeprefix("Error merging override ").partition("=")[0].lstrip("+")
+        return f"{key} is a list, expected keys below it: give such a value, or omit the key."
     message, options, names = text.partition("; available options")
     shown = (name for name in names.split() if not name.startswith("_"))  # others are bases of configs
     return " ".join(f"{message}{options} {' '.join(shown)}".split())

@@ -69,19 +69,29 @@ def stages_of(found: Mapping[str, Any]) -> list[Stage]:
                 f"study.stages.{name} {wrong}, expected experiment, one of those of train.py --help, and, if any, "
                 "overrides, metrics and without."
             )
-        stages.append(Stage(name, stage["experiment"], *(tuple(stage.get(key, ())) for key in lists)))
+        stages.append(
+            Stage(name, stage["experiment"], *(_texts(f"study.stages.{name}.{key}", stage.get(key)) for key in lists))
+        )
     if not any(stage.metrics for stage in stages):
         raise UserError("study.stages names no metrics, expected some of a stage, such as metrics: [test/top1].")
     return stages
+
+
+def _texts(key: str, found: Any) -> tuple[str, ...]:
+    texts = [found] if isinstance(found, str) else found or []
+    if not (isinstance(texts, list) and all(isinstance(each, str) for each in texts)):
+        raise UserError(f"{key} is {found}, expected a list of texts; in quotes, where they have braces or colons.")
+    return tuple(texts)
 
 
 def axes_of(found: Mapping[str, Any]) -> Axes:
     """The axes of a study. An axis is a key, unless its values say which keys they set."""
     axes: dict[str, dict[str, dict[str, Any]]] = {}
     for key, values in found.items():
-        labelled = values if isinstance(values, dict) else {_label(value): value for value in values or []}
+        several = values if isinstance(values, list) else []
+        labelled = values if isinstance(values, dict) else {_label(value): value for value in several}
         if not labelled:
-            raise UserError(f"study.axes.{key} has no values, expected a list of them, or label: value.")
+            raise UserError(f"study.axes.{key} is {values}, expected a list of values, or label: value.")
         axes[key] = {
             str(label): value if isinstance(value, dict) else {key: value} for label, value in labelled.items()
         }

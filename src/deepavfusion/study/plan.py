@@ -218,7 +218,10 @@ class Plan:
         if self.quick:
             mine += [f"{key}={value:g}" for key, value in _shorter(self._base(stage)).items()]
         cfg = self._changed(stage, cell, axes, mine)
-        check_ranges(cfg)
+        try:
+            check_ranges(cfg)
+        except UserError as error:
+            raise UserError(f"stage {stage.name} of cell {cell.name}: {error}") from None
         check_metrics(stage, cfg)
         check_data(stage, cfg)
         of = {each.name: self.composed(each, cell) for each in self.stages if each.name in starts}

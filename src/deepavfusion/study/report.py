@@ -210,18 +210,23 @@ def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:
 
 
 def _steps(plan: Plan, rows: Sequence[Row]) -> list[str]:
-    """Whether the cells trained for the same number of steps."""
+    """Whether the cells trained for the same number of steps, with each seed."""
     lines = []
     for stage in plan.stages:
-        of: dict[int, list[str]] = {}
-        for row in rows:
-            if "steps" in (cost := row.costs.get(stage.name, {})):
-                of.setdefault(int(cost["steps"]), []).append(row.cell.name)
-        if len(of) == 1:
-            lines.append(f"- {stage.name}: {next(iter(of))} optimizer steps in every cell.")
-        elif of:
-            each = (f"{steps} ({', '.join(dict.fromkeys(names))})" for steps, names in sorted(of.items()))
+        found = [(row, int(row.costs[stage.name]["steps"])) for row in rows if "steps" in row.costs.get(stage.name, {})]
+        every = sorted({steps for _, steps in found})
+        if len({(row.seed, steps) for row, steps in found}) > len({row.seed for row, _ in found}):
+            each = (
+                f"{n} ({', '.join(dict.fromkeys(row.cell.name for row, steps in found if steps == n))})" for n in every
+            )
             lines.append(f"- {stage.name}: optimizer steps **differ**: {'; '.join(each)}.")
+        elif every:
+            number = (
+                f"{every[0]} to {every[-1]} optimizer steps, by the seed"
+                if every[1:]
+                else f"{every[0]} optimizer steps"
+            )
+            lines.append(f"- {stage.name}: {number}, the same in every cell.")
     return lines
 
 
