@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 
 from deepavfusion.config.compose import choices
 from deepavfusion.study.plan import Plan
-from deepavfusion.study.report import compare, write_report
-from deepavfusion.study.results import rows_of, scores_of
+from deepavfusion.study.report import write_report
+from deepavfusion.study.results import findings_of, rows_of, scores_of
 from deepavfusion.study.starts import checkpoint, place
 from deepavfusion.study.work import note_failure
 from deepavfusion.utils.errors import UserError
-from helpers.runs import compose
+from helpers.runs import compose, read_table
 
 PROBE = {"probe": {"experiment": "vggsound_linear_probe", "metrics": ["test/top1"]}}
 RATES = {"model.blr": [0.1, 0.2]}
@@ -137,8 +137,9 @@ def test_cells_are_compared_with_those_that_are_alike_on_the_other_axes(tmp_path
     for chain in found.chains:
         value = {"0.1": 0.5, "0.2": 0.7}[chain.cell.labels["model.blr"]] + float(chain.cell.labels["model.momentum"])
         finish(chain.runs[0], [n < 100 * (value - 0.8) for n in range(100)])
-    compared = compare(found, rows_of(found, tmp_path), found.stages[0], "test/top1")
-    assert [(each.cell.name, round(each.seeds.mean, 6)) for each in compared] == [("0.9, 0.1", 0.1), ("0.9, 0.2", 0.1)]
+    findings = findings_of(found, rows_of(found, tmp_path))
+    compared = [(each.cell.name, round(each.comparison.seeds.mean, 6)) for each in findings if each.comparison]
+    assert compared == [("0.9, 0.1", 0.1), ("0.9, 0.2", 0.1)]
     text, _ = report(found)
     assert "Differences are from 0.8, at the same model.blr, of pairs" in text
 
@@ -223,6 +224,11 @@ def test_the_report_has_a_row_for_each_cell_and_seed_and_says_what_differs(finis
     assert words == "better, supported by 3 seeds"
     assert interval(both) == pytest.approx((0.63, 0.81), abs=0.01)  # 72 of 100 clips: ± 1.96 × 0.045
     assert interval(paired) == pytest.approx((0.12, 0.28), abs=0.01)  # 20 of 100 clips: ± 1.96 × 0.04
+    base, other = read_table(finished.reports / "summary.csv")
+    assert [base[key] for key in ("model.blr", "mean", "difference", "verdict")] == ["0.1", "0.52", "", "baseline"]
+    assert [other[key] for key in ("model.blr", "mean", "difference", "verdict")] == ["0.2", "0.72", "0.2", words]
+    ends = [float(other[f"difference_{end}_seeds_and_clips"]) for end in ("low", "high")]
+    assert interval(paired) == pytest.approx(ends, abs=5e-4)
     assert {path.name for path in finished.reports.glob("*.png")} == {"probe_top1.png", "probe_top1_cost.png"}
     assert "Not run" not in text
 
@@ -246,8 +252,10 @@ def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:
     found = plan(tmp_path)
     for chain in found.chains:
         finish(chain.runs[0], [n < 50 + chain.seed for n in range(100)])
-    (only,) = compare(found, rows_of(found, tmp_path), found.stages[0], "test/top1")
-    assert (only.p, only.in_words("test/top1")) == (1.0, "no difference that the seeds support")
+    base, other = findings_of(found, rows_of(found, tmp_path))
+    assert other.comparison
+    assert (base.verdict, other.verdict) == ("baseline", "no difference that the seeds support")
+    assert other.comparison.p == 1.0
 
 
 def test_what_failed_or_was_not_run_is_named_and_the_rest_reported(finished: Plan) -> None:

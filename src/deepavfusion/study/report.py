@@ -1,11 +1,11 @@
-"""The report of a study: results.csv, report.md and plots."""
+"""The report of a study: report.md, results.csv, summary.csv and plots."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,66 +13,24 @@ import numpy as np
 from deepavfusion.figures.style import save_figure
 from deepavfusion.runs.provenance import provenance, short
 from deepavfusion.study.cost import sizes
-from deepavfusion.study.definition import Cell, Stage
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.plots import draw_axis, draw_trade
-from deepavfusion.study.results import Row, rows_of, score_table, together, values_of, write_results
-from deepavfusion.study.statistics import Interval, Values, deviation, over_clips_and_seeds, over_seeds, p_value
+from deepavfusion.study.results import (
+    Finding,
+    Row,
+    findings_of,
+    lower_is_better,
+    rows_of,
+    values_of,
+    write_results,
+    write_summary,
+)
+from deepavfusion.study.statistics import Interval, deviation
 from deepavfusion.utils.console import say
 from deepavfusion.utils.files import link, write_whole
 from deepavfusion.utils.program import CLONE
 
-LOWER_IS_BETTER = ("loss", "rank", "fad")  # parts of names of such metrics
 Sizes = Mapping[str, tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A cell against the baseline, by pairs of runs with the same seed.
-
-    Args:
-        seeds: interval of the mean difference over seeds.
-        clips: over seeds and clips; None where the metric is no mean over clips.
-        p: of the paired t test.
-        pairs: number of seeds.
-    """
-
-    cell: Cell
-    seeds: Interval
-    clips: Interval | None
-    p: float
-    pairs: int
-
-    def in_words(self, metric: str) -> str:
-        if self.pairs < 2:
-            return "one seed says nothing"
-        if not self.seeds.excludes_zero:
-            return "no difference that the seeds support"
-        better = (self.seeds.mean > 0) != lower_is_better(metric)
-        return f"{'better' if better else 'worse'}, supported by {self.pairs} seeds"
-
-
-def lower_is_better(metric: str) -> bool:
-    return any(part in metric for part in LOWER_IS_BETTER)
-
-
-def compare(plan: Plan, rows: Sequence[Row], stage: Stage, metric: str) -> list[Comparison]:
-    """Every other cell against its baseline, where both have results with the same seeds."""
-    found = []
-    for cell in plan.cells:
-        baseline = plan.baseline_of(cell)
-        mine, base = (values_of(rows, each, (stage.name, metric)) for each in (cell, baseline))
-        seeds = sorted(set(mine) & set(base))
-        if cell == baseline or not seeds:
-            continue
-        differences = np.array([mine[seed] - base[seed] for seed in seeds])
-        tables = [score_table(plan, each, stage, metric, seeds) for each in (cell, baseline)]
-        clips = None
-        if all(tables):
-            scores, others = together(*tables)
-            clips = over_clips_and_seeds(scores - others) if scores.size else None
-        found.append(Comparison(cell, over_seeds(differences), clips, p_value(differences), len(seeds)))
-    return found
 
 
 def report(plan: Plan) -> None:
@@ -103,12 +61,11 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
     write_results(plan, rows, sizes, folder / "results.csv")
     lines = [f"# Study: {plan.name}", "", plan.question, "", *_table(("", ""), list(about.items()))]
     lines += ["", *_state(plan, rows), "", "## Results", "", _legend(plan), "", *_results(plan, rows)]
-    compared = 0
-    for stage in plan.stages:
-        for metric in stage.metrics:
-            found = compare(plan, rows, stage, metric)
-            compared += len(found)
-            lines += ["", f"### {stage.name}: `{metric}`", "", *_details(plan, rows, stage, metric, found)]
+    findings = findings_of(plan, rows)
+    write_summary(plan, findings, folder / "summary.csv")
+    for (stage, metric), found in itertools.groupby(findings, key=lambda each: (each.stage, each.metric)):
+        lines += ["", f"### {stage}: `{metric}`", "", *_details(list(found))]
+    compared = sum(each.comparison is not None for each in findings)
     lines += ["", _explained(plan, compared), "", "## Cost", "", *_costs(plan, rows, sizes)]
     pictures = _draw(plan, rows, sizes, folder)
     lines += ["", "## Plots", ""] + [f"![{title}]({name})" for name, title in pictures]
@@ -163,31 +120,23 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.3f} ± {deviation(values):.3f}"
 
 
-def _details(plan: Plan, rows: Sequence[Row], stage: Stage, metric: str, found: Sequence[Comparison]) -> list[str]:
+def _details(findings: Sequence[Finding]) -> list[str]:
     """A line for each cell: its mean with intervals, and its difference from the baseline."""
-    compared = {each.cell.name: each for each in found}
     both = "95 %, seeds and clips"
     lines = []
-    for cell in plan.cells:
-        values = values_of(rows, cell, (stage.name, metric))
-        table = score_table(plan, cell, stage, metric, sorted(values))
-        scores = together(table)[0] if table else np.empty((0, 0))
-        line = [cell.name, spread(np.array(list(values.values()))), _interval(_bootstrap(scores), "")]
-        if each := compared.get(cell.name):
-            line += [f"{each.seeds.mean:+.3f}", _interval(each.seeds), _interval(each.clips)]
-            line += [_p(each.p), each.in_words(metric)]
+    for each in findings:
+        line = [each.cell.name, spread(each.values), _interval(each.clips, "")]
+        if found := each.comparison:
+            line += [f"{found.seeds.mean:+.3f}", _interval(found.seeds), _interval(found.clips)]
+            line += [_p(found.p), each.verdict]
         else:
-            line += ["", "", "", "", "baseline" if cell == plan.baseline_of(cell) else ""]
+            line += ["", "", "", "", each.verdict]
         lines.append(line)
     return _table(["", "mean ± deviation", both, "difference", "95 %, seeds", both, "p", ""], lines)
 
 
 def _p(value: float) -> str:
     return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _bootstrap(scores: Values) -> Interval | None:
-    return over_clips_and_seeds(scores) if scores.size else None
 
 
 def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the runs of a study found: a row a cell and seed, and scores of single clips."""
+"""What the runs of a study found: a row a cell and seed, scores of single clips, and what both say of the cells."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import numpy as np
 from deepavfusion.runs.directory import METRICS, PROVENANCE
 from deepavfusion.study.definition import Cell, Stage
 from deepavfusion.study.plan import Chain, Plan, Run
-from deepavfusion.study.statistics import Values
+from deepavfusion.study.statistics import Interval, Values, deviation, over_clips_and_seeds, over_seeds, p_value
 from deepavfusion.study.work import costs_of, failure_of
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.files import write_csv
 from deepavfusion.utils.reading import RECORD, read_json
 
+LOWER_IS_BETTER = ("loss", "rank", "fad")  # parts of names of such metrics
 SAME = 1e-3  # largest difference of the mean of single scores from the metric that they are thought to be those of
 Line = Mapping[str, str]
 
@@ -161,6 +162,95 @@ def together(*tables: Mapping[int, Mapping[str, float]]) -> list[Values]:
     ]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A cell against its baseline, by pairs of runs with the same seed.
+
+    Args:
+        seeds: interval of the mean difference over seeds.
+        clips: over seeds and clips; None where the metric is no mean over clips.
+        p: of the paired t test.
+        pairs: number of seeds.
+    """
+
+    seeds: Interval
+    clips: Interval | None
+    p: float
+    pairs: int
+
+    def in_words(self, metric: str) -> str:
+        if self.pairs < 2:
+            return "one seed says nothing"
+        if not self.seeds.excludes_zero:
+            return "no difference that the seeds support"
+        better = (self.seeds.mean > 0) != lower_is_better(metric)
+        return f"{'better' if better else 'worse'}, supported by {self.pairs} seeds"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of a metric of a cell.
+
+    Args:
+        values: [S], one a seed.
+        clips: interval of their mean over seeds and clips; None where the metric is no mean over clips.
+        baseline: the cell it is compared with, maybe itself.
+        comparison: with that; None: there is none.
+    """
+
+    stage: str
+    metric: str
+    cell: Cell
+    values: Values
+    clips: Interval | None
+    baseline: Cell
+    comparison: Comparison | None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.comparison is not None:
+            return self.comparison.in_words(self.metric)
+        return "baseline" if self.cell == self.baseline else ""
+
+
+def lower_is_better(metric: str) -> bool:
+    return any(part in metric for part in LOWER_IS_BETTER)
+
+
+def findings_of(plan: Plan, rows: Sequence[Row]) -> list[Finding]:
+    """A finding for each cell and metric, metric by metric."""
+    found = []
+    for stage in plan.stages:
+        for metric in stage.metrics:
+            for cell in plan.cells:
+                values = values_of(rows, cell, (stage.name, metric))
+                table = score_table(plan, cell, stage, metric, sorted(values))
+                (scores,) = together(table) or [np.empty((0, 0))]
+                clips = over_clips_and_seeds(scores) if scores.size else None
+                comparison = compare(plan, rows, cell, stage, metric)
+                baseline = plan.baseline_of(cell)
+                of = np.array(list(values.values()))
+                found.append(Finding(stage.name, metric, cell, of, clips, baseline, comparison))
+    return found
+
+
+def compare(plan: Plan, rows: Sequence[Row], cell: Cell, stage: Stage, metric: str) -> Comparison | None:
+    """A cell against its baseline, where both have results with the same seeds; None of a baseline itself."""
+    baseline = plan.baseline_of(cell)
+    mine, base = (values_of(rows, each, (stage.name, metric)) for each in (cell, baseline))
+    seeds = sorted(set(mine) & set(base))
+    if cell == baseline or not seeds:
+        return None
+    differences = np.array([mine[seed] - base[seed] for seed in seeds])
+    tables = [score_table(plan, each, stage, metric, seeds) for each in (cell, baseline)]
+    clips = None
+    if all(tables):
+        scores, others = together(*tables)
+        clips = over_clips_and_seeds(scores - others) if scores.size else None
+    return Comparison(over_seeds(differences), clips, p_value(differences), len(seeds))
+
+
 def write_results(plan: Plan, rows: Sequence[Row], costs: Mapping[str, tuple[float, float]], path: Path) -> None:
     """A line for each row: its place on the axes, seed, metrics, costs, commit, and what is missing.
 
@@ -194,5 +284,40 @@ def write_results(plan: Plan, rows: Sequence[Row], costs: Mapping[str, tuple[flo
     write_csv(path, lines, end="\n")
 
 
+def write_summary(plan: Plan, findings: Sequence[Finding], path: Path) -> None:
+    """A line for each metric of each cell: mean, deviation, difference from the baseline, intervals, verdict."""
+    head: list[object] = [
+        "stage",
+        "metric",
+        *plan.axes,
+        "seeds",
+        "mean",
+        "deviation",
+        "low_seeds_and_clips",
+        "high_seeds_and_clips",
+    ]
+    head += ["baseline", "difference", "low_seeds", "high_seeds"]
+    head += ["difference_low_seeds_and_clips", "difference_high_seeds_and_clips", "p", "verdict"]
+    lines = [head]
+    for each in findings:
+        found, count = each.comparison, len(each.values)
+        lines.append(
+            [
+                *(each.stage, each.metric, *(each.cell.labels[axis] for axis in plan.axes), count),
+                *(_cell(float(each.values.mean()) if count else None), _cell(deviation(each.values))),
+                *_ends(each.clips),
+                each.baseline.name,
+                *((_cell(found.seeds.mean), *_ends(found.seeds), *_ends(found.clips)) if found else [""] * 5),
+                _cell(found.p) if found else "",
+                each.verdict,
+            ]
+        )
+    write_csv(path, lines, end="\n")
+
+
+def _ends(found: Interval | None) -> list[str]:
+    return [_cell(found.low), _cell(found.high)] if found else ["", ""]
+
+
 def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
