@@ -141,7 +141,7 @@ def test_cells_are_compared_with_those_that_are_alike_on_the_other_axes(tmp_path
     compared = [(each.cell.name, round(each.comparison.seeds.mean, 6)) for each in findings if each.comparison]
     assert compared == [("0.9, 0.1", 0.1), ("0.9, 0.2", 0.1)]
     text, _ = report(found)
-    assert "Differences are from 0.8, at the same model.blr, of pairs" in text
+    assert "Differences are from the baseline (0.8, at the same model.blr), of pairs" in text
 
 
 def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Path) -> None:

@@ -93,10 +93,10 @@ def _legend(plan: Plan) -> str:
 
 def _explained(plan: Plan, compared: int) -> str:
     return (
-        f"Differences are from {plan.baseline_name}, of pairs of runs with the same seed. Intervals have 95 %: over "
-        "seeds (Student's t), what other seeds would give on these test clips; over seeds and clips (bootstrap over "
-        "both), what other clips would give, too, a dash where the metric is no mean over clips. A difference counts "
-        f"as supported if the interval over seeds excludes 0. Of the {compared} comparisons here, "
+        f"Differences are from the baseline ({plan.baseline_name}), of pairs of runs with the same seed. Intervals "
+        "have 95 %: over seeds (Student's t), what other seeds would give on these test clips; over seeds and clips "
+        "(bootstrap over both), what other clips would give, too, a dash where the metric is no mean over clips. A "
+        f"difference counts as supported if the interval over seeds excludes 0. Of the {compared} comparisons here, "
         f"{0.05 * compared:.1f} would be expected to count as supported by chance alone."
     )
 
