@@ -144,6 +144,16 @@ def test_cells_are_compared_with_those_that_are_alike_on_the_other_axes(tmp_path
     assert "Differences are from the baseline (0.8, at the same model.blr), of pairs" in text
 
 
+def test_the_quick_form_trains_less_and_leaves_out_what_would_learn_nothing(tmp_path: Path) -> None:
+    stages = {**staged(), "pairs": {"experiment": "vggsound_finetune", "metrics": ["test/top1"], "quick": False}}
+    (long,), (short,) = (plan(tmp_path, {}, stages, seeds=1, quick=quick).chains for quick in (False, True))
+    assert [run.stage.name for run in long.runs] == ["pretrain", "probe", "pairs"]
+    assert [run.stage.name for run in short.runs] == ["pretrain", "probe"]
+    assert [word for run in short.runs for word in run.overrides if "max_epochs" in word] == [
+        *("trainer.max_epochs=8", "trainer.max_epochs=4")
+    ]
+
+
 def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Path) -> None:
     def name(**more: Any) -> str:
         return plan(tmp_path, seeds=1, **more).runs[0].name
@@ -158,6 +168,7 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
     [
         (RATES, {"a": {"experiment": "nothing", "metrics": ["x"]}}, {}, "experiment=nothing, expected"),
         (RATES, {"a": {"experiment": "avsbench_s4", "metric": ["x"]}}, {}, "has the key metric"),
+        (RATES, staged(quick="no"), {}, "study.stages.probe.quick is no, expected true or false"),
         (RATES, staged(metrics=[]), {}, "names no metrics"),
         (RATES, staged(metrics=["test/topp1"]), {}, "test/topp1, expected one of test/top1"),
         ({"model.nothing": [1]}, PROBE, {}, "model.nothing"),

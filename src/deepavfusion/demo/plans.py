@@ -59,7 +59,7 @@ class Counts:
     audioset_balanced: int = 384
     audioset_unbalanced: int = 192
     audioset_eval: int = 160
-    pairs_train: int = 96
+    pairs_train: int = 144
     pairs_test: int = 48
     stamps_train: int = 24
     stamps_test: int = 12

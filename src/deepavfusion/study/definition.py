@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return ", ".join(self.labels.values())
+        return ", ".join(self.labels.values()) or "all"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Stage:
         overrides: for it, with placeholders, see `starts`.
         metrics: those of its metrics.json that are reported.
         without: axes that it does not follow, though it has their keys.
+        quick: whether the quick form of the study has it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stage:
     overrides: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    quick: bool = True
 
 
 def seeds_of(found: Any) -> list[int]:
@@ -59,22 +61,22 @@ def seeds_of(found: Any) -> list[int]:
 
 
 def stages_of(found: Mapping[str, Any]) -> list[Stage]:
-    stages = []
-    for name, stage in found.items():
-        lists = ("overrides", "metrics", "without")
-        unknown = set(stage) - {"experiment", *lists}
-        if unknown or stage.get("experiment") not in choices("experiment"):
-            wrong = f"has the key {min(unknown)}" if unknown else f"is of experiment={stage.get('experiment')}"
-            raise UserError(
-                f"study.stages.{name} {wrong}, expected experiment, one of those of train.py --help, and, if any, "
-                "overrides, metrics and without."
-            )
-        stages.append(
-            Stage(name, stage["experiment"], *(_texts(f"study.stages.{name}.{key}", stage.get(key)) for key in lists))
-        )
+    stages = [_stage(f"study.stages.{name}", name, stage) for name, stage in found.items()]
     if not any(stage.metrics for stage in stages):
         raise UserError("study.stages names no metrics, expected some of a stage, such as metrics: [test/top1].")
     return stages
+
+
+def _stage(key: str, name: str, found: Mapping[str, Any]) -> Stage:
+    lists = ("overrides", "metrics", "without")
+    if unknown := set(found) - {"experiment", "quick", *lists}:
+        raise UserError(f"{key} has the key {min(unknown)}, expected experiment, {', '.join(lists)} or quick.")
+    experiment, quick = found.get("experiment"), found.get("quick", True)
+    if experiment not in choices("experiment"):
+        raise UserError(f"{key} is of experiment={experiment}, expected one of those of train.py --help.")
+    if not isinstance(quick, bool):
+        raise UserError(f"{key}.quick is {quick}, expected true or false.")
+    return Stage(name, experiment, *(_texts(f"{key}.{each}", found.get(each)) for each in lists), quick)
 
 
 def _texts(key: str, found: Any) -> tuple[str, ...]:

@@ -123,7 +123,7 @@ class Plan:
         self.data_dir = data_dir
         self.folder = Path(log_dir) / "study" / self.name
         self.seeds = seeds_of(plain["seeds"])
-        self.stages = stages_of(plain["stages"])
+        self.stages = [each for each in stages_of(plain["stages"]) if each.quick or not self.quick]
         self.axes = axes_of(plain["axes"])
         self.vary: str = plain["vary"]
         self.cells = cells_of(self.axes, plain["baseline"], self.vary)
