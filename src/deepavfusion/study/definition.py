@@ -76,7 +76,8 @@ def _stage(key: str, name: str, found: Mapping[str, Any]) -> Stage:
         raise UserError(f"{key} is of experiment={experiment}, expected one of those of train.py --help.")
     if not isinstance(quick, bool):
         raise UserError(f"{key}.quick is {quick}, expected true or false.")
-    return Stage(name, experiment, *(_texts(f"{key}.{each}", found.get(each)) for each in lists), quick)
+    overrides, metrics, without = (_texts(f"{key}.{each}", found.get(each)) for each in lists)
+    return Stage(name, str(experiment), overrides, metrics, without, quick)
 
 
 def _texts(key: str, found: Any) -> tuple[str, ...]:
