@@ -90,8 +90,8 @@ readme-picture: $(STAMP)  #- Draw the README's picture from trained demos (2 min
 	$(BIN)/python notebooks/readme_picture.py $(ARGS)
 
 .PHONY: demo-table
-demo-table: $(STAMP)  #- All demos, five seeds: docs/results.md (1½ hours)
-	$(BIN)/python notebooks/demo_table.py $(ARGS)
+demo-table: $(STAMP)  #- All demos, five seeds: docs/results.md (2 hours)
+	$(BIN)/python src/study.py study=demos $(ARGS)
 
 # TensorBoard follows links, so that logs/<task>/latest would show a run twice: it gets a folder of links without it.
 # (Its --logdir_spec would do, but for the projector, which then finds nothing.)

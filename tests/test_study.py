@@ -269,6 +269,17 @@ def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:
     assert other.comparison.p == 1.0
 
 
+def test_a_study_of_one_cell_has_a_table_of_its_metrics(tmp_path: Path) -> None:
+    found = plan(tmp_path, {})
+    for chain in found.chains:
+        finish(chain.runs[0], [n < 50 + chain.seed for n in range(100)])
+    text, lines = report(found)
+    assert "| probe: `test/top1` | 0.520 ± 0.010 |" in text
+    assert "baseline" not in text
+    assert [line["seed"] for line in lines] == ["1", "2", "3"]
+    assert not list(found.reports.glob("*.png"))
+
+
 def test_what_failed_or_was_not_run_is_named_and_the_rest_reported(finished: Plan) -> None:
     first, last = finished.runs[0], finished.runs[-1]
     for run in (first, last):

@@ -44,7 +44,8 @@ def preview(plan: Plan, costs: dict[str, Any], processes: int, jobs: bool, keep:
         done = sum(each.finished for each in runs)
         table.add_row(stage.name, stage.experiment, str(len(runs)), str(done), each_takes, ", ".join(stage.metrics))
     get_console().print(table)
-    say(f"{len(plan.cells)} cells: {'; '.join(cell.name for cell in plan.cells)}; baseline: {plan.baseline_name}")
+    if len(plan.cells) > 1:
+        say(f"{len(plan.cells)} cells: {'; '.join(cell.name for cell in plan.cells)}; baseline: {plan.baseline_name}")
     chains = shares(plan, seconds)
     if jobs:
         table = Table(title="Jobs", title_justify="left", box=None, padding=(0, 2, 0, 0))

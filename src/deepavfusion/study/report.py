@@ -63,12 +63,14 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
     lines += ["", *_state(plan, rows), "", "## Results", "", _legend(plan), "", *_results(plan, rows)]
     findings = findings_of(plan, rows)
     write_summary(plan, findings, folder / "summary.csv")
-    for (stage, metric), found in itertools.groupby(findings, key=lambda each: (each.stage, each.metric)):
-        lines += ["", f"### {stage}: `{metric}`", "", *_details(list(found))]
-    compared = sum(each.comparison is not None for each in findings)
-    lines += ["", _explained(plan, compared), "", "## Cost", "", *_costs(plan, rows, sizes)]
-    pictures = _draw(plan, rows, sizes, folder)
-    lines += ["", "## Plots", ""] + [f"![{title}]({name})" for name, title in pictures]
+    if len(plan.cells) > 1:
+        for (stage, metric), found in itertools.groupby(findings, key=lambda each: (each.stage, each.metric)):
+            lines += ["", f"### {stage}: `{metric}`", "", *_details(list(found))]
+        lines += ["", _explained(plan, sum(each.comparison is not None for each in findings))]
+    lines += ["", "## Cost", "", *_costs(plan, rows, sizes)]
+    if len(plan.cells) > 1:
+        pictures = _draw(plan, rows, sizes, folder)
+        lines += ["", "## Plots", ""] + [f"![{title}]({name})" for name, title in pictures]
     missing = [(f"{row.cell.name}, seed {row.seed}", stage, why) for row in rows for stage, why in row.missing.items()]
     if missing:
         lines += ["", "## Not run", "", *_table(("cell", "stage", "why"), missing)]
@@ -77,9 +79,8 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
 
 def _state(plan: Plan, rows: Sequence[Row]) -> list[str]:
     done, commits = sum(run.finished for run in plan.runs), sorted(set().union(*(row.commits for row in rows)))
-    lines = [
-        f"{done} of {len(plan.runs)} runs are finished, of {len(plan.cells)} cells with seeds {_list(plan.seeds)}."
-    ]
+    cells = f" of {len(plan.cells)} cells" if len(plan.cells) > 1 else ""
+    lines = [f"{done} of {len(plan.runs)} runs{cells} are finished, with seeds {_list(plan.seeds)}."]
     if len(commits) > 1:
         lines.append(f"They were made by different commits ({', '.join(commits)}), which may explain differences.")
     if len(plan.seeds) < 3:
@@ -102,13 +103,16 @@ def _explained(plan: Plan, compared: int) -> str:
 
 
 def _results(plan: Plan, rows: Sequence[Row]) -> list[str]:
-    keys = [(stage.name, metric) for stage in plan.stages for metric in stage.metrics]
-    head = ["", *(f"{stage}: `{metric}`" for stage, metric in keys)]
-    lines = []
-    for cell in plan.cells:
-        values = [np.array(list(values_of(rows, cell, key).values())) for key in keys]
-        lines.append([cell.name, *map(spread, values)])
-    return _table(head, lines)
+    """A line for each cell and a column for each metric; of one cell, a line for each metric."""
+    keys = {f"{stage.name}: `{metric}`": (stage.name, metric) for stage in plan.stages for metric in stage.metrics}
+    of = {
+        cell.name: [spread(np.array(list(values_of(rows, cell, key).values()))) for key in keys.values()]
+        for cell in plan.cells
+    }
+    if len(of) == 1:
+        (values,) = of.values()
+        return _table(["", "mean ± deviation"], list(zip(keys, values, strict=True)))
+    return _table(["", *keys], [[name, *values] for name, values in of.items()])
 
 
 def spread(values: np.ndarray) -> str:
