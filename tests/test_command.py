@@ -19,7 +19,7 @@ from deepavfusion.config.renamed import RENAMED, renamed_model
 from deepavfusion.runs import overview, start_weights
 from deepavfusion.tasks.base import learning_rate
 from deepavfusion.utils.errors import UserError
-from helpers.runs import SMALL, evaluate, train
+from helpers.runs import SMALL, evaluate, sentence, train
 
 
 @pytest.fixture
@@ -66,6 +66,12 @@ def test_what_is_printed_is_what_runs(
     assert OmegaConf.to_container(printed, resolve=True) == ran
     assert ran["model"]["net"]["image"]["embed_dim"] == 128  # of the demo
     assert yaml.safe_load(path.with_name("overrides.yaml").read_text()) == [*words, "scale=demo"]
+
+
+def test_what_several_runs_have_cannot_be_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence(monkeypatch, capsys, "-m", "seed=0,1", "--cfg", "job").startswith("--cfg prints what one run has")
 
 
 def test_help_needs_no_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +184,7 @@ def test_a_batch_that_is_not_the_published_one_is_said(
 
 def test_an_untrained_probe_stays_untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     overrides = [*SMALL, "experiment=vggsound_linear_probe", "model.compare_untrained=true", "model.num_classes=3"]
+    torch.manual_seed(2)
     task = instantiate(compose("train", [*overrides, "model.multi_label=false"]).model)
     before = {name: value.clone() for name, value in task.untrained.state_dict().items()}
     path = tmp_path / "pretrained.ckpt"

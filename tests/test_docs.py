@@ -21,6 +21,7 @@ from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import CONFIG_DIR, REPOSITORY, compose, instantiate
 from helpers.checkpoints import write_classifier, write_segmenter, write_separator
 from helpers.media import noise, write_video
+from helpers.runs import read_table
 
 README = REPOSITORY / "README.md"
 PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -55,6 +56,28 @@ def test_training_costs_three_times_what_probing_does() -> None:
     names = ("vggsound_linear_probe", "vggsound_finetune")
     probe, finetune = (script["gflop"](compose("train", [f"experiment={name}", "scale=demo"]), 8) for name in names)
     assert finetune / probe == pytest.approx(3, rel=0.1)
+
+
+STUDIES = REPOSITORY / "docs" / "studies"
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in STUDIES.glob("*/summary.csv")))
+def test_what_is_said_of_a_study_is_in_its_table(name: str) -> None:
+    """Every "mean ± deviation" and "difference [low, high]", to the digits given."""
+    page = (REPOSITORY / "docs" / "studies.md").read_text().replace("−", "-")
+    (section,) = re.findall(rf"^### {name}\n(.*?)(?=^##)", page, re.M | re.S)
+    columns = {2: ("mean", "deviation"), 3: ("difference", "low_seeds", "high_seeds")}
+    known = {
+        size: [[float(row[key]) for key in keys] for row in read_table(STUDIES / name / "summary.csv") if row[keys[-1]]]
+        for size, keys in columns.items()
+    }
+    number = r"([+-]?\d+\.\d+)"
+    said = re.findall(rf"{number} ± {number}", section) + re.findall(rf"{number} \[{number}, {number}\]", section)
+    assert len(said) > 3
+    for values in said:
+        digits = len(values[0].partition(".")[2])
+        found = [[round(each, digits) for each in row] for row in known[len(values)]]
+        assert [float(value) for value in values] in found, values
 
 
 def test_every_room_is_on_the_map() -> None:

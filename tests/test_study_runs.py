@@ -66,7 +66,7 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.setattr(execute, "LOOK_EVERY", 0.05)
 
-    def prepare(processes: int = 2, **todo: dict[str, Any]) -> Executor:
+    def prepare(processes: int = 2, numbers: list[int] | None = None, **todo: dict[str, Any]) -> Executor:
         failures = found.failures
         told = [
             [
@@ -81,7 +81,7 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (tmp_path / "todo.json").write_text(json.dumps(told))
         words = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "todo.json")]
         monkeypatch.setattr(execute, "starting", lambda _: words)
-        return Executor(found, [], processes, [])
+        return Executor(found, [], processes, [], numbers=numbers)
 
     return prepare
 
@@ -96,6 +96,16 @@ def test_every_chain_is_worked_on_and_what_is_finished_is_not_repeated(faked: An
     assert set(starts_of(executor.plan).values()) == {1}
     faked().run()
     assert set(starts_of(executor.plan).values()) == {1}
+
+
+def test_the_job_of_a_sweep_works_on_its_chain_alone(faked: Any) -> None:
+    executor = faked(numbers=[1])
+    first, second = executor.plan.chains
+    note_failure(first.runs[0], executor.failures, "of another job")
+    executor.run()
+    assert all(run.finished for run in second.runs)
+    assert not any(run.finished for run in first.runs)
+    assert failure_of(first.runs[0], executor.failures) == "of another job"
 
 
 def test_the_time_left_is_that_of_the_runs_that_are_left(faked: Any) -> None:
@@ -122,7 +132,9 @@ def test_a_run_that_is_killed_again_and_again_is_named_and_the_others_go_on(fake
     assert lost[0].finished
 
 
-def test_a_signal_lets_the_chains_save_what_they_did(faked: Any) -> None:
+def test_a_signal_lets_the_chains_save_what_they_did(faked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    requeued: list[int] = []
+    monkeypatch.setattr(execute, "requeue", requeued.append)
     executor = faked(probe_0={"wait": 60}, probe_1={"wait": 60})
 
     def stop() -> None:
@@ -136,6 +148,7 @@ def test_a_signal_lets_the_chains_save_what_they_did(faked: Any) -> None:
     with pytest.raises(StopRequested, match="2 of 4 runs done: the same command continues"):
         executor.run()
     assert len(list(executor.plan.folder.glob("classify/runs/*/saved"))) == 2
+    assert requeued == [signal.SIGTERM]
 
 
 def test_a_full_disk_ends_the_study_before_a_run_is_spoilt(faked: Any, monkeypatch: pytest.MonkeyPatch) -> None:

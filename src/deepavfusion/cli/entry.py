@@ -131,6 +131,8 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
         def checked(cfg: DictConfig) -> Any:
             if "SUBMITIT_EXECUTOR" in os.environ:  # its jobs do not begin with the script
                 signals.listen()
+                if script not in SEVERAL:
+                    check_single(script)
             refuse_secrets_in(cfg)
             check_ranges(cfg)
             if notices and rank_zero():
@@ -175,13 +177,16 @@ def _completed(script: str, words: list[str], complete: Complete | None) -> tupl
     """The words for Hydra, and why the demo was chosen, if it was."""
     refuse_secrets(words)
     flags, given = parse(script, words, Keys(script, []).knows)
-    if UNCHECKED & {flag.partition("=")[0] for flag in flags}:
+    names = {flag.partition("=")[0] for flag in flags}
+    if UNCHECKED & names:
         return words, None
+    if MANY & names and PRINTS & names:
+        raise UserError(f"{min(PRINTS & names)} prints what one run has, and -m is for several: leave one of them out.")
     overrides = merged(literal([word.override for word in given], sweeps=bool(MANY & set(flags))))
     earlier = recorded(script, overrides)
     if earlier is not None and rank_zero():
         check(script, flags, given, earlier)
-    quietly = bool(PRINTS & {flag.partition("=")[0] for flag in flags})
+    quietly = bool(PRINTS & names)
     if earlier is None and not quietly:  # the checkpoint will be opened
         _say_loading(script)
     demo_reason = None

@@ -10,10 +10,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.cli.entry import entry, overrides_of_run, run
 from deepavfusion.config.compose import choices
+from deepavfusion.config.overrides import split_override
 from deepavfusion.utils.errors import UserError
 
+TASKS = "hydra.launcher.tasks_per_node"
 
-@entry("study")
+
+def _with_one_task(overrides: list[str]) -> tuple[list[str], None]:
+    """A job of a cluster is one process, which starts those of its runs itself."""
+    given = {key: value for _, key, value in map(split_override, overrides)}
+    if given.get("hydra/launcher") == "slurm" and TASKS not in given:
+        return [*overrides, f"{TASKS}=1"], None
+    return overrides, None
+
+
+@entry("study", _with_one_task)
 def main(cfg: DictConfig) -> None:
     if cfg.study.name is None:
         raise UserError(f"study=<name> is missing: expected one of {', '.join(choices('study'))}.")
@@ -23,10 +34,10 @@ def main(cfg: DictConfig) -> None:
     study: Any = OmegaConf.to_container(cfg.study, resolve=True)
     plan = Plan(cfg.study, cfg.paths.log_dir, cfg.paths.data_dir)
     keep = study["keep_checkpoints"] == "last"
-    if study["only"] is not None:
-        work_on(plan, study["only"], keep)
-        return
     words = [*_own_configs(), *overrides_of_run()]
+    if study["only"] is not None:
+        work_on(plan, study["only"], words, keep)
+        return
     answer(plan, words, study["costs"], study["processes"], study["list"], keep)
 
 

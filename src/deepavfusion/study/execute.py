@@ -8,18 +8,18 @@ import signal
 import subprocess
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from deepavfusion.runs.signals import StopRequested, StopSignals
 from deepavfusion.study.plan import Chain, Plan, Run
-from deepavfusion.study.work import failure_of, note_failure, remove_checkpoints
+from deepavfusion.study.work import failure_of, forget, note_failure, remove_checkpoints
 from deepavfusion.utils.console import duration, progress_bar, say
 from deepavfusion.utils.errors import FULL_DISK, UserError
 from deepavfusion.utils.launch.cores import usable
 from deepavfusion.utils.launch.launcher import alone
-from deepavfusion.utils.launch.signals import STOPPED
+from deepavfusion.utils.launch.signals import STOPPED, requeue
 from deepavfusion.utils.program import starting
 
 LOOK_EVERY = 0.5  # s
@@ -46,7 +46,7 @@ class Job:
 
 
 class Executor:
-    """Runs the chains that are not finished.
+    """Runs the chains that are not finished, each in a process that knows nothing of what launched this one.
 
     Args:
         words: the overrides of this command, which each chain's is given.
@@ -54,6 +54,7 @@ class Executor:
         gpus: numbers of the GPUs, dealt out among them; empty: on CPUs, which are.
         keep: whether the checkpoints of runs are kept that no other run starts from any more.
         seconds: name -> that a run is thought to take, of those that are left.
+        numbers: of the chains that it works on; None: all.
     """
 
     def __init__(
@@ -64,9 +65,12 @@ class Executor:
         gpus: list[str],
         keep: bool = True,
         seconds: Mapping[str, float] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.plan, self.words, self.processes, self.gpus, self.keep = plan, words, processes, gpus, keep
-        self.seconds = seconds or {}
+        self.seconds, self.whole = seconds or {}, numbers is None
+        self.chains = {n: plan.chain(n) for n in (range(plan.count) if numbers is None else numbers)}
+        self.runs = list({run.name: run for chain in self.chains.values() for run in chain.runs}.values())
         self.failures = plan.failures
         self.attempts: Counter[int] = Counter()
         self.jobs: dict[int, Job] = {}
@@ -78,12 +82,15 @@ class Executor:
             StopRequested: a signal came; the chains have saved what they did.
             UserError: the disk is full.
         """
-        shutil.rmtree(self.failures, ignore_errors=True)  # what failed before is tried again
+        if self.whole:  # what failed before is tried again
+            shutil.rmtree(self.failures, ignore_errors=True)
+        for chain in () if self.whole else self.chains.values():
+            forget(chain, self.failures)
         (self.plan.reports / "output").mkdir(parents=True, exist_ok=True)
-        waiting = deque(n for n, chain in enumerate(self.plan.chains) if self._left(chain))
+        waiting = deque(n for n, chain in self.chains.items() if self._left(chain))
         stop = StopSignals(lambda: None)  # the chains may take as long, and `LAST_CALL` is more
         stop.listen()
-        begin, total = time.monotonic(), len(self.plan.runs)
+        begin, total = time.monotonic(), len(self.runs)
         try:
             with progress_bar() as bar:
                 task = bar.add_task(f"{self.plan.name}: runs", total=total, completed=self._done())
@@ -105,6 +112,8 @@ class Executor:
         finally:
             self._stop_all()
             self._tidy()
+            if stop.received is not None:  # as the job of a cluster
+                requeue(stop.received)
             stop.release()
         say(f"{self._done()} of {total} runs done in {duration(time.monotonic() - begin)}")
 
@@ -116,14 +125,14 @@ class Executor:
         return [run for run in chain.runs if not run.finished and failure_of(run, self.failures) is None]
 
     def _done(self) -> int:
-        return sum(run.finished for run in self.plan.runs)
+        return sum(run.finished for run in self.runs)
 
     def time_left(self) -> float:
         """Seconds, as far as they can be foreseen."""
-        return sum(self.seconds.get(run.name, 0.0) for run in self.plan.runs if not run.finished) / self.processes
+        return sum(self.seconds.get(run.name, 0.0) for run in self.runs if not run.finished) / self.processes
 
     def _start(self, number: int, place: int) -> None:
-        chain = self.plan.chains[number]
+        chain = self.chains[number]
         if not self._left(chain):  # another chain has done what they share
             return
         log = (self.plan.reports / "output" / f"{number:03d}.log").open("ab")

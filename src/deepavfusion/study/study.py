@@ -15,7 +15,7 @@ from deepavfusion.study.plan import Plan
 from deepavfusion.study.preview import preview
 from deepavfusion.study.report import report
 from deepavfusion.study.results import rows_of
-from deepavfusion.study.work import failure_of, forget, remove_checkpoints, work
+from deepavfusion.study.work import failure_of, work
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.cores import cores
 from deepavfusion.utils.launch.workers import end_with
@@ -58,8 +58,11 @@ def answer(plan: Plan, words: list[str], costs: dict[str, Any], processes: int |
         )
 
 
-def work_on(plan: Plan, number: int, keep: bool) -> None:
-    """Run what is left of one chain: as a process of a study, as a job of a sweep, or by itself.
+def work_on(plan: Plan, number: int, words: list[str], keep: bool) -> None:
+    """Run what is left of one chain: as a job of a sweep, or by itself; as a process of a study, at once.
+
+    Args:
+        words, keep: see `answer`.
 
     Raises:
         UserError: there is no such chain, or some of its runs failed.
@@ -70,14 +73,13 @@ def work_on(plan: Plan, number: int, keep: bool) -> None:
     chain = plan.chain(number)
     if parent := os.environ.get(PARENT):
         end_with(int(parent))
+        work(chain, plan.failures)
     else:
-        forget(chain, plan.failures)
-    work(chain, plan.failures)
+        try:
+            Executor(plan, words, 1, _gpus(), keep, numbers=[number]).run()
+        finally:
+            report(plan)  # whichever job is the last one completes it
     left = [run for run in chain.runs if not run.finished]
-    if in_sweep():
-        if not keep:
-            remove_checkpoints(plan.runs)
-        report(plan)  # whichever job is the last one completes it
     more = any(not run.finished and failure_of(run, plan.failures) is None for run in plan.runs)
     if left and not (in_sweep() and more and "SUBMITIT_EXECUTOR" not in os.environ):  # where this would end others
         raise UserError(f"{len(left)} of {len(chain.runs)} runs of {chain.name} failed: see {plan.failures}.")
