@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
@@ -34,8 +33,8 @@ from deepavfusion.study.work import (
 )
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.launcher import alone
-from helpers.runs import DECODER, SMALL
-from test_study import PROBE, plan, staged
+from helpers.studies import results, write_study
+from test_study import plan, staged
 
 WORKER = """
 import json, os, signal, sys, time
@@ -264,24 +263,7 @@ def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path: Path, monkeypat
 @pytest.mark.full
 def test_a_study_that_is_killed_five_times_ends_with_the_same_report(data_root: Path, tmp_path: Path) -> None:
     """The main process, a worker or all of them are killed, soon after something new was saved."""
-    small = [*(each for each in SMALL if each != "scale=demo"), f"data.root={data_root}", "data.holdout_share=0"]
-    small += ["logger=none", "trainer.max_epochs=6", "model.warmup_epochs=1"]
-    stages = {
-        "pretrain": {"experiment": "pretrain_vggsound", "overrides": DECODER, "metrics": ["knn/combined"]},
-        "probe": {**PROBE["probe"], "overrides": ["model.pretrained={pretrain}"]},
-    }
-    study = {
-        "defaults": ["_study", "_self_"],
-        "name": "trial",
-        "question": "Which?",
-        "seeds": 1,
-        "scale": "demo",
-        "overrides": small,
-        "stages": stages,
-        "axes": {"model.net.fusion": ["factorized", "token"]},
-    }
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "mine.yaml").write_text(json.dumps(study))
+    write_study(tmp_path, data_root)
 
     def begin(logs: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "src/study.py", "--config-dir", str(tmp_path), "study=mine"]
@@ -291,13 +273,6 @@ def test_a_study_that_is_killed_five_times_ends_with_the_same_report(data_root: 
 
     def saved() -> set[Path]:
         return set((tmp_path / "killed").glob("study/trial/*/runs/*/checkpoints/step_*.ckpt"))
-
-    def results(logs: str) -> list[dict[str, str]]:
-        with (tmp_path / logs / "study" / "trial" / "latest" / "results.csv").open(newline="") as file:
-            return [
-                {k: v for k, v in line.items() if "seconds" not in k and "memory" not in k}
-                for line in csv.DictReader(file)
-            ]
 
     draw = random.Random(0)
     for who in ("main", "all", "worker", "all", "main"):
@@ -317,5 +292,5 @@ def test_a_study_that_is_killed_five_times_ends_with_the_same_report(data_root: 
             process.wait()
     assert begin("killed").wait() == 0, (tmp_path / "killed.txt").read_text()
     assert begin("whole").wait() == 0, (tmp_path / "whole.txt").read_text()
-    assert results("killed") == results("whole")
-    assert not any(line["missing"] for line in results("whole"))
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert not any(line["missing"] for line in results(tmp_path / "whole"))

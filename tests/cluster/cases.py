@@ -27,6 +27,7 @@ import psutil
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "tests"), str(REPOSITORY / "src")]
 import chaos  # noqa: E402
+from helpers.studies import results, write_study  # noqa: E402
 
 PAGE = REPOSITORY / "docs" / "scaling.md"
 EPOCHS = 4  # of 4 steps in two processes
@@ -381,6 +382,30 @@ def launcher(cluster: Cluster, folder: Path) -> Ended:
     (script,) = folder.glob("multirun/.submitit/*/*_submission.sh")
     for words in ("--requeue", "--signal=USR1@", "--kill-on-bad-exit", "SRUN_CPUS_PER_TASK"):
         assert words in script.read_text(), f"{words} is not in the script that was submitted"
+    return ended
+
+
+@case
+def study(cluster: Cluster, folder: Path) -> Ended:
+    """A job for each chain, of which one goes back into the queue: the results of a study that nobody disturbs."""
+    write_study(folder, cluster.runs.root)
+    words = [sys.executable, "src/study.py", "study=mine", f"--config-dir={folder}"]
+    jobs = ["-m", "hydra/launcher=slurm", "study.only=0,1", f"paths.log_dir={folder}/jobs"]
+    small = [f"hydra.launcher.{word}" for word in ("gpus_per_node=1", "cpus_per_task=1", "timeout_min=10")]
+    with (folder / "jobs.txt").open("w") as output:
+        process = subprocess.Popen(
+            [*words, *jobs, *small, f"hydra.sweep.dir={folder}/multirun"], cwd=REPOSITORY, stdout=output, stderr=output
+        )
+    saved = folder.glob
+    until(lambda: any(saved("jobs/**/step_*.ckpt")) or process.poll() is not None, "a checkpoint")
+    assert process.poll() is None, (folder / "jobs.txt").read_text()[-2000:]
+    number = command("squeue", "-h", "--name=deepavfusion", "-t", "R", "-o", "%A").split()[0]
+    command("scancel", "--signal=USR1", number)
+    ended = Job(number).end(restarts=1)
+    assert process.wait(LIMIT) == 0, (folder / "jobs.txt").read_text()[-2000:]
+    done = cluster.here(folder / "whole", *words, f"paths.log_dir={folder}/whole")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert results(folder / "jobs") == results(folder / "whole")
     return ended
 
 
