@@ -12,6 +12,7 @@ from deepavfusion.figures.style import BLUE, LINES, NOTE, WIDTH, new_figure, sho
 
 LETTERS = 24  # of the name of a cell
 SPREAD = 0.2  # of the distance of two labels, over which several lines are put side by side
+BESIDE = 0.05  # of that distance, from the seeds to their mean
 
 Seeds = Sequence[float]
 """A value for each seed."""
@@ -19,7 +20,7 @@ Seeds = Sequence[float]
 
 @styled
 def draw_axis(lines: Mapping[str, Mapping[str, Seeds]], labels: Sequence[str], metric: str, title: str) -> Figure:
-    """The mean at each label with its standard deviation, and each seed as a dot.
+    """The mean at each label with its standard deviation, and each seed as a dot beside it.
 
     Args:
         lines: name of a line, empty if there is only one -> label -> values; labels without values are left out.
@@ -34,7 +35,7 @@ def draw_axis(lines: Mapping[str, Mapping[str, Seeds]], labels: Sequence[str], m
         places = [n + shift for n, label in enumerate(labels) if found.get(label)]
         values = [found[label] for label in labels if found.get(label)]
         for place, seeds in zip(places, values, strict=True):
-            axes.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.5, zorder=2)
+            axes.plot([place - BESIDE] * len(seeds), seeds, ".", color=colour, alpha=0.5, zorder=2)
         means, errors = [np.mean(seeds) for seeds in values], [_error(seeds) for seeds in values]
         style = "o-" if name else "o"
         axes.errorbar(places, means, errors, fmt=style, color=colour, capsize=4, zorder=3, label=name or None)
