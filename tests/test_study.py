@@ -170,6 +170,8 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
         (RATES, {"a": {"experiment": "avsbench_s4", "metric": ["x"]}}, {}, "has the key metric"),
         (RATES, staged(quick="no"), {}, "study.stages.probe.quick is no, expected true or false"),
         (RATES, staged(metrics=[]), {}, "names no metrics"),
+        (RATES, {"pre-train": PROBE["probe"]}, {}, "study.stages.pre-train: runs cannot have such a name"),
+        ({"model.pretrained": {"a": "{pretrian}"}}, PROBE, {}, "starts from {pretrian}, expected a stage before it"),
         (RATES, staged(metrics=["test/topp1"]), {}, "test/topp1, expected one of test/top1"),
         ({"model.nothing": [1]}, PROBE, {}, "model.nothing"),
         (RATES, staged(metrics=[7]), {}, "study.stages.probe.metrics is [7], expected a list of texts"),
@@ -290,7 +292,7 @@ def test_what_failed_or_was_not_run_is_named_and_the_rest_reported(finished: Pla
     assert "| 0.2, seed 3 | probe | not run yet |" in text
     assert lines[0]["missing"] == "probe: the disk burned"
     assert "| +0.200 | – |" in text  # of the pair with seed 2
-    assert "one seed says nothing" in text
+    assert "fewer than 3 seeds say nothing" in text
 
 
 def test_scores_that_are_not_those_of_the_metric_are_not_used(finished: Plan) -> None:

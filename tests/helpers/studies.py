@@ -35,9 +35,10 @@ def write_study(folder: Path, data_root: Path, epochs: int = 6) -> None:
 
 
 def results(logs: Path) -> list[dict[str, str]]:
-    """Lines of results.csv, without what depends on the machine."""
-    with (logs / "study" / "trial" / "latest" / "results.csv").open(newline="") as file:
-        return [
-            {key: value for key, value in line.items() if "seconds" not in key and "memory" not in key}
-            for line in csv.DictReader(file)
-        ]
+    """Lines of results.csv and summary.csv, without what depends on the machine."""
+    lines: list[dict[str, str]] = []
+    for name in ("results.csv", "summary.csv"):
+        with (logs / "study" / "trial" / "latest" / name).open(newline="") as file:
+            lines += csv.DictReader(file)
+    machine = ("seconds", "peak_memory_gb")
+    return [{key: value for key, value in line.items() if not key.endswith(machine)} for line in lines]

@@ -112,7 +112,9 @@ def run_and_report(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[..., Any]], Callable[[], Any]]:
+def entry(
+    script: str, complete: Complete | None = None, more: Callable[[list[str]], list[str]] | None = None
+) -> Callable[[Callable[..., Any]], Callable[[], Any]]:
     """Decorate the `main(cfg)` of a script, with the config configs/<script>.yaml, to be called by `run`.
 
     Before Hydra composes the config, the words of the command are checked, so that a mistake is reported before
@@ -122,6 +124,7 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
     Args:
         script: its name.
         complete: overrides of the command -> all overrides, and why the demo was chosen, if it was.
+        more: words of the command -> overrides that are added to them, also where its configs are not ours.
     """
 
     def decorate(main: Callable[..., Any]) -> Callable[[], Any]:
@@ -161,7 +164,7 @@ def entry(script: str, complete: Complete | None = None) -> Callable[[Callable[.
                 check_single(script)
             if script not in CONTINUE:
                 signals.interrupt()
-            overrides, demo_reason = _completed(script, words, complete)
+            overrides, demo_reason = _completed(script, [*words, *(more(words) if more else [])], complete)
             sys.argv = [sys.argv[0], *overrides]
             notices[:] = (
                 [] if demo_reason is None else [f"[bold]Demo scale[/]: {escape(printable(demo_reason))}.", DEMO]

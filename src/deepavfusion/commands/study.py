@@ -13,18 +13,18 @@ from deepavfusion.config.compose import choices
 from deepavfusion.config.overrides import split_override
 from deepavfusion.utils.errors import UserError
 
-TASKS = "hydra.launcher.tasks_per_node"
+OF_A_JOB = {"hydra.launcher.tasks_per_node": 1, "hydra.launcher.cpus_per_task": 96}  # of the whole machine
 
 
-def _with_one_task(overrides: list[str]) -> tuple[list[str], None]:
+def _of_a_job(words: list[str]) -> list[str]:
     """A job of a cluster is one process, which starts those of its runs itself."""
-    given = {key: value for _, key, value in map(split_override, overrides)}
-    if given.get("hydra/launcher") == "slurm" and TASKS not in given:
-        return [*overrides, f"{TASKS}=1"], None
-    return overrides, None
+    given = {key: value for _, key, value in map(split_override, words)}
+    if given.get("hydra/launcher") != "slurm":
+        return []
+    return [f"{key}={value}" for key, value in OF_A_JOB.items() if key not in given]
 
 
-@entry("study", _with_one_task)
+@entry("study", more=_of_a_job)
 def main(cfg: DictConfig) -> None:
     if cfg.study.name is None:
         raise UserError(f"study=<name> is missing: expected one of {', '.join(choices('study'))}.")

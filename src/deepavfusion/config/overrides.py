@@ -33,6 +33,17 @@ def quoted(text: str) -> str:
     return f"'{text}'"
 
 
+def written(value: Any) -> str:
+    """A value in the grammar of overrides; texts are taken literally."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{written(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    return quoted(value) if isinstance(value, str) else str(value)
+
+
 def split_override(override: str) -> tuple[str, str, str]:
     """The signs before the key (`+`, `++`, `~`), the key, and the value as it is written."""
     return re.fullmatch(r"([+~]*)([^=]*)=?(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr,return-value]

@@ -104,7 +104,9 @@ def build(
         "made_here": signed(overrides),  # tells this user's own checkpoints from those of others, see config/records.py
         "config": recorded_config(plain),  # what a run that resumes from it compares its own with
     }
-    callbacks: list[Callback] = [instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()]
+    # A run is finished once its summary is written: after the files of all the others.
+    configured = sorted((cfg.get("callbacks") or {}).items(), key=lambda each: each[0] == "run_summary")
+    callbacks: list[Callback] = [instantiate(callback) for _, callback in configured]
     # Lightning refuses a callback whose kind is switched off, as eval.yaml does with checkpoints.
     off = tuple(kind for key, kind in SWITCHES.items() if cfg.trainer.get(key) is False)
     callbacks = [callback for callback in callbacks if not isinstance(callback, off)]

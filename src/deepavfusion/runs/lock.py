@@ -33,7 +33,16 @@ SETTLE = 0.05  # s, until others that take over the same lock have done so
 
 
 class InUseError(UserError):
-    """A run that another start of it is working on."""
+    """A run that another start of it is working on.
+
+    Args:
+        run_dir: its directory.
+        by: who that is.
+    """
+
+    def __init__(self, run_dir: Path, by: str) -> None:
+        super().__init__(f"run {run_dir} is in use by {by}: wait until that ends, stop it, or give another run.name.")
+        self.by = by
 
 
 @contextmanager
@@ -54,6 +63,17 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether another start seems to be working on a run; `locked` makes sure. It only looks."""
+    holder, touched = _read(run_dir / LOCK), _touched(run_dir / LOCK)
+    if holder is None or touched is None:
+        return False
+    me = _identity()
+    if all(holder.get(key) == me[key] is not None for key in ("boot", "processes")):
+        return _began(holder.get("pid")) is not None
+    return abs(time.time() - touched / 1e9) < 3 * BEAT
 
 
 class _Lock:
@@ -134,7 +154,7 @@ class _Lock:
             began = _began(holder.get("pid"))
             if began is None or holder.get("began") not in (None, began):
                 return True
-            raise InUseError(self._taken(holder))
+            raise InUseError(self.run_dir, _named(holder))
         if holder.get("job") == self.me["job"] is not None and holder.get("restart") != self.me["restart"]:
             return True  # SLURM ends all processes of a job before it starts it again
         return self._stands_still(holder, mine)
@@ -159,13 +179,9 @@ class _Lock:
             if _read(self.path) != holder:
                 return False
             if _touched(self.path) != first:
-                raise InUseError(self._taken(holder))
+                raise InUseError(self.run_dir, _named(holder))
         say(f"{_named(holder)} gave no sign of life for {duration(wait)}: this start takes its place", "yellow")
         return True
-
-    def _taken(self, holder: dict[str, Any]) -> str:
-        by = _named(holder)
-        return f"run {self.run_dir} is in use by {by}: wait until that ends, stop it, or give another run.name."
 
     def _beat(self) -> None:
         """Touch the lock from a thread; end the process if the run was given to another start meanwhile, as when this
@@ -178,7 +194,7 @@ class _Lock:
                 elif holder.get("token") == self.me["token"]:
                     os.utime(self.path)
                 elif not self.over.is_set():
-                    tell(f"{self._taken(holder)} This process ends.")
+                    tell(f"{InUseError(self.run_dir, _named(holder))} This process ends.")
                     os._exit(2)
 
 

@@ -7,23 +7,28 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepavfusion.config.compose import instantiate
 from deepavfusion.models.deepavfusion import DeepAVFusion
-from deepavfusion.study.definition import Cell
-from deepavfusion.study.plan import Composed, Plan, Run
+from deepavfusion.study.definition import Run
+from deepavfusion.study.plan import Composed, Plan
+from deepavfusion.study.results import starts_of
 from deepavfusion.study.work import costs_of
+from deepavfusion.utils.launch.cores import cores
 
 BYTES = 12  # of a trained parameter in a checkpoint: it, and two moments of AdamW
 ROUNDS = 3  # of timing, after one of warm-up
+BATCH = {"cpu": 8, "cuda": 64}  # clips that are timed
 
 
 def encoder_of(cfg: DictConfig) -> DeepAVFusion:
@@ -38,7 +43,8 @@ def size_of(cfg: DictConfig) -> tuple[float, float]:
     products and attention, a multiply-add as two."""
     encoder = encoder_of(cfg)
     with FlopCounterMode(display=False) as counter:  # with gradients: without, it asserts that tokens have them
-        encoder(*_inputs(cfg, 1, torch.device("meta")))
+        net: Any = OmegaConf.to_container(cfg.model.net, resolve=True)
+        encoder(*_inputs(net, 1, torch.device("meta")))
     return sum(p.numel() for p in encoder.parameters()) / 1e6, counter.get_total_flops() / 1e9
 
 
@@ -55,9 +61,8 @@ def sizes(plan: Plan) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _inputs(cfg: DictConfig, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    sizes: Any = OmegaConf.to_container(cfg.model.net, resolve=True)
-    image, audio = sizes["image"], sizes["audio"]
+def _inputs(net: dict[str, Any], batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    image, audio = net["image"], net["audio"]
     return (
         torch.zeros(batch, image["in_chans"], *image["input_size"], device=device),
         torch.zeros(batch, audio["in_chans"], *audio["input_size"], device=device),
@@ -87,71 +92,99 @@ class Estimator:
 
     Args:
         costs: task, or probe -> times that it takes as long for a training clip as the encoder does forward and
-            backward (`train`; 0: it does not train), for an evaluated one (`test`); clips that are evaluated
-            (`tested`); seconds to read a clip (`read`) and to start (`start`); and `clips`, the number of training
-            clips of data.
+            backward (`train`; 0: it does not train), for an evaluated one (`test`); seconds to read a clip (`read`) and
+            to start (`start`); and `clips` and `tested`, how many of data are trained on, and tested.
+        processes: chains at a time.
+        gpus: that they share; 0: they share the cores.
     """
 
-    def __init__(self, plan: Plan, costs: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, plan: Plan, costs: dict[str, dict[str, Any]], processes: int, gpus: int) -> None:
         self.plan, self.costs = plan, costs
+        self.device = torch.device("cuda" if gpus else "cpu")
+        self.share = max(1, gpus // processes)  # GPUs of a chain
+        self.threads = max(1, cores() // processes)
         self.speeds: dict[str, float] = {}
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.cells = {run.name: chain.cell for chain in plan.chains for run in chain.runs}
+        self.taken: dict[str, list[tuple[str, float]]] = {}  # stage -> runs, and their seconds
+        for run in plan.runs:
+            found = costs_of(run.directory) if run.finished else {}
+            if found.get("parts") == 1 == len(starts_of(run)):
+                self.taken.setdefault(run.stage.name, []).append((run.name, found["seconds"]))
 
-    def estimate(self, run: Run, cell: Cell) -> Estimate:
-        composed = self.plan.composed(run.stage, cell)
-        disk = self._disk(composed.cfg)
-        alike = [each.directory for each in self.plan.runs if each.stage == run.stage and each.finished]
-        if taken := [
-            found["seconds"] for each in alike if (found := costs_of(each)).get("parts") == 1 and "seconds" in found
-        ]:
-            return Estimate(statistics.median(taken), disk, True)
-        return Estimate(self._seconds(composed), disk, False)
+    def estimate(self, run: Run) -> Estimate:
+        """From the other seeds of its cell, else from the other cells, by what each would be thought to take."""
+        composed = self._composed(run, run.name)
+        taken = self.taken.get(run.stage.name, [])
+        same = [seconds for name, seconds in taken if self._composed(run, name).digest == composed.digest]
+        if same:
+            return Estimate(statistics.median(same), self._disk(composed.cfg), True)
+        ratios = [seconds / self._seconds(self._composed(run, name)) for name, seconds in taken]
+        seconds = self._seconds(composed) * (statistics.median(ratios) if ratios else 1.0)
+        return Estimate(seconds, self._disk(composed.cfg), bool(ratios))
+
+    def _composed(self, run: Run, name: str) -> Composed:
+        """Of a run of the same stage."""
+        return self.plan.composed(run.stage, self.cells[name])
 
     def _seconds(self, composed: Composed) -> float:
         """From the speed of the encoder; a task that does not train only evaluates."""
         cfg = composed.cfg
         kind = "probe" if OmegaConf.select(cfg, "model.frozen") is True else cfg.task
         cost = {**self.costs["default"], **self.costs.get(kind, {})}
-        counts = self.costs["clips"]["demo" if _is_demo(cfg) else "published"]
-        count = counts.get(cfg.data.name, counts["default"]) * OmegaConf.select(cfg, "data.repeats", default=1)
+        count = self._count("clips", cfg) * OmegaConf.select(cfg, "data.repeats", default=1)
         limit = cfg.trainer.get("limit_train_batches")
         trained = cfg.trainer.max_epochs * (limit * cfg.data.batch_size if isinstance(limit, int) else count)
         speed = self._speed(cfg)
         seconds = trained * (cost["train"] * speed + cost["read"]) if cost["train"] else 0.0
-        return float(cost["start"] + seconds + cost["tested"] * (cost["test"] * speed + cost["read"]))
+        return float(cost["start"] + seconds + self._count("tested", cfg) * (cost["test"] * speed + cost["read"]))
+
+    def _count(self, of: str, cfg: DictConfig) -> float:
+        counts = self.costs[of]["demo" if _is_demo(cfg) else "published"]
+        return float(counts.get(cfg.data.name, counts["default"]))
 
     def _speed(self, cfg: DictConfig) -> float:
-        """Seconds that the encoder takes for a clip, forward and backward, on this machine with one of its shares."""
+        """Seconds that the encoder takes for a clip, forward and backward, with a chain's share of this machine."""
         key = OmegaConf.to_yaml(cfg.model.net, resolve=True)
         if key not in self.speeds:
-            self.speeds[key] = _timed(instantiate(cfg.model.net).to(self.device), cfg, self.device)
+            with ProcessPoolExecutor(1, get_context("spawn")) if self.device.type == "cuda" else nullcontext() as child:
+                given: Any = (OmegaConf.to_container(cfg.model.net, resolve=True), self.device.type, self.threads)
+                # On a GPU in a process of its own: this one stays, and a GPU may allow one at a time.
+                taken = child.submit(_timed, *given).result() if child else _timed(*given)
+            self.speeds[key] = taken / self.share
         return self.speeds[key]
 
     def _disk(self, cfg: DictConfig) -> float:
+        if not self.costs.get(cfg.task, {}).get("train", 1):
+            return 0.0
         parameters = sum(p.numel() for p in encoder_of(cfg).parameters())
-        kept = cfg.callbacks.checkpoints
-        return (kept.keep + len(kept.milestones)) * parameters * BYTES / 1e9
+        kept, each = cfg.callbacks.checkpoints, BYTES / 3 if OmegaConf.select(cfg, "model.frozen") is True else BYTES
+        return float((kept.keep + len(kept.milestones)) * parameters * each / 1e9)
 
 
 def _is_demo(cfg: DictConfig) -> bool:
     return Path(cfg.data.root).is_relative_to(Path(cfg.paths.data_dir, "demo"))
 
 
-def _timed(encoder: nn.Module, cfg: DictConfig, device: torch.device, batch: int = 8) -> float:
-    times, threads = [], torch.get_num_threads()
-    clock = time.perf_counter if device.type == "cuda" else time.process_time  # others may use the CPU meanwhile
-    torch.set_num_threads(1 if device.type == "cpu" else threads)
-    inputs = _inputs(cfg, batch, device)
+def _timed(net: dict[str, Any], device: str, threads: int) -> float:
+    """Seconds that an encoder takes for a clip, forward and backward; in bf16 on a GPU."""
+    on, before = torch.device(device), torch.get_num_threads()
+    clock = time.perf_counter if threads > 1 or device == "cuda" else time.process_time  # others may use the CPU
+    torch.set_num_threads(threads)
+    times, batch = [], BATCH[device]
+    encoder = instantiate(OmegaConf.create(net)).to(on)
+    inputs = _inputs(net, batch, on)
     try:
         for _ in range(ROUNDS + 1):
             begin = clock()
-            found = encoder(*inputs)
-            (found.image.sum() + found.audio.sum() + found.fusion.sum()).backward()
-            if device.type == "cuda":
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                found = encoder(*inputs)
+                total = found.image.sum() + found.audio.sum() + found.fusion.sum()
+            total.backward()
+            if device == "cuda":
                 torch.cuda.synchronize()
             times.append(clock() - begin)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     return statistics.median(times[1:]) / batch
 
 

@@ -1,16 +1,20 @@
-"""What a study asks: the cells that its axes make, and the stages that each of them goes through."""
+"""What a study asks: the cells that its axes make, the stages that each of them goes through, and the runs of both."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import choices
+from deepavfusion.runs.directory import METRICS
+from deepavfusion.study.starts import checkpoint
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 
@@ -55,6 +59,55 @@ class Stage:
     quick: bool = True
 
 
+@dataclass(frozen=True)
+class Run:
+    """An ordinary run, as train.py makes it.
+
+    Args:
+        directory: of the run.
+        overrides: that it is composed from.
+        starts: the runs whose checkpoints it takes.
+        midway: directory of a run -> the share of its steps after which it takes its checkpoint.
+    """
+
+    name: str
+    stage: Stage
+    seed: int
+    directory: Path
+    overrides: tuple[str, ...]
+    starts: tuple[Run, ...] = field(repr=False)
+    midway: tuple[tuple[Path, float], ...] = ()
+
+    @property
+    def last(self) -> Path:
+        return checkpoint(self.directory)
+
+    @property
+    def finished(self) -> bool:
+        return (self.directory / METRICS).exists()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The runs of a cell with a seed, in their order; cells that agree in a stage share its run."""
+
+    cell: Cell
+    seed: int
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name} · seed {self.seed}"
+
+    @property
+    def digest(self) -> str:
+        return digest_of(run.name for run in self.runs)
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    return sha256("\n".join(texts).encode()).hexdigest()[:8]
+
+
 def seeds_of(found: Any) -> list[int]:
     """A number of seeds, which are 1, 2, …, or the seeds."""
     return list(range(1, found + 1)) if isinstance(found, int) else list(dict.fromkeys(found))
@@ -68,6 +121,8 @@ def stages_of(found: Mapping[str, Any]) -> list[Stage]:
 
 
 def _stage(key: str, name: str, found: Mapping[str, Any]) -> Stage:
+    if not re.fullmatch(r"\w{1,24}", name):
+        raise UserError(f"{key}: runs cannot have such a name, expected up to 24 letters, digits and underscores.")
     lists = ("overrides", "metrics", "without")
     if unknown := set(found) - {"experiment", "quick", *lists}:
         raise UserError(f"{key} has the key {min(unknown)}, expected experiment, {', '.join(lists)} or quick.")

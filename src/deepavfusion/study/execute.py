@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import IO
 
 from deepavfusion.runs.signals import StopRequested, StopSignals
-from deepavfusion.study.plan import Chain, Plan, Run
+from deepavfusion.study.definition import Chain, Run
+from deepavfusion.study.plan import Plan
 from deepavfusion.study.work import failure_of, forget, note_failure, remove_checkpoints
 from deepavfusion.utils.console import duration, progress_bar, say
 from deepavfusion.utils.errors import FULL_DISK, UserError
@@ -26,7 +27,9 @@ LOOK_EVERY = 0.5  # s
 LAST_CALL = 35.0  # s from the signal to stop until a chain is killed; it takes 25 by itself
 ATTEMPTS = 2  # at a chain whose process was killed
 LEAST_FREE = 0.5  # GB on the disk of the runs
-PARENT = "DEEPAVFUSION_STUDY"  # environment variable: number of the process that a chain's ends with
+PARENT = (
+    "DEEPAVFUSION_STUDY"  # environment variable: the process that a chain's ends with, and the digest of that chain
+)
 
 
 @dataclass
@@ -137,14 +140,14 @@ class Executor:
             return
         log = (self.plan.reports / "output" / f"{number:03d}.log").open("ab")
         command = [*starting("study"), *self.words, f"study.only={number}"]
-        environment, every = {**alone(), PARENT: str(os.getpid())}, usable()
+        environment, every = {**alone(), PARENT: f"{os.getpid()} {chain.digest}"}, usable()
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[place :: self.processes])
+            mine = self.gpus[place :: self.processes] or [self.gpus[place % len(self.gpus)]]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         else:
             environment.pop("OMP_NUM_THREADS", None)  # as many as it has cores
-        mine = sorted(every)[place :: self.processes] or sorted(every)
         try:
-            _bind(mine)  # what is started from here on is bound to them, too
+            _bind(sorted(every)[place :: self.processes] or every)  # what is started from here on is bound to them, too
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         finally:
             _bind(every)

@@ -6,9 +6,8 @@ import copy
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
-from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,26 @@ from omegaconf.errors import OmegaConfBaseException
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import CONFIG_DIR, compose
-from deepavfusion.config.overrides import merged, quoted
-from deepavfusion.runs.directory import METRICS
+from deepavfusion.config.overrides import literal, merged, quoted, written
 from deepavfusion.study.definition import (
     Cell,
+    Chain,
+    Run,
     Stage,
     axes_of,
     baseline_cell,
     cells_of,
     check_data,
     check_metrics,
+    digest_of,
     seeds_of,
     stages_of,
 )
-from deepavfusion.study.starts import PLACEHOLDER, checkpoint, filled, named
+from deepavfusion.study.starts import PLACEHOLDER, filled, named
 from deepavfusion.utils.errors import UserError
 
 QUICK = 0.4  # of the epochs
+MIXTURES = "data.samples.seed"  # of the mixtures that are tested: the same for all seeds
 LONGEST = 40  # characters of a name that the values of the axes take
 OF_NO_RESULT = ("run", "paths", "logger", "seed", "resume", "debug")  # sections that do not change what a run finds
 
@@ -60,47 +62,6 @@ class Composed:
     part: str
 
 
-@dataclass(frozen=True)
-class Run:
-    """An ordinary run, as train.py makes it.
-
-    Args:
-        directory: of the run.
-        overrides: that it is composed from.
-        starts: the runs whose checkpoints it takes.
-        midway: directory of a run -> the share of its steps after which it takes its checkpoint.
-    """
-
-    name: str
-    stage: Stage
-    seed: int
-    directory: Path
-    overrides: tuple[str, ...]
-    starts: tuple[Run, ...] = field(repr=False)
-    midway: tuple[tuple[Path, float], ...] = ()
-
-    @property
-    def last(self) -> Path:
-        return checkpoint(self.directory)
-
-    @property
-    def finished(self) -> bool:
-        return (self.directory / METRICS).exists()
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The runs of a cell with a seed, in their order; cells that agree in a stage share its run."""
-
-    cell: Cell
-    seed: int
-    runs: tuple[Run, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.cell.name} · seed {self.seed}"
-
-
 class Plan:
     """See the module.
 
@@ -119,7 +80,7 @@ class Plan:
         self.question: str = plain["question"]
         self.scale: str = plain["scale"]
         self.quick: bool = plain["quick"]
-        self.overrides: list[str] = plain["overrides"]
+        self.overrides: list[str] = literal(plain["overrides"])
         self.data_dir = data_dir
         self.folder = Path(log_dir) / "study" / self.name
         self.seeds = seeds_of(plain["seeds"])
@@ -130,7 +91,7 @@ class Plan:
         self.baseline = baseline_cell(self.cells, self.axes, plain["baseline"])
         one = self.vary == "one" or not plain["baseline"]
         self._held = self.baseline.labels if one else {axis: str(label) for axis, label in plain["baseline"].items()}
-        self._composed: dict[tuple[str, str], Composed] = {}
+        self._composed: dict[tuple[str, ...], Composed] = {}
         self._bases: dict[str, DictConfig] = {}
         for axis in self.axes:
             if not any(self._applies(axis, stage) for stage in self.stages):
@@ -158,7 +119,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """Tells this plan from others of the same study: with more seeds, at another scale."""
-        return sha256("\n".join(sorted(run.name for run in self.runs)).encode()).hexdigest()[:8]
+        return digest_of(sorted(run.name for run in self.runs))
 
     @property
     def reports(self) -> Path:
@@ -190,7 +151,7 @@ class Plan:
         Raises:
             UserError: it cannot be composed, or has values that are not allowed.
         """
-        key = stage.name, cell.name
+        key = stage.name, *cell.labels.values()
         if key not in self._composed:
             self._composed[key] = self._compose(stage, cell)
         return self._composed[key]
@@ -204,7 +165,9 @@ class Plan:
         return [stage for stage in self.stages if stage.name in needed]
 
     def _compose(self, stage: Stage, cell: Cell) -> Composed:
-        mine = [*self._first(stage), *self.overrides, *stage.overrides]
+        mine = self._own(stage)
+        if OmegaConf.select(self._base(stage), MIXTURES) == 0:
+            mine.append(f"{MIXTURES}=0")
         axes = [axis for axis in self.axes if self._applies(axis, stage)]
         mine += [_override(*each) for axis in axes for each in cell.values[axis].items()]
         starts = tuple(dict.fromkeys(name for name, _ in named(mine)))
@@ -215,9 +178,10 @@ class Plan:
                     f"stage {stage.name} of study {self.name} starts from {{{name}}}, expected a stage before it: "
                     f"{', '.join(before) or 'there is none'}."
                 )
-        if self.quick:
-            mine += [f"{key}={value:g}" for key, value in _shorter(self._base(stage)).items()]
         cfg = self._changed(stage, cell, axes, mine)
+        for key, value in _shorter(cfg).items() if self.quick else ():
+            OmegaConf.update(cfg, key, value)
+            mine.append(f"{key}={value:g}")
         try:
             check_ranges(cfg)
         except UserError as error:
@@ -227,9 +191,14 @@ class Plan:
         of = {each.name: self.composed(each, cell) for each in self.stages if each.name in starts}
         kept = {key: value for key, value in cfg.items() if key not in OF_NO_RESULT}
         text = yaml.safe_dump([OmegaConf.to_container(OmegaConf.create(kept)), *(o for o in mine if "{" in o)])
-        digest = sha256((text + "".join(each.digest for each in of.values())).encode()).hexdigest()[:8]
+        digest = digest_of([text, *(each.digest for each in of.values())])
         shown = [cell.labels[axis] for axis in self.axes if axis in axes or self._inherits(axis, stage, cell)]
         return Composed(cfg, mine, starts, digest, "_".join([stage.name, *([_part(shown)] if shown else [])]))
+
+    def _own(self, stage: Stage) -> list[str]:
+        """Overrides of a stage, whatever the cell."""
+        given = [each if PLACEHOLDER.search(each) else literal([each])[0] for each in stage.overrides]
+        return [*self._first(stage), *self.overrides, *given]
 
     def _first(self, stage: Stage) -> list[str]:
         data = [f"paths.data_dir={quoted(self.data_dir)}"] if self.data_dir else []
@@ -247,20 +216,20 @@ class Plan:
         """
         values = {key: value for axis in axes for key, value in cell.values[axis].items()}
         if any(map(_is_group, values)):
-            return self._train_config(stage, overrides)
+            return copy.deepcopy(self._train_config(stage, overrides))
         cfg: DictConfig = copy.deepcopy(self._base(stage))
         for key, value in values.items():
             if not PLACEHOLDER.search(str(value)):
                 OmegaConf.update(cfg, key, value, merge=True)
-        for key, value in _shorter(self._base(stage)).items() if self.quick else ():
-            OmegaConf.update(cfg, key, value)
         return cfg
 
     def _base(self, stage: Stage) -> DictConfig:
         """The config of a stage, whatever the cell."""
         if stage.name not in self._bases:
-            own = [*self._first(stage), *self.overrides, *stage.overrides]
-            self._bases[stage.name] = self._train_config(stage, own)
+            base = copy.deepcopy(self._train_config(stage, self._own(stage)))
+            if OmegaConf.select(base, MIXTURES) == base.seed:
+                OmegaConf.update(base, MIXTURES, 0)
+            self._bases[stage.name] = base
         return self._bases[stage.name]
 
     def _train_config(self, stage: Stage, overrides: Sequence[str]) -> DictConfig:
@@ -277,7 +246,8 @@ class Plan:
         order = [each.name for each in self.stages]
         if axis in stage.without:
             return False
-        if starts and order.index(stage.name) <= max(order.index(name) for name in starts if name in order):
+        last = max((order.index(name) for name in starts if name in order), default=-1)
+        if starts and order.index(stage.name) <= last:
             return False
         keys = {key for value in self.axes[axis].values() for key in value}
         base = self._base(stage)
@@ -313,22 +283,18 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def _override(key: str, value: Any) -> str:
-    if isinstance(value, str) and not PLACEHOLDER.search(value) and not _is_group(key):
-        value = quoted(value)
-    return f"{key}={'null' if value is None else _written(value)}"
-
-
-def _written(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "[" + ",".join(map(_written, value)) + "]" if isinstance(value, list) else str(value)
+    plain = isinstance(value, str) and (PLACEHOLDER.search(value) or _is_group(key))
+    return f"{key}={value if plain else written(value)}"
 
 
 def _shorter(cfg: DictConfig) -> dict[str, float]:
-    """Key -> value for a share of the epochs, at least one."""
-    epochs = max(1, ceil(QUICK * cfg.trainer.max_epochs))
-    found: dict[str, float] = {"trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": epochs}
+    """Key -> value for a share of the epochs, or steps, at least one."""
+    found: dict[str, float] = {}
+    for key in ("max_epochs", "max_steps"):
+        if (cfg.trainer[key] or -1) > 0:
+            found[f"trainer.{key}"] = max(1, ceil(QUICK * cfg.trainer[key]))
+    if epochs := found.get("trainer.max_epochs"):
+        found["trainer.check_val_every_n_epoch"] = epochs
     if warmup := OmegaConf.select(cfg, "model.warmup_epochs"):
         found["model.warmup_epochs"] = QUICK * warmup
     return found

@@ -9,16 +9,17 @@ from rich.table import Table
 
 from deepavfusion.study.cost import Estimator, free_gb, makespan, room_of, shares
 from deepavfusion.study.plan import Plan
-from deepavfusion.utils.console import duration, say
+from deepavfusion.utils.console import cell, duration, say
 from deepavfusion.utils.errors import UserError
 
 
-def preview(plan: Plan, costs: dict[str, Any], processes: int, jobs: bool, keep: bool) -> dict[str, float]:
+def preview(plan: Plan, costs: dict[str, Any], processes: int, gpus: int, jobs: bool, keep: bool) -> dict[str, float]:
     """Print what is going to run, with an estimate of time and disk.
 
     Args:
         costs: see `cost.Estimator`.
         processes: chains at a time.
+        gpus: that they share; 0: they share the cores.
         jobs: whether the chains are listed.
         keep: see `execute.Executor`.
 
@@ -28,13 +29,14 @@ def preview(plan: Plan, costs: dict[str, Any], processes: int, jobs: bool, keep:
     Raises:
         UserError: the disk has less room than the study needs, unless the chains are listed.
     """
-    estimator, seconds, disk = Estimator(plan, costs), dict[str, float](), dict[str, float]()
-    cell_of = {run.name: chain.cell for chain in plan.chains for run in chain.runs}
+    estimator, seconds, disk = Estimator(plan, costs, processes, gpus), dict[str, float](), dict[str, float]()
     for each in plan.runs:
         if not each.finished:
-            found = estimator.estimate(each, cell_of[each.name])
+            found = estimator.estimate(each)
             seconds[each.name], disk[each.name] = found.seconds, found.disk
-    table = Table(title=f"Study {plan.name}: {plan.question}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title=cell(f"Study {plan.name}: {plan.question}"), title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
     for title in ("stage", "experiment", "runs", "finished", "each", "reported"):
         table.add_column(title)
     for stage in plan.stages:
@@ -55,7 +57,7 @@ def preview(plan: Plan, costs: dict[str, Any], processes: int, jobs: bool, keep:
             unfinished = sum(not run.finished for run in chain.runs)
             time = f"about {duration(takes)}" if takes else ""
             numbers = [str(chain.seed), str(len(chain.runs)), str(unfinished), time]
-            table.add_row(str(number), chain.cell.name, *numbers)
+            table.add_row(str(number), cell(chain.cell.name), *numbers)
         get_console().print(table)
     room = room_of(plan, disk, processes, keep)
     say(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from deepavfusion.figures.style import save_figure
+from deepavfusion.runs.lock import InUseError, locked
 from deepavfusion.runs.provenance import provenance, short
 from deepavfusion.study.cost import sizes
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.plots import draw_axis, draw_trade
 from deepavfusion.study.results import (
+    LEAST,
     Finding,
     Row,
     findings_of,
@@ -30,6 +34,7 @@ from deepavfusion.utils.console import say
 from deepavfusion.utils.files import link, write_whole
 from deepavfusion.utils.program import CLONE
 
+LOOK_EVERY = 0.5  # s
 Sizes = Mapping[str, tuple[float, float]]
 
 
@@ -44,10 +49,26 @@ def report(plan: Plan) -> None:
         "scale": f"{plan.scale}{', quick' if plan.quick else ''}",
         "date": found["date"],
     }
-    write_report(plan, rows_of(plan, plan.failures), sizes(plan), about, plan.reports)
-    latest = plan.folder / "latest"
-    shown = latest if link(latest, os.path.relpath(plan.reports, plan.folder)) else plan.reports
-    say(f"report: {shown / 'report.md'}")
+    known, latest = sizes(plan), plan.folder / "latest"
+    with _alone(plan.reports):
+        write_report(plan, rows_of(plan, plan.failures), known, about, plan.reports)
+        is_folder = os.path.lexists(latest) and not latest.is_symlink()
+        linked = not is_folder and link(latest, os.path.relpath(plan.reports, plan.folder))
+    say(f"report: {(latest if linked else plan.reports) / 'report.md'}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for other jobs that write a report: so the last one has seen all that they did."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except InUseError:
+                time.sleep(LOOK_EVERY)
+        yield
 
 
 def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[str, str], folder: Path) -> None:
@@ -66,7 +87,8 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
     if len(plan.cells) > 1:
         for (stage, metric), found in itertools.groupby(findings, key=lambda each: (each.stage, each.metric)):
             lines += ["", f"### {stage}: `{metric}`", "", *_details(list(found))]
-        lines += ["", _explained(plan, sum(each.comparison is not None for each in findings))]
+        compared = [each.comparison for each in findings if each.comparison and each.comparison.pairs >= LEAST]
+        lines += ["", _explained(plan, len(compared))]
     lines += ["", "## Cost", "", *_costs(plan, rows, sizes)]
     if len(plan.cells) > 1:
         pictures = _draw(plan, rows, sizes, folder)
@@ -83,8 +105,8 @@ def _state(plan: Plan, rows: Sequence[Row]) -> list[str]:
     lines = [f"{done} of {len(plan.runs)} runs{cells} are finished, with seeds {_list(plan.seeds)}."]
     if len(commits) > 1:
         lines.append(f"They were made by different commits ({', '.join(commits)}), which may explain differences.")
-    if len(plan.seeds) < 3:
-        lines.append("Fewer than three seeds cannot tell a difference from chance.")
+    if len(plan.seeds) < LEAST:
+        lines.append(f"Fewer than {LEAST} seeds cannot tell a difference from chance.")
     return lines
 
 
@@ -152,8 +174,8 @@ def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:
         taken = f"{seconds[cell.name]:.0f}" if cell.name in seconds else "–"
         lines.append([cell.name, f"{parameters:.2f}", f"{gflop:.3f}", taken, f"{max(memory):.2f}" if memory else "–"])
     head = ["", "encoder: parameters, M", "encoder: GFLOP a clip", "seconds, all stages", "peak memory, GB"]
-    parts = any(cost.get("parts", 1) > 1 for row in rows for cost in row.costs.values())
-    note = ["", "Runs that were killed are timed from their last start on."] if parts else []
+    partly = any(row.partly for row in rows)
+    note = ["", "Some runs were killed, and their seconds are of the other starts only."] if partly else []
     return [
         *_table(head, lines),
         *("", "Seconds: mean over seeds, with everything that a run does."),
@@ -188,7 +210,8 @@ def _seconds(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
     found = {}
     for cell in plan.cells:
         mine = [row for row in rows if row.cell == cell and not row.missing]
-        each = [sum(cost["seconds"] for cost in row.costs.values() if "seconds" in cost) for row in mine]
+        mine = [row for row in mine if all("seconds" in cost for cost in row.costs.values())]
+        each = [sum(cost["seconds"] for cost in row.costs.values()) for row in mine]
         if each:
             found[cell.name] = float(np.mean(each))
     return found
@@ -204,6 +227,8 @@ def _draw(plan: Plan, rows: Sequence[Row], sizes: Sizes, folder: Path) -> list[t
             if not values:
                 continue
             stem, title = f"{stage.name}_{metric.rpartition('/')[2]}", f"{stage.name}: {metric}"
+            if sum(name.rpartition("/")[2] == metric.rpartition("/")[2] for name in stage.metrics) > 1:
+                stem = f"{stage.name}_{metric.replace('/', '_')}"
             for number, axis in enumerate(plan.axes, 1):
                 name = f"{stem}.png" if len(plan.axes) == 1 else f"{stem}_{number}.png"
                 lines = _lines(plan, axis, values)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from deepavfusion.runs.directory import METRICS, PROVENANCE
-from deepavfusion.study.definition import Cell, Stage
-from deepavfusion.study.plan import Chain, Plan, Run
+from deepavfusion.runs.provenance import short
+from deepavfusion.study.definition import Cell, Chain, Run, Stage
+from deepavfusion.study.plan import Plan
 from deepavfusion.study.statistics import Interval, Values, deviation, over_clips_and_seeds, over_seeds, p_value
 from deepavfusion.study.work import costs_of, failure_of
 from deepavfusion.utils.errors import UserError
@@ -21,6 +22,7 @@ from deepavfusion.utils.files import write_csv
 from deepavfusion.utils.reading import RECORD, read_json
 
 LOWER_IS_BETTER = ("loss", "rank", "fad")  # parts of names of such metrics
+LEAST = 3  # seeds that can support a difference
 SAME = 1e-3  # largest difference of the mean of single scores from the metric that they are thought to be those of
 Line = Mapping[str, str]
 
@@ -54,6 +56,7 @@ class Row:
         values: (stage, metric) -> value of what is reported.
         costs: stage -> seconds, peak_memory_gb, parts and steps, see `work.costs_of`.
         commits: of the code of its runs.
+        partly: whether seconds and memory are those of some starts of its runs only, since others were killed.
         missing: stage -> why there is no result.
     """
 
@@ -62,6 +65,7 @@ class Row:
     values: dict[tuple[str, str], float] = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     commits: set[str] = field(default_factory=set)
+    partly: bool = False
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,7 +87,8 @@ def _row(plan: Plan, chain: Chain, failures: Path) -> Row:
             row.missing[stage] = f"{error} Remove {run.directory} to train it again."
             continue
         row.costs[stage] = costs_of(run.directory)
-        row.commits.add(commit_of(run))
+        row.partly |= row.costs[stage].get("parts", 0) != max(1, len(starts_of(run)))
+        row.commits |= commits_of(run)
         for name in run.stage.metrics:
             if math.isfinite(metrics.get(name, 0.0)) and name in metrics:
                 row.values[stage, name] = metrics[name]
@@ -99,13 +104,21 @@ def metrics_of(run: Run) -> dict[str, float]:
     return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
-def commit_of(run: Run) -> str:
-    """Of the code that a run was begun with; a star behind it: with changes. Empty: not recorded."""
+def commits_of(run: Run) -> set[str]:
+    """Of the code that a run was started with; a star behind one: with changes."""
+    starts = starts_of(run)
+    return {
+        f"{short(str(start['commit']))}{'*' * (start.get('dirty') is True)}" for start in starts if "commit" in start
+    }
+
+
+def starts_of(run: Run) -> list[dict[str, Any]]:
+    """What is recorded of each start of a run."""
     try:
-        start = read_json(run.directory / PROVENANCE, RECORD, "the provenance of a run")["starts"][0]
-        return f"{start['commit'][:7]}{'*' * (start['dirty'] is True)}"
-    except (UserError, KeyError, TypeError, IndexError):
-        return ""
+        found = read_json(run.directory / PROVENANCE, RECORD, "the provenance of a run")["starts"]
+        return [start for start in found if isinstance(start, dict)]
+    except (UserError, KeyError, TypeError):
+        return []
 
 
 def values_of(rows: Sequence[Row], cell: Cell, key: tuple[str, str]) -> dict[int, float]:
@@ -179,9 +192,10 @@ class Comparison:
     pairs: int
 
     def in_words(self, metric: str) -> str:
-        if self.pairs < 2:
-            return "one seed says nothing"
-        if not self.seeds.excludes_zero:
+        if self.pairs < LEAST:
+            return f"fewer than {LEAST} seeds say nothing"
+        known = self.seeds.low < self.seeds.high or self.clips is None or self.clips.excludes_zero
+        if not (self.seeds.excludes_zero and known):
             return "no difference that the seeds support"
         better = (self.seeds.mean > 0) != lower_is_better(metric)
         return f"{'better' if better else 'worse'}, supported by {self.pairs} seeds"

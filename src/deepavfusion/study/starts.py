@@ -72,6 +72,8 @@ def place(directory: Path, share: float) -> None:
             f"callbacks.checkpoints.every_n_train_steps in its stage, or remove {directory} to train it anew."
         )
     path = checkpoint(directory, share)
+    if path.is_symlink() and path.readlink() == Path(nearest.name):
+        return
     if not link(path, nearest.name):
         with whole(path) as partial:
             shutil.copyfile(nearest, partial)

@@ -37,7 +37,7 @@ def answer(plan: Plan, words: list[str], costs: dict[str, Any], processes: int |
     """
     gpus = _gpus()
     processes = min(processes or (len(gpus) or cores()), plan.count)
-    seconds = preview(plan, costs, processes, jobs, keep)
+    seconds = preview(plan, costs, processes, len(gpus), jobs, keep)
     if jobs:
         return
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -45,17 +45,18 @@ def answer(plan: Plan, words: list[str], costs: dict[str, Any], processes: int |
         try:
             stack.enter_context(locked(plan.folder))
         except InUseError as error:
-            where = str(error).removeprefix("run ").partition(": wait")[0]
-            raise UserError(f"study {where}: wait until that ends, or stop it, and give the same command.") from None
+            end = "wait until that ends, or stop it, and give the same command."
+            raise UserError(f"study {plan.folder} is in use by {error.by}: {end}") from None
         try:
             Executor(plan, words, processes, gpus, keep, seconds).run()
         finally:
-            if any(row.values for row in rows_of(plan, plan.failures)):
-                report(plan)
+            report(plan)
     if failed := sum(not run.finished for run in plan.runs):
         raise UserError(
             f"{failed} of {len(plan.runs)} runs failed, as the report says; the same command tries them again."
         )
+    if lacking := {f"{stage}: {why}" for row in rows_of(plan, plan.failures) for stage, why in row.missing.items()}:
+        raise UserError(f"all runs are finished, but results are missing: {'; '.join(sorted(lacking))[:500]}.")
 
 
 def work_on(plan: Plan, number: int, words: list[str], keep: bool) -> None:
@@ -71,8 +72,11 @@ def work_on(plan: Plan, number: int, words: list[str], keep: bool) -> None:
     if number >= plan.count:
         raise UserError(f"study.only is {number}, expected a number below {plan.count}.")
     chain = plan.chain(number)
-    if parent := os.environ.get(PARENT):
+    if found := os.environ.get(PARENT):
+        parent, digest = found.split()
         end_with(int(parent))
+        if chain.digest != digest:
+            raise UserError("configs have changed since the study began: stop it, and give the same command again.")
         work(chain, plan.failures)
     else:
         try:

@@ -23,15 +23,16 @@ from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import compose
 from deepavfusion.runs.directory import (
     CHECKPOINTS,
+    METRICS,
     OVERRIDES,
     STEPS_PATTERN,
     FinishedError,
     saved_after,
     several_runs,
 )
-from deepavfusion.runs.lock import InUseError
+from deepavfusion.runs.lock import InUseError, is_held
 from deepavfusion.runs.signals import StopRequested
-from deepavfusion.study.plan import Chain, Run
+from deepavfusion.study.definition import Chain, Run
 from deepavfusion.study.starts import place
 from deepavfusion.utils.console import say
 from deepavfusion.utils.errors import UserError, explained, limited
@@ -64,12 +65,16 @@ def work(chain: Chain, failures: Path) -> None:
                 if lacking := next((each for each in run.starts if not each.last.exists()), None):
                     note_failure(run, failures, _removed(lacking))
                     break
+                if is_held(run.directory):  # by another chain, which shares it
+                    time.sleep(LOOK_EVERY)
+                    continue
                 try:
                     for directory, share in run.midway:
                         place(directory, share)
                     with _measured(run.directory):
                         _train(run)
-                except InUseError:  # another chain, which shares it
+                    _check_metrics(run)
+                except InUseError:  # since just now
                     time.sleep(LOOK_EVERY)
                 except FinishedError:  # by another chain, just now
                     break
@@ -79,6 +84,13 @@ def work(chain: Chain, failures: Path) -> None:
                     note_failure(run, failures, str(error))
                 except Exception as error:  # the other runs go on
                     note_failure(run, failures, _sentence(error, run))
+
+
+def _check_metrics(run: Run) -> None:
+    """Say at once what the report is going to lack."""
+    found: Any = read_json(run.directory / METRICS, RECORD, "the metrics of a run")
+    if lacking := [name for name in run.stage.metrics if name not in found]:
+        say(f"{run.name} has no {', '.join(lacking)}, which study.stages.{run.stage.name}.metrics names", "red")
 
 
 def _sentence(error: Exception, run: Run) -> str:
@@ -141,10 +153,10 @@ def note_failure(run: Run, failures: Path, sentence: str) -> None:
 
 
 def remove_checkpoints(runs: Sequence[Run]) -> None:
-    """Remove those of finished runs, but for what unfinished ones of them start from."""
+    """Remove those of finished runs whose costs are known, but for what unfinished ones of them start from."""
     needed = {start.name for run in runs if not run.finished for start in run.starts}
     for run in runs:
-        if run.finished and run.name not in needed:
+        if run.finished and run.name not in needed and (run.directory / COST).exists():
             shutil.rmtree(run.directory / CHECKPOINTS, ignore_errors=True)
 
 
@@ -196,7 +208,7 @@ def costs_of(directory: Path) -> dict[str, float]:
         found = {}
     known = found.items() if isinstance(found, dict) else ()
     right = {key: float(value) for key, value in known if type(value) in (int, float) and 0 <= value < math.inf}
-    return {**_steps(directory), **right}
+    return {**right, **_steps(directory)}
 
 
 def _steps(directory: Path) -> dict[str, float]:

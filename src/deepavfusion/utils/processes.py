@@ -99,6 +99,11 @@ def check_single(script: str) -> None:
     found = launch()
     if found.processes == 1 or found.by == "lightning":
         return
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        raise SaidByFirst(
+            f"a job has {found.processes} processes of {script}.py, which would write the same files: set "
+            "hydra.launcher.nodes=1 hydra.launcher.tasks_per_node=1."
+        )
     if found.by in VARIABLES:
         raise SaidByFirst(
             f"{found.by} started {found.processes} processes of {script}.py, which would write the same files: start "
