@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from deepavfusion.runs import lock
-from deepavfusion.runs.lock import LOCK, locked
+from deepavfusion.runs.lock import LOCK, is_held, locked
 from deepavfusion.utils.errors import UserError
 from helpers.runs import PRETRAIN, sentence
 
@@ -213,3 +213,20 @@ def test_a_link_in_place_of_a_lock_is_said_to_be_one(tmp_path):
     (tmp_path / LOCK).symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is a link"), locked(tmp_path):
         pass
+
+
+def test_looking_at_a_lock_changes_nothing(tmp_path):
+    assert not is_held(tmp_path)
+    with locked(tmp_path):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    held(tmp_path, boot="of another machine")
+    assert is_held(tmp_path)
+    os.utime(tmp_path / LOCK, (0, 0))
+    assert not is_held(tmp_path)
+    held(tmp_path, pid=os.getpid(), began=0)
+    os.utime(tmp_path / LOCK)
+    assert is_held(tmp_path)
+    held(tmp_path, pid=2**22 + 1)  # which no process has
+    assert not is_held(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]

@@ -154,6 +154,19 @@ def test_the_quick_form_trains_less_and_leaves_out_what_would_learn_nothing(tmp_
     ]
 
 
+def test_the_quick_form_shortens_what_an_axis_sets(tmp_path: Path) -> None:
+    found = plan(tmp_path, {"trainer.max_epochs": [10, 100]}, seeds=1, quick=True)
+    ends = [[word for word in run.overrides if word.startswith("trainer.max_epochs=")][-1] for run in found.runs]
+    assert ends == ["trainer.max_epochs=4", "trainer.max_epochs=40"]
+    assert [found.composed(found.stages[0], cell).cfg.trainer.max_epochs for cell in found.cells] == [4, 40]
+
+
+def test_the_same_mixtures_are_tested_with_every_seed(tmp_path: Path) -> None:
+    found = plan(tmp_path, {}, {"separate": {"experiment": "music_separation", "metrics": ["test/sdr"]}}, seeds=2)
+    assert all("data.samples.seed=0" in run.overrides for run in found.runs)
+    assert [f"seed={run.seed}" in run.overrides for run in found.runs] == [True, True]
+
+
 def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Path) -> None:
     def name(**more: Any) -> str:
         return plan(tmp_path, seeds=1, **more).runs[0].name
@@ -192,14 +205,16 @@ def test_what_is_no_study_is_said_before_anything_runs(axes, stages, more, words
     assert not any(tmp_path.iterdir())
 
 
-def finish(run: Any, right: list[bool]) -> None:
+def finish(run: Any, right: list[bool], seconds: float = 10) -> None:
     """Write what a classification leaves."""
     run.directory.mkdir(parents=True)
     lines = [[n, f"clip{n}", "a", "a" if each else "b"] for n, each in enumerate(right)]
     with (run.directory / "classification_test.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["item", "id", "classes", "predicted"], *lines])
     (run.directory / "metrics.json").write_text(json.dumps({"test/top1": sum(right) / len(right)}))
-    (run.directory / "cost.json").write_text(json.dumps({"seconds": 10, "peak_memory_gb": 1, "parts": 1, "steps": 60}))
+    cost = {"seconds": seconds, "peak_memory_gb": 1, "parts": 1, "steps": 60}
+    (run.directory / "cost.json").write_text(json.dumps(cost))
+    (run.directory / "provenance.json").write_text('{"starts": [{"commit": "0123456789", "dirty": false}]}')
 
 
 @pytest.fixture
@@ -280,6 +295,27 @@ def test_a_study_of_one_cell_has_a_table_of_its_metrics(tmp_path: Path) -> None:
     assert "baseline" not in text
     assert [line["seed"] for line in lines] == ["1", "2", "3"]
     assert not list(found.reports.glob("*.png"))
+
+
+def test_the_same_difference_with_every_seed_is_none_if_other_clips_might_not_give_it(tmp_path: Path) -> None:
+    """One clip of a hundred more, each time."""
+    found = plan(tmp_path)
+    for chain in found.chains:
+        finish(chain.runs[0], [n < 50 + chain.seed + (chain.cell.name == "0.2") for n in range(100)])
+    _, other = findings_of(found, rows_of(found, tmp_path))
+    assert other.comparison
+    assert other.comparison.seeds.low == pytest.approx(0.01)
+    assert other.verdict == "no difference that the seeds support"
+
+
+def test_a_run_that_was_killed_is_not_timed_whole(finished: Plan) -> None:
+    assert "Some runs were killed" not in report(finished)[0]
+    (finished.runs[0].directory / "provenance.json").write_text('{"starts": [{"commit": "a"}, {"commit": "b"}]}')
+    text, lines = report(finished)
+    assert "Some runs were killed, and their seconds are of the other starts only." in text
+    assert lines[0]["commit"] == "a b"
+    (finished.runs[0].directory / "cost.json").unlink()
+    assert "| 0.1 | 1.00 | 2.000 | 10 |" in report(finished)[0]  # of the other seeds
 
 
 def test_what_failed_or_was_not_run_is_named_and_the_rest_reported(finished: Plan) -> None:
