@@ -318,6 +318,15 @@ def test_a_run_that_was_killed_is_not_timed_whole(finished: Plan) -> None:
     assert "| 0.1 | 1.00 | 2.000 | 10 |" in report(finished)[0]  # of the other seeds
 
 
+def test_a_study_of_which_nothing_is_finished_is_reported(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    text, lines = report(found)
+    assert "0 of 6 runs of 2 cells are finished" in text
+    assert [line["missing"] for line in lines] == ["probe: not run yet"] * 6
+    finish(found.runs[0], [True])
+    assert "| 0.1 | 1.000 ± – |" in report(found)[0]
+
+
 def test_what_failed_or_was_not_run_is_named_and_the_rest_reported(finished: Plan) -> None:
     first, last = finished.runs[0], finished.runs[-1]
     for run in (first, last):

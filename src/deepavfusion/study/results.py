@@ -240,7 +240,7 @@ def findings_of(plan: Plan, rows: Sequence[Row]) -> list[Finding]:
             for cell in plan.cells:
                 values = values_of(rows, cell, (stage.name, metric))
                 table = score_table(plan, cell, stage, metric, sorted(values))
-                (scores,) = together(table) or [np.empty((0, 0))]
+                scores = together(table)[0] if table else np.empty(0)
                 clips = over_clips_and_seeds(scores) if scores.size else None
                 comparison = compare(plan, rows, cell, stage, metric)
                 baseline = plan.baseline_of(cell)
