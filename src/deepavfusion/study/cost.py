@@ -132,8 +132,10 @@ class Estimator:
         kind = "probe" if OmegaConf.select(cfg, "model.frozen") is True else cfg.task
         cost = {**self.costs["default"], **self.costs.get(kind, {})}
         count = self._count("clips", cfg) * OmegaConf.select(cfg, "data.repeats", default=1)
-        limit = cfg.trainer.get("limit_train_batches")
-        trained = cfg.trainer.max_epochs * (limit * cfg.data.batch_size if isinstance(limit, int) else count)
+        limit, size = cfg.trainer.get("limit_train_batches"), cfg.data.batch_size
+        epochs, steps = (cfg.trainer[key] or 0 for key in ("max_epochs", "max_steps"))
+        ends = [epochs * (limit * size if isinstance(limit, int) else count)] if epochs > 0 else []
+        trained = min([*ends, *([steps * size] if steps > 0 else [])], default=0)
         speed = self._speed(cfg)
         seconds = trained * (cost["train"] * speed + cost["read"]) if cost["train"] else 0.0
         return float(cost["start"] + seconds + self._count("tested", cfg) * (cost["test"] * speed + cost["read"]))
