@@ -233,7 +233,7 @@ def interval(text: str) -> tuple[float, ...]:
 
 def report(found: Plan) -> tuple[str, list[dict[str, str]]]:
     sizes = {cell.name: (1.0, 2.0) for cell in found.cells}
-    write_report(found, rows_of(found, found.failures), sizes, {"commit": "abc"}, found.reports)
+    write_report(found, rows_of(found, found.failures), sizes, {"machine": "a b"}, found.reports)
     with (found.reports / "results.csv").open(newline="") as file:
         return (found.reports / "report.md").read_text(), list(csv.DictReader(file))
 
@@ -259,6 +259,7 @@ def test_the_report_has_a_row_for_each_cell_and_seed_and_says_what_differs(finis
     assert interval(paired) == pytest.approx(ends, abs=5e-4)
     assert {path.name for path in finished.reports.glob("*.png")} == {"probe_top1.png", "probe_top1_cost.png"}
     assert "Not run" not in text
+    assert "6 of 6 runs of 2 cells are finished, with seeds 1, 2, 3, made by commit 0123456." in text
 
 
 def test_the_report_says_whether_all_cells_took_the_same_steps(finished: Plan) -> None:

@@ -49,11 +49,11 @@ def size_of(cfg: DictConfig) -> tuple[float, float]:
 
 
 def sizes(plan: Plan) -> dict[str, tuple[float, float]]:
-    """Name of a cell -> `size_of` its encoder."""
+    """Name of a cell -> `size_of` its encoder, with clips as its first stage reads them."""
     found: dict[str, tuple[float, float]] = {}
     known: dict[str, tuple[float, float]] = {}
     for cell in plan.cells:
-        cfg = plan.composed(plan.stages_of(cell)[-1], cell).cfg
+        cfg = plan.composed(plan.stages_of(cell)[0], cell).cfg
         net = OmegaConf.to_yaml(cfg.model.net, resolve=True)
         if net not in known:
             known[net] = size_of(cfg)

@@ -14,7 +14,7 @@ import numpy as np
 
 from deepavfusion.figures.style import save_figure
 from deepavfusion.runs.lock import InUseError, locked
-from deepavfusion.runs.provenance import provenance, short
+from deepavfusion.runs.provenance import provenance
 from deepavfusion.study.cost import sizes
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.plots import draw_axis, draw_trade
@@ -44,7 +44,6 @@ def report(plan: Plan) -> None:
     machine = found["machine"]
     about = {
         "command": f"`{found['command']}`",
-        "commit": short(found["commit"]) + (", with changes" if found["dirty"] is True else ""),
         "machine": ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]]),
         "scale": f"{plan.scale}{', quick' if plan.quick else ''}",
         "date": found["date"],
@@ -76,7 +75,7 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
 
     Args:
         sizes: see `cost.sizes`.
-        about: what the report says of itself: command, commit, machine.
+        about: what the report says of itself: command, machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_results(plan, rows, sizes, folder / "results.csv")
@@ -102,7 +101,8 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
 def _state(plan: Plan, rows: Sequence[Row]) -> list[str]:
     done, commits = sum(run.finished for run in plan.runs), sorted(set().union(*(row.commits for row in rows)))
     cells = f" of {len(plan.cells)} cells" if len(plan.cells) > 1 else ""
-    lines = [f"{done} of {len(plan.runs)} runs{cells} are finished, with seeds {_list(plan.seeds)}."]
+    by = f", made by commit {commits[0]}" if len(commits) == 1 else ""
+    lines = [f"{done} of {len(plan.runs)} runs{cells} are finished, with seeds {_list(plan.seeds)}{by}."]
     if len(commits) > 1:
         lines.append(f"They were made by different commits ({', '.join(commits)}), which may explain differences.")
     if len(plan.seeds) < LEAST:
@@ -178,7 +178,10 @@ def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:
     note = ["", "Some runs were killed, and their seconds are of the other starts only."] if partly else []
     return [
         *_table(head, lines),
-        *("", "Seconds: mean over seeds, with everything that a run does."),
+        *(
+            "",
+            "GFLOP: of a clip as the first stage reads it. Seconds: mean over seeds, with everything that a run does.",
+        ),
         *note,
         *("", *_steps(plan, rows)),
     ]
