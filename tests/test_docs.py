@@ -66,6 +66,7 @@ def test_what_is_said_of_a_study_is_in_its_table(name: str) -> None:
     """Every "mean ± deviation" and "difference [low, high]", to the digits given."""
     page = (REPOSITORY / "docs" / "studies.md").read_text().replace("−", "-")
     (section,) = re.findall(rf"^### {name}\n(.*?)(?=^##)", page, re.M | re.S)
+    section = " ".join(section.split())
     columns = {2: ("mean", "deviation"), 3: ("difference", "low_seeds", "high_seeds")}
     known = {
         size: [[float(row[key]) for key in keys] for row in read_table(STUDIES / name / "summary.csv") if row[keys[-1]]]
