@@ -18,6 +18,7 @@ BEAT = 2.0  # s between two signs
 LIMIT = 45.0  # s without one; Python code that keeps all threads of a process waiting (a sort of millions) takes less
 KEY = "deepavfusion/heartbeat/{}"
 END, HOST = KEY.format("end"), KEY.format("host {}")
+READ = 1.0  # s that the others have at least to learn why they end, on busy cores, too
 OVER, DONE, LEFT = "over", "done", "left"  # states: in no training or test, so that nobody waits; ended; asked to stop
 NO_SIGN = "{} gave no sign of life for {:.0f} s (killed, stopped, or a machine or network fails), so the others end; "
 
@@ -194,5 +195,5 @@ class Heartbeat:
                 text, status = self.text(gone)
                 if self.rank == 0:
                     self.end = status
-                    time.sleep(2 * self.beat)
+                    time.sleep(max(2 * self.beat, READ))
                 return self.leave(text, status)
