@@ -65,7 +65,9 @@ class Processes:
             os._exit(status)
 
     def met(self, seconds: float = 4 * BEAT) -> None:
+        deadline = time.monotonic() + 60
         while not all((self.folder / f"ready{rank}").exists() for rank in range(len(self.pids))):
+            assert time.monotonic() < deadline, "some processes have not met"
             time.sleep(0.01)
         time.sleep(seconds)
 
