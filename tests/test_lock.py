@@ -224,9 +224,10 @@ def test_looking_at_a_lock_changes_nothing(tmp_path):
     assert is_held(tmp_path)
     os.utime(tmp_path / LOCK, (0, 0))
     assert not is_held(tmp_path)
-    held(tmp_path, pid=os.getpid(), began=0)
-    os.utime(tmp_path / LOCK)
+    held(tmp_path)  # by this process, as it says
     assert is_held(tmp_path)
+    held(tmp_path, began=0)  # by an earlier process with its number
+    assert not is_held(tmp_path)
     held(tmp_path, pid=2**22 + 1)  # which no process has
     assert not is_held(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]

@@ -43,6 +43,11 @@ def test_the_mixtures_and_what_came_of_them_are_in_the_run_directory(separated):
     assert numbers(separated / "metrics.json")["test/sdr"] == pytest.approx(mean, abs=1e-9)
 
 
+def test_every_run_is_tested_on_the_same_mixtures():
+    seeds = [compose("experiment=music_separation", f"seed={seed}").data.samples.seed for seed in (0, 3)]
+    assert seeds == [0, 0]
+
+
 def test_tensorboard_has_sounds_pictures_and_histograms(separated):
     tags = events(separated).Tags()
     assert {"separation/mixture_0", "sdr_by_class/test"} <= set(tags["images"])

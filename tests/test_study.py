@@ -161,12 +161,6 @@ def test_the_quick_form_shortens_what_an_axis_sets(tmp_path: Path) -> None:
     assert [found.composed(found.stages[0], cell).cfg.trainer.max_epochs for cell in found.cells] == [4, 40]
 
 
-def test_the_same_mixtures_are_tested_with_every_seed(tmp_path: Path) -> None:
-    found = plan(tmp_path, {}, {"separate": {"experiment": "music_separation", "metrics": ["test/sdr"]}}, seeds=2)
-    assert all("data.samples.seed=0" in run.overrides for run in found.runs)
-    assert [f"seed={run.seed}" in run.overrides for run in found.runs] == [True, True]
-
-
 def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Path) -> None:
     def name(**more: Any) -> str:
         return plan(tmp_path, seeds=1, **more).runs[0].name

@@ -56,7 +56,7 @@ class ClipDataModule(LightningDataModule):
         samples: kind of samples: called as samples(clips, store, spec), with windows=… or wrong_audio=….
         train_split, val_split, eval_split: names of splits; val_split may be "holdout", a seeded share of the train
             videos that is then not trained on.
-        holdout_share, train_share: of the train videos; of the clips to train on, in an epoch as long: `thinned`.
+        holdout_share, train_share: of the train videos; of the clips to train on, in about as long an epoch: `thinned`.
         batch_size: items a step and process.
         image_size: side of the frames, pixels.
         audio_seconds: length of the audio window, s.

@@ -70,10 +70,8 @@ def is_held(run_dir: Path) -> bool:
     holder, touched = _read(run_dir / LOCK), _touched(run_dir / LOCK)
     if holder is None or touched is None:
         return False
-    me = _identity()
-    if all(holder.get(key) == me[key] is not None for key in ("boot", "processes")):
-        return _began(holder.get("pid")) is not None
-    return abs(time.time() - touched / 1e9) < 3 * BEAT
+    over = _is_over(holder, _identity())
+    return abs(time.time() - touched / 1e9) < 3 * BEAT if over is None else not over
 
 
 class _Lock:
@@ -150,11 +148,11 @@ class _Lock:
         Raises:
             UserError: it is not.
         """
-        if all(holder.get(key) == self.me[key] is not None for key in ("boot", "processes")):
-            began = _began(holder.get("pid"))
-            if began is None or holder.get("began") not in (None, began):
-                return True
+        over = _is_over(holder, self.me)
+        if over is False:
             raise InUseError(self.run_dir, _named(holder))
+        if over:
+            return True
         if holder.get("job") == self.me["job"] is not None and holder.get("restart") != self.me["restart"]:
             return True  # SLURM ends all processes of a job before it starts it again
         return self._stands_still(holder, mine)
@@ -228,6 +226,14 @@ def _read(path: Path) -> dict[str, Any] | None:
         return {}
     # The directory may come from another machine, and what it says goes to a terminal.
     return {k: v for k, v in found.items() if type(v) is int or (isinstance(v, str) and v.isprintable())}
+
+
+def _is_over(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
+    """Whether the process of a start has ended; None: it cannot be seen from here."""
+    if not all(holder.get(key) == me[key] is not None for key in ("boot", "processes")):
+        return None
+    began = _began(holder.get("pid"))
+    return began is None or holder.get("began") not in (None, began)
 
 
 def _named(holder: dict[str, Any]) -> str:

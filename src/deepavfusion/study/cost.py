@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepavfusion.config.compose import instantiate
+from deepavfusion.config.overrides import in_demo_data
 from deepavfusion.models.deepavfusion import DeepAVFusion
 from deepavfusion.study.definition import Run
 from deepavfusion.study.plan import Composed, Plan
@@ -141,7 +142,7 @@ class Estimator:
         return float(cost["start"] + seconds + self._count("tested", cfg) * (cost["test"] * speed + cost["read"]))
 
     def _count(self, of: str, cfg: DictConfig) -> float:
-        counts = self.costs[of]["demo" if _is_demo(cfg) else "published"]
+        counts = self.costs[of]["demo" if in_demo_data(cfg.data.root, cfg.paths.data_dir) else "published"]
         return float(counts.get(cfg.data.name, counts["default"]))
 
     def _speed(self, cfg: DictConfig) -> float:
@@ -161,10 +162,6 @@ class Estimator:
         parameters = sum(p.numel() for p in encoder_of(cfg).parameters())
         kept, each = cfg.callbacks.checkpoints, BYTES / 3 if OmegaConf.select(cfg, "model.frozen") is True else BYTES
         return float((kept.keep + len(kept.milestones)) * parameters * each / 1e9)
-
-
-def _is_demo(cfg: DictConfig) -> bool:
-    return Path(cfg.data.root).is_relative_to(Path(cfg.paths.data_dir, "demo"))
 
 
 def _timed(net: dict[str, Any], device: str, threads: int) -> float:

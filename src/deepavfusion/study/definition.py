@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import choices
+from deepavfusion.config.overrides import in_demo_data
 from deepavfusion.runs.directory import METRICS
 from deepavfusion.study.starts import checkpoint
 from deepavfusion.utils.addresses import is_remote
@@ -198,9 +199,8 @@ def check_metrics(stage: Stage, cfg: DictConfig) -> None:
 
 def check_data(stage: Stage, cfg: DictConfig) -> None:
     """Raise a `UserError` if the data of a stage is not there, unless it is a demo's, which is generated."""
-    root = Path(cfg.data.root)
-    demo = root.is_relative_to(Path(cfg.paths.data_dir, "demo"))
-    if not (demo or is_remote(cfg.data.root) or root.is_dir()):
+    root = cfg.data.root
+    if not (in_demo_data(root, cfg.paths.data_dir) or is_remote(root) or Path(root).is_dir()):
         raise UserError(
             f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data there "
             f"(make datasets), add data.root=<folder> to the overrides of this stage, or use study.scale=study."

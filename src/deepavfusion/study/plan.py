@@ -39,7 +39,6 @@ from deepavfusion.study.starts import PLACEHOLDER, filled, named
 from deepavfusion.utils.errors import UserError
 
 QUICK = 0.4  # of the epochs
-MIXTURES = "data.samples.seed"  # of the mixtures that are tested: the same for all seeds
 LONGEST = 40  # characters of a name that the values of the axes take
 OF_NO_RESULT = ("run", "paths", "logger", "seed", "resume", "debug")  # sections that do not change what a run finds
 
@@ -166,8 +165,6 @@ class Plan:
 
     def _compose(self, stage: Stage, cell: Cell) -> Composed:
         mine = self._own(stage)
-        if OmegaConf.select(self._base(stage), MIXTURES) == 0:
-            mine.append(f"{MIXTURES}=0")
         axes = [axis for axis in self.axes if self._applies(axis, stage)]
         mine += [_override(*each) for axis in axes for each in cell.values[axis].items()]
         starts = tuple(dict.fromkeys(name for name, _ in named(mine)))
@@ -226,10 +223,7 @@ class Plan:
     def _base(self, stage: Stage) -> DictConfig:
         """The config of a stage, whatever the cell."""
         if stage.name not in self._bases:
-            base = copy.deepcopy(self._train_config(stage, self._own(stage)))
-            if OmegaConf.select(base, MIXTURES) == base.seed:
-                OmegaConf.update(base, MIXTURES, 0)
-            self._bases[stage.name] = base
+            self._bases[stage.name] = self._train_config(stage, self._own(stage))
         return self._bases[stage.name]
 
     def _train_config(self, stage: Stage, overrides: Sequence[str]) -> DictConfig:

@@ -51,9 +51,8 @@ def report(plan: Plan) -> None:
     known, latest = sizes(plan), plan.folder / "latest"
     with _alone(plan.reports):
         write_report(plan, rows_of(plan, plan.failures), known, about, plan.reports)
-        is_folder = os.path.lexists(latest) and not latest.is_symlink()
-        linked = not is_folder and link(latest, os.path.relpath(plan.reports, plan.folder))
-    say(f"report: {(latest if linked else plan.reports) / 'report.md'}")
+        shown = latest if link(latest, os.path.relpath(plan.reports, plan.folder)) else plan.reports
+    say(f"report: {shown / 'report.md'}")
 
 
 @contextmanager

@@ -153,26 +153,22 @@ def _name(line: Line) -> str:
     return "|".join(line[column] for column in ("item", "mixture", "source", "id", "second") if column in line)
 
 
-def score_table(plan: Plan, cell: Cell, stage: Stage, metric: str, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Seed -> clip -> score; empty if a run has no scores."""
-    chains = {chain.seed: chain for chain in plan.chains if chain.cell == cell}
-    found = {}
-    for seed in seeds:
-        run = next(run for run in chains[seed].runs if run.stage == stage)
-        scores = scores_of(run, metric)
-        if scores is None:
-            return {}
-        found[seed] = scores
+def score_tables(plan: Plan, stage: Stage, metric: str) -> dict[str, dict[int, dict[str, float]]]:
+    """Name of a cell -> seed -> clip -> score, of the runs that have scores."""
+    found: dict[str, dict[int, dict[str, float]]] = {cell.name: {} for cell in plan.cells}
+    for chain in plan.chains:
+        run = next((run for run in chain.runs if run.stage == stage), None)
+        if run is not None and (scores := scores_of(run, metric)) is not None:
+            found[chain.cell.name][chain.seed] = scores
     return found
 
 
-def together(*tables: Mapping[int, Mapping[str, float]]) -> list[Values]:
-    """Tables of the same seeds as arrays [S, N], of the clips that all of them have; empty arrays: there are none."""
-    seeds = sorted(tables[0]) if tables else []
-    clips = sorted(set.intersection(*(set(scores) for table in tables for scores in table.values()))) if seeds else []
-    return [
-        np.array([[table[seed][clip] for clip in clips] for seed in seeds]).reshape(len(seeds), -1) for table in tables
-    ]
+def together(seeds: Sequence[int], *tables: Mapping[int, Mapping[str, float]]) -> list[Values] | None:
+    """Tables as arrays [S, N], of the clips that all of them have; None: a seed has no scores, or there are none."""
+    if not seeds or any(seed not in table for table in tables for seed in seeds):
+        return None
+    clips = sorted(set.intersection(*(set(table[seed]) for table in tables for seed in seeds)))
+    return [np.array([[table[seed][clip] for clip in clips] for seed in seeds]) for table in tables] if clips else None
 
 
 @dataclass(frozen=True)
@@ -237,31 +233,38 @@ def findings_of(plan: Plan, rows: Sequence[Row]) -> list[Finding]:
     found = []
     for stage in plan.stages:
         for metric in stage.metrics:
+            values = {cell.name: values_of(rows, cell, (stage.name, metric)) for cell in plan.cells}
+            tables = score_tables(plan, stage, metric)
             for cell in plan.cells:
-                values = values_of(rows, cell, (stage.name, metric))
-                table = score_table(plan, cell, stage, metric, sorted(values))
-                scores = together(table)[0] if table else np.empty(0)
-                clips = over_clips_and_seeds(scores) if scores.size else None
-                comparison = compare(plan, rows, cell, stage, metric)
-                baseline = plan.baseline_of(cell)
-                of = np.array(list(values.values()))
-                found.append(Finding(stage.name, metric, cell, of, clips, baseline, comparison))
+                mine, base = cell.name, plan.baseline_of(cell)
+                scores = together(sorted(values[mine]), tables[mine])
+                clips = over_clips_and_seeds(scores[0]) if scores else None
+                comparison = None
+                if cell != base:
+                    comparison = _compare(values[mine], values[base.name], tables[mine], tables[base.name])
+                of = np.array(list(values[mine].values()))
+                found.append(Finding(stage.name, metric, cell, of, clips, base, comparison))
     return found
 
 
-def compare(plan: Plan, rows: Sequence[Row], cell: Cell, stage: Stage, metric: str) -> Comparison | None:
-    """A cell against its baseline, where both have results with the same seeds; None of a baseline itself."""
-    baseline = plan.baseline_of(cell)
-    mine, base = (values_of(rows, each, (stage.name, metric)) for each in (cell, baseline))
+def _compare(
+    mine: Mapping[int, float],
+    base: Mapping[int, float],
+    scores: Mapping[int, Mapping[str, float]],
+    others: Mapping[int, Mapping[str, float]],
+) -> Comparison | None:
+    """A cell against its baseline, with the seeds that both have; None: there are none.
+
+    Args:
+        mine, base: seed -> value.
+        scores, others: seed -> clip -> score, of both.
+    """
     seeds = sorted(set(mine) & set(base))
-    if cell == baseline or not seeds:
+    if not seeds:
         return None
     differences = np.array([mine[seed] - base[seed] for seed in seeds])
-    tables = [score_table(plan, each, stage, metric, seeds) for each in (cell, baseline)]
-    clips = None
-    if all(tables):
-        scores, others = together(*tables)
-        clips = over_clips_and_seeds(scores - others) if scores.size else None
+    found = together(seeds, scores, others)
+    clips = over_clips_and_seeds(found[0] - found[1]) if found else None
     return Comparison(over_seeds(differences), clips, p_value(differences), len(seeds))
 
 

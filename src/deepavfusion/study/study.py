@@ -84,9 +84,15 @@ def work_on(plan: Plan, number: int, words: list[str], keep: bool) -> None:
         finally:
             report(plan)  # whichever job is the last one completes it
     left = [run for run in chain.runs if not run.finished]
-    more = any(not run.finished and failure_of(run, plan.failures) is None for run in plan.runs)
-    if left and not (in_sweep() and more and "SUBMITIT_EXECUTOR" not in os.environ):  # where this would end others
+    if left and not _ends_others(plan):
         raise UserError(f"{len(left)} of {len(chain.runs)} runs of {chain.name} failed: see {plan.failures}.")
+
+
+def _ends_others(plan: Plan) -> bool:
+    """Whether an error of this job would end those that follow it in its process."""
+    if not in_sweep() or "SUBMITIT_EXECUTOR" in os.environ:
+        return False
+    return any(not run.finished and failure_of(run, plan.failures) is None for run in plan.runs)
 
 
 def _gpus() -> list[str]:

@@ -146,12 +146,15 @@ def whole(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def link(path: Path, target: str) -> bool:
-    """Make or replace a symbolic link atomically; False where the disk has none, as exFAT, CIFS or a cloud drive.
+    """Make or replace a symbolic link atomically; False where the disk has none, as exFAT, CIFS or a cloud drive, or a
+    folder has its name.
 
     Args:
         path: of the link.
         target: relative to its folder.
     """
+    if path.is_dir() and not path.is_symlink():
+        return False
     try:
         with whole(path) as partial:
             partial.symlink_to(target)
