@@ -16,7 +16,7 @@ from deepavfusion.config import overrides as module
 from deepavfusion.config.compose import REPOSITORY
 from deepavfusion.config.overrides import named_apart, values_in_job, without_sweep
 from deepavfusion.utils.launch.launcher import alone
-from helpers.runs import PRETRAIN, compose, train
+from helpers.runs import PRETRAIN, compose, sentence, train
 
 
 class Job:
@@ -111,6 +111,14 @@ def test_each_run_of_a_sweep_starts_its_own_processes(data_root: Path, tmp_path:
     runs = sorted((tmp_path / "pretrain/runs").iterdir())
     assert [run.name for run in runs] == ["x_seed=0", "x_seed=1"]
     assert all((run / "metrics.json").exists() for run in runs)
+
+
+def test_a_machine_without_slurm_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = ["-m", "hydra/launcher=slurm", "study=masking", "study.only=0,1", f"hydra.sweep.dir={tmp_path}"]
+    assert "hydra/launcher=slurm: there is no srun here" in sentence(monkeypatch, capsys, *given, script="study")
 
 
 def test_processes_of_a_job_are_given_that_job_only(monkeypatch: pytest.MonkeyPatch) -> None:

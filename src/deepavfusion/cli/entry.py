@@ -88,6 +88,8 @@ def reported(cfg: Any) -> Iterator[None]:
         _fail(one_sentence(error), error)
     except (OSError, RuntimeError) as error:
         explanation = explained(error, *_written_by(cfg)) if isinstance(error, OSError) else None
+        if 'Could not detect "srun"' in str(error):  # of submitit
+            explanation = "hydra/launcher=slurm: there is no srun here, expected a machine of a cluster: leave it out."
         if sentence := explanation or limited(error):
             _fail(sentence, error)
         raise

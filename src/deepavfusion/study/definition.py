@@ -202,6 +202,7 @@ def check_data(stage: Stage, cfg: DictConfig) -> None:
     root = cfg.data.root
     if not (in_demo_data(root, cfg.paths.data_dir) or is_remote(root) or Path(root).is_dir()):
         raise UserError(
-            f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data there "
-            f"(make datasets), add data.root=<folder> to the overrides of this stage, or use study.scale=study."
+            f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data "
+            f"there (make datasets says how), add data.root=<folder> to the overrides of this stage, or use "
+            "study.scale=study."
         )

@@ -125,8 +125,8 @@ class Bars(Progress):
 
 
 def _speed(task: Task) -> str:
-    if given := task.fields.get("left"):  # items that are long, and differ
-        return f"about {duration(given)} left"
+    if (given := task.fields.get("left")) is not None:  # items that are long, and differ
+        return f"about {duration(given)} left" if given else ""
     if not task.speed:
         return ""
     left = task.time_remaining
