@@ -101,7 +101,7 @@ def _state(plan: Plan, rows: Sequence[Row]) -> list[str]:
     done, commits = sum(run.finished for run in plan.runs), sorted(set().union(*(row.commits for row in rows)))
     cells = f" of {len(plan.cells)} cells" if len(plan.cells) > 1 else ""
     by = f", made by commit {commits[0]}" if len(commits) == 1 else ""
-    lines = [f"{done} of {len(plan.runs)} runs{cells} are finished, with seeds {_list(plan.seeds)}{by}."]
+    lines = [f"{done} of {len(plan.runs)} runs{cells} are finished, with {_list(plan.seeds)}{by}."]
     if len(commits) > 1:
         lines.append(f"They were made by different commits ({', '.join(commits)}), which may explain differences.")
     if len(plan.seeds) < LEAST:
@@ -110,7 +110,7 @@ def _state(plan: Plan, rows: Sequence[Row]) -> list[str]:
 
 
 def _legend(plan: Plan) -> str:
-    return f"Mean ± standard deviation over seeds {_list(plan.seeds)}; a dash: not run, or one seed only."
+    return f"Mean ± standard deviation over {_list(plan.seeds)}; a dash: not run, or one seed only."
 
 
 def _explained(plan: Plan, compared: int) -> str:
@@ -265,7 +265,7 @@ def _interval(found: Interval | None, sign: str = "+") -> str:
 
 
 def _list(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> list[str]:
