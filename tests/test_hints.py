@@ -229,6 +229,25 @@ TEXT_KEYS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [1,\nb: 2\n", "line 3, column 1, cannot be read as YAML in UTF-8: expected ',' or ']'"),
+        (b"a: 1\na: 2\n", "line 2, column 1, cannot be read as YAML in UTF-8: found duplicate key a"),
+        (b"a: \xff\n", "cannot be read as YAML in UTF-8: 'utf-8' codec can't decode byte 0xff"),
+        (b"a: \x00\n", "cannot be read as YAML in UTF-8: unacceptable character #x0000"),
+        (b"defaults: 3\n", "Invalid defaults list in 'experiment/mine', defaults must be a list (got int)"),
+    ],
+)
+def test_a_config_file_that_is_none_gets_one_sentence(content, words, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    text = sentence(monkeypatch, capsys, "--config-dir", tmp_path, "experiment=mine")
+    assert words in text
+    assert text.startswith(("Invalid", f"{file}"))
+
+
 @pytest.mark.parametrize("where", TEXT_KEYS)
 def test_names_are_taken_as_they_are(where: str) -> None:
     script, _, key = where.partition(":")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from deepavfusion.config.compose import choices
+from deepavfusion.config.compose import choices, root_folder
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.report import write_report
 from deepavfusion.study.results import findings_of, rows_of, scores_of
@@ -30,13 +30,20 @@ def staged(**probe: Any) -> dict[str, Any]:
     return {"pretrain": {"experiment": "pretrain_vggsound"}, "probe": {**PROBE["probe"], **start, **probe}}
 
 
-def plan(tmp_path: Path, axes: dict[str, Any] = RATES, stages: dict[str, Any] = PROBE, **more: Any) -> Plan:
+def plan(
+    tmp_path: Path,
+    axes: dict[str, Any] = RATES,
+    stages: dict[str, Any] = PROBE,
+    data_dir: str | None = None,
+    **more: Any,
+) -> Plan:
     """What configs/study/trial.yaml would say."""
     base = OmegaConf.to_container(compose(config="study").study)
     assert isinstance(base, dict)
     return Plan(
         OmegaConf.create({**base, "name": "trial", "question": "Which?", "axes": axes, "stages": stages, **more}),
         tmp_path,
+        data_dir,
     )
 
 
@@ -165,9 +172,9 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
     def name(**more: Any) -> str:
         return plan(tmp_path, seeds=1, **more).runs[0].name
 
-    assert name() == name() == name(overrides=["logger=tensorboard"])
-    others = [name(overrides=["trainer.max_epochs=3"]), name(quick=True), name(scale="demo")]
-    assert len({name(), *others}) == 4
+    assert name() == name() == name(overrides=["logger=tensorboard"]) == name(data_dir=str(root_folder() / "data"))
+    others = [name(overrides=["trainer.max_epochs=3"]), name(quick=True), name(scale="demo"), name(data_dir="/other")]
+    assert len({name(), *others}) == 5
 
 
 @pytest.mark.parametrize(
@@ -190,6 +197,15 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
         (RATES, PROBE, {"overrides": ["model.nothing=1"]}, "model.nothing"),
         (RATES, staged(overrides=["model.pretrained={pretrain@1.5}"]), {}, "such as {pretrain@0.5}"),
         (RATES, staged(overrides=["model.pretrained={later}"]), {}, "starts from {later}, expected a stage before it"),
+        (
+            RATES,
+            staged(overrides=["++run.name=x"]),
+            {},
+            "study.stages.probe.overrides has ++run.name=x, which the study",
+        ),
+        (RATES, PROBE, {"overrides": ["seed=4"]}, "study.overrides has seed=4, which the study sets"),
+        ({"seed": [1, 2]}, PROBE, {}, "study.axes.seed sets seed, expected a key that changes what a run finds"),
+        ({"x": {"on": {"logger": "none"}}}, PROBE, {}, "study.axes.x sets logger"),
     ],
 )
 def test_what_is_no_study_is_said_before_anything_runs(axes, stages, more, words, tmp_path: Path) -> None:

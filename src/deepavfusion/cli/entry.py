@@ -7,11 +7,13 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
@@ -86,6 +88,10 @@ def reported(cfg: Any) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException) as error:  # some are OSErrors, too
         _fail(one_sentence(error), error)
+    except (yaml.YAMLError, ValueError) as error:
+        if sentence := misread(error):
+            _fail(sentence, error)
+        raise
     except (OSError, RuntimeError) as error:
         explanation = explained(error, *_written_by(cfg)) if isinstance(error, OSError) else None
         if 'Could not detect "srun"' in str(error):  # of submitit
@@ -243,6 +249,23 @@ def one_sentence(error: Exception) -> str:
     message, options, names = text.partition("; available options")
     shown = (name for name in names.split() if not name.startswith("_"))  # others are bases of configs
     return " ".join(f"{message}{options} {' '.join(shown)}".split())
+
+
+def misread(error: Exception) -> str | None:
+    """One sentence for a file of configs that is none; None if the error came from elsewhere."""
+    if str(error).startswith("Invalid defaults list"):
+        return f"{error}, such as defaults: [_self_]."
+    # The decoder does not know the name of the file, and YAML does not always: Hydra's function that reads it does.
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "load_config")
+    file = next((each.f_locals["full_path"] for each in frames if "full_path" in each.f_locals), None)
+    if file is None:
+        return None
+    mark, problem = (
+        getattr(error, "problem_mark", None),
+        getattr(error, "problem", None) or " ".join(str(error).split()),
+    )
+    where = f", line {mark.line + 1}, column {mark.column + 1}," if mark else ""
+    return f"{file}{where} cannot be read as YAML in UTF-8: {problem}; mend it, or choose another config."
 
 
 def _fail(sentence: str, error: Exception) -> NoReturn:

@@ -13,11 +13,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.config.compose import choices
-from deepavfusion.config.overrides import in_demo_data
+from deepavfusion.config.overrides import in_demo_data, split_override
 from deepavfusion.runs.directory import METRICS
 from deepavfusion.study.starts import checkpoint
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
+
+OF_THE_STUDY = ("experiment", "scale", "seed", "run", "resume", "paths")  # what a study sets in each of its runs
+OF_NO_RESULT = ("run", "paths", "logger", "seed", "resume", "debug")  # sections that do not change what a run finds
 
 Axes = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Axis -> label -> key -> value."""
@@ -109,6 +112,16 @@ def digest_of(texts: Iterable[str]) -> str:
     return sha256("\n".join(texts).encode()).hexdigest()[:8]
 
 
+def check_own(where: str, overrides: Iterable[str]) -> None:
+    """Raise a `UserError` if overrides set what the study sets."""
+    for override in overrides:
+        if split_override(override)[1].partition(".")[0] in OF_THE_STUDY:
+            raise UserError(
+                f"{where} has {override}, which the study sets for each run: leave it out; there are study.seeds, "
+                "study.scale, the experiments of the stages, and paths.data_dir=<folder> in the command."
+            )
+
+
 def seeds_of(found: Any) -> list[int]:
     """A number of seeds, which are 1, 2, …, or the seeds."""
     return list(range(1, found + 1)) if isinstance(found, int) else list(dict.fromkeys(found))
@@ -133,6 +146,7 @@ def _stage(key: str, name: str, found: Mapping[str, Any]) -> Stage:
     if not isinstance(quick, bool):
         raise UserError(f"{key}.quick is {quick}, expected true or false.")
     overrides, metrics, without = (_texts(f"{key}.{each}", found.get(each)) for each in lists)
+    check_own(f"{key}.overrides", overrides)
     return Stage(name, str(experiment), overrides, metrics, without, quick)
 
 
@@ -154,6 +168,12 @@ def axes_of(found: Mapping[str, Any]) -> Axes:
         axes[key] = {
             str(label): value if isinstance(value, dict) else {key: value} for label, value in labelled.items()
         }
+        for each in itertools.chain.from_iterable(axes[key].values()):
+            if each.partition(".")[0] in (*OF_THE_STUDY, *OF_NO_RESULT):
+                raise UserError(
+                    f"study.axes.{key} sets {each}, expected a key that changes what a run finds, and none that the "
+                    "study sets itself (experiment, scale, seed, run, resume, paths)."
+                )
     return axes
 
 

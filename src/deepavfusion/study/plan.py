@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepavfusion.cli.entry import one_sentence
 from deepavfusion.config.check import check_ranges
-from deepavfusion.config.compose import CONFIG_DIR, compose
+from deepavfusion.config.compose import CONFIG_DIR, compose, root_folder
 from deepavfusion.config.overrides import literal, merged, quoted, written
 from deepavfusion.study.definition import (
+    OF_NO_RESULT,
     Cell,
     Chain,
     Run,
@@ -31,6 +32,7 @@ from deepavfusion.study.definition import (
     cells_of,
     check_data,
     check_metrics,
+    check_own,
     digest_of,
     seeds_of,
     stages_of,
@@ -40,7 +42,6 @@ from deepavfusion.utils.errors import UserError
 
 QUICK = 0.4  # of the epochs
 LONGEST = 40  # characters of a name that the values of the axes take
-OF_NO_RESULT = ("run", "paths", "logger", "seed", "resume", "debug")  # sections that do not change what a run finds
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Plan:
         self.scale: str = plain["scale"]
         self.quick: bool = plain["quick"]
         self.overrides: list[str] = literal(plain["overrides"])
+        check_own("study.overrides", self.overrides)
         self.data_dir = data_dir
         self.folder = Path(log_dir) / "study" / self.name
         self.seeds = seeds_of(plain["seeds"])
@@ -188,9 +190,14 @@ class Plan:
         of = {each.name: self.composed(each, cell) for each in self.stages if each.name in starts}
         kept = {key: value for key, value in cfg.items() if key not in OF_NO_RESULT}
         text = yaml.safe_dump([OmegaConf.to_container(OmegaConf.create(kept)), *(o for o in mine if "{" in o)])
-        digest = digest_of([text, *(each.digest for each in of.values())])
+        digest = digest_of([text, *self._elsewhere(), *(each.digest for each in of.values())])
         shown = [cell.labels[axis] for axis in self.axes if axis in axes or self._inherits(axis, stage, cell)]
         return Composed(cfg, mine, starts, digest, "_".join([stage.name, *([_part(shown)] if shown else [])]))
+
+    def _elsewhere(self) -> list[str]:
+        """The folder of the datasets, if it is not that of the project, which may be moved."""
+        data = Path(self.data_dir or root_folder() / "data").resolve()
+        return [] if data == (root_folder() / "data").resolve() else [str(data)]
 
     def _own(self, stage: Stage) -> list[str]:
         """Overrides of a stage, whatever the cell."""
