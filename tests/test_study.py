@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from scipy import stats
 
 from deepavfusion.config.compose import choices, root_folder
+from deepavfusion.study.findings import findings_of, measured_of, scores_of
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.report import write_report
-from deepavfusion.study.results import findings_of, rows_of, scores_of
+from deepavfusion.study.results import rows_of
 from deepavfusion.study.starts import checkpoint, place
 from deepavfusion.study.work import note_failure
 from deepavfusion.utils.errors import UserError
@@ -92,6 +94,19 @@ def test_cells_share_the_runs_that_an_axis_does_not_change(tmp_path: Path) -> No
     assert len(found.runs) == 3
 
 
+def test_a_stage_is_given_the_keys_of_an_axis_that_it_has(tmp_path: Path) -> None:
+    rates = {"a": {"model.net.fusion": "dense", "model.layer_decay": 0.7}}
+    rates["b"] = {"model.net.fusion": "token", "model.layer_decay": 0.8}
+    stages = staged(experiment="vggsound_finetune")
+    found = plan(tmp_path, {"kind": rates}, stages, seeds=1)
+    given = [[each for each in run.overrides if each.startswith(("model.net.f", "model.lay"))] for run in found.runs]
+    assert given == [
+        *(["model.net.fusion='dense'"], ["model.net.fusion='dense'", "model.layer_decay=0.7"]),
+        *(["model.net.fusion='token'"], ["model.net.fusion='token'", "model.layer_decay=0.8"]),
+    ]
+    assert [found.composed(found.stages[0], cell).cfg.model.net.fusion for cell in found.cells] == ["dense", "token"]
+
+
 def test_an_axis_of_starts_leaves_the_stages_alone_that_it_names(tmp_path: Path) -> None:
     axes = {"model.pretrained": {"scratch": None, "pretrained": "{pretrain}"}}
     found = plan(tmp_path, axes, staged(overrides=[]))
@@ -144,7 +159,7 @@ def test_cells_are_compared_with_those_that_are_alike_on_the_other_axes(tmp_path
     for chain in found.chains:
         value = {"0.1": 0.5, "0.2": 0.7}[chain.cell.labels["model.blr"]] + float(chain.cell.labels["model.momentum"])
         finish(chain.runs[0], [n < 100 * (value - 0.8) for n in range(100)])
-    findings = findings_of(found, rows_of(found, tmp_path))
+    findings = findings_of(found, measured_of(found, rows_of(found, tmp_path)))
     compared = [(each.cell.name, round(each.comparison.seeds.mean, 6)) for each in findings if each.comparison]
     assert compared == [("0.9, 0.1", 0.1), ("0.9, 0.2", 0.1)]
     text, _ = report(found)
@@ -173,7 +188,12 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
         return plan(tmp_path, seeds=1, **more).runs[0].name
 
     assert name() == name() == name(overrides=["logger=tensorboard"]) == name(data_dir=str(root_folder() / "data"))
-    others = [name(overrides=["trainer.max_epochs=3"]), name(quick=True), name(scale="demo"), name(data_dir="/other")]
+    others = [
+        name(stage_overrides={"probe": ["trainer.max_epochs=3"]}),
+        name(quick=True),
+        name(scale="demo"),
+        name(data_dir="/other"),
+    ]
     assert len({name(), *others}) == 5
 
 
@@ -204,6 +224,22 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
             "study.stages.probe.overrides has ++run.name=x, which the study",
         ),
         (RATES, PROBE, {"overrides": ["seed=4"]}, "study.overrides has seed=4, which the study sets"),
+        (
+            RATES,
+            PROBE,
+            {"stage_overrides": {"prob": ["seed=4"]}},
+            "study.stage_overrides has prob, expected a stage: probe",
+        ),
+        (RATES, PROBE, {"stage_overrides": {"probe": ["run.name=x"]}}, "study.stages.probe.overrides has run.name=x"),
+        (
+            {
+                "a": {"x, y": {"model.blr": 1}, "x": {"model.blr": 2}},
+                "b": {"z": {"model.momentum": 0.8}, "y, z": {"model.momentum": 0.9}},
+            },
+            PROBE,
+            {},
+            "study.axes makes several cells called x, y, z",
+        ),
         ({"seed": [1, 2]}, PROBE, {}, "study.axes.seed sets seed, expected a key that changes what a run finds"),
         ({"x": {"on": {"logger": "none"}}}, PROBE, {}, "study.axes.x sets logger"),
     ],
@@ -224,7 +260,8 @@ def finish(run: Any, right: list[bool], seconds: float = 10) -> None:
     (run.directory / "metrics.json").write_text(json.dumps({"test/top1": sum(right) / len(right)}))
     cost = {"seconds": seconds, "peak_memory_gb": 1, "parts": 1, "steps": 60}
     (run.directory / "cost.json").write_text(json.dumps(cost))
-    (run.directory / "provenance.json").write_text('{"starts": [{"commit": "0123456789", "dirty": false}]}')
+    start = {"commit": "0123456789", "dirty": False, "machine": {"cpu": "a b", "cores": 1, "gpus": []}}
+    (run.directory / "provenance.json").write_text(json.dumps({"starts": [start]}))
 
 
 @pytest.fixture
@@ -243,7 +280,7 @@ def interval(text: str) -> tuple[float, ...]:
 
 def report(found: Plan) -> tuple[str, list[dict[str, str]]]:
     sizes = {cell.name: (1.0, 2.0) for cell in found.cells}
-    write_report(found, rows_of(found, found.failures), sizes, {"machine": "a b"}, found.reports)
+    write_report(found, rows_of(found, found.failures), sizes, {"command": "a b"}, found.reports)
     with (found.reports / "results.csv").open(newline="") as file:
         return (found.reports / "report.md").read_text(), list(csv.DictReader(file))
 
@@ -270,6 +307,8 @@ def test_the_report_has_a_row_for_each_cell_and_seed_and_says_what_differs(finis
     assert {path.name for path in finished.reports.glob("*.png")} == {"probe_top1.png", "probe_top1_cost.png"}
     assert "Not run" not in text
     assert "6 of 6 runs of 2 cells are finished, with seeds 1, 2, 3, made by commit 0123456." in text
+    assert "| machine | a b, 1 core a run |" in text
+    assert "GPUs" not in text
 
 
 def test_the_report_says_whether_all_cells_took_the_same_steps(finished: Plan) -> None:
@@ -291,10 +330,56 @@ def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:
     found = plan(tmp_path)
     for chain in found.chains:
         finish(chain.runs[0], [n < 50 + chain.seed for n in range(100)])
-    base, other = findings_of(found, rows_of(found, tmp_path))
+    base, other = findings_of(found, measured_of(found, rows_of(found, tmp_path)))
     assert other.comparison
     assert (base.verdict, other.verdict) == ("baseline", "no difference that the seeds support")
     assert other.comparison.p == 1.0
+
+
+def test_cells_that_share_a_run_are_no_comparison(tmp_path: Path) -> None:
+    stages = staged()
+    stages["pretrain"]["metrics"] = ["knn/combined"]
+    found = plan(tmp_path, {"model.momentum": [0.8, 0.9]}, stages)  # pre-training has no such key
+    for run in {chain.runs[0].name: chain.runs[0] for chain in found.chains}.values():
+        finish(run, [True])
+        (run.directory / "metrics.json").write_text('{"knn/combined": 0.5}')
+    _, other = findings_of(found, measured_of(found, rows_of(found, tmp_path)))[:2]
+    assert other.verdict == "no difference: the same runs"
+    assert "Of 0 such comparisons" in report(found)[0]
+
+
+def test_pairs_without_the_baseline_are_compared_too(tmp_path: Path) -> None:
+    found = plan(tmp_path, {"model.blr": [0.1, 0.2, 0.3]})
+    for chain in found.chains:
+        right = 50 + chain.seed + {"0.1": 0, "0.2": 5 * chain.seed, "0.3": 30 + 4 * chain.seed}[chain.cell.name]
+        finish(chain.runs[0], [n < right for n in range(100)])
+    text, _ = report(found)
+    lines = read_table(found.reports / "pairs.csv")
+    assert [(each["cell"], each["other"], each["difference"]) for each in lines] == [
+        *(("0.2", "0.1", "0.1"), ("0.3", "0.1", "0.38"), ("0.3", "0.2", "0.28")),
+    ]
+    assert "Of its 1 comparisons without a baseline, the seeds support 1;" in text
+    low, high = stats.t.interval(0.95, 2, loc=0.28, scale=stats.sem([0.29, 0.28, 0.27]))
+    assert f"| probe | `test/top1` | 0.3 | 0.2 | +0.280 | [+{low:.3f}, +{high:.3f}] | 0.000 |" in text.replace(
+        "< 0.001", "0.000"
+    )
+
+
+def test_runs_on_other_numbers_of_gpus_are_said(finished: Plan) -> None:
+    start = {"machine": {"cpu": "a b", "cores": 12, "gpus": ["H100", "H100"]}}
+    (finished.runs[0].directory / "provenance.json").write_text(json.dumps({"starts": [start]}))
+    text, _ = report(finished)
+    assert "| machine | a b, 1 core a run; a b, 12 cores a run, 2 × H100 |" in text
+    assert "Runs had 0 or 2 GPUs: their batches differ, which may explain differences." in text
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "{}"])
+def test_a_run_whose_metrics_are_damaged_costs_the_report_its_row_only(finished: Plan, content: str) -> None:
+    (finished.runs[0].directory / "metrics.json").write_text(content)
+    text, lines = report(finished)
+    assert "| 0.1 | 0.525 ± 0.007 (2 of 3 seeds) |" in text
+    assert [line["seconds"] for line in lines] == ["", *["10"] * 5]
+    assert lines[0]["missing"].startswith("probe: ")
 
 
 def test_a_study_of_one_cell_has_a_table_of_its_metrics(tmp_path: Path) -> None:
@@ -309,13 +394,18 @@ def test_a_study_of_one_cell_has_a_table_of_its_metrics(tmp_path: Path) -> None:
 
 
 def test_the_same_difference_with_every_seed_is_none_if_other_clips_might_not_give_it(tmp_path: Path) -> None:
-    """One clip of a hundred more, each time."""
+    """One clip more, each time; of 130, the differences are not equal to the last bit."""
     found = plan(tmp_path)
     for chain in found.chains:
-        finish(chain.runs[0], [n < 50 + chain.seed + (chain.cell.name == "0.2") for n in range(100)])
-    _, other = findings_of(found, rows_of(found, tmp_path))
+        finish(chain.runs[0], [n < 50 + chain.seed + (chain.cell.name == "0.2") for n in range(130)])
+    _, other = findings_of(found, measured_of(found, rows_of(found, tmp_path)))
     assert other.comparison
-    assert other.comparison.seeds.low == pytest.approx(0.01)
+    assert other.comparison.seeds.low == pytest.approx(1 / 130)
+    assert other.comparison.p == 0.0
+    assert other.verdict == "no difference that the seeds support"
+    for run in found.runs:
+        (run.directory / "classification_test.csv").unlink()
+    _, other = findings_of(found, measured_of(found, rows_of(found, tmp_path)))
     assert other.verdict == "no difference that the seeds support"
 
 
@@ -335,7 +425,7 @@ def test_a_study_of_which_nothing_is_finished_is_reported(tmp_path: Path) -> Non
     assert "0 of 6 runs of 2 cells are finished" in text
     assert [line["missing"] for line in lines] == ["probe: not run yet"] * 6
     finish(found.runs[0], [True])
-    assert "| 0.1 | 1.000 ± – |" in report(found)[0]
+    assert "| 0.1 | 1.000 ± – (1 of 3 seeds) |" in report(found)[0]
 
 
 def test_what_failed_or_was_not_run_is_named_and_the_rest_reported(finished: Plan) -> None:

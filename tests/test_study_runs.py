@@ -17,11 +17,13 @@ import psutil
 import pytest
 
 from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.runs.lock import locked
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.study import execute
 from deepavfusion.study.execute import Executor
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.results import rows_of
+from deepavfusion.study.study import dealt
 from deepavfusion.study.work import (
     COST,
     costs_of,
@@ -61,11 +63,13 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     Its argument says what befalls runs, by chain and stage.
     """
-    found = plan(tmp_path / "logs", {"model.blr": [1, 2]}, staged(), seeds=1)
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.setattr(execute, "LOOK_EVERY", 0.05)
 
-    def prepare(processes: int = 2, numbers: list[int] | None = None, **todo: dict[str, Any]) -> Executor:
+    def prepare(
+        processes: int = 2, numbers: list[int] | None = None, axes: Any = None, **todo: dict[str, Any]
+    ) -> Executor:
+        found = plan(tmp_path / "logs", axes or {"model.blr": [1, 2]}, staged(), seeds=1)
         failures = found.failures
         told = [
             [
@@ -131,6 +135,50 @@ def test_a_run_that_is_killed_again_and_again_is_named_and_the_others_go_on(fake
     assert lost[0].finished
 
 
+def test_a_chain_waits_for_the_run_of_another_without_a_process(faked: Any, tmp_path: Path) -> None:
+    """And one that was killed meanwhile does not take the blame for it."""
+    axes = {"model.momentum": [0.9, 0.8]}
+    executor = faked(axes=axes, pretrain_0={"wait": 1})
+    begun: list[tuple[int, bool]] = []
+    start = executor._start
+    executor._start = lambda number, place: (begun.append((number, executor.runs[0].finished)), start(number, place))
+    executor.run()
+    assert begun == [(0, False), (1, True)]
+    assert set(starts_of(executor.plan).values()) == {1}
+
+
+def test_a_killed_chain_is_not_said_to_have_failed_in_a_run_that_another_trains(
+    faked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = faked(axes={"model.momentum": [0.9, 0.8]}, numbers=[1])
+    shared, own = executor.plan.chains[1].runs
+    monkeypatch.setattr(execute, "is_held", lambda directory: directory == shared.directory)
+    log = (executor.plan.folder / "log").open("wb") if executor.plan.folder.mkdir(parents=True) is None else None
+    process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    process.wait()
+    executor.attempts[1] = execute.ATTEMPTS
+    waiting: Any = execute.deque()
+    executor.jobs[0] = job = execute.Job(1, executor.chains[1], process, log, 0)
+    executor._end(job, waiting)
+    assert list(waiting) == [1]
+    assert failure_of(shared, executor.failures) is None
+    assert "SIGKILL" in (failure_of(own, executor.failures) or "")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "shares"),
+    [
+        (8, None, [["0"], ["1"], ["2"], ["3"], ["4"], ["5"], ["6"], ["7"]]),
+        (8, 3, [["0", "1"], ["2", "3"], ["4", "5"]]),
+        (2, 1, [["0", "1"]]),
+        (2, 3, [["0"], ["1"], ["0"]]),
+        (0, 3, []),
+    ],
+)
+def test_every_chain_has_as_many_gpus(gpus: int, processes: int | None, shares: list[list[str]]) -> None:
+    assert dealt([str(n) for n in range(gpus)], processes) == shares
+
+
 def test_a_signal_lets_the_chains_save_what_they_did(faked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     requeued: list[int] = []
     monkeypatch.setattr(execute, "requeue", requeued.append)
@@ -175,8 +223,8 @@ def start(run: Any, last: bool = True) -> None:
     run.last.parent.mkdir(parents=True, exist_ok=True)
     if last:
         run.last.touch()
-    (run.directory / COST).write_text('{"seconds": 1, "parts": 1}')
     (run.directory / "metrics.json").write_text('{"test/top1": 0.5}')
+    (run.directory / COST).write_text('{"seconds": 1, "parts": 1}')
 
 
 def test_checkpoints_are_removed_once_no_run_starts_from_them(tmp_path: Path) -> None:
@@ -192,6 +240,26 @@ def test_checkpoints_are_removed_once_no_run_starts_from_them(tmp_path: Path) ->
     remove_checkpoints(runs)
     assert not first.last.exists()
     assert all(run.finished for run in runs)
+
+
+def test_checkpoints_are_not_removed_before_the_costs_are_read_from_them(tmp_path: Path) -> None:
+    (run,) = plan(tmp_path, {}, seeds=1).runs
+    start(run)
+    ended = (run.directory / "metrics.json").stat().st_mtime
+    os.utime(run.directory / COST, (ended - 1, ended - 1))  # of its first part
+    remove_checkpoints([run])
+    assert run.last.exists()
+    with locked(run.directory):
+        os.utime(run.directory / COST)
+        remove_checkpoints([run])
+        assert run.last.exists()
+    remove_checkpoints([run])
+    assert not run.last.exists()
+    start(run)
+    (run.directory / COST).unlink()
+    os.utime(run.directory / "metrics.json", (ended - 120, ended - 120))  # it was killed then
+    remove_checkpoints([run])
+    assert not run.last.exists()
 
 
 def test_a_run_that_starts_from_removed_checkpoints_says_so(tmp_path: Path) -> None:

@@ -9,19 +9,28 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from deepavfusion.cli.entry import entry, overrides_of_run, run
-from deepavfusion.config.compose import choices
+from deepavfusion.config.compose import CONFIG_DIR, choices
 from deepavfusion.config.overrides import split_override
 from deepavfusion.utils.errors import UserError
 
-OF_A_JOB = {"hydra.launcher.tasks_per_node": 1, "hydra.launcher.cpus_per_task": 96}  # of the whole machine
+LISTS = (
+    "study.list=true prints the whole plan and starts nothing: leave it out, or study.only and -m with its launcher."
+)
+TRUE = ("true", "yes", "on", "y", "1")
 
 
 def _of_a_job(words: list[str]) -> list[str]:
-    """A job of a cluster is one process, which starts those of its runs itself."""
+    """A job of a cluster is one process, which starts those of its runs itself, with the cores of all of them."""
     given = {key: value for _, key, value in map(split_override, words)}
     if given.get("hydra/launcher") != "slurm":
         return []
-    return [f"{key}={value}" for key, value in OF_A_JOB.items() if key not in given]
+    if given.get("study.list", "").lower() in TRUE:
+        raise UserError(LISTS)
+    launcher = OmegaConf.load(Path(CONFIG_DIR, "hydra", "launcher", "slurm.yaml"))
+    gpus = given.get("hydra.launcher.gpus_per_node", "")
+    cores = launcher.cpus_per_task * (int(gpus) if gpus.isdigit() else launcher.gpus_per_node)
+    of_a_job = {"hydra.launcher.tasks_per_node": 1, "hydra.launcher.cpus_per_task": cores}
+    return [f"{key}={value}" for key, value in of_a_job.items() if key not in given]
 
 
 @entry("study", more=_of_a_job)
@@ -35,6 +44,8 @@ def main(cfg: DictConfig) -> None:
     plan = Plan(cfg.study, cfg.paths.log_dir, cfg.paths.data_dir)
     keep = study["keep_checkpoints"] == "last"
     words = [*_own_configs(), *overrides_of_run()]
+    if study["list"] and study["only"] is not None:
+        raise UserError(LISTS)
     if study["only"] is not None:
         work_on(plan, study["only"], words, keep)
         return

@@ -258,7 +258,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     # ---- study.py
     "study.name": NAME | NULL,
     "study.question": TEXT | NULL,
-    **dict.fromkeys(("study.axes", "study.baseline", "study.costs"), KEYS),
+    **dict.fromkeys(("study.axes", "study.baseline", "study.costs", "study.stage_overrides"), KEYS),
     "study.stages": Rule("stages with keys", lambda v: KEYS.holds(v) and all(isinstance(s, dict) for s in v.values())),
     "study.seeds": MANY | Rule("a list of some, each of them above", lambda v: bool(v) and list_of(SEED).holds(v)),
     "study.scale": one_of("study", "demo", "paper"),

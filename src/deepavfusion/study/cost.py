@@ -6,7 +6,7 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepavfusion.config.compose import instantiate
 from deepavfusion.config.overrides import in_demo_data
 from deepavfusion.models.deepavfusion import DeepAVFusion
+from deepavfusion.runs.directory import CHECKPOINTS
 from deepavfusion.study.definition import Run
 from deepavfusion.study.plan import Composed, Plan
 from deepavfusion.study.results import starts_of
@@ -94,15 +95,16 @@ class Estimator:
     Args:
         costs: task, or probe -> times that it takes as long for a training clip as the encoder does forward and
             backward (`train`; 0: it does not train), for an evaluated one (`test`); seconds to read a clip (`read`) and
-            to start (`start`); and `clips` and `tested`, how many of data are trained on, and tested.
+            to start (`start`); multiples of the encoder's parameters (`weights`); and `clips` and `tested`, how many of
+            data are trained on, and tested.
         processes: chains at a time.
-        gpus: that they share; 0: they share the cores.
+        gpus: of a chain; 0: they share the cores.
     """
 
     def __init__(self, plan: Plan, costs: dict[str, dict[str, Any]], processes: int, gpus: int) -> None:
         self.plan, self.costs = plan, costs
         self.device = torch.device("cuda" if gpus else "cpu")
-        self.share = max(1, gpus // processes)  # GPUs of a chain
+        self.share = max(1, gpus)
         self.threads = max(1, cores() // processes)
         self.speeds: dict[str, float] = {}
         self.cells = {run.name: chain.cell for chain in plan.chains for run in chain.runs}
@@ -118,10 +120,10 @@ class Estimator:
         taken = self.taken.get(run.stage.name, [])
         same = [seconds for name, seconds in taken if self._composed(run, name).digest == composed.digest]
         if same:
-            return Estimate(statistics.median(same), self._disk(composed.cfg), True)
+            return Estimate(statistics.median(same), self._disk(run, composed.cfg), True)
         ratios = [seconds / self._seconds(self._composed(run, name)) for name, seconds in taken]
         seconds = self._seconds(composed) * (statistics.median(ratios) if ratios else 1.0)
-        return Estimate(seconds, self._disk(composed.cfg), bool(ratios))
+        return Estimate(seconds, self._disk(run, composed.cfg), bool(ratios))
 
     def _composed(self, run: Run, name: str) -> Composed:
         """Of a run of the same stage."""
@@ -156,12 +158,16 @@ class Estimator:
             self.speeds[key] = taken / self.share
         return self.speeds[key]
 
-    def _disk(self, cfg: DictConfig) -> float:
-        if not self.costs.get(cfg.task, {}).get("train", 1):
+    def _disk(self, run: Run, cfg: DictConfig) -> float:
+        """What the checkpoints of a run take, beyond those that it has already."""
+        cost = {**self.costs["default"], **self.costs.get(cfg.task, {})}
+        if not cost["train"]:
             return 0.0
-        parameters = sum(p.numel() for p in encoder_of(cfg).parameters())
+        parameters = sum(p.numel() for p in encoder_of(cfg).parameters()) * cost["weights"]
         kept, each = cfg.callbacks.checkpoints, BYTES / 3 if OmegaConf.select(cfg, "model.frozen") is True else BYTES
-        return float((kept.keep + len(kept.milestones)) * parameters * each / 1e9)
+        count = kept.keep + len(kept.milestones) + ("best" in cfg.callbacks)
+        has = sum(path.stat().st_size for path in (run.directory / CHECKPOINTS).glob("*") if not path.is_symlink())
+        return max(0.0, float(count * parameters * each - has) / 1e9)
 
 
 def _timed(net: dict[str, Any], device: str, threads: int) -> float:
@@ -225,10 +231,26 @@ def room_of(plan: Plan, disk: Mapping[str, float], processes: int, keep: bool) -
     return shared + sum(sorted(own)[-processes:])
 
 
-def makespan(seconds: Sequence[float], processes: int) -> float:
-    """Time until all chains are worked off in their order, several at a time."""
-    ends = [0.0] * processes
-    for each in seconds:
-        first = min(range(processes), key=ends.__getitem__)
-        ends[first] += each
-    return max(ends)
+def makespan(plan: Plan, seconds: Mapping[str, float], processes: int) -> float:
+    """Time until all chains are worked off as `execute.Executor` does: several at a time, in their order, but for those
+    that would wait for another one's run.
+
+    Args:
+        seconds: name -> that a run takes; of those that are left.
+    """
+    free, ends = [0.0] * processes, dict[str, float]()
+    waiting = [[run.name for run in chain.runs if run.name in seconds] for chain in plan.chains]
+    while waiting := [chain for chain in waiting if chain]:
+        place = min(range(processes), key=free.__getitem__)
+        now = free[place]
+        left = [[name for name in chain if ends.get(name, now + 1) > now] for chain in waiting]
+        number = next((n for n, chain in enumerate(left) if not chain or chain[0] not in ends), None)
+        if number is None:  # all of them would wait
+            free[place] = min(ends[chain[0]] for chain in left)
+            continue
+        for name in left[number]:
+            now = max(now, ends[name]) if name in ends else now + seconds[name]
+            ends.setdefault(name, now)
+        free[place] = now
+        del waiting[number]
+    return max(free)

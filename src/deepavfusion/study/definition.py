@@ -127,14 +127,22 @@ def seeds_of(found: Any) -> list[int]:
     return list(range(1, found + 1)) if isinstance(found, int) else list(dict.fromkeys(found))
 
 
-def stages_of(found: Mapping[str, Any]) -> list[Stage]:
-    stages = [_stage(f"study.stages.{name}", name, stage) for name, stage in found.items()]
+def stages_of(found: Mapping[str, Any], more: Mapping[str, Any]) -> list[Stage]:
+    """The stages of a study.
+
+    Args:
+        more: name of a stage -> overrides that are added to its own.
+    """
+    if unknown := set(more) - set(found):
+        raise UserError(f"study.stage_overrides has {min(unknown)}, expected a stage: {', '.join(found)}.")
+    added = {name: _texts(f"study.stage_overrides.{name}", texts) for name, texts in more.items()}
+    stages = [_stage(f"study.stages.{name}", name, stage, added.get(name, ())) for name, stage in found.items()]
     if not any(stage.metrics for stage in stages):
         raise UserError("study.stages names no metrics, expected some of a stage, such as metrics: [test/top1].")
     return stages
 
 
-def _stage(key: str, name: str, found: Mapping[str, Any]) -> Stage:
+def _stage(key: str, name: str, found: Mapping[str, Any], more: tuple[str, ...]) -> Stage:
     if not re.fullmatch(r"\w{1,24}", name):
         raise UserError(f"{key}: runs cannot have such a name, expected up to 24 letters, digits and underscores.")
     lists = ("overrides", "metrics", "without")
@@ -146,8 +154,8 @@ def _stage(key: str, name: str, found: Mapping[str, Any]) -> Stage:
     if not isinstance(quick, bool):
         raise UserError(f"{key}.quick is {quick}, expected true or false.")
     overrides, metrics, without = (_texts(f"{key}.{each}", found.get(each)) for each in lists)
-    check_own(f"{key}.overrides", overrides)
-    return Stage(name, str(experiment), overrides, metrics, without, quick)
+    check_own(f"{key}.overrides", (*overrides, *more))
+    return Stage(name, str(experiment), (*overrides, *more), metrics, without, quick)
 
 
 def _texts(key: str, found: Any) -> tuple[str, ...]:
@@ -223,6 +231,6 @@ def check_data(stage: Stage, cfg: DictConfig) -> None:
     if not (in_demo_data(root, cfg.paths.data_dir) or is_remote(root) or Path(root).is_dir()):
         raise UserError(
             f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data "
-            f"there (make datasets says how), add data.root=<folder> to the overrides of this stage, or use "
-            "study.scale=study."
+            f"there (make datasets says how), give 'study.stage_overrides={{{stage.name}: [data.root=<folder>]}}', or "
+            "use study.scale=study."
         )

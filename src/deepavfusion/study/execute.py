@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from deepavfusion.runs.lock import is_held
 from deepavfusion.runs.signals import StopRequested, StopSignals
 from deepavfusion.study.definition import Chain, Run
 from deepavfusion.study.plan import Plan
@@ -54,7 +55,8 @@ class Executor:
     Args:
         words: the overrides of this command, which each chain's is given.
         processes: chains at a time.
-        gpus: numbers of the GPUs, dealt out among them; empty: on CPUs, which are.
+        gpus: names of those of each, the same number, on which batches and rates depend; empty: on CPUs, which are
+            dealt out.
         keep: whether the checkpoints of runs are kept that no other run starts from any more.
         seconds: name -> that a run is thought to take, of those that are left.
         numbers: of the chains that it works on; None: all.
@@ -65,7 +67,7 @@ class Executor:
         plan: Plan,
         words: list[str],
         processes: int,
-        gpus: list[str],
+        gpus: Sequence[Sequence[str]],
         keep: bool = True,
         seconds: Mapping[str, float] | None = None,
         numbers: Sequence[int] | None = None,
@@ -105,8 +107,9 @@ class Executor:
                         )
                     self._check_disk()
                     for place in range(self.processes):
-                        if waiting and place not in self.jobs:
-                            self._start(waiting.popleft(), place)
+                        if place not in self.jobs and (number := self._next(waiting)) is not None:
+                            waiting.remove(number)
+                            self._start(number, place)
                     time.sleep(LOOK_EVERY)
                     for job in [job for job in self.jobs.values() if job.process.poll() is not None]:
                         self._end(job, waiting)
@@ -134,16 +137,24 @@ class Executor:
         """Seconds, as far as they can be foreseen."""
         return sum(self.seconds.get(run.name, 0.0) for run in self.runs if not run.finished) / self.processes
 
+    def _next(self, waiting: deque[int]) -> int | None:
+        """The first chain that need not wait for another one's run; drops those of which nothing is left."""
+        working = {left[0].name for job in self.jobs.values() if (left := self._left(job.chain))}
+        for number in list(waiting):
+            left = self._left(self.chains[number])
+            if not left:
+                waiting.remove(number)
+            elif left[0].name not in working and not is_held(left[0].directory):
+                return number
+        return None
+
     def _start(self, number: int, place: int) -> None:
         chain = self.chains[number]
-        if not self._left(chain):  # another chain has done what they share
-            return
         log = (self.plan.reports / "output" / f"{number:03d}.log").open("ab")
         command = [*starting("study"), *self.words, f"study.only={number}"]
         environment, every = {**alone(), PARENT: f"{os.getpid()} {chain.digest}"}, usable()
         if self.gpus:
-            mine = self.gpus[place :: self.processes] or [self.gpus[place % len(self.gpus)]]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[place])
         else:
             environment.pop("OMP_NUM_THREADS", None)  # as many as it has cores
         try:
@@ -166,10 +177,11 @@ class Executor:
             if all(run.finished for run in job.chain.runs):
                 say(f"  {job.chain.name}: done", "dim")
             return
-        if self.attempts[job.number] >= ATTEMPTS:
+        mine = next((run for run in left if not is_held(run.directory)), None)  # others are of other chains
+        if self.attempts[job.number] >= ATTEMPTS and mine is not None:
             how = f"by signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"with status {status}"
             why = "; the system does that when memory runs out" if status == -signal.SIGKILL else ""
-            note_failure(left[0], self.failures, f"its process was ended {how}{why}: see {job.log.name}")
+            note_failure(mine, self.failures, f"its process was ended {how}{why}: see {job.log.name}")
             if status not in (-signal.SIGKILL, -signal.SIGSEGV, STOPPED):
                 return
         waiting.appendleft(job.number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -85,10 +86,14 @@ class Plan:
         self.data_dir = data_dir
         self.folder = Path(log_dir) / "study" / self.name
         self.seeds = seeds_of(plain["seeds"])
-        self.stages = [each for each in stages_of(plain["stages"]) if each.quick or not self.quick]
+        self.stages = [
+            each for each in stages_of(plain["stages"], plain["stage_overrides"]) if each.quick or not self.quick
+        ]
         self.axes = axes_of(plain["axes"])
         self.vary: str = plain["vary"]
         self.cells = cells_of(self.axes, plain["baseline"], self.vary)
+        if twice := [name for name, count in Counter(cell.name for cell in self.cells).items() if count > 1]:
+            raise UserError(f"study.axes makes several cells called {twice[0]}: give them labels that differ.")
         self.baseline = baseline_cell(self.cells, self.axes, plain["baseline"])
         one = self.vary == "one" or not plain["baseline"]
         self._held = self.baseline.labels if one else {axis: str(label) for axis, label in plain["baseline"].items()}
@@ -168,7 +173,7 @@ class Plan:
     def _compose(self, stage: Stage, cell: Cell) -> Composed:
         mine = self._own(stage)
         axes = [axis for axis in self.axes if self._applies(axis, stage)]
-        mine += [_override(*each) for axis in axes for each in cell.values[axis].items()]
+        mine += [_override(*each) for axis in axes for each in self._values(axis, stage, cell).items()]
         starts = tuple(dict.fromkeys(name for name, _ in named(mine)))
         before = [each.name for each in self.stages[: self.stages.index(stage)]]
         for name in starts:
@@ -218,7 +223,7 @@ class Plan:
             axes: that the stage follows.
             overrides: all of them.
         """
-        values = {key: value for axis in axes for key, value in cell.values[axis].items()}
+        values = {key: value for axis in axes for key, value in self._values(axis, stage, cell).items()}
         if any(map(_is_group, values)):
             return copy.deepcopy(self._train_config(stage, overrides))
         cfg: DictConfig = copy.deepcopy(self._base(stage))
@@ -250,9 +255,14 @@ class Plan:
         last = max((order.index(name) for name in starts if name in order), default=-1)
         if starts and order.index(stage.name) <= last:
             return False
-        keys = {key for value in self.axes[axis].values() for key in value}
-        base = self._base(stage)
-        return all(_is_group(key) or OmegaConf.select(base, key, default="") != "" for key in keys)
+        return any(self._has(stage, key) for value in self.axes[axis].values() for key in value)
+
+    def _has(self, stage: Stage, key: str) -> bool:
+        return _is_group(key) or OmegaConf.select(self._base(stage), key, default="") != ""
+
+    def _values(self, axis: str, stage: Stage, cell: Cell) -> dict[str, Any]:
+        """The keys of an axis that a stage has, with their values for a cell."""
+        return {key: value for key, value in cell.values[axis].items() if self._has(stage, key)}
 
     def _inherits(self, axis: str, stage: Stage, cell: Cell) -> bool:
         """Whether a stage that this one starts from depends on an axis."""

@@ -1,4 +1,4 @@
-"""The report of a study: report.md, results.csv, summary.csv and plots."""
+"""The report of a study: report.md, results.csv, summary.csv, pairs.csv and plots."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from deepavfusion.figures.style import save_figure
 from deepavfusion.runs.lock import InUseError, locked
 from deepavfusion.runs.provenance import provenance
 from deepavfusion.study.cost import sizes
-from deepavfusion.study.plan import Plan
-from deepavfusion.study.plots import draw_axis, draw_trade
-from deepavfusion.study.results import (
+from deepavfusion.study.findings import (
     LEAST,
     Finding,
-    Row,
+    Pair,
     findings_of,
     lower_is_better,
-    rows_of,
-    values_of,
-    write_results,
+    measured_of,
+    pairs_of,
+    write_pairs,
     write_summary,
 )
+from deepavfusion.study.plan import Plan
+from deepavfusion.study.plots import draw_axis, draw_trade
+from deepavfusion.study.results import Row, rows_of, values_of, write_results
 from deepavfusion.study.statistics import Interval, deviation
 from deepavfusion.utils.console import say
 from deepavfusion.utils.files import link, write_whole
@@ -41,10 +42,8 @@ Sizes = Mapping[str, tuple[float, float]]
 def report(plan: Plan) -> None:
     """Write the report of what is finished, and point `latest` to it."""
     found = provenance(CLONE)
-    machine = found["machine"]
     about = {
         "command": f"`{found['command']}`",
-        "machine": ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]]),
         "scale": f"{plan.scale}{', quick' if plan.quick else ''}",
         "date": found["date"],
     }
@@ -74,19 +73,24 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
 
     Args:
         sizes: see `cost.sizes`.
-        about: what the report says of itself: command, machine.
+        about: what the report says of itself, such as the command.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_results(plan, rows, sizes, folder / "results.csv")
-    lines = [f"# Study: {plan.name}", "", plan.question, "", *_table(("", ""), list(about.items()))]
+    machines = sorted(set().union(*(row.machines for row in rows)))
+    lines = [f"# Study: {plan.name}", "", plan.question, ""]
+    lines += _table(("", ""), [*about.items(), ("machine", "; ".join(machines) or "–")])
     lines += ["", *_state(plan, rows), "", "## Results", "", _legend(plan), "", *_results(plan, rows)]
-    findings = findings_of(plan, rows)
+    measured = measured_of(plan, rows)
+    findings = findings_of(plan, measured)
     write_summary(plan, findings, folder / "summary.csv")
     if len(plan.cells) > 1:
+        pairs = pairs_of(plan, measured)
+        write_pairs(pairs, folder / "pairs.csv")
         for (stage, metric), found in itertools.groupby(findings, key=lambda each: (each.stage, each.metric)):
-            lines += ["", f"### {stage}: `{metric}`", "", *_details(list(found))]
-        compared = [each.comparison for each in findings if each.comparison and each.comparison.pairs >= LEAST]
-        lines += ["", _explained(plan, len(compared))]
+            lines += ["", f"### {stage}: `{metric}`", "", *_details(list(found), len(plan.seeds))]
+        compared = sum(each.comparison is not None and each.comparison.tells for each in findings)
+        lines += ["", _explained(plan, compared), *_pairs(plan, pairs)]
     lines += ["", "## Cost", "", *_costs(plan, rows, sizes)]
     if len(plan.cells) > 1:
         pictures = _draw(plan, rows, sizes, folder)
@@ -104,30 +108,58 @@ def _state(plan: Plan, rows: Sequence[Row]) -> list[str]:
     lines = [f"{done} of {len(plan.runs)} runs{cells} are finished, with {_list(plan.seeds)}{by}."]
     if len(commits) > 1:
         lines.append(f"They were made by different commits ({', '.join(commits)}), which may explain differences.")
+    if len(gpus := sorted(set().union(*(row.gpus for row in rows)))) > 1:
+        lines.append(
+            f"Runs had {' or '.join(map(str, gpus))} GPUs: their batches differ, which may explain differences."
+        )
     if len(plan.seeds) < LEAST:
         lines.append(f"Fewer than {LEAST} seeds cannot tell a difference from chance.")
     return lines
 
 
 def _legend(plan: Plan) -> str:
-    return f"Mean ± standard deviation over {_list(plan.seeds)}; a dash: not run, or one seed only."
+    return f"Mean ± standard deviation over {_list(plan.seeds)}, or as many as are said; a dash: not run, or one seed."
 
 
 def _explained(plan: Plan, compared: int) -> str:
     return (
         f"Differences are from the baseline ({plan.baseline_name}), of pairs of runs with the same seed. Intervals "
-        "have 95 %: over seeds (Student's t), what other seeds would give on these test clips; over seeds and clips "
-        "(bootstrap over both), what other clips would give, too, a dash where the metric is no mean over clips. A "
-        f"difference counts as supported if the interval over seeds excludes 0. Of the {compared} comparisons here, "
-        f"{0.05 * compared:.1f} would be expected to count as supported by chance alone."
+        "are of 95 %. The one over seeds (Student's t) says what other seeds would give on these test clips, and "
+        "decides: a difference counts as supported if it excludes 0. The one over seeds and clips (bootstrap) allows "
+        "for other test clips, too, but takes the spread of few seeds as it is, so that it is too narrow; a dash: the "
+        f"metric is no mean over clips. Of {compared} such comparisons, {0.05 * compared:.1f} would be expected to "
+        "count as supported by chance alone."
     )
+
+
+def _pairs(plan: Plan, pairs: Sequence[Pair]) -> list[str]:
+    """Differences between cells that are no baseline, of those that the seeds support."""
+    others = [each for each in pairs if each.comparison.tells and plan.baseline_of(each.cells[0]) not in each.cells]
+    if not others:
+        return []
+    found = [each for each in others if each.comparison.supported]
+    lines = [
+        [
+            *(each.stage, f"`{each.metric}`", *(cell.name for cell in each.cells)),
+            *(f"{each.comparison.seeds.mean:+.3f}", _interval(each.comparison.seeds), _p(each.comparison.p)),
+        ]
+        for each in found
+    ]
+    said = (
+        f"`pairs.csv` compares every two cells that differ on one axis. Of its {len(others)} comparisons without a "
+        f"baseline, the seeds support {len(found)}; chance alone would be expected to give {0.05 * len(others):.1f}"
+    )
+    head = ["stage", "metric", "cell", "compared with", "difference", "95 %, seeds", "p"]
+    return ["", f"{said}{':' if lines else '.'}", *(["", *_table(head, lines)] if lines else [])]
 
 
 def _results(plan: Plan, rows: Sequence[Row]) -> list[str]:
     """A line for each cell and a column for each metric; of one cell, a line for each metric."""
     keys = {f"{stage.name}: `{metric}`": (stage.name, metric) for stage in plan.stages for metric in stage.metrics}
     of = {
-        cell.name: [spread(np.array(list(values_of(rows, cell, key).values()))) for key in keys.values()]
+        cell.name: [
+            spread(np.array(list(values_of(rows, cell, key).values())), len(plan.seeds)) for key in keys.values()
+        ]
         for cell in plan.cells
     }
     if len(of) == 1:
@@ -136,21 +168,20 @@ def _results(plan: Plan, rows: Sequence[Row]) -> list[str]:
     return _table(["", *keys], [[name, *values] for name, values in of.items()])
 
 
-def spread(values: np.ndarray) -> str:
-    """Mean ± standard deviation, to three digits after the point."""
+def spread(values: np.ndarray, seeds: int) -> str:
+    """Mean ± standard deviation, to three digits after the point; of how many seeds, if some are missing."""
     if not len(values):
         return "–"
-    if len(values) == 1:
-        return f"{values[0]:.3f} ± –"
-    return f"{values.mean():.3f} ± {deviation(values):.3f}"
+    of = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
+    return f"{values.mean():.3f} ± {f'{deviation(values):.3f}' if len(values) > 1 else '–'}{of}"
 
 
-def _details(findings: Sequence[Finding]) -> list[str]:
+def _details(findings: Sequence[Finding], seeds: int) -> list[str]:
     """A line for each cell: its mean with intervals, and its difference from the baseline."""
     both = "95 %, seeds and clips"
     lines = []
     for each in findings:
-        line = [each.cell.name, spread(each.values), _interval(each.clips, "")]
+        line = [each.cell.name, spread(each.values, seeds), _interval(each.clips, "")]
         if found := each.comparison:
             line += [f"{found.seeds.mean:+.3f}", _interval(found.seeds), _interval(found.clips)]
             line += [_p(found.p), each.verdict]
@@ -211,10 +242,7 @@ def _seconds(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
     """Name of a cell -> seconds of all its stages, mean over the seeds that are complete."""
     found = {}
     for cell in plan.cells:
-        mine = [row for row in rows if row.cell == cell and not row.missing]
-        mine = [row for row in mine if all("seconds" in cost for cost in row.costs.values())]
-        each = [sum(cost["seconds"] for cost in row.costs.values()) for row in mine]
-        if each:
+        if each := [row.seconds for row in rows if row.cell == cell and row.seconds is not None]:
             found[cell.name] = float(np.mean(each))
     return found
 

@@ -11,6 +11,7 @@ from scipy import stats
 Values = NDArray[np.float64]
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+SAME = 1e-9  # largest deviation of values that differ by rounding only
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
+
+    @property
+    def has_width(self) -> bool:
+        return self.high - self.low > SAME
 
 
 def deviation(values: Values) -> float:
@@ -59,22 +64,17 @@ def over_clips_and_seeds(scores: Values, seed: int = 0) -> Interval:
     seeds, clips = scores.shape
     generator = np.random.default_rng(seed)
     means = np.empty(RESAMPLES)
-    for begin in range(0, RESAMPLES, 500):  # [500, N] at a time
-        part = slice(begin, min(begin + 500, RESAMPLES))
-        size = part.stop - begin
-        of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
-        of_clips = generator.multinomial(clips, np.full(clips, 1 / clips), size) / clips
-        means[part] = ((of_seeds @ scores) * of_clips).sum(axis=1)
+    for number, of_seeds in enumerate(generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)):
+        means[number] = (of_seeds @ scores)[generator.integers(clips, size=clips)].mean() / seeds
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(scores.mean()), float(low), float(high))
 
 
 def p_value(differences: Values) -> float:
-    """Two-sided p of the paired t test for differences [S] of pairs; NaN of one pair, 1 where all are 0."""
+    """Two-sided p of the paired t test for differences [S] of pairs; NaN of one pair, 1 where all are 0, 0
+    where all are the same other number."""
     if len(differences) < 2:
         return float("nan")
-    if not np.any(differences):
-        return 1.0
-    if not deviation(differences):  # the same for every seed
-        return 0.0
+    if deviation(differences) < SAME:
+        return 1.0 if abs(float(differences.mean())) < SAME else 0.0
     return float(stats.ttest_1samp(differences, 0.0).pvalue)

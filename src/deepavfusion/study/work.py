@@ -43,6 +43,7 @@ from deepavfusion.utils.reading import RECORD, read_json
 
 COST = "cost.json"  # in the directory of a run
 LOOK_EVERY = 2.0  # s
+ENDS_WITHIN = 60.0  # s from the metrics of a run to its costs
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 PEAK = "5"  # forget the highest use of memory so far: proc(5)
 
@@ -153,11 +154,25 @@ def note_failure(run: Run, failures: Path, sentence: str) -> None:
 
 
 def remove_checkpoints(runs: Sequence[Run]) -> None:
-    """Remove those of finished runs whose costs are known, but for what unfinished ones of them start from."""
+    """Remove those of runs that have ended, but for what unfinished ones of them start from."""
     needed = {start.name for run in runs if not run.finished for start in run.starts}
     for run in runs:
-        if run.finished and run.name not in needed and (run.directory / COST).exists():
+        if run.name not in needed and _has_ended(run.directory):
             shutil.rmtree(run.directory / CHECKPOINTS, ignore_errors=True)
+
+
+def _has_ended(directory: Path) -> bool:
+    """Whether a run is finished, and its costs are written, which are read from its checkpoints, or never will be."""
+    try:
+        finished = (directory / METRICS).stat().st_mtime_ns
+    except OSError:
+        return False
+    if is_held(directory):
+        return False
+    with suppress(OSError):
+        if (directory / COST).stat().st_mtime_ns >= finished:
+            return True
+    return time.time() - finished / 1e9 > ENDS_WITHIN
 
 
 def _removed(run: Run) -> str:
