@@ -68,9 +68,9 @@ def test_what_is_said_of_a_study_is_in_its_table(name: str) -> None:
     (section,) = re.findall(rf"^### {name}\n(.*?)(?=^##)", page, re.M | re.S)
     section = " ".join(section.split())
     columns = {2: ("mean", "deviation"), 3: ("difference", "low_seeds", "high_seeds")}
+    rows = [row for file in ("summary.csv", "pairs.csv") for row in read_table(STUDIES / name / file)]
     known = {
-        size: [[float(row[key]) for key in keys] for row in read_table(STUDIES / name / "summary.csv") if row[keys[-1]]]
-        for size, keys in columns.items()
+        size: [[float(row[key]) for key in keys] for row in rows if row.get(keys[-1])] for size, keys in columns.items()
     }
     number = r"([+-]?\d+\.\d+)"
     said = re.findall(rf"{number} ± {number}", section) + re.findall(rf"{number} \[{number}, {number}\]", section)

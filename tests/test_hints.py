@@ -248,6 +248,11 @@ def test_a_config_file_that_is_none_gets_one_sentence(content, words, tmp_path, 
     assert text.startswith(("Invalid", f"{file}"))
 
 
+def test_overrides_of_a_stage_that_has_none_are_added_to_it() -> None:
+    found = answer("""study study=fusion_depth 'study.stages.pretrain.overrides=["model.lr=1e-3"]'""")
+    assert found.line == ["study=fusion_depth", 'study.stage_overrides=["pretrain: model.lr=1e-3"]']
+
+
 @pytest.mark.parametrize("where", TEXT_KEYS)
 def test_names_are_taken_as_they_are(where: str) -> None:
     script, _, key = where.partition(":")

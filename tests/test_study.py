@@ -189,7 +189,7 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
 
     assert name() == name() == name(overrides=["logger=tensorboard"]) == name(data_dir=str(root_folder() / "data"))
     others = [
-        name(stage_overrides={"probe": ["trainer.max_epochs=3"]}),
+        name(stage_overrides=["probe: trainer.max_epochs=3"]),
         name(quick=True),
         name(scale="demo"),
         name(data_dir="/other"),
@@ -227,10 +227,10 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
         (
             RATES,
             PROBE,
-            {"stage_overrides": {"prob": ["seed=4"]}},
-            "study.stage_overrides has prob, expected a stage: probe",
+            {"stage_overrides": ["prob: model.blr=4"]},
+            "study.stage_overrides has 'prob: model.blr=4', expected <stage>: <override>, of the stages probe",
         ),
-        (RATES, PROBE, {"stage_overrides": {"probe": ["run.name=x"]}}, "study.stages.probe.overrides has run.name=x"),
+        (RATES, PROBE, {"stage_overrides": ["probe: run.name=x"]}, "study.stages.probe.overrides has run.name=x"),
         (
             {
                 "a": {"x, y": {"model.blr": 1}, "x": {"model.blr": 2}},

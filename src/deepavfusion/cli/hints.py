@@ -125,6 +125,11 @@ def _fix_key(keys: Keys, override: str, key: str, value: str) -> Fix:
     if plain in keys.names:
         fix.better = [f"{plain}={value}"]
         return fix
+    if stage := re.fullmatch(r"study\.stages\.(\w+)\.overrides", plain):  # of one that has none
+        given = _parsed(f"{key}={value}")
+        texts = [f'"{stage[1]}: {text}"' for text in (given if isinstance(given, list) else [given])]
+        fix.better = [f"study.stage_overrides=[{','.join(texts)}]"]
+        return fix
     section, _, last = plain.rpartition(".")
     if not others and (known := _elsewhere(keys, section, last, value)):
         fix.better = known

@@ -258,7 +258,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     # ---- study.py
     "study.name": NAME | NULL,
     "study.question": TEXT | NULL,
-    **dict.fromkeys(("study.axes", "study.baseline", "study.costs", "study.stage_overrides"), KEYS),
+    **dict.fromkeys(("study.axes", "study.baseline", "study.costs"), KEYS),
     "study.stages": Rule("stages with keys", lambda v: KEYS.holds(v) and all(isinstance(s, dict) for s in v.values())),
     "study.seeds": MANY | Rule("a list of some, each of them above", lambda v: bool(v) and list_of(SEED).holds(v)),
     "study.scale": one_of("study", "demo", "paper"),
@@ -267,6 +267,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "study.only": MILLIONS | NULL,
     "study.keep_checkpoints": one_of("last", "none"),
     "study.vary": one_of("all", "one"),
+    "study.stage_overrides": Rule('overrides of stages in quotes, such as ["pretrain: model.lr=1e-3"]', TEXTS.holds),
     "study.overrides": Rule('overrides in quotes, such as ["logger=tensorboard"]', TEXTS.holds),
     # Last, since torch is imported for them: to count spectrogram frames, and to see what the machine can do.
     **dict.fromkeys(("model.net.image.input_size", "model.net.audio.input_size"), VIT["input_size"]),

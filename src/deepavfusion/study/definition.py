@@ -127,15 +127,19 @@ def seeds_of(found: Any) -> list[int]:
     return list(range(1, found + 1)) if isinstance(found, int) else list(dict.fromkeys(found))
 
 
-def stages_of(found: Mapping[str, Any], more: Mapping[str, Any]) -> list[Stage]:
+def stages_of(found: Mapping[str, Any], more: Sequence[str]) -> list[Stage]:
     """The stages of a study.
 
     Args:
-        more: name of a stage -> overrides that are added to its own.
+        more: overrides that are added to those of a stage, `<stage>: <override>` each.
     """
-    if unknown := set(more) - set(found):
-        raise UserError(f"study.stage_overrides has {min(unknown)}, expected a stage: {', '.join(found)}.")
-    added = {name: _texts(f"study.stage_overrides.{name}", texts) for name, texts in more.items()}
+    added: dict[str, tuple[str, ...]] = {}
+    for each in more:
+        name, _, override = map(str.strip, each.partition(":"))
+        if name not in found or not override:
+            expected = f"<stage>: <override>, of the stages {', '.join(found)}"
+            raise UserError(f"study.stage_overrides has {each!r}, expected {expected}.")
+        added[name] = (*added.get(name, ()), override)
     stages = [_stage(f"study.stages.{name}", name, stage, added.get(name, ())) for name, stage in found.items()]
     if not any(stage.metrics for stage in stages):
         raise UserError("study.stages names no metrics, expected some of a stage, such as metrics: [test/top1].")
@@ -231,6 +235,6 @@ def check_data(stage: Stage, cfg: DictConfig) -> None:
     if not (in_demo_data(root, cfg.paths.data_dir) or is_remote(root) or Path(root).is_dir()):
         raise UserError(
             f"stage {stage.name} reads {cfg.data.name} from {root}, which does not exist: put the data "
-            f"there (make datasets says how), give 'study.stage_overrides={{{stage.name}: [data.root=<folder>]}}', or "
+            f"there (make datasets says how), give 'study.stage_overrides=[\"{stage.name}: data.root=<folder>\"]', or "
             "use study.scale=study."
         )

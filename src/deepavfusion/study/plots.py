@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def draw_axis(lines: Mapping[str, Mapping[str, Seeds]], labels: Sequence[str], m
         axes.tick_params(axis="x", rotation=30)
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_ylabel(metric)
-    axes.set_title(title, wrap=True)
+    axes.set_title(f"{title} (mean ± standard deviation; dots: seeds)", wrap=True)
     axes.grid(axis="y")
     if any(lines):
         figure.legend(loc="outside lower center", ncols=3)
@@ -69,6 +70,7 @@ def draw_trade(
         _trade(axes, {name: found for name, found in values.items() if name in cost}, cost, lower)
         axes.set_xlabel(kind)
     panels[0].set_ylabel(metric)
+    figure.suptitle("mean ± standard deviation; dashed: the best of what costs no more", fontsize="medium")
     return figure
 
 
@@ -79,12 +81,13 @@ def _trade(axes: Axes, values: Mapping[str, Seeds], cost: Mapping[str, float], l
     for name in sorted(means, key=lambda name: (cost[name], sign * means[name])):
         if not front or sign * means[name] < sign * means[front[-1]]:
             front.append(name)
-    axes.plot([cost[name] for name in front], [means[name] for name in front], color=BLUE, zorder=1)
+    axes.plot([cost[name] for name in front], [means[name] for name in front], "--", color=NOTE, lw=1, zorder=1)
     for name, found in values.items():
         axes.errorbar([cost[name]], [means[name]], [_error(found)], fmt="o", color=BLUE, capsize=3, zorder=2)
-        place = {"xytext": (5, 5), "textcoords": "offset points"}
-        axes.annotate(short(name, LETTERS), (cost[name], means[name]), color=NOTE, **place)  # type: ignore[arg-type]
-    axes.margins(x=0.2, y=0.15)
+        place: Any = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "zorder": 3}
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        axes.annotate(short(name, LETTERS), (cost[name], means[name]), color=NOTE, bbox=box, **place)
+    axes.margins(x=0.25, y=0.15)
     axes.grid()
 
 

@@ -118,7 +118,7 @@ def _state(plan: Plan, rows: Sequence[Row]) -> list[str]:
 
 
 def _legend(plan: Plan) -> str:
-    return f"Mean ± standard deviation over {_list(plan.seeds)}, or as many as are said; a dash: not run, or one seed."
+    return f"Mean ± standard deviation over {_list(plan.seeds)}, or as many of them as are named; a dash: no value."
 
 
 def _explained(plan: Plan, compared: int) -> str:
