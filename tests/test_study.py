@@ -278,15 +278,19 @@ def interval(text: str) -> tuple[float, ...]:
     return tuple(map(float, text.strip("[]").split(", ")))
 
 
-def report(found: Plan) -> tuple[str, list[dict[str, str]]]:
+def report(found: Plan, plots: bool = False) -> tuple[str, list[dict[str, str]]]:
+    """The text, and the lines of results.csv; plots take half a second."""
     sizes = {cell.name: (1.0, 2.0) for cell in found.cells}
-    write_report(found, rows_of(found, found.failures), sizes, {"command": "a b"}, found.reports)
+    with pytest.MonkeyPatch.context() as patch:
+        if not plots:
+            patch.setattr("deepavfusion.study.report._draw", lambda *_: [])
+        write_report(found, rows_of(found, found.failures), sizes, {"command": "a b"}, found.reports)
     with (found.reports / "results.csv").open(newline="") as file:
         return (found.reports / "report.md").read_text(), list(csv.DictReader(file))
 
 
 def test_the_report_has_a_row_for_each_cell_and_seed_and_says_what_differs(finished: Plan) -> None:
-    text, lines = report(finished)
+    text, lines = report(finished, plots=True)
     assert [(line["model.blr"], line["seed"], line["probe test/top1"]) for line in lines] == [
         *(("0.1", "1", "0.51"), ("0.1", "2", "0.52"), ("0.1", "3", "0.53")),
         *(("0.2", "1", "0.71"), ("0.2", "2", "0.72"), ("0.2", "3", "0.73")),
