@@ -131,7 +131,7 @@ def write_results(plan: Plan, rows: Sequence[Row], costs: Mapping[str, tuple[flo
     names = [stage.name for stage in plan.stages]
     head: list[object] = [*plan.axes, "seed", *(f"{stage} {metric}" for stage, metric in keys), "encoder_parameters_m"]
     head += ["encoder_gflop", "seconds", "peak_memory_gb", *(f"{name} seconds" for name in names)]
-    head += [*(f"{name} steps" for name in names), "killed", "commit", "missing"]
+    head += [*(f"{name} steps" for name in names), "commit", "missing"]
     lines: list[list[object]] = [head]
     for row in rows:
         seconds = [row.costs.get(name, {}).get("seconds") for name in names]
@@ -146,7 +146,6 @@ def write_results(plan: Plan, rows: Sequence[Row], costs: Mapping[str, tuple[flo
                 as_text(max(memory) if memory else None),
                 *map(as_text, seconds),
                 *(as_text(row.costs.get(name, {}).get("steps")) for name in names),
-                "yes" if row.partly else "",
                 " ".join(sorted(row.commits)),
                 "; ".join(f"{stage}: {why}" for stage, why in row.missing.items()),
             ]
