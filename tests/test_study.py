@@ -17,12 +17,13 @@ from deepavfusion.study.findings import findings_of, measured_of, scores_of
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.report import write_report
 from deepavfusion.study.results import rows_of
-from deepavfusion.study.starts import checkpoint, place
+from deepavfusion.study.starts import PLACEHOLDER, checkpoint, place
 from deepavfusion.study.work import note_failure
 from deepavfusion.utils.errors import UserError
 from helpers.runs import compose, read_table
 
-PROBE = {"probe": {"experiment": "vggsound_linear_probe", "metrics": ["test/top1"]}}
+SCRATCH = {"overrides": ["model.pretrained=null"]}
+PROBE = {"probe": {"experiment": "vggsound_linear_probe", "metrics": ["test/top1"], **SCRATCH}}
 RATES = {"model.blr": [0.1, 0.2]}
 
 
@@ -61,12 +62,12 @@ def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_every_study_can_be_planned(shipped: Plan) -> None:
-    assert len(shipped.chains) == len(shipped.cells) * 3
+    assert len(shipped.chains) == len(shipped.cells) * (5 if shipped.name == "demos" else 3)
     assert shipped.baseline in shipped.cells
     assert len({run.name for run in shipped.runs}) == len({run.directory for run in shipped.runs}) == len(shipped.runs)
     for run in shipped.runs:
         assert len(run.name) <= 80
-        assert "{" not in "".join(run.overrides)
+        assert not PLACEHOLDER.search("".join(run.overrides))
 
 
 def test_cells_are_all_combinations_with_each_seed(tmp_path: Path) -> None:
@@ -167,7 +168,8 @@ def test_cells_are_compared_with_those_that_are_alike_on_the_other_axes(tmp_path
 
 
 def test_the_quick_form_trains_less_and_leaves_out_what_would_learn_nothing(tmp_path: Path) -> None:
-    stages = {**staged(), "pairs": {"experiment": "vggsound_finetune", "metrics": ["test/top1"], "quick": False}}
+    pairs = {"experiment": "vggsound_finetune", "metrics": ["test/top1"], "quick": False, **SCRATCH}
+    stages = {**staged(), "pairs": pairs}
     (long,), (short,) = (plan(tmp_path, {}, stages, seeds=1, quick=quick).chains for quick in (False, True))
     assert [run.stage.name for run in long.runs] == ["pretrain", "probe", "pairs"]
     assert [run.stage.name for run in short.runs] == ["pretrain", "probe"]
@@ -217,6 +219,8 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
         (RATES, PROBE, {"overrides": ["model.nothing=1"]}, "model.nothing"),
         (RATES, staged(overrides=["model.pretrained={pretrain@1.5}"]), {}, "such as {pretrain@0.5}"),
         (RATES, staged(overrides=["model.pretrained={later}"]), {}, "starts from {later}, expected a stage before it"),
+        (RATES, staged(overrides=[]), {}, "stage probe has model.pretrained=auto, expected in its overrides a stage"),
+        (RATES, staged(overrides=["model.pretrained=/no.ckpt"]), {}, "model.pretrained=/no.ckpt, which does not exist"),
         (
             RATES,
             staged(overrides=["++run.name=x"]),

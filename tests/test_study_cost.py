@@ -10,7 +10,7 @@ import pytest
 from deepavfusion.study import cost
 from deepavfusion.study.cost import Estimator, encoder_of, makespan, room_of, shares
 from helpers.runs import compose
-from test_study import finish, plan, staged
+from test_study import SCRATCH, finish, plan, staged
 
 
 @pytest.fixture
@@ -32,11 +32,12 @@ def test_a_run_is_thought_to_take_what_other_seeds_of_its_cell_did(tmp_path: Pat
 
 
 def test_what_does_not_train_leaves_nothing_and_gpus_are_shared(tmp_path: Path, costs: dict[str, Any]) -> None:
-    stages = {**staged(), "semantics": {"experiment": "vggsound_semantics", "metrics": ["fusion_knn"]}}
+    semantics = {"experiment": "vggsound_semantics", "metrics": ["fusion_knn"], **SCRATCH}
+    stages = {**staged(), "semantics": semantics}
     found = plan(tmp_path, {}, stages, seeds=1)
-    pretrain, probe, semantics = found.runs
+    pretrain, probe, tested = found.runs
     one = Estimator(found, costs, 1, 0)
-    assert one.estimate(pretrain).disk > one.estimate(probe).disk > one.estimate(semantics).disk == 0
+    assert one.estimate(pretrain).disk > one.estimate(probe).disk > one.estimate(tested).disk == 0
     assert Estimator(found, costs, 2, 4).share == 4
 
 
@@ -61,7 +62,7 @@ def test_chains_are_worked_off_in_their_order(tmp_path: Path) -> None:
 
 
 def test_chains_that_share_a_run_wait_for_it_and_others_go_first(tmp_path: Path) -> None:
-    axes = {"model.pretrained": {"trained": "{pretrain}", "untrained": "null"}, "model.momentum": [0.8, 0.9]}
+    axes = {"model.pretrained": {"trained": "{pretrain}", "untrained": None}, "model.momentum": [0.8, 0.9]}
     found = plan(tmp_path, axes, staged(overrides=[]), seeds=1)
     (pretrain, one), (_, two), (three,), (four,) = (chain.runs for chain in found.chains)
     seconds = {pretrain.name: 100, one.name: 10, two.name: 200, three.name: 30, four.name: 60}

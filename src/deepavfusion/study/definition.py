@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from deepavfusion.config.compose import choices
 from deepavfusion.config.overrides import in_demo_data, split_override
 from deepavfusion.runs.directory import METRICS
-from deepavfusion.study.starts import checkpoint
+from deepavfusion.study.starts import PLACEHOLDER, checkpoint
 from deepavfusion.utils.addresses import is_remote
 from deepavfusion.utils.errors import UserError
 
@@ -227,6 +227,22 @@ def check_metrics(stage: Stage, cfg: DictConfig) -> None:
                 f"study.stages.{stage.name}.metrics has {name}, expected one of {', '.join(main)}, or such a name with "
                 "an ending."
             )
+
+
+def check_weights(stage: Stage, cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise a `UserError` if a stage starts from a file that is not there, unless a stage before it makes it."""
+    made = {split_override(each)[1] for each in overrides if PLACEHOLDER.search(each)}
+    for key in ("model.pretrained", "model.image_weights", "model.audio_weights"):
+        value = OmegaConf.select(cfg, key)
+        if key in made or value is None or is_remote(value):
+            continue
+        if value == "auto":  # the newest pre-training, which is none of the study's
+            raise UserError(
+                f"stage {stage.name} has {key}=auto, expected in its overrides a stage before it, such as "
+                f"{key}={{pretrain}}, a checkpoint, or null (from scratch)."
+            )
+        if not Path(value).exists():
+            raise UserError(f"stage {stage.name} has {key}={value}, which does not exist: expected a checkpoint.")
 
 
 def check_data(stage: Stage, cfg: DictConfig) -> None:

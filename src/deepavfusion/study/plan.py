@@ -34,6 +34,7 @@ from deepavfusion.study.definition import (
     check_data,
     check_metrics,
     check_own,
+    check_weights,
     digest_of,
     seeds_of,
     stages_of,
@@ -192,6 +193,7 @@ class Plan:
             raise UserError(f"stage {stage.name} of cell {cell.name}: {error}") from None
         check_metrics(stage, cfg)
         check_data(stage, cfg)
+        check_weights(stage, cfg, mine)
         of = {each.name: self.composed(each, cell) for each in self.stages if each.name in starts}
         kept = {key: value for key, value in cfg.items() if key not in OF_NO_RESULT}
         text = yaml.safe_dump([OmegaConf.to_container(OmegaConf.create(kept)), *(o for o in mine if "{" in o)])
