@@ -68,6 +68,7 @@ def _fit(cfg: DictConfig, processes: int, rank: int = 0) -> dict[str, Any]:
     curve, small = Curve(), cfg.copy()
     small.callbacks = {name: callback for name, callback in cfg.callbacks.items() if name in KEPT}
     small.data.batch_size = cfg.data.batch_size // processes
+    small.trainer.sync_batchnorm = True  # which CPUs do without
     small.trainer.devices, small.trainer.strategy = processes, "ddp" if processes > 1 else "auto"
     trainer, task, datamodule = build(small, [])
     trainer.callbacks.append(curve)

@@ -141,6 +141,8 @@ def build(
         torch.set_float32_matmul_precision(cfg.matmul_precision)
     threads = own_cores(trainer.num_devices).own
     if isinstance(trainer.accelerator, CPUAccelerator):
+        # CPUs have no synchronised BatchNorm (`trainer.sync_batchnorm`): the first step would fail.
+        trainer.strategy._layer_sync = None  # type: ignore[attr-defined]
         # Threads that wait for a core taken by a decoding worker cost several times what they gain.
         threads = max(1, threads - (datamodule.workers(trainer.num_devices) + 1) // 2)
         torch.set_num_threads(threads)
