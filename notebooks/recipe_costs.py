@@ -34,6 +34,7 @@ RECIPES: list[tuple[str, list[str], int, int | None]] = [
     ("pretrain_vggsound", AS_PUBLISHED, AUDIOSET, None),
     ("vggsound_linear_probe", [], 183_730, 309),
     ("vggsound_finetune", [], 183_730, 309),
+    ("vggsound_retrieval", [], 183_730, 309),
     ("audioset_linear_probe", [], 22_160, 527),
     ("audioset_finetune", [], 22_160, 527),
     ("audioset_2m_linear_probe", [], AUDIOSET, 527),
