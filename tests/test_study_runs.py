@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from omegaconf import DictConfig
 
 from deepavfusion.config.compose import REPOSITORY
+from deepavfusion.runs.directory import METRICS, OVERRIDES
 from deepavfusion.runs.lock import locked
 from deepavfusion.runs.signals import StopRequested
 from deepavfusion.study import execute
@@ -327,6 +330,31 @@ def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path: Path, monkeypat
     work(chain, tmp_path / "failed")
     said = failure_of(chain.runs[0], tmp_path / "failed") or ""
     assert said.startswith("last.ckpt could not be written")
+
+
+def test_making_demo_data_is_no_cost_of_the_run_that_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (chain,) = plan(tmp_path / "logs", {"model.momentum": [0.9]}, seeds=1).chains
+    done: list[str] = []
+
+    def make(cfg: DictConfig) -> None:
+        done.append(f"data of {cfg.run.name}")
+        time.sleep(1)
+
+    def train(cfg: DictConfig, overrides: list[str]) -> None:
+        done.append(f"training of {cfg.run.name}")
+        directory = Path(cfg.paths.log_dir, cfg.task, "runs", cfg.run.name)
+        directory.mkdir(parents=True)
+        (directory / OVERRIDES).touch()
+        (directory / METRICS).write_text('{"test/top1": 0.5}')
+
+    monkeypatch.setattr("deepavfusion.runs.build.ensure_demo_data", make)
+    monkeypatch.setattr("deepavfusion.runs.training.train", train)
+    (run, *_) = chain.runs
+    work(replace(chain, runs=(run,)), tmp_path / "failed")
+    assert done == [f"data of {run.name}", f"training of {run.name}"]
+    assert costs_of(run.directory)["seconds"] < 0.5
 
 
 @pytest.mark.full

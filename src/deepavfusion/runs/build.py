@@ -77,12 +77,7 @@ def build(
         UserError: what the config names cannot be built, or does not fit the checkpoint.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    root, demos = Path(cfg.data.root).absolute(), Path(cfg.paths.data_dir).absolute() / "demo"
-    is_demo = in_demo_data(cfg.data.root, cfg.paths.data_dir)
-    if is_demo and (root.name in demo.PLANS or not root.is_dir()):  # what else lies there is read as it is
-        make_demo_data(demos, root.name)
-        if root.parent.name == PACKED:
-            pack_demo_data(demos / root.name, root, cfg.data.name)
+    is_demo = ensure_demo_data(cfg)
     datamodule: ClipDataModule = instantiate(cfg.data)
     kind: Any = locate(cfg.model._target_)
     training = training and getattr(kind, "trains", True)
@@ -180,6 +175,18 @@ def _drop_incomplete_step(trainer: Trainer, datamodule: ClipDataModule) -> None:
     complete = batches - batches % trainer.accumulate_grad_batches
     if 0 < complete < batches:
         trainer.limit_train_batches = complete
+
+
+def ensure_demo_data(cfg: DictConfig) -> bool:
+    """Generate, and pack, the demo data that a config reads, where they are missing; whether it reads any."""
+    if not in_demo_data(cfg.data.root, cfg.paths.data_dir):
+        return False
+    root, demos = Path(cfg.data.root).absolute(), Path(cfg.paths.data_dir).absolute() / "demo"
+    if root.name in demo.PLANS or not root.is_dir():  # what else lies there is read as it is
+        make_demo_data(demos, root.name)
+        if root.parent.name == PACKED:
+            pack_demo_data(demos / root.name, root, cfg.data.name)
+    return True
 
 
 def make_demo_data(root: Path, name: str) -> None:
