@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deepavfusion.figures.style import BLUE, LINES, NOTE, WIDTH, new_figure, short, styled
+from deepavfusion.figures.style import LINES, NOTE, WIDTH, new_figure, short, styled
 
-LETTERS = 24  # of the name of a cell
+MARKERS = "osD^vPX"  # as many as are no multiple of the colours, so that 42 cells differ in one or the other
+LETTERS, LONG = 24, 48  # of a label, and of the name of a cell
+COLUMNS, LEAST_COLUMNS, ROW = 3, 2, 0.2  # of a legend: with short names, with long ones; inches
 SPREAD = 0.2  # of the distance of two labels, over which several lines are put side by side
 BESIDE = 0.05  # of that distance, from the seeds to their mean
 
@@ -42,7 +43,8 @@ def draw_axis(lines: Mapping[str, Mapping[str, Seeds]], labels: Sequence[str], m
         axes.errorbar(places, means, errors, fmt=style, color=colour, capsize=4, zorder=3, label=name or None)
     axes.set_xticks(range(len(labels)), [short(label, LETTERS) for label in labels])
     if sum(map(len, labels)) > 60:
-        axes.tick_params(axis="x", rotation=30)
+        for tick in axes.get_xticklabels():
+            tick.set(rotation=30, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_ylabel(metric)
     axes.set_title(f"{title} (mean ± standard deviation; dots: seeds)", wrap=True)
@@ -64,30 +66,34 @@ def draw_trade(
         metric: what the values are.
         lower: whether lower values are better.
     """
-    figure = new_figure(WIDTH, 3.4, layout="constrained")
+    names = list(values)
+    columns = COLUMNS if max(map(len, names)) <= LETTERS else LEAST_COLUMNS
+    rows = -(-len(names) // columns)
+    figure = new_figure(WIDTH, 3.2 + ROW * rows, layout="constrained")
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, (kind, cost) in zip(panels, costs.items(), strict=True):
-        _trade(axes, {name: found for name, found in values.items() if name in cost}, cost, lower)
+        _trade(axes, values, cost, lower)
         axes.set_xlabel(kind)
     panels[0].set_ylabel(metric)
     figure.suptitle("mean ± standard deviation; dashed: the best of what costs no more", fontsize="medium")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
 def _trade(axes: Axes, values: Mapping[str, Seeds], cost: Mapping[str, float], lower: bool) -> None:
-    means = {name: float(np.mean(found)) for name, found in values.items()}
+    means = {name: float(np.mean(found)) for name, found in values.items() if name in cost}
     sign = 1 if lower else -1
     front: list[str] = []
     for name in sorted(means, key=lambda name: (cost[name], sign * means[name])):
         if not front or sign * means[name] < sign * means[front[-1]]:
             front.append(name)
     axes.plot([cost[name] for name in front], [means[name] for name in front], "--", color=NOTE, lw=1, zorder=1)
-    for name, found in values.items():
-        axes.errorbar([cost[name]], [means[name]], [_error(found)], fmt="o", color=BLUE, capsize=3, zorder=2)
-        place: Any = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "zorder": 3}
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-        axes.annotate(short(name, LETTERS), (cost[name], means[name]), color=NOTE, bbox=box, **place)
-    axes.margins(x=0.25, y=0.15)
+    for n, (name, colour) in enumerate(zip(values, _colours(len(values)), strict=True)):
+        at = ([cost[name]], [means[name]], [_error(values[name])]) if name in means else ([], [], [])
+        marker = MARKERS[n % len(MARKERS)]
+        axes.errorbar(*at, fmt=marker, color=colour, capsize=3, zorder=2, label=short(name, LONG))
+    axes.margins(x=0.1, y=0.1)
+    axes.locator_params(axis="x", nbins=4)
     axes.grid()
 
 
