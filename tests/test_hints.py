@@ -248,6 +248,14 @@ def test_a_config_file_that_is_none_gets_one_sentence(content, words, tmp_path, 
     assert text.startswith(("Invalid", f"{file}"))
 
 
+def test_a_folder_of_configs_may_stand_anywhere_in_the_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "mine.yaml").write_text("defaults: [_study, _self_]\nname: mine\n")
+    words = ("study=mine", "--config-dir", str(tmp_path), "study.list=true", "--cfg", "job", "study.question=Why?")
+    call(monkeypatch, "study", *words)
+    assert "question: Why?" in capsys.readouterr().out
+
+
 def test_overrides_of_a_stage_that_has_none_are_added_to_it() -> None:
     found = answer("""study study=fusion_depth 'study.stages.pretrain.overrides=["model.lr=1e-3"]'""")
     assert found.line == ["study=fusion_depth", 'study.stage_overrides=["pretrain: model.lr=1e-3"]']

@@ -190,7 +190,10 @@ def _completed(script: str, words: list[str], complete: Complete | None) -> tupl
     flags, given = parse(script, words, Keys(script, []).knows)
     names = {flag.partition("=")[0] for flag in flags}
     if UNCHECKED & names:
-        return words, None
+        others = list(words)
+        for flag in flags:
+            others.remove(flag)
+        return [*flags, *others], None  # Hydra's parser takes no flag between overrides
     if MANY & names and PRINTS & names:
         raise UserError(f"{min(PRINTS & names)} prints what one run has, and -m is for several: leave one of them out.")
     overrides = merged(literal([word.override for word in given], sweeps=bool(MANY & set(flags))))
