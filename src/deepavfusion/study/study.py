@@ -23,6 +23,8 @@ from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.cores import cores
 from deepavfusion.utils.launch.workers import end_with
 
+SHOWN = 3  # metrics of a stage in the table of the plan
+
 
 def answer(plan: Plan, words: list[str], costs: dict[str, Any], processes: int | None, jobs: bool, keep: bool) -> None:
     """Run what is left of a study, and report it.
@@ -121,8 +123,9 @@ def _preview(plan: Plan, costs: dict[str, Any], processes: int, gpus: int, jobs:
         runs = [each for each in plan.runs if each.stage == stage]
         left = [seconds[each.name] for each in runs if each.name in seconds]
         each_takes = f"about {duration(sum(left) / len(left))}" if left else ""
-        done = sum(each.finished for each in runs)
-        table.add_row(stage.name, stage.experiment, str(len(runs)), str(done), each_takes, ", ".join(stage.metrics))
+        done, more = sum(each.finished for each in runs), len(stage.metrics) - SHOWN
+        reported = ", ".join(stage.metrics[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+        table.add_row(stage.name, stage.experiment, str(len(runs)), str(done), each_takes, reported)
     get_console().print(table)
     if len(plan.cells) > 1:
         say(f"{len(plan.cells)} cells: {'; '.join(cell.name for cell in plan.cells)}; baseline: {plan.baseline_name}")
