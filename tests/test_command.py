@@ -44,7 +44,7 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepavfusion.runs.training.say_training", lambda *_: None)
 
 
-QUICK = ("pretrain_vggsound", "vggsound_finetune", "music_separation", "avsbench_ms3", "folder_finetune")
+QUICK = ("pretrain_vggsound", "avsbench_ms3", "folder_finetune")
 
 
 @pytest.mark.usefixtures("nothing_is_built")

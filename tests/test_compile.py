@@ -54,10 +54,10 @@ def test_compiled_steps_learn_the_same_and_are_compiled_once(data_root, tmp_path
 @pytest.mark.parametrize(
     "head",
     [
-        *("classifier", "separator"),
+        "separator",
         *(
             pytest.param(head, marks=pytest.mark.full)
-            for head in ("probe", "segmenter", "retriever", "frozen retriever")
+            for head in ("classifier", "probe", "segmenter", "retriever", "frozen retriever")
         ),
     ],
 )

@@ -11,8 +11,10 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 
+from deepavfusion.config.check import check_ranges
 from deepavfusion.config.compose import auto_precision, instantiate
-from helpers.runs import CONFIGS, compose
+from deepavfusion.config.ranges import RULES
+from helpers.runs import CONFIGS, compose, leaves
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("[!_]*.yaml"))
 NETS = sorted(path.stem for path in (CONFIGS / "model" / "net").glob("[a-z]*.yaml"))
@@ -27,10 +29,15 @@ def test_there_are_experiments():
 
 @pytest.mark.parametrize("scale", ["paper", "demo"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiments_build(experiment, scale, tmp_path):
+def test_experiments_build_and_each_of_their_numbers_has_a_rule(experiment, scale, tmp_path):
     cfg = compose(f"experiment={experiment}", f"scale={scale}", "trainer=cpu")
+    check_ranges(cfg)
     cfg.paths.run_dir = str(tmp_path)
     OmegaConf.resolve(cfg)
+    plain = OmegaConf.to_container(cfg)
+    numbers = {key for key, value in leaves(plain) if type(value) in (int, float)}
+    assert len(numbers) > 30
+    assert not numbers - set(RULES)
     if "num_classes" in cfg.model:
         cfg.model.num_classes = 5  # train.py asks the data
     if "multi_label" in cfg.model:

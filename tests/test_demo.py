@@ -225,7 +225,7 @@ def test_audioset_labels_are_what_sounds(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(clip.label in clip.labels for clip in found.clips)
 
 
-def test_the_reader_finds_all_of_audioset_and_verify_finds_nothing_wrong(root: Path) -> None:
+def test_the_reader_finds_all_of_audioset(root: Path) -> None:
     folder = root / "audioset"
     found = {split: audioset(folder, split) for split in (*AUDIOSET_SPLITS, "full")}
     assert {split: len(clips) for split, clips in found.items()} == {
@@ -234,6 +234,11 @@ def test_the_reader_finds_all_of_audioset_and_verify_finds_nothing_wrong(root: P
     for clips in found.values():
         assert (clips.missing, clips.excluded, clips.notes, clips.multi_label) == ([], [], [], True)
         assert clips.classes == [name for *_, name in plans.CLASSES.values()]
+
+
+@pytest.mark.full
+def test_verify_finds_nothing_wrong_in_audioset(root: Path) -> None:
+    folder = root / "audioset"
     overrides = ["command=verify", "data=audioset", f"data.root={folder}", "splits=[full,eval]", "workers=1"]
     prepare.verify_data(compose(*overrides, config="prepare"))
     header, *lines = rows(folder / "verify.csv")

@@ -146,7 +146,7 @@ def test_what_is_looked_at_follows_from_the_config(tmp_path: Path):
     assert list(found)[-1] == "smoke train"
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS"])
+@pytest.mark.parametrize("name", ["WORLD_SIZE", pytest.param("SLURM_NTASKS", marks=pytest.mark.full)])
 def test_nothing_of_the_surroundings_stops_it(name, tmp_path, monkeypatch, capsys):
     """Each is a line, beside all others."""
     monkeypatch.setenv(name, "x")

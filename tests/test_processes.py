@@ -33,6 +33,7 @@ from helpers.packs import small_pack
 from helpers.runs import NETWORK, PRETRAIN, SEGMENT, SEPARATE, SMALL, compose
 
 KEPT = ("knn", "step_guard", "data_report", "coverage", "throughput")  # callbacks
+QUICK = ("pretrain", "retrieve")
 BATCH = {"pretrain": 8, "classify": 2, "separate": 2, "segment": 4, "retrieve": 2}  # of one process
 OVERRIDES = {
     "pretrain": [*PRETRAIN, "trainer.limit_train_batches=2", "model.solo_share=0.6"],
@@ -95,7 +96,7 @@ def _copied(root: Path, copy: Path, broken: bool) -> Path:
 
 
 @pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=pytest.mark.full) if task in ("classify", "segment") else task for task in BATCH]
+    "task", [pytest.param(task, marks=pytest.mark.full) if task not in QUICK else task for task in BATCH]
 )
 def test_two_processes_train_as_one(task, data_root, music_root, avsbench_root, tmp_path):
     root = {"separate": music_root, "segment": avsbench_root}.get(task)

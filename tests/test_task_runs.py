@@ -23,6 +23,7 @@ RUNS = {  # the checkpoint that was tested; how far other batches may move a num
 }
 
 SHORT = {"several", "segmented"}  # kinds whose batches are changed in the short test run
+REPEATED = {"several", "separated", "segmented"}  # those that are evaluated again in it
 
 
 @pytest.fixture(params=RUNS)
@@ -33,6 +34,9 @@ def run(request: pytest.FixtureRequest) -> tuple[Path, Path, float]:
     return run_dir, run_dir / "checkpoints" / f"{name}.ckpt", tolerance
 
 
+@pytest.mark.parametrize(
+    "run", [kind if kind in REPEATED else pytest.param(kind, marks=pytest.mark.full) for kind in RUNS], indirect=True
+)
 def test_evaluation_repeats_every_number_and_table(run, monkeypatch, capsys):
     run_dir, checkpoint, _ = run
     capsys.readouterr()

@@ -25,7 +25,6 @@ from deepavfusion.utils.errors import UserError
 from helpers.runs import CONFIGS, call, compose, leaves
 from hostile.conftest import Refused
 
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("[!_]*.yaml"))
 PRETRAIN, FINETUNE, PROBE = "pretrain_vggsound", "vggsound_finetune", "vggsound_linear_probe"
 SEPARATE, SEGMENT = "music_separation", "avsbench_s4"
 composed = cache(compose)
@@ -45,17 +44,6 @@ def parsed(override: str) -> tuple[str, Any]:
 
 
 # ---------------------------------------------------------------- what passes
-
-
-@pytest.mark.parametrize("scale", ["paper", "demo"])
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_passes_and_each_of_its_numbers_has_a_rule(experiment: str, scale: str) -> None:
-    cfg = composed(f"experiment={experiment}", f"scale={scale}", "trainer=cpu")
-    check_ranges(cfg)
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    numbers = {key for key, value in leaves(plain) if type(value) in (int, float)}
-    assert len(numbers) > 30
-    assert not numbers - set(RULES)
 
 
 @pytest.mark.parametrize("data", choices("data"))
