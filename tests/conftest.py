@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 import pytest
 import torch
 from filelock import FileLock
+from omegaconf import OmegaConf
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,25 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_state(shared: Path) -> None:
     """The key that signs records is one of the tests, also in the processes that they start."""
     os.environ["XDG_STATE_HOME"] = str(shared / "state")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def config_files_are_parsed_once() -> Iterator[None]:
+    """Many tests do little but compose configs, a third of which is parsing the same files."""
+    load, known = OmegaConf.load, dict[tuple[int, ...], Any]()
+
+    def parsed(file: Any) -> Any:
+        if not hasattr(file, "fileno"):
+            return load(file)
+        status = os.fstat(file.fileno())
+        key = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+        if key not in known:
+            known[key] = load(file)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", staticmethod(parsed))
+        yield
 
 
 @pytest.fixture(scope="session")

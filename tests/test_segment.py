@@ -88,14 +88,21 @@ def test_classes_of_the_data_become_those_of_the_network(avsbench_root, tmp_path
     measures = {"miou", "miou_nobg", "miou_class", "miou_class_nobg", "fscore", "fscore_class", "fscore_class_nobg"}
     assert {f"test/{name}" for name in measures} <= set(metrics)
     assert metrics["test/frames"] == 8 * 5
-    evaluate(monkeypatch, f"ckpt_path={folder}/checkpoints/best.ckpt", f"paths.log_dir={tmp_path}", "run.name=again")
-    assert numbers(tmp_path / "segment" / "evals" / "again" / "metrics.json") == numbers(folder / "metrics.json")
     capsys.readouterr()
     before = (tmp_path / "segment" / "latest").resolve()
     message = sentence(monkeypatch, capsys, *run, "model.num_classes=3")
     assert "distinguish 5 classes" in message
     assert "model.num_classes" in message
     assert (tmp_path / "segment" / "latest").resolve() == before == folder  # not of a run that never began
+
+
+@pytest.mark.full
+def test_evaluation_repeats_the_numbers_of_the_classes(avsbench_root, tmp_path, monkeypatch):
+    run = [*SEGMENT, "experiment=avsbench_avss", f"data.root={avsbench_root}", f"paths.log_dir={tmp_path}"]
+    train(monkeypatch, *run, "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "run.name=avss")
+    folder = tmp_path / "segment" / "runs" / "avss"
+    evaluate(monkeypatch, f"ckpt_path={folder}/checkpoints/best.ckpt", f"paths.log_dir={tmp_path}", "run.name=again")
+    assert numbers(tmp_path / "segment" / "evals" / "again" / "metrics.json") == numbers(folder / "metrics.json")
 
 
 # ---- bad data

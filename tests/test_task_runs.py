@@ -22,7 +22,7 @@ RUNS = {  # the checkpoint that was tested; how far other batches may move a num
     "segmented": ("best", 1e-4),
 }
 
-SHORT = {"several", "segmented"}  # kinds whose batches are changed in the short test run
+SHORT = {"segmented"}  # kinds whose batches are changed in the short test run
 REPEATED = {"several", "separated", "segmented"}  # those that are evaluated again in it
 
 
