@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from deepavfusion.figures.style import LINES, NOTE, WIDTH, new_figure, short, styled
 
 MARKERS = "osD^vPX"  # as many as are no multiple of the colours, so that 42 cells differ in one or the other
-LETTERS, LONG = 24, 48  # of a label, and of the name of a cell
+LETTERS, LONG = 24, 48  # of a label at least, and of the name of a cell
+ROOM = 90  # letters of all labels
 COLUMNS, LEAST_COLUMNS, ROW = 3, 2, 0.2  # of a legend: with short names, with long ones; inches
 SPREAD = 0.2  # of the distance of two labels, over which several lines are put side by side
 BESIDE = 0.05  # of that distance, from the seeds to their mean
@@ -41,7 +42,8 @@ def draw_axis(lines: Mapping[str, Mapping[str, Seeds]], labels: Sequence[str], m
         means, errors = [np.mean(seeds) for seeds in values], [_error(seeds) for seeds in values]
         style = "o-" if name else "o"
         axes.errorbar(places, means, errors, fmt=style, color=colour, capsize=4, zorder=3, label=name or None)
-    axes.set_xticks(range(len(labels)), [short(label, LETTERS) for label in labels])
+    letters = max(LETTERS, ROOM // len(labels))
+    axes.set_xticks(range(len(labels)), [short(label, letters) for label in labels])
     if sum(map(len, labels)) > 60:
         for tick in axes.get_xticklabels():
             tick.set(rotation=30, ha="right", rotation_mode="anchor")
