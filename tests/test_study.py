@@ -368,9 +368,7 @@ def test_pairs_without_the_baseline_are_compared_too(tmp_path: Path) -> None:
     ]
     assert "Of its 1 comparisons without a baseline, the seeds support 1;" in text
     low, high = stats.t.interval(0.95, 2, loc=0.28, scale=stats.sem([0.29, 0.28, 0.27]))
-    assert f"| probe | `test/top1` | 0.3 | 0.2 | +0.280 | [+{low:.3f}, +{high:.3f}] | 0.000 |" in text.replace(
-        "< 0.001", "0.000"
-    )
+    assert f"| probe | `test/top1` | 0.3 | 0.2 | +0.280 | [+{low:.3f}, +{high:.3f}] | < 0.001 |" in text
 
 
 def test_runs_on_other_numbers_of_gpus_are_said(finished: Plan) -> None:

@@ -16,7 +16,7 @@ from deepavfusion.utils.errors import UserError
 LISTS = (
     "study.list=true prints the whole plan and starts nothing: leave it out, or study.only and -m with its launcher."
 )
-TRUE = ("true", "yes", "on", "y", "1")
+TRUE = ("true", "1")
 
 
 def _of_a_job(words: list[str]) -> list[str]:
