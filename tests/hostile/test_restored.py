@@ -17,6 +17,7 @@ from deepavfusion.callbacks.guard.step_guard import StepGuard
 from deepavfusion.callbacks.terminal.summary import RunSummary
 from deepavfusion.data.datamodule import ClipDataModule
 from deepavfusion.utils.errors import UserError
+from deepavfusion.utils.structure import misfit
 from deepavfusion.weights import restored
 from deepavfusion.weights.file import read_file
 from helpers.checkpoints import build, classifier
@@ -80,6 +81,19 @@ def test_what_a_run_saved_is_restorable(whole: tuple[Path, Any, Trainer]) -> Non
     check(whole, content)
     without = {key: content[key] for key in ("state_dict", "epoch", "global_step", "pytorch-lightning_version")}
     check(whole, without, training=False)
+
+
+def test_the_moment_of_a_single_number_may_be_negative() -> None:
+    """Such as that of the temperature of retrieval, whose runs could not go on when it was; its steps may not."""
+    temperature = torch.nn.Parameter(torch.tensor(0.5))
+    optimizer = torch.optim.AdamW([temperature])
+    (-temperature).backward()
+    optimizer.step()
+    example, state = restored._after_a_step(optimizer), optimizer.state_dict()
+    assert state["state"][0]["exp_avg"] < 0
+    assert misfit(state, example, "") is None
+    state["state"][0]["step"].fill_(-1)
+    assert "state.0.step" in misfit(state, example, "")
 
 
 def at(*keys: Any, to: Any = None, drop: bool = False) -> Callable[[Any], None]:

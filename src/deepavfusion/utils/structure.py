@@ -53,9 +53,10 @@ def misfit(found: Any, like: Any, name: str) -> str | None:
 
     Args:
         found: the data, of plain values and tensors.
-        like: an example: a dict has its keys; a list or tuple its length; a tensor its shape; a whole number, or a
-            tensor of one number, is not negative; a fraction is finite, unless the example is not; others have its
-            type. The classes above stand for more than one value.
+        like: an example: a dict has its keys; a list or tuple its length; a tensor its shape; a whole number is not
+            negative, nor is a tensor of one number, such as a count of steps, unless the example is on the meta device
+            and so has no value; a fraction is finite, unless the example is not; others have its type. The classes
+            above stand for more than one value.
     """
     for place, value, example in _pairs(found, like, name):
         if wrong := _wrong(value, example):
@@ -126,7 +127,7 @@ def _fits(value: Any, like: Tensor) -> bool:
         return value.dtype == like.dtype
     if not like.is_meta and not torch.isfinite(like).all():
         return True
-    return bool(torch.isfinite(value).all()) and (like.ndim > 0 or value.item() >= 0)
+    return bool(torch.isfinite(value).all()) and (like.ndim > 0 or like.is_meta or value.item() >= 0)
 
 
 def _shown(value: Any) -> str:
