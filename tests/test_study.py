@@ -325,13 +325,15 @@ def test_the_report_says_whether_all_cells_took_the_same_steps(finished: Plan) -
             (run.directory / "cost.json").write_text(json.dumps({"seconds": 10, "steps": each}))
         text, lines = report(finished)
         assert [line["probe steps"] for line in lines] == [str(each) for each in steps]
-        return next(line for line in text.splitlines() if "optimizer steps" in line)
+        return text[text.index("- probe: ") :].partition("\n\n##")[0]
 
     assert with_steps(*[60] * 6) == "- probe: 60 optimizer steps, the same in every cell."
     assert (
         with_steps(60, 62, 62, 60, 62, 62) == "- probe: 60 to 62 optimizer steps, by the seed, the same in every cell."
     )
-    assert with_steps(60, 60, 60, 30, 60, 60) == "- probe: optimizer steps **differ**: 30 (0.2); 60 (0.1, 0.2)."
+    said = with_steps(60, 60, 60, 30, 60, 60).splitlines()
+    assert said[0] == "- probe: 30 to 60 optimizer steps; they **differ** between cells."
+    assert [line for line in said if line.startswith("| 0.")] == ["| 0.1 | 60 |", "| 0.2 | 30 to 60 |"]
 
 
 def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:

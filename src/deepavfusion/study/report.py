@@ -218,24 +218,30 @@ def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:
 
 
 def _steps(plan: Plan, rows: Sequence[Row]) -> list[str]:
-    """Whether the cells trained for the same number of steps, with each seed."""
-    lines = []
+    """Whether the cells took the same number of steps, with each seed; a table of the stages where they did not."""
+    lines, differ = [], dict[str, list[str]]()
     for stage in plan.stages:
         found = [(row, int(row.costs[stage.name]["steps"])) for row in rows if "steps" in row.costs.get(stage.name, {})]
-        every = sorted({steps for _, steps in found})
+        if not found:
+            continue
+        every = _range([steps for _, steps in found])
         if len({(row.seed, steps) for row, steps in found}) > len({row.seed for row, _ in found}):
-            each = (
-                f"{n} ({', '.join(dict.fromkeys(row.cell.name for row, steps in found if steps == n))})" for n in every
-            )
-            lines.append(f"- {stage.name}: optimizer steps **differ**: {'; '.join(each)}.")
-        elif every:
-            number = (
-                f"{every[0]} to {every[-1]} optimizer steps, by the seed"
-                if every[1:]
-                else f"{every[0]} optimizer steps"
-            )
-            lines.append(f"- {stage.name}: {number}, the same in every cell.")
+            lines.append(f"- {stage.name}: {every} optimizer steps; they **differ** between cells.")
+            differ[stage.name] = [_range([n for row, n in found if row.cell == cell]) for cell in plan.cells]
+        else:
+            by = ", by the seed" if " to " in every else ""
+            lines.append(f"- {stage.name}: {every} optimizer steps{by}, the same in every cell.")
+    if differ:
+        cells = [[cell.name, *steps] for cell, *steps in zip(plan.cells, *differ.values(), strict=True)]
+        lines += ["", *_table(["optimizer steps", *differ], cells)]
     return lines
+
+
+def _range(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return "–"
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _seconds(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
