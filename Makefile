@@ -90,7 +90,7 @@ readme-picture: $(STAMP)  #- Draw the README's picture from trained demos (2 min
 	$(BIN)/python notebooks/readme_picture.py $(ARGS)
 
 .PHONY: demo-table
-demo-table: $(STAMP)  #- All demos, five seeds: docs/results.md (2 hours)
+demo-table: $(STAMP)  #- All demos, three seeds: docs/results.md (2 hours)
 	$(BIN)/python src/study.py study=demos $(ARGS)
 
 # TensorBoard follows links, so that logs/<task>/latest would show a run twice: it gets a folder of links without it.

@@ -61,7 +61,7 @@ def test_training_costs_three_times_what_probing_does() -> None:
 STUDIES = REPOSITORY / "docs" / "studies"
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in STUDIES.glob("*/summary.csv")))
+@pytest.mark.parametrize("name", sorted({path.parent.name for path in STUDIES.glob("*/summary.csv")} - {"demos"}))
 def test_what_is_said_of_a_study_is_in_its_table(name: str) -> None:
     """Every "mean ± deviation" and "difference [low, high]", to the digits given."""
     page = (REPOSITORY / "docs" / "studies.md").read_text().replace("−", "-")
@@ -79,6 +79,23 @@ def test_what_is_said_of_a_study_is_in_its_table(name: str) -> None:
         digits = len(values[0].partition(".")[2])
         found = [[round(each, digits) for each in row] for row in known[len(values)]]
         assert [float(value) for value in values] in found, values
+
+
+OF_DEMOS = [README, *(REPOSITORY / "docs" / name for name in ("results.md", "python.md"))]
+OF_DEMOS += sorted((REPOSITORY / "configs" / "experiment").glob("*.yaml"))
+
+
+def test_what_is_said_of_the_demos_is_in_their_table() -> None:
+    """Every "mean ± deviation", to the digits given; the stamps in docs/results.md are none of them."""
+    rows = [row for row in read_table(STUDIES / "demos" / "summary.csv") if row["deviation"]]
+    count = 0
+    for page in OF_DEMOS:
+        text = page.read_text().partition("\n## Stamps")[0].replace("−", "-")
+        for mean, deviation, percent in re.findall(r"(-?\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)( %)?", text):
+            digits, scale, count = len(mean.partition(".")[2]), 100 if percent else 1, count + 1
+            known = [[f"{scale * float(row[key]):.{digits}f}" for key in ("mean", "deviation")] for row in rows]
+            assert [mean, deviation] in known, f"{page}: {mean} ± {deviation}{percent}"
+    assert count > 100
 
 
 def test_every_room_is_on_the_map() -> None:
