@@ -67,18 +67,22 @@ def test_what_is_said_of_a_study_is_in_its_table(name: str) -> None:
     page = (REPOSITORY / "docs" / "studies.md").read_text().replace("−", "-")
     (section,) = re.findall(rf"^### {name}\n(.*?)(?=^##)", page, re.M | re.S)
     section = " ".join(section.split())
-    columns = {2: ("mean", "deviation"), 3: ("difference", "low_seeds", "high_seeds")}
     rows = [row for file in ("summary.csv", "pairs.csv") for row in read_table(STUDIES / name / file)]
-    known = {
-        size: [[float(row[key]) for key in keys] for row in rows if row.get(keys[-1])] for size, keys in columns.items()
-    }
     number = r"([+-]?\d+\.\d+)"
-    said = re.findall(rf"{number} ± {number}", section) + re.findall(rf"{number} \[{number}, {number}\]", section)
-    assert len(said) > 3
-    for values in said:
-        digits = len(values[0].partition(".")[2])
-        found = [[round(each, digits) for each in row] for row in known[len(values)]]
-        assert [float(value) for value in values] in found, values
+    means = re.findall(rf"{number} ± {number}", section)
+    differences = re.findall(rf"{number} \[{number}, {number}\]", section)
+    assert len(means) + len(differences) > 3
+    for values in means:
+        assert is_in(rows, values, "mean", "deviation"), values
+    for values in differences:
+        assert is_in(rows, values, "difference", "low_seeds", "high_seeds"), values
+
+
+def is_in(rows: list[dict[str, str]], values: tuple[str, ...], *keys: str, scale: int = 1) -> bool:
+    """Whether a row has these values, to the digits given."""
+    digits = len(values[0].partition(".")[2])
+    found = [[round(scale * float(row[key]), digits) for key in keys] for row in rows if row.get(keys[-1])]
+    return [float(value) for value in values] in found
 
 
 OF_DEMOS = [README, *(REPOSITORY / "docs" / name for name in ("results.md", "python.md"))]
@@ -87,14 +91,13 @@ OF_DEMOS += sorted((REPOSITORY / "configs" / "experiment").glob("*.yaml"))
 
 def test_what_is_said_of_the_demos_is_in_their_table() -> None:
     """Every "mean ± deviation", to the digits given; the stamps in docs/results.md are none of them."""
-    rows = [row for row in read_table(STUDIES / "demos" / "summary.csv") if row["deviation"]]
-    count = 0
+    rows, count = read_table(STUDIES / "demos" / "summary.csv"), 0
     for page in OF_DEMOS:
         text = page.read_text().partition("\n## Stamps")[0].replace("−", "-")
         for mean, deviation, percent in re.findall(r"(-?\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)( %)?", text):
-            digits, scale, count = len(mean.partition(".")[2]), 100 if percent else 1, count + 1
-            known = [[f"{scale * float(row[key]):.{digits}f}" for key in ("mean", "deviation")] for row in rows]
-            assert [mean, deviation] in known, f"{page}: {mean} ± {deviation}{percent}"
+            scale, count = 100 if percent else 1, count + 1
+            said = f"{page}: {mean} ± {deviation}{percent}"
+            assert is_in(rows, (mean, deviation), "mean", "deviation", scale=scale), said
     assert count > 100
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from deepavfusion.config.compose import choices, root_folder
+from deepavfusion.demo.plans import FULL, NAMES
 from deepavfusion.study.findings import findings_of, measured_of, scores_of
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.report import write_report
@@ -334,6 +335,15 @@ def test_the_report_says_whether_all_cells_took_the_same_steps(finished: Plan) -
     said = with_steps(60, 60, 60, 30, 60, 60).splitlines()
     assert said[0] == "- probe: 30 to 60 optimizer steps; they **differ** between cells."
     assert [line for line in said if line.startswith("| 0.")] == ["| 0.1 | 60 |", "| 0.2 | 30 to 60 |"]
+
+
+@pytest.mark.parametrize(("name", "stage"), [("pretraining", "pretrain_other"), ("token_semantics", "audioset")])
+def test_pre_training_on_other_data_takes_as_many_steps(name: str, stage: str) -> None:
+    """Of drawn clips, of which there are fewer; the published recipe passes each once."""
+    clips = {"other": FULL.audioset_unbalanced, "same": FULL.vggsound_train * len(NAMES)}
+    for scale, repeats in (("study", clips["same"] // clips["other"]), ("paper", 1)):
+        cfg = compose(f"study={name}", f"study.scale={scale}", config="study")
+        assert f"data.repeats={repeats}" in cfg.study.stages[stage].overrides
 
 
 def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_names_and_roots_are_taken_literally(text: str, tmp_path: Path, monkeypa
     assert sorted(path.name for path in tmp_path.rglob("*") if path.name in ("x", text)) == [text, text]
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=12)
     | st.text("\\'${}:\" ", min_size=1)
@@ -231,7 +231,7 @@ SHELL += ["(" * 1000, "[" * 500]
 PLAIN = ("experiment=pretrain_vggsound", "scale=demo")
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(300, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [25, pytest.param(300, marks=pytest.mark.full)])
 def test_overrides_compose_or_are_refused(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     keys = [key for key, _ in leaves(OmegaConf.to_container(compose(*PLAIN), resolve=False))]

@@ -222,26 +222,21 @@ def _steps(plan: Plan, rows: Sequence[Row]) -> list[str]:
     lines, differ = [], dict[str, list[str]]()
     for stage in plan.stages:
         found = [(row, int(row.costs[stage.name]["steps"])) for row in rows if "steps" in row.costs.get(stage.name, {})]
-        if not found:
-            continue
-        every = _range([steps for _, steps in found])
+        every = {steps for _, steps in found}
         if len({(row.seed, steps) for row, steps in found}) > len({row.seed for row, _ in found}):
-            lines.append(f"- {stage.name}: {every} optimizer steps; they **differ** between cells.")
-            differ[stage.name] = [_range([n for row, n in found if row.cell == cell]) for cell in plan.cells]
-        else:
-            by = ", by the seed" if " to " in every else ""
-            lines.append(f"- {stage.name}: {every} optimizer steps{by}, the same in every cell.")
+            lines.append(f"- {stage.name}: {_range(every)} optimizer steps; they **differ** between cells.")
+            differ[stage.name] = [_range({n for row, n in found if row.cell == cell}) for cell in plan.cells]
+        elif found:
+            by = ", by the seed" if len(every) > 1 else ""
+            lines.append(f"- {stage.name}: {_range(every)} optimizer steps{by}, the same in every cell.")
     if differ:
         cells = [[cell.name, *steps] for cell, *steps in zip(plan.cells, *differ.values(), strict=True)]
         lines += ["", *_table(["optimizer steps", *differ], cells)]
     return lines
 
 
-def _range(numbers: Sequence[int]) -> str:
-    if not numbers:
-        return "–"
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
+def _range(numbers: set[int]) -> str:
+    return " to ".join(map(str, sorted({min(numbers), max(numbers)}))) if numbers else "–"
 
 
 def _seconds(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
