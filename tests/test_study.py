@@ -245,6 +245,8 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
             {},
             "study.axes makes several cells called x, y, z",
         ),
+        (RATES, PROBE, {"incomparable": ["data"]}, "study.incomparable has data, expected some of the axes model.blr"),
+        (RATES, PROBE, {"incomparable": ["model.blr"]}, "study.incomparable has model.blr, and cells are compared"),
         ({"seed": [1, 2]}, PROBE, {}, "study.axes.seed sets seed, expected a key that changes what a run finds"),
         ({"x": {"on": {"logger": "none"}}}, PROBE, {}, "study.axes.x sets logger"),
     ],
@@ -381,6 +383,24 @@ def test_pairs_without_the_baseline_are_compared_too(tmp_path: Path) -> None:
     assert "Of its 1 comparisons without a baseline, the seeds support 1;" in text
     low, high = stats.t.interval(0.95, 2, loc=0.28, scale=stats.sem([0.29, 0.28, 0.27]))
     assert f"| probe | `test/top1` | 0.3 | 0.2 | +0.280 | [+{low:.3f}, +{high:.3f}] | < 0.001 |" in text
+
+
+@pytest.mark.parametrize(("incomparable", "more"), [(False, 2), (True, 0)])
+def test_no_two_values_of_an_incomparable_axis_are_compared(incomparable: bool, more: int, tmp_path: Path) -> None:
+    axes = {"model.blr": [0.1, 0.2], "model.momentum": [0.8, 0.9]}
+    names = ["model.momentum"] if incomparable else []
+    found = plan(tmp_path, axes, baseline={"model.blr": 0.1}, incomparable=names)
+    for chain in found.chains:
+        finish(chain.runs[0], [n < 50 + chain.seed + 20 * ("0.9" in chain.cell.name) for n in range(100)])
+    text, _ = report(found, plots=incomparable)
+    pairs = {(line["cell"], line["other"]) for line in read_table(found.reports / "pairs.csv")}
+    assert pairs >= {("0.2, 0.8", "0.1, 0.8"), ("0.2, 0.9", "0.1, 0.9")}
+    assert len(pairs) == 2 + more
+    assert ("comparisons without a baseline" in text) == bool(more)
+    if incomparable:  # one plot of costs for each of its values
+        drawn = {path.name for path in found.reports.glob("*.png")}
+        assert drawn == {"probe_top1_1.png", "probe_top1_cost_1.png", "probe_top1_cost_2.png"}
+        assert "![probe: test/top1, and cost, 0.9](probe_top1_cost_2.png)" in text
 
 
 def test_runs_on_other_numbers_of_gpus_are_said(finished: Plan) -> None:

@@ -207,7 +207,7 @@ def findings_of(plan: Plan, measured: Sequence[Measured]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two cells that differ on one axis; `comparison` is that of the first against the second."""
+    """Two cells that differ on one axis, see `pairs_of`; `comparison` is that of the first against the second."""
 
     stage: str
     metric: str
@@ -216,11 +216,12 @@ class Pair:
 
 
 def pairs_of(plan: Plan, measured: Sequence[Measured]) -> list[Pair]:
-    """All pairs of cells that differ on one axis, metric by metric; over seeds alone."""
+    """All pairs of cells that differ on one axis, whose values can be compared, metric by metric; over seeds alone."""
     found = []
     for each in measured:
         for other, cell in itertools.combinations(plan.cells, 2):
-            if sum(cell.labels[axis] != label for axis, label in other.labels.items()) == 1:
+            differ = [axis for axis, label in other.labels.items() if cell.labels[axis] != label]
+            if len(differ) == 1 and differ[0] not in plan.incomparable:
                 comparison = _compare(plan, each, cell, other)
                 found += [Pair(each.stage.name, each.metric, (cell, other), comparison)] if comparison else []
     return found

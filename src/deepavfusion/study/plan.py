@@ -32,6 +32,7 @@ from deepavfusion.study.definition import (
     baseline_cell,
     cells_of,
     check_data,
+    check_incomparable,
     check_metrics,
     check_own,
     check_weights,
@@ -98,6 +99,8 @@ class Plan:
         self.baseline = baseline_cell(self.cells, self.axes, plain["baseline"])
         one = self.vary == "one" or not plain["baseline"]
         self._held = self.baseline.labels if one else {axis: str(label) for axis, label in plain["baseline"].items()}
+        self.incomparable: list[str] = plain["incomparable"]
+        check_incomparable(self.incomparable, self.axes, self._held)
         self._composed: dict[tuple[str, ...], Composed] = {}
         self._bases: dict[str, DictConfig] = {}
         for axis in self.axes:

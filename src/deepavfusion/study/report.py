@@ -145,9 +145,10 @@ def _pairs(plan: Plan, pairs: Sequence[Pair]) -> list[str]:
         ]
         for each in found
     ]
+    but = f", but not on {' or '.join(plan.incomparable)}" if plan.incomparable else ""
     said = (
-        f"`pairs.csv` compares every two cells that differ on one axis. Of its {len(others)} comparisons without a "
-        f"baseline, the seeds support {len(found)}; chance alone would be expected to give {0.05 * len(others):.1f}"
+        f"`pairs.csv` compares every two cells that differ on one axis{but}. Of its {len(others)} comparisons without "
+        f"a baseline, the seeds support {len(found)}; chance alone would be expected to give {0.05 * len(others):.1f}"
     )
     head = ["stage", "metric", "cell", "compared with", "difference", "95 %, seeds", "p"]
     return ["", f"{said}{':' if lines else '.'}", *(["", *_table(head, lines)] if lines else [])]
@@ -261,18 +262,32 @@ def _draw(plan: Plan, rows: Sequence[Row], sizes: Sizes, folder: Path) -> list[t
             if sum(name.rpartition("/")[2] == metric.rpartition("/")[2] for name in stage.metrics) > 1:
                 stem = f"{stage.name}_{metric.replace('/', '_')}"
             for number, axis in enumerate(plan.axes, 1):
+                if axis in plan.incomparable:
+                    continue
                 name = f"{stem}.png" if len(plan.axes) == 1 else f"{stem}_{number}.png"
                 lines = _lines(plan, axis, values)
                 save_figure(draw_axis(lines, list(plan.axes[axis]), metric, f"{stage.name}, by {axis}"), folder / name)
                 found.append((name, f"{title}, by {axis}"))
-            costs = {
-                "GFLOP of the encoder for a clip": {name: sizes[name][1] for name in values},
-                "seconds, all stages": {name: each for name, each in seconds.items() if name in values},
-            }
-            known = {kind: cost for kind, cost in costs.items() if cost}
-            save_figure(draw_trade(values, known, metric, lower_is_better(metric)), folder / f"{stem}_cost.png")
-            found.append((f"{stem}_cost.png", f"{title}, and cost"))
+            for number, (alike, group) in enumerate(_comparable(plan, values).items(), 1):
+                ending, of = (f"_cost_{number}", f", {alike}") if alike else ("_cost", "")
+                costs = {
+                    "GFLOP of the encoder for a clip": {name: sizes[name][1] for name in group},
+                    "seconds, all stages": {name: each for name, each in seconds.items() if name in group},
+                }
+                known = {kind: cost for kind, cost in costs.items() if cost}
+                save_figure(draw_trade(group, known, metric, lower_is_better(metric)), folder / f"{stem}{ending}.png")
+                found.append((f"{stem}{ending}.png", f"{title}, and cost{of}"))
     return found
+
+
+def _comparable(plan: Plan, values: Mapping[str, list[float]]) -> dict[str, dict[str, list[float]]]:
+    """The cells with values by what they have on the axes whose values cannot be compared."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for cell in plan.cells:
+        if cell.name in values:
+            alike = ", ".join(cell.labels[axis] for axis in plan.incomparable)
+            groups.setdefault(alike, {})[cell.name] = values[cell.name]
+    return groups
 
 
 def _lines(plan: Plan, axis: str, values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
