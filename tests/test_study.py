@@ -258,14 +258,14 @@ def test_what_is_no_study_is_said_before_anything_runs(axes, stages, more, words
     assert not any(tmp_path.iterdir())
 
 
-def finish(run: Any, right: list[bool], seconds: float = 10) -> None:
+def finish(run: Any, right: list[bool], seconds: float = 10, steps: int = 60) -> None:
     """Write what a classification leaves."""
     run.directory.mkdir(parents=True)
     lines = [[n, f"clip{n}", "a", "a" if each else "b"] for n, each in enumerate(right)]
     with (run.directory / "classification_test.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["item", "id", "classes", "predicted"], *lines])
     (run.directory / "metrics.json").write_text(json.dumps({"test/top1": sum(right) / len(right)}))
-    cost = {"seconds": seconds, "peak_memory_gb": 1, "parts": 1, "steps": 60}
+    cost = {"seconds": seconds, "peak_memory_gb": 1, "parts": 1, "steps": steps}
     (run.directory / "cost.json").write_text(json.dumps(cost))
     start = {"commit": "0123456789", "dirty": False, "machine": {"cpu": "a b", "cores": 1, "gpus": []}}
     (run.directory / "provenance.json").write_text(json.dumps({"starts": [start]}))
@@ -391,12 +391,15 @@ def test_no_two_values_of_an_incomparable_axis_are_compared(incomparable: bool, 
     names = ["model.momentum"] if incomparable else []
     found = plan(tmp_path, axes, baseline={"model.blr": 0.1}, incomparable=names)
     for chain in found.chains:
-        finish(chain.runs[0], [n < 50 + chain.seed + 20 * ("0.9" in chain.cell.name) for n in range(100)])
+        other = "0.9" in chain.cell.name
+        finish(chain.runs[0], [n < 50 + chain.seed + 20 * other for n in range(100)], steps=60 - 20 * other)
     text, _ = report(found, plots=incomparable)
     pairs = {(line["cell"], line["other"]) for line in read_table(found.reports / "pairs.csv")}
     assert pairs >= {("0.2, 0.8", "0.1, 0.8"), ("0.2, 0.9", "0.1, 0.9")}
     assert len(pairs) == 2 + more
     assert ("comparisons without a baseline" in text) == bool(more)
+    same = ", by the seed and model.momentum, the same in cells that are compared."
+    assert f"- probe: 40 to 60 optimizer steps{same if incomparable else '; they **differ** between cells.'}" in text
     if incomparable:  # one plot of costs for each of its values
         drawn = {path.name for path in found.reports.glob("*.png")}
         assert drawn == {"probe_top1_1.png", "probe_top1_cost_1.png", "probe_top1_cost_2.png"}

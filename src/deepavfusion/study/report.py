@@ -16,6 +16,7 @@ from deepavfusion.figures.style import save_figure
 from deepavfusion.runs.lock import InUseError, locked
 from deepavfusion.runs.provenance import provenance
 from deepavfusion.study.cost import sizes
+from deepavfusion.study.definition import Cell
 from deepavfusion.study.findings import (
     LEAST,
     Finding,
@@ -219,17 +220,20 @@ def _costs(plan: Plan, rows: Sequence[Row], sizes: Sizes) -> list[str]:
 
 
 def _steps(plan: Plan, rows: Sequence[Row]) -> list[str]:
-    """Whether the cells took the same number of steps, with each seed; a table of the stages where they did not."""
+    """Whether cells that are compared took the same number of steps, with each seed; a table of the stages where they
+    did not."""
     lines, differ = [], dict[str, list[str]]()
+    by, where = ["the seed", *plan.incomparable], "cells that are compared" if plan.incomparable else "every cell"
     for stage in plan.stages:
         found = [(row, int(row.costs[stage.name]["steps"])) for row in rows if "steps" in row.costs.get(stage.name, {})]
         every = {steps for _, steps in found}
-        if len({(row.seed, steps) for row, steps in found}) > len({row.seed for row, _ in found}):
+        seen = {(row.seed, _alike(plan, row.cell), steps) for row, steps in found}
+        if len(seen) > len({each[:2] for each in seen}):
             lines.append(f"- {stage.name}: {_range(every)} optimizer steps; they **differ** between cells.")
             differ[stage.name] = [_range({n for row, n in found if row.cell == cell}) for cell in plan.cells]
         elif found:
-            by = ", by the seed" if len(every) > 1 else ""
-            lines.append(f"- {stage.name}: {_range(every)} optimizer steps{by}, the same in every cell.")
+            varied = f", by {' and '.join(by)}" if len(every) > 1 else ""
+            lines.append(f"- {stage.name}: {_range(every)} optimizer steps{varied}, the same in {where}.")
     if differ:
         cells = [[cell.name, *steps] for cell, *steps in zip(plan.cells, *differ.values(), strict=True)]
         lines += ["", *_table(["optimizer steps", *differ], cells)]
@@ -281,13 +285,17 @@ def _draw(plan: Plan, rows: Sequence[Row], sizes: Sizes, folder: Path) -> list[t
 
 
 def _comparable(plan: Plan, values: Mapping[str, list[float]]) -> dict[str, dict[str, list[float]]]:
-    """The cells with values by what they have on the axes whose values cannot be compared."""
+    """The cells with values by `_alike`."""
     groups: dict[str, dict[str, list[float]]] = {}
     for cell in plan.cells:
         if cell.name in values:
-            alike = ", ".join(cell.labels[axis] for axis in plan.incomparable)
-            groups.setdefault(alike, {})[cell.name] = values[cell.name]
+            groups.setdefault(_alike(plan, cell), {})[cell.name] = values[cell.name]
     return groups
+
+
+def _alike(plan: Plan, cell: Cell) -> str:
+    """What cells that are compared have in common: their labels on the axes whose values cannot be compared."""
+    return ", ".join(cell.labels[axis] for axis in plan.incomparable)
 
 
 def _lines(plan: Plan, axis: str, values: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
