@@ -246,7 +246,6 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
             "study.axes makes several cells called x, y, z",
         ),
         (RATES, PROBE, {"incomparable": ["data"]}, "study.incomparable has data, expected some of the axes model.blr"),
-        (RATES, PROBE, {"incomparable": ["model.blr"]}, "study.incomparable has model.blr, and cells are compared"),
         ({"seed": [1, 2]}, PROBE, {}, "study.axes.seed sets seed, expected a key that changes what a run finds"),
         ({"x": {"on": {"logger": "none"}}}, PROBE, {}, "study.axes.x sets logger"),
     ],
@@ -404,6 +403,44 @@ def test_no_two_values_of_an_incomparable_axis_are_compared(incomparable: bool, 
         drawn = {path.name for path in found.reports.glob("*.png")}
         assert drawn == {"probe_top1_1.png", "probe_top1_cost_1.png", "probe_top1_cost_2.png"}
         assert "![probe: test/top1, and cost, 0.9](probe_top1_cost_2.png)" in text
+
+
+@pytest.mark.parametrize(
+    ("axes", "vary", "baselines", "name"),
+    [
+        ({"model.blr": [0.1, 0.2]}, "all", {}, "none: no two cells have the same model.blr"),
+        (
+            {"model.blr": [0.1, 0.2], "model.momentum": [0.8, 0.9]},
+            "all",
+            {"0.1, 0.9": "0.1, 0.8", "0.2, 0.9": "0.2, 0.8"},
+            "0.8, at the same model.blr",
+        ),
+        (
+            {"model.blr": [0.1, 0.2], "model.momentum": [0.8, 0.9]},
+            "one",
+            {"0.1, 0.9": "0.1, 0.8"},
+            "0.8, at the same model.blr",
+        ),
+    ],
+)
+def test_the_baseline_is_alike_on_incomparable_axes(axes, vary, baselines, name, tmp_path: Path) -> None:
+    found = plan(tmp_path, axes, vary=vary, incomparable=["model.blr"])
+    for chain in found.chains:
+        finish(chain.runs[0], [n < 50 + chain.seed for n in range(100)])
+    text, _ = report(found)
+    assert f"Differences are from the baseline ({name}), of pairs" in text
+    findings = findings_of(found, measured_of(found, rows_of(found, tmp_path)))
+    assert {each.cell.name: each.baseline.name for each in findings if each.comparison} == baselines
+    assert {each.cell.name for each in findings if each.verdict == "baseline"} == set(baselines.values())
+
+
+def test_a_plot_of_what_is_no_longer_reported_is_removed(finished: Plan) -> None:
+    finished.reports.mkdir(parents=True)
+    (finished.reports / "probe_loss.png").write_bytes(b"old")
+    text, _ = report(finished, plots=True)
+    assert "probe_loss" not in text
+    assert not (finished.reports / "probe_loss.png").exists()
+    assert (finished.reports / "probe_top1.png").exists()
 
 
 def test_runs_on_other_numbers_of_gpus_are_said(finished: Plan) -> None:

@@ -214,20 +214,11 @@ def baseline_cell(cells: Sequence[Cell], axes: Axes, given: Mapping[str, str]) -
     return found[0]
 
 
-def check_incomparable(incomparable: Iterable[str], axes: Axes, held: Iterable[str]) -> None:
-    """Raise a `UserError` if these are no axes, or cells are compared with a baseline that differs on one of them.
-
-    Args:
-        held: axes on which the baseline is the same for all cells.
-    """
+def check_incomparable(incomparable: Iterable[str], axes: Axes) -> None:
+    """Raise a `UserError` if these are no axes."""
     for axis in incomparable:
         if axis not in axes:
             raise UserError(f"study.incomparable has {axis}, expected some of the axes {', '.join(axes)}.")
-        if axis in held:
-            raise UserError(
-                f"study.incomparable has {axis}, and cells are compared with one that differs on it: expected a "
-                "study.baseline that names other axes, and study.vary=all."
-            )
 
 
 def _label(value: Any) -> str:

@@ -168,6 +168,7 @@ class Finding:
         values: [S], one a seed.
         clips: interval of their mean over seeds and clips; None where the metric is no mean over clips.
         baseline: the cell it is compared with, maybe itself.
+        is_baseline: whether others are compared with it.
         comparison: with that; None: there is none.
     """
 
@@ -177,6 +178,7 @@ class Finding:
     values: Values
     clips: Interval | None
     baseline: Cell
+    is_baseline: bool
     comparison: Comparison | None
 
     @property
@@ -184,7 +186,7 @@ class Finding:
         """In words."""
         if self.comparison is not None:
             return self.comparison.in_words(self.metric)
-        return "baseline" if self.cell == self.baseline else ""
+        return "baseline" if self.is_baseline else ""
 
 
 def lower_is_better(metric: str) -> bool:
@@ -194,6 +196,7 @@ def lower_is_better(metric: str) -> bool:
 def findings_of(plan: Plan, measured: Sequence[Measured]) -> list[Finding]:
     """A finding for each cell and metric, metric by metric."""
     found = []
+    bases = {plan.baseline_of(cell).name for cell in plan.cells if plan.baseline_of(cell) != cell}
     for each in measured:
         for cell in plan.cells:
             base, values = plan.baseline_of(cell), each.values[cell.name]
@@ -201,7 +204,8 @@ def findings_of(plan: Plan, measured: Sequence[Measured]) -> list[Finding]:
             clips = over_clips_and_seeds(scores[0]) if scores else None
             comparison = _compare(plan, each, cell, base, clips=True) if cell != base else None
             of = np.array(list(values.values()))
-            found.append(Finding(each.stage.name, each.metric, cell, of, clips, base, comparison))
+            known = each.stage.name, each.metric, cell, of, clips
+            found.append(Finding(*known, base, cell.name in bases, comparison))
     return found
 
 

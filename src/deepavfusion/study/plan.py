@@ -97,10 +97,10 @@ class Plan:
         if twice := [name for name, count in Counter(cell.name for cell in self.cells).items() if count > 1]:
             raise UserError(f"study.axes makes several cells called {twice[0]}: give them labels that differ.")
         self.baseline = baseline_cell(self.cells, self.axes, plain["baseline"])
-        one = self.vary == "one" or not plain["baseline"]
-        self._held = self.baseline.labels if one else {axis: str(label) for axis, label in plain["baseline"].items()}
         self.incomparable: list[str] = plain["incomparable"]
-        check_incomparable(self.incomparable, self.axes, self._held)
+        check_incomparable(self.incomparable, self.axes)
+        held = self.axes if self.vary == "one" or not plain["baseline"] else plain["baseline"]
+        self._held = {axis: self.baseline.labels[axis] for axis in held if axis not in self.incomparable}
         self._composed: dict[tuple[str, ...], Composed] = {}
         self._bases: dict[str, DictConfig] = {}
         for axis in self.axes:
@@ -144,7 +144,8 @@ class Plan:
         return self.folder / "failed"
 
     def baseline_of(self, cell: Cell) -> Cell:
-        """What a cell is compared with: on the axes that the study's `baseline` does not name, it is as the cell is."""
+        """What a cell is compared with: on the axes that the study's `baseline` does not name, and on those that are
+        incomparable, it is as the cell is; maybe the cell itself."""
         labels = {**cell.labels, **self._held}
         return next(each for each in self.cells if each.labels == labels)
 
@@ -153,7 +154,8 @@ class Plan:
         """Of the cells that others are compared with."""
         same = [axis for axis in self.axes if axis not in self._held]
         name = ", ".join(self.baseline.labels[axis] for axis in self._held)
-        return f"{name}, at the same {' and '.join(same)}" if same else self.baseline.name
+        alike = f"the same {' and '.join(same)}"
+        return self.baseline.name if not same else f"{name}, at {alike}" if name else f"none: no two cells have {alike}"
 
     def composed(self, stage: Stage, cell: Cell) -> Composed:
         """The config of a stage of a cell.

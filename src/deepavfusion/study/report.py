@@ -95,6 +95,8 @@ def write_report(plan: Plan, rows: Sequence[Row], sizes: Sizes, about: Mapping[s
     lines += ["", "## Cost", "", *_costs(plan, rows, sizes)]
     if len(plan.cells) > 1:
         pictures = _draw(plan, rows, sizes, folder)
+        for path in set(folder.glob("*.png")) - {folder / name for name, _ in pictures}:
+            path.unlink()  # of other metrics that were reported before
         lines += ["", "## Plots", ""] + [f"![{title}]({name})" for name, title in pictures]
     missing = [(f"{row.cell.name}, seed {row.seed}", stage, why) for row in rows for stage, why in row.missing.items()]
     if missing:
