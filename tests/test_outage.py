@@ -252,7 +252,8 @@ def test_a_command_stops_and_continues(
     assert end.value.code == 75
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(
-        r"storage s3://data/packed has not answered for 1 s .* to continue from step_\d+, type: python", said
+        r"storage s3://data/packed has not answered for 1 s .* to continue from step_\d+, type: \S*python src/train.py",
+        said,
     )
     stored.fault = lambda method, path: None
     train(monkeypatch, *remote, f"data.root={ROOT}")

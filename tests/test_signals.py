@@ -109,6 +109,14 @@ def test_other_commands_are_interrupted(number: signal.Signals) -> None:
     assert process.returncode == 7  # a KeyboardInterrupt, which `reported` turns into 130
 
 
+@pytest.mark.parametrize("number", [TERM, USR1, INT])
+def test_a_signal_while_the_modules_are_torn_down_does_not_change_how_a_command_ended(number: signal.Signals) -> None:
+    torn_down = f"class Last:\n    def __del__(self, kill=os.kill, me=os.getpid()): kill(me, {number:d}); print('over')"
+    process = start(f"signals.listen()\n{torn_down}\nlast = Last()", "signals.finish(3); sys.exit(3)")
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out, error) == (3, "over\n", "")
+
+
 def test_a_command_that_has_ended_keeps_its_status() -> None:
     process = start("signals.listen(); signals.finish(0)")
     process.send_signal(USR1)

@@ -63,7 +63,7 @@ def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_every_study_can_be_planned(shipped: Plan) -> None:
-    assert len(shipped.chains) == len(shipped.cells) * (5 if shipped.name == "demos" else 3)
+    assert len(shipped.chains) == len(shipped.cells) * 3
     assert shipped.baseline in shipped.cells
     assert len({run.name for run in shipped.runs}) == len({run.directory for run in shipped.runs}) == len(shipped.runs)
     for run in shipped.runs:

@@ -362,7 +362,7 @@ def test_making_demo_data_is_no_cost_of_the_run_that_comes_first(
 @pytest.mark.full
 def test_a_study_that_is_killed_five_times_ends_with_the_same_report(data_root: Path, tmp_path: Path) -> None:
     """The main process, a worker or all of them are killed, soon after something new was saved."""
-    write_study(tmp_path, data_root)
+    write_study(tmp_path, data_root, epochs=20)  # enough to be killed in the middle of five times, on a fast machine
 
     def begin(logs: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "src/study.py", "--config-dir", str(tmp_path), "study=mine"]

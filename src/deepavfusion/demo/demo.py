@@ -181,7 +181,7 @@ def _generate(root: Path, renders: Mapping[str, Callable[..., None]], seed: int,
         try:
             for name, write in renders.items():
                 _generate_set(root, name, seed, counts, pool, write)
-        except KeyboardInterrupt:
+        except BaseException:
             for worker in multiprocessing.active_children():  # or the pool finishes what it has been given
                 worker.kill()
             raise
@@ -220,7 +220,9 @@ def _generate_set(
     for file, content in texts.items():
         (unfinished / file).write_text(content)
     into = partial(write, folder=unfinished, seed=seed)
-    done = pool.map(into, jobs, chunksize=4) if pool else map(into, jobs)
+    # Not pool.map, which cancels what is left: a pool whose workers are killed then shows an error of its own.
+    futures = [pool.submit(into, job) for job in jobs] if pool else None
+    done = (future.result() for future in futures) if futures else map(into, jobs)
     for _ in track(done, f"making {name}", len(jobs)):
         pass
     if (root / name).exists():

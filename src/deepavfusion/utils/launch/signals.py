@@ -10,6 +10,7 @@ Every script begins with this module, which therefore imports next to nothing.
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import signal
 import time
@@ -55,6 +56,8 @@ def listen(status: int = STOPPED) -> None:
     # What arrives from here on is kept in the pipe. The thread must not wait for a module that this one is importing.
     import deepavfusion.utils.launch.launcher  # noqa: F401
 
+    if not _State.watching:
+        atexit.register(_ignore)  # first of all, so that it is called last
     _State.watching = True
     _thread.start_new_thread(_watch, (reader,))
     if not _State.forks:
@@ -62,6 +65,13 @@ def listen(status: int = STOPPED) -> None:
         os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_forget)
     # A launcher may hold them back until here (env --block-signal), so that none comes too early.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _ignore() -> None:
+    """Python restores the system's handlers before its modules are torn down, which takes a while: a signal that comes
+    then would make a command that has ended one that was killed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def is_listening() -> bool:
