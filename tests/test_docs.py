@@ -78,6 +78,25 @@ def test_what_is_said_of_a_study_is_in_its_table(name: str) -> None:
         assert is_in(rows, values, "difference", "low_seeds", "high_seeds"), values
 
 
+def test_what_is_said_of_costs_is_in_their_table() -> None:
+    """Every time, and every ratio: measured to theory, or of a network to that without fusion."""
+    page = (REPOSITORY / "docs" / "studies.md").read_text()
+    (section,) = re.findall(r"^Tiny network, forward and backward.*?(?=^##)", page, re.M | re.S)
+    rows = read_table(REPOSITORY / "notebooks" / "results" / "cost_cpu.csv")
+    (plain,) = (row for row in rows if row["fusion_layers"] == "none")
+    keys = ("median_s", "bound_s")
+    ratios = [float(row[key]) / float(plain[key]) for row in rows for key in keys]
+    ratios += [float(row[key]) for row in rows for key in ("time_ratio", "memory_ratio")]
+    times, said = re.findall(r"(\d\.\d+) s\b", section), re.findall(r"(\d\.\d+)\s+(?:×|to)", section)
+    assert len(times) >= 5
+    assert len(said) >= 7
+    assert set(times) <= {f"{float(row['median_s']):.3f}" for row in rows}
+    assert set(said) <= {f"{ratio:.2f}" for ratio in ratios}
+    assert f"commit {rows[0]['commit']}" in section
+    assert {"1": "one thread", "2": "two threads"}[rows[0]["threads"]] in section
+    assert sorted(rows, key=lambda row: float(row["median_s"])) == sorted(rows, key=lambda row: float(row["bound_s"]))
+
+
 def is_in(rows: list[dict[str, str]], values: tuple[str, ...], *keys: str, scale: int = 1) -> bool:
     """Whether a row has these values, to the digits given."""
     digits = len(values[0].partition(".")[2])

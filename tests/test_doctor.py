@@ -465,5 +465,4 @@ def test_this_machine_is_fit(tmp_path: Path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the run directory is complete" in " ".join(done.stdout.split())
-    # timm imports wandb where that is installed, whose folders stay where a process of a pool ends.
-    assert [path for path in tmp_path.iterdir() if not path.name.endswith(("wandb-artifacts", "wandb-media"))] == []
+    assert list(tmp_path.iterdir()) == []

@@ -261,6 +261,15 @@ def test_overrides_of_a_stage_that_has_none_are_added_to_it() -> None:
     assert found.line == ["study=fusion_depth", 'study.stage_overrides=["pretrain: model.lr=1e-3"]']
 
 
+@pytest.mark.parametrize(
+    "key", ["study.baseline.data", "study.baseline.model.pretrained", "study.axes.model.pretrained"]
+)
+def test_what_a_study_compares_is_not_changed_key_by_key(key: str) -> None:
+    found = answer(f"study study=data {key}=x")
+    assert found.line == ["study=data"]
+    assert "is changed in a study of your own, docs/studies.md" in str(found)
+
+
 @pytest.mark.parametrize("where", TEXT_KEYS)
 def test_names_are_taken_as_they_are(where: str) -> None:
     script, _, key = where.partition(":")

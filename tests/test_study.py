@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from deepavfusion.config.compose import choices, root_folder
-from deepavfusion.demo.plans import FULL, NAMES
+from deepavfusion.demo.plans import FULL
 from deepavfusion.study.findings import findings_of, measured_of, scores_of
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.report import write_report
@@ -246,6 +246,7 @@ def test_a_run_has_another_name_where_it_would_find_something_else(tmp_path: Pat
             "study.axes makes several cells called x, y, z",
         ),
         (RATES, PROBE, {"incomparable": ["data"]}, "study.incomparable has data, expected some of the axes model.blr"),
+        ({}, PROBE, {"incomparable": ["data"]}, "study.incomparable has data, expected none: the study has no axes"),
         ({"seed": [1, 2]}, PROBE, {}, "study.axes.seed sets seed, expected a key that changes what a run finds"),
         ({"x": {"on": {"logger": "none"}}}, PROBE, {}, "study.axes.x sets logger"),
     ],
@@ -331,20 +332,38 @@ def test_the_report_says_whether_all_cells_took_the_same_steps(finished: Plan) -
 
     assert with_steps(*[60] * 6) == "- probe: 60 optimizer steps, the same in every cell."
     assert (
-        with_steps(60, 62, 62, 60, 62, 62) == "- probe: 60 to 62 optimizer steps, by the seed, the same in every cell."
+        with_steps(60, 62, 62, 60, 62, 62)
+        == "- probe: 60 to 62 optimizer steps, the same in every cell with the same seed."
     )
     said = with_steps(60, 60, 60, 30, 60, 60).splitlines()
     assert said[0] == "- probe: 30 to 60 optimizer steps; they **differ** between cells."
     assert [line for line in said if line.startswith("| 0.")] == ["| 0.1 | 60 |", "| 0.2 | 30 to 60 |"]
 
 
-@pytest.mark.parametrize(("name", "stage"), [("pretraining", "pretrain_other"), ("token_semantics", "audioset")])
-def test_pre_training_on_other_data_takes_as_many_steps(name: str, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "stage", "data"),
+    [
+        ("pretraining", "pretrain_other", "audioset"),
+        ("token_semantics", "audioset", "audioset"),
+        ("token_semantics", "music", "music"),
+    ],
+)
+def test_pre_training_on_other_data_takes_about_as_many_steps(name: str, stage: str, data: str) -> None:
     """Of drawn clips, of which there are fewer; the published recipe passes each once."""
-    clips = {"other": FULL.audioset_unbalanced, "same": FULL.vggsound_train * len(NAMES)}
-    for scale, repeats in (("study", clips["same"] // clips["other"]), ("paper", 1)):
+    for scale in ("study", "demo", "paper"):
         cfg = compose(f"study={name}", f"study.scale={scale}", config="study")
-        assert f"data.repeats={repeats}" in cfg.study.stages[stage].overrides
+        (repeats,) = (int(text[13:]) for text in cfg.study.stages[stage].overrides if text.startswith("data.repeats="))
+        clips = {"audioset": FULL.audioset_unbalanced, **cfg.study.costs.clips.demo}
+        if scale == "paper":
+            assert repeats == 1
+        else:
+            assert repeats * clips[data] == pytest.approx(clips["default"], rel=0.2)
+
+
+@pytest.mark.parametrize("name", choices("study"))
+def test_accuracies_on_other_data_are_not_compared(name: str) -> None:
+    study = compose(f"study={name}", config="study").study
+    assert ("data" in study.axes) == ("data" in study.incomparable)
 
 
 def test_equal_cells_are_reported_as_no_difference(tmp_path: Path) -> None:
@@ -384,20 +403,24 @@ def test_pairs_without_the_baseline_are_compared_too(tmp_path: Path) -> None:
     assert f"| probe | `test/top1` | 0.3 | 0.2 | +0.280 | [+{low:.3f}, +{high:.3f}] | < 0.001 |" in text
 
 
-@pytest.mark.parametrize(("incomparable", "more"), [(False, 2), (True, 0)])
-def test_no_two_values_of_an_incomparable_axis_are_compared(incomparable: bool, more: int, tmp_path: Path) -> None:
-    axes = {"model.blr": [0.1, 0.2], "model.momentum": [0.8, 0.9]}
-    names = ["model.momentum"] if incomparable else []
+@pytest.mark.parametrize(("incomparable", "all_pairs", "others"), [(False, 9, 4), (True, 6, 2)])
+def test_no_two_values_of_an_incomparable_axis_are_compared(
+    incomparable: bool, all_pairs: int, others: int, tmp_path: Path
+) -> None:
+    axes = {"model.blr": [0.1, 0.2, 0.3], "model.momentum": [0.8, 0.9]}
+    names = ["model.momentum", "model.momentum"] if incomparable else []
     found = plan(tmp_path, axes, baseline={"model.blr": 0.1}, incomparable=names)
     for chain in found.chains:
         other = "0.9" in chain.cell.name
         finish(chain.runs[0], [n < 50 + chain.seed + 20 * other for n in range(100)], steps=60 - 20 * other)
     text, _ = report(found, plots=incomparable)
     pairs = {(line["cell"], line["other"]) for line in read_table(found.reports / "pairs.csv")}
-    assert pairs >= {("0.2, 0.8", "0.1, 0.8"), ("0.2, 0.9", "0.1, 0.9")}
-    assert len(pairs) == 2 + more
-    assert ("comparisons without a baseline" in text) == bool(more)
-    same = ", by the seed and model.momentum, the same in cells that are compared."
+    rates = (("0.2", "0.1"), ("0.3", "0.1"), ("0.3", "0.2"))
+    assert pairs >= {(f"{cell}, {at}", f"{other}, {at}") for cell, other in rates for at in ("0.8", "0.9")}
+    assert len(pairs) == all_pairs
+    but = ", but not on model.momentum" if incomparable else ""
+    assert f"that differ on one axis{but}. Of its {others} comparisons without a baseline" in text
+    same = ", the same in every cell with the same seed and model.momentum."
     assert f"- probe: 40 to 60 optimizer steps{same if incomparable else '; they **differ** between cells.'}" in text
     if incomparable:  # one plot of costs for each of its values
         drawn = {path.name for path in found.reports.glob("*.png")}

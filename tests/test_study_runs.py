@@ -38,6 +38,7 @@ from deepavfusion.study.work import (
 )
 from deepavfusion.utils.errors import UserError
 from deepavfusion.utils.launch.launcher import alone
+from helpers.runs import sentence
 from helpers.studies import results, write_study
 from test_study import plan, staged
 
@@ -319,6 +320,11 @@ def test_a_job_of_a_cluster_tries_again_what_failed_before_it(tmp_path: Path) ->
     os.utime(tmp_path / f"{chain.runs[0].name}.txt", (1, 1))
     forget(chain, tmp_path)
     assert failure_of(chain.runs[0], tmp_path) is None
+
+
+def test_a_study_without_one_of_its_keys_is_told_so(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    said = sentence(monkeypatch, capsys, "study=data", "~study.seeds", script="study")
+    assert said.endswith("study.seeds is missing: begin a study with defaults: [_study, _self_], and remove no key.")
 
 
 def test_what_the_system_refuses_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,9 @@ def _fix_key(keys: Keys, override: str, key: str, value: str) -> Fix:
     fix = Fix(f"there is no key {shown}")
     plain = re.sub(r"[-\s]", "_", key.strip().lower()).replace("/", ".")
     others = override.startswith("+") and plain.startswith(tuple(f"{each}." for each in OPEN))  # with own names
+    if keys.script == "study" and plain.startswith(("study.axes.", "study.baseline.")):  # their keys have dots
+        fix.why = "what a study compares is changed in a study of your own, docs/studies.md"
+        return fix
     if plain in keys.names:
         fix.better = [f"{plain}={value}"]
         return fix

@@ -37,6 +37,10 @@ def _of_a_job(words: list[str]) -> list[str]:
 def main(cfg: DictConfig) -> None:
     if cfg.study.name is None:
         raise UserError(f"study=<name> is missing: expected one of {', '.join(choices('study'))}.")
+    base = OmegaConf.load(Path(CONFIG_DIR, "study", "_study.yaml"))
+    if missing := [str(key) for key in base if key not in cfg.study]:
+        why = "begin a study with defaults: [_study, _self_], and remove no key"
+        raise UserError(f"study.{missing[0]} is missing: {why}.")
     from deepavfusion.study.plan import Plan  # takes seconds, as the next, which a mistake should not cost
     from deepavfusion.study.study import answer, work_on
 

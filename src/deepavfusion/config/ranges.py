@@ -260,7 +260,7 @@ RULES: dict[str, Rule] = {  # in the order of checking: keys that others are int
     "study.question": TEXT | NULL,
     **dict.fromkeys(("study.axes", "study.baseline", "study.costs"), KEYS),
     "study.stages": Rule("stages with keys", lambda v: KEYS.holds(v) and all(isinstance(s, dict) for s in v.values())),
-    "study.incomparable": TEXTS,
+    "study.incomparable": Rule("a list of axes, such as [data]", TEXTS.holds),
     "study.seeds": MANY | Rule("a list of seeds, such as [1,2,3]", lambda v: bool(v) and list_of(SEED).holds(v)),
     "study.scale": one_of("study", "demo", "paper"),
     **dict.fromkeys(("study.quick", "study.list"), FLAG),

@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -74,13 +75,14 @@ def packages(repository: Path | None) -> str:
 def imports(modules: Iterable[str] = MODULES) -> str:
     """Everything imports, and torchvision's compiled operators match torch."""
     broken = []
-    for name in modules:
-        if name == "decord" and version_of(name) == UNKNOWN:  # there are not wheels for every machine
-            continue
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # a broken library may raise anything
-            broken.append(f"{name} ({type(error).__name__}: {error})")
+    with _temporary_files():
+        for name in modules:
+            if name == "decord" and version_of(name) == UNKNOWN:  # there are not wheels for every machine
+                continue
+            try:
+                importlib.import_module(name)
+            except BaseException as error:  # a broken library may raise anything
+                broken.append(f"{name} ({type(error).__name__}: {error})")
     if broken:
         raise UserError(f"cannot be imported: {'; '.join(broken)}: {ANEW}.")
     import torch
@@ -95,6 +97,19 @@ def imports(modules: Iterable[str] = MODULES) -> str:
             f"({str(error)[:200]}); expected both of one release: {ANEW}."
         ) from None
     return f"torch {torch.__version__}, torchvision {torchvision.__version__}, and the rest"
+
+
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Remove what libraries make as they are imported, as wandb does: their own way comes too late in a process that is
+    ended by `examine`."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 # ---- GPUs

@@ -218,7 +218,8 @@ def check_incomparable(incomparable: Iterable[str], axes: Axes) -> None:
     """Raise a `UserError` if these are no axes."""
     for axis in incomparable:
         if axis not in axes:
-            raise UserError(f"study.incomparable has {axis}, expected some of the axes {', '.join(axes)}.")
+            known = f"some of the axes {', '.join(axes)}" if axes else "none: the study has no axes"
+            raise UserError(f"study.incomparable has {axis}, expected {known}.")
 
 
 def _label(value: Any) -> str:

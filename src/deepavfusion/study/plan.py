@@ -97,7 +97,7 @@ class Plan:
         if twice := [name for name, count in Counter(cell.name for cell in self.cells).items() if count > 1]:
             raise UserError(f"study.axes makes several cells called {twice[0]}: give them labels that differ.")
         self.baseline = baseline_cell(self.cells, self.axes, plain["baseline"])
-        self.incomparable: list[str] = plain["incomparable"]
+        self.incomparable: list[str] = list(dict.fromkeys(plain["incomparable"]))
         check_incomparable(self.incomparable, self.axes)
         held = self.axes if self.vary == "one" or not plain["baseline"] else plain["baseline"]
         self._held = {axis: self.baseline.labels[axis] for axis in held if axis not in self.incomparable}
@@ -152,10 +152,12 @@ class Plan:
     @property
     def baseline_name(self) -> str:
         """Of the cells that others are compared with."""
-        same = [axis for axis in self.axes if axis not in self._held]
-        name = ", ".join(self.baseline.labels[axis] for axis in self._held)
-        alike = f"the same {' and '.join(same)}"
-        return self.baseline.name if not same else f"{name}, at {alike}" if name else f"none: no two cells have {alike}"
+        same = " and ".join(axis for axis in self.axes if axis not in self._held)
+        if not same:
+            return self.baseline.name
+        if not self._held:
+            return f"none: no two cells have the same {same}"
+        return f"{', '.join(self.baseline.labels[axis] for axis in self._held)}, at the same {same}"
 
     def composed(self, stage: Stage, cell: Cell) -> Composed:
         """The config of a stage of a cell.

@@ -225,7 +225,7 @@ def _steps(plan: Plan, rows: Sequence[Row]) -> list[str]:
     """Whether cells that are compared took the same number of steps, with each seed; a table of the stages where they
     did not."""
     lines, differ = [], dict[str, list[str]]()
-    by, where = ["the seed", *plan.incomparable], "cells that are compared" if plan.incomparable else "every cell"
+    same = " and ".join(["seed", *plan.incomparable])
     for stage in plan.stages:
         found = [(row, int(row.costs[stage.name]["steps"])) for row in rows if "steps" in row.costs.get(stage.name, {})]
         every = {steps for _, steps in found}
@@ -234,11 +234,17 @@ def _steps(plan: Plan, rows: Sequence[Row]) -> list[str]:
             lines.append(f"- {stage.name}: {_range(every)} optimizer steps; they **differ** between cells.")
             differ[stage.name] = [_range({n for row, n in found if row.cell == cell}) for cell in plan.cells]
         elif found:
-            varied = f", by {' and '.join(by)}" if len(every) > 1 else ""
-            lines.append(f"- {stage.name}: {_range(every)} optimizer steps{varied}, the same in {where}.")
+            having = " that has it" if len({row.cell.name for row, _ in found}) < len(plan.cells) else ""
+            where = f"{having} and the same {same}" if having else f" with the same {same}"
+            lines.append(
+                f"- {stage.name}: {_range(every)} optimizer steps, the same in every cell"
+                f"{where if len(every) > 1 else having}."
+            )
     if differ:
         cells = [[cell.name, *steps] for cell, *steps in zip(plan.cells, *differ.values(), strict=True)]
         lines += ["", *_table(["optimizer steps", *differ], cells)]
+    if any(run.midway for run in plan.runs):
+        lines += ["", "What starts from the middle of a run is charged all of it, seconds and steps."]
     return lines
 
 
@@ -275,6 +281,8 @@ def _draw(plan: Plan, rows: Sequence[Row], sizes: Sizes, folder: Path) -> list[t
                 save_figure(draw_axis(lines, list(plan.axes[axis]), metric, f"{stage.name}, by {axis}"), folder / name)
                 found.append((name, f"{title}, by {axis}"))
             for number, (alike, group) in enumerate(_comparable(plan, values).items(), 1):
+                if not group:
+                    continue
                 ending, of = (f"_cost_{number}", f", {alike}") if alike else ("_cost", "")
                 costs = {
                     "GFLOP of the encoder for a clip": {name: sizes[name][1] for name in group},
@@ -287,11 +295,11 @@ def _draw(plan: Plan, rows: Sequence[Row], sizes: Sizes, folder: Path) -> list[t
 
 
 def _comparable(plan: Plan, values: Mapping[str, list[float]]) -> dict[str, dict[str, list[float]]]:
-    """The cells with values by `_alike`."""
-    groups: dict[str, dict[str, list[float]]] = {}
+    """The cells with values, by `_alike`: all that there is, so that its place does not depend on what is finished."""
+    groups: dict[str, dict[str, list[float]]] = {_alike(plan, cell): {} for cell in plan.cells}
     for cell in plan.cells:
         if cell.name in values:
-            groups.setdefault(_alike(plan, cell), {})[cell.name] = values[cell.name]
+            groups[_alike(plan, cell)][cell.name] = values[cell.name]
     return groups
 
 
