@@ -110,6 +110,28 @@ def test_other_commands_are_interrupted(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [TERM, USR1, INT])
+def test_an_interrupted_import_is_no_error_of_the_library(number: signal.Signals) -> None:
+    """numpy ends in a RecursionError, or lacks attributes."""
+    body = """
+with reported({}):
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+    raise AttributeError("half a library")
+"""
+    first = "signals.listen(130); from deepavfusion.cli.entry import reported; signals.interrupt()"
+    process = start(first, body)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert error == "Interrupted: give the same command again.\n"
+
+
+@pytest.mark.parametrize("number", [TERM, USR1, INT])
 def test_a_signal_while_the_modules_are_torn_down_does_not_change_how_a_command_ended(number: signal.Signals) -> None:
     body = f"""
 class Last:

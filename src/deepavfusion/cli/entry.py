@@ -73,7 +73,8 @@ def reported(cfg: Any) -> Iterator[None]:
         cfg: the config of the command, or what there is of it.
     """
     try:
-        yield
+        with _interruptions():
+            yield
     except UserError as error:
         _fail(str(error), error)
     except StopRequested as stop:
@@ -98,6 +99,19 @@ def reported(cfg: Any) -> Iterator[None]:
             explanation = "hydra/launcher=slurm: there is no srun here, expected a machine of a cluster: leave it out."
         if sentence := explanation or limited(error):
             _fail(sentence, error)
+        raise
+
+
+@contextmanager
+def _interruptions() -> Iterator[None]:
+    """Errors that follow from an interruption are that interruption: it may have hit a library in its import."""
+    try:
+        yield
+    except (UserError, StopRequested):
+        raise
+    except Exception as error:
+        if signals.is_interrupted():
+            raise KeyboardInterrupt from error
         raise
 
 

@@ -37,6 +37,7 @@ class _State:
     listening = False
     watching = False  # whether its thread has begun
     status = STOPPED  # to leave with
+    interrupted = False  # see `is_interrupted`
     silent = False  # the command has ended, and only its process has not
     taker: Taker | None = None  # what a signal is given to; None: it ends the process at once
     forks = False  # whether that is seen to
@@ -49,6 +50,7 @@ def listen(status: int = STOPPED) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     _State.listening, _State.status, _State.silent, _State.taker = True, status, False, None
+    _State.interrupted = False
     _State.on_leaving.clear()
     for number in SIGNALS:
         signal.signal(number, _wait_for_the_end)
@@ -100,8 +102,18 @@ def interrupt() -> None:
     if not _State.listening:
         return
     for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, _interrupt)
     take(_leave_if_still_here)
+
+
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    _State.interrupted = True
+    raise KeyboardInterrupt
+
+
+def is_interrupted() -> bool:
+    """Whether one was raised: a library that was being imported may have made another error of it."""
+    return _State.interrupted
 
 
 def _leave_if_still_here(number: signal.Signals) -> None:
@@ -138,10 +150,9 @@ def _forget() -> None:
     _State.on_leaving.clear()
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
-        if signal.getsignal(number) in (_wait_for_the_end, signal.default_int_handler) and number != signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is _wait_for_the_end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(number) in (_wait_for_the_end, _interrupt):
+            ends = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, ends)
     _let_through()
 
 
