@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 import pytest
 import torch
 from filelock import FileLock
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
+
+from deepavfusion.config.compose import CONFIG_DIR
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +48,7 @@ def own_state(shared: Path) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def config_files_are_parsed_once() -> Iterator[None]:
     """Many tests do little but compose configs, a third of which is parsing the same files."""
-    load, known = OmegaConf.load, dict[tuple[int, ...], Any]()
+    load, known = OmegaConf.load, dict[tuple[int, ...], bytes]()
 
     def parsed(file: Any) -> Any:
         if not hasattr(file, "fileno"):
@@ -53,11 +56,30 @@ def config_files_are_parsed_once() -> Iterator[None]:
         status = os.fstat(file.fileno())
         key = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
         if key not in known:
-            known[key] = load(file)
-        return copy.deepcopy(known[key])
+            known[key] = pickle.dumps(load(file))
+        return pickle.loads(known[key])  # in less than half of the time of a deep copy
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", staticmethod(parsed))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def equal_configs_are_composed_once() -> Iterator[None]:
+    """A quarter of all; only of the project's own files, which do not change meanwhile."""
+    load, known = ConfigLoaderImpl.load_configuration, dict[tuple[Any, ...], bytes]()
+
+    def composed(self: Any, config_name: Any, overrides: Any, *more: Any, **named: Any) -> Any:
+        folders = [each.path for each in self.config_search_path.get_path()]
+        if any("://" not in each and each != CONFIG_DIR for each in folders):
+            return load(self, config_name, overrides, *more, **named)
+        key = (Path.cwd(), config_name, *overrides, *folders, *more, *named.items())
+        if key not in known:
+            known[key] = pickle.dumps(load(self, config_name, overrides, *more, **named))
+        return pickle.loads(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigLoaderImpl, "load_configuration", composed)
         yield
 
 

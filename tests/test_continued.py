@@ -328,7 +328,7 @@ def test_what_a_run_left_is_kept_up_by_its_next_start(stopped, copy, given, word
     assert digest(copy) == before
 
 
-@pytest.mark.parametrize(("batch", "accumulate"), [(16, 1), (4, 2)])
+@pytest.mark.parametrize(("batch", "accumulate"), [pytest.param(16, 1, marks=pytest.mark.full), (4, 2)])
 def test_other_batches_at_the_end_of_an_epoch_train_the_rest_of_the_curve(
     stopped, copy, batch, accumulate, monkeypatch, capsys
 ):

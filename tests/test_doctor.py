@@ -364,9 +364,8 @@ def test_a_user_without_a_name_is_given_one(monkeypatch):
     assert "without a name" in machine.user()
 
 
-def test_data_that_are_there_absent_and_in_another_layout(tmp_path: Path):
-    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    (root,) = demo.ensure(tmp_path, ["vggsound"], workers=1, counts=counts)
+def test_data_that_are_there_absent_and_in_another_layout(data_root: Path, tmp_path: Path):
+    root = shutil.copytree(data_root, tmp_path / "vggsound")
     next((root / "clips").rglob("*.mp4")).unlink()
     config = compose(f"data.root={root}", config="doctor").data
     text = machine.dataset(config, True, 0.0)

@@ -212,7 +212,7 @@ def _rank(rank: int, port: int, root: Path | str, folder: Path, report: Any) -> 
         report.send(f"{type(error).__name__} {getattr(error, 'status', 75)}: {error}")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_all_processes_stop_before_the_same_batch(stored: Service, packed: Path, tmp_path: Path, rank: int) -> None:
     """One of them has no batch; the other has, and does not train on it."""
     assert in_two_ranks(packed, tmp_path / "whole") == ["done", "done"]

@@ -25,7 +25,6 @@ from deepavfusion.data.stores.pack import PackSettings, pack
 from deepavfusion.data.stores.packed import is_packed
 from deepavfusion.data.stores.packed_list import packed_list
 from deepavfusion.data.stores.raw import RawStore
-from deepavfusion.demo import demo
 from deepavfusion.media.encode import write_mp4, write_wav
 from deepavfusion.types import Clip
 from deepavfusion.utils.errors import UserError
@@ -37,10 +36,9 @@ SMALL = PackSettings(clips_per_chunk=5)
 
 
 @pytest.fixture(scope="module")
-def raw_root(tmp_path_factory):
+def raw_root(tmp_path_factory, data_root):
     """16 train and 8 test clips of the demo, one large and textured clip, one without sound, one listed but absent."""
-    counts = demo.Counts(vggsound_train=2, vggsound_test=1)
-    root = demo.ensure(tmp_path_factory.mktemp("demo"), ["vggsound"], workers=1, counts=counts)[0]
+    root = shutil.copytree(data_root, tmp_path_factory.mktemp("demo") / "vggsound")
     rng = np.random.default_rng(0)
     base = np.asarray(Image.fromarray(rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)).resize((700, 400)))
     frames = [base[n : n + 360, n : n + 640] for n in range(40)]

@@ -353,7 +353,8 @@ def test_pre_training_on_other_data_takes_about_as_many_steps(name: str, stage: 
     for scale in ("study", "demo", "paper"):
         cfg = compose(f"study={name}", f"study.scale={scale}", config="study")
         (repeats,) = (int(text[13:]) for text in cfg.study.stages[stage].overrides if text.startswith("data.repeats="))
-        clips = {"audioset": FULL.audioset_unbalanced, **cfg.study.costs.clips.demo}
+        clips = cfg.study.costs.clips.demo
+        assert clips.audioset == FULL.audioset_unbalanced
         if scale == "paper":
             assert repeats == 1
         else:

@@ -113,7 +113,7 @@ def test_a_clip_that_crashes_the_decoder_once_is_read_again(data_root, tmp_path,
     assert "SIGSEGV while reading it; it will be tried again" in out
 
 
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGABRT, pytest.param(signal.SIGKILL, marks=pytest.mark.full)])
 def test_a_clip_that_always_ends_its_process_is_left_out_by_name(data_root, number):
     """Also by SIGKILL, as the system does to a process that takes all memory."""
     module, undisturbed = loader(data_root)
@@ -198,7 +198,7 @@ def test_processes_meet_in_a_folder_with_a_short_name(data_root, tmp_path, monke
     assert "through pipes" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.full), 2])
 def test_a_run_without_batches_ends_with_the_reason(data_root, tmp_path, monkeypatch, workers):
     """In collating, which is no clip's fault; without decoding processes, a thread has to end the run."""
     monkeypatch.setattr(watch, "PATIENCE", 0.5)
