@@ -80,6 +80,7 @@ def test_a_checkpoint_knows_its_model_and_its_run(separated):
     assert "experiment=music_duet_separation" in record["overrides"]
 
 
+@pytest.mark.full  # test_classify has it in the short test run
 def test_the_newest_pretrained_encoder_is_taken(separated, music_root, tmp_path, monkeypatch, capsys):
     """What else it may say: test_classify."""
     state = torch.load(separated / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -23,7 +23,7 @@ RUNS = {  # the checkpoint that was tested; how far other batches may move a num
 }
 
 SHORT = {"segmented"}  # kinds whose batches are changed in the short test run
-REPEATED = {"several", "separated", "segmented"}  # those that are evaluated again in it
+REPEATED = {"separated", "segmented"}  # those that are evaluated again in it
 
 
 @pytest.fixture(params=RUNS)
