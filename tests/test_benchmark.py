@@ -60,6 +60,7 @@ def test_the_table_names_shared_settings_once(capsys):
         ("model", "benchmark.cases.cpu=[{fusoin: [dense]}]", "unknown key 'fusoin', expected one of fusion, reference"),
         ("model", "benchmark.cases.cpu=[]", "benchmark.cases.cpu is [], expected a list of cases"),
         ("model", "benchmark.device=tpu", "benchmark.device is 'tpu', expected auto or cpu or cuda"),
+        ("model", "~benchmark.rounds", "(missing a required argument: 'rounds'): remove none."),
         ("step", "benchmark.steps=0", "benchmark.steps is 0, expected a whole number from 1"),
         ("step", "benchmark.experiment=no_such", "Could not find 'experiment/no_such'"),
         ("step", "benchmark.overrides=['data.root=/no/such/folder']", "data.root=/no/such/folder is not a folder"),

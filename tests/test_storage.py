@@ -248,7 +248,7 @@ def test_an_outage_for_long_ends_the_epoch_between_two_steps(
 # ---------------------------------------------------------------- one cache, several processes
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.full)])
 def test_processes_that_start_at_once_on_a_cold_cache(s3: Service, tmp_path: Path, rounds: int) -> None:
     """Each chunk is fetched once a machine."""
     pack = small_pack(tmp_path / "pack", per_chunk=1, train=2, test=1)

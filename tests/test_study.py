@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from deepavfusion.config.compose import choices, root_folder
-from deepavfusion.demo.plans import FULL
+from deepavfusion.demo.plans import FULL, NAMES, STAGE
 from deepavfusion.study.findings import findings_of, measured_of, scores_of
 from deepavfusion.study.plan import Plan
 from deepavfusion.study.report import write_report
@@ -354,11 +354,20 @@ def test_pre_training_on_other_data_takes_about_as_many_steps(name: str, stage: 
         cfg = compose(f"study={name}", f"study.scale={scale}", config="study")
         (repeats,) = (int(text[13:]) for text in cfg.study.stages[stage].overrides if text.startswith("data.repeats="))
         clips = cfg.study.costs.clips.demo
-        assert clips.audioset == FULL.audioset_unbalanced
         if scale == "paper":
             assert repeats == 1
         else:
             assert repeats * clips[data] == pytest.approx(clips["default"], rel=0.2)
+
+
+def test_the_estimate_knows_how_many_clips_are_drawn() -> None:
+    costs = compose(config="study").study.costs
+    assert costs.clips.demo.audioset == FULL.audioset_unbalanced
+    assert costs.tested.demo.audioset == FULL.audioset_eval
+    assert costs.clips.demo.vggsound_music == FULL.vggsound_music_train * len(STAGE)
+    assert costs.tested.demo.vggsound_music == FULL.vggsound_music_test * len(STAGE)
+    assert costs.clips.demo.default == pytest.approx(FULL.vggsound_train * len(NAMES), rel=0.05)  # less those held out
+    assert costs.tested.demo.default == FULL.vggsound_test * len(NAMES)
 
 
 @pytest.mark.parametrize("name", choices("study"))

@@ -63,7 +63,7 @@ def test_the_bootstrap_over_both_holds_what_other_seeds_and_clips_would_give(mon
     """Scores of a seed's skill, a clip's difficulty and noise: the interval holds the true mean about as often as it
     says. Of 12 seeds it is slightly too narrow, as its docstring says of few seeds."""
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
-    generator, inside, rounds = np.random.default_rng(3), 0, 100
+    generator, inside, rounds = np.random.default_rng(3), 0, 200
     for n in range(rounds):
         skill, ease = generator.normal(0, 0.05, (12, 1)), generator.normal(0, 0.3, (1, 60))
         found = over_clips_and_seeds(0.5 + skill + ease + generator.normal(0, 0.1, (12, 60)), seed=n)

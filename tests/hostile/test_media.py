@@ -224,7 +224,7 @@ def check_damaged(folder: Path, wholes: list[bytes], count: int, workers: int) -
 
 
 def test_damaged_clips_give_samples_or_a_named_problem(tmp_path: Path, wholes: list[bytes]) -> None:
-    check_damaged(tmp_path, wholes, 50, workers=1)
+    check_damaged(tmp_path, wholes, 75, workers=1)
 
 
 @pytest.mark.full

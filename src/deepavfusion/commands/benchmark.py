@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +31,9 @@ def main(cfg: DictConfig) -> None:
     threads = torch.get_num_threads()
     try:
         # Called outside of instantiate, which would hide the traceback of a bug.
-        report: BenchmarkReport = instantiate(cfg.benchmark, _partial_=True)()
+        measure = instantiate(cfg.benchmark, _partial_=True)
+        check_complete(measure)
+        report: BenchmarkReport = measure()
     except (UserError, HydraException):
         remove_if_empty(run_dir)
         raise
@@ -43,6 +49,14 @@ def main(cfg: DictConfig) -> None:
     for line in report.summary:
         say(line)
     say(f"written to {run_dir}/results.csv and results.png")
+
+
+def check_complete(measure: Callable[..., Any]) -> None:
+    """Raise a `UserError` if it lacks an argument, as where a command removes its key."""
+    try:
+        inspect.signature(measure).bind()
+    except TypeError as error:
+        raise UserError(f"benchmark has not all of its keys ({error}): remove none.") from error
 
 
 def start() -> None:
