@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
 import subprocess
@@ -274,8 +275,7 @@ def test_audio_and_video_are_in_sync(tmp_path: Path, rate: int, channels: int, p
 
 @pytest.mark.full
 def test_memory_stays_flat_over_20_000_reads(tmp_path: Path) -> None:
-    """Random windows and frames of clips of several sizes, in a process of its own, keep less than 2.5 kB a read.
-    How much the threads of decoders keep for themselves at first, up to 130 MB, depends on how busy the cores are."""
+    """Random windows and frames of clips of several sizes, in a process of its own: under 50 MB after the first 500."""
     rng = np.random.default_rng(0)
     for n, (height, width, rate) in enumerate([(120, 160, 16_000), (96, 128, 44_100), (144, 192, 48_000)]):
         scene = rng.integers(0, 256, (height + 80, width + 80, 3), dtype=np.uint8)
@@ -295,14 +295,17 @@ def resident():
     return pages * 4096 / 1e6
 for n in range(20_000):
     assert dataset[n % len(clips), n][0].waveform.shape == (48000,)
-    if n == 10_000:
+    if n == 500:
         first = resident()
 print(resident() - first, len(list(Path("/proc/self/fd").iterdir())))
 """
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=1500)
+    # What glibc keeps for each of the decoders' threads depends on how busy the cores are, and is no leak.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    arguments = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     grown, files = map(float, done.stdout.split())
-    assert grown < 25
+    assert grown < 50
     assert files < 20
 
 
